@@ -1,0 +1,3 @@
+//! The command `diskferry`: what was typed becomes a plan, a plan becomes a call into one crate.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The VHDX codec: bytes to checked types and back, total on every input.

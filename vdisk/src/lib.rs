@@ -1,0 +1,23 @@
+//! VHDX and raw virtual-disk images.
+//!
+//! Three floors, arrows only downwards:
+//!
+//! | floor | modules | may not |
+//! |---|---|---|
+//! | driver | [`storage`], [`disk`] | hold policy |
+//! | machine | [`engine`] | do I/O, read a clock, take randomness, block |
+//! | codec | [`format`] | anything but bytes to checked types and back |
+//!
+//! The engine answers *where* bytes are; whoever holds the buffers moves them. That lets one engine
+//! run under `io_uring`, under plain `pread`/`pwrite`, in memory, and in a simulator that cuts the
+//! power at every step.
+#![forbid(unsafe_code)]
+
+pub mod engine;
+pub mod error;
+pub mod format;
+pub mod storage;
+pub mod tap;
+pub mod units;
+
+pub use error::{Error, ErrorKind, Result};
