@@ -6,8 +6,155 @@
 //!   complete(op, Outcome)   one was done, or failed
 //!   next_completion()       what to tell the guest
 //! ```
+//!
+//! After each `submit`, `complete` and `poll` the driver drains `next_op` and `next_completion`.
+//! The engine says where bytes are and never holds a guest's: an operation's payload is metadata of
+//! its own or a range of a request whose buffer the driver keeps. It does no I/O, reads no clock and
+//! takes its randomness as a seed; the crash simulation runs this very code.
+//!
+//! Reads, and writes to blocks that are there, need none of this: the [`BlockMap`] answers them on
+//! whichever thread they arrive. What comes here: allocation, zeroing and discarding, unaligned
+//! writes, flushes with anything unpublished, a session's first write, pages of the BAT that are not
+//! in memory.
+//!
+//! The order of writes is reasoned out in `docs/crash-consistency.md`; the format is MS-VHDX.
 
+mod fence;
+mod flush;
+mod map;
 mod op;
+mod ops;
+mod requests;
+mod step;
+
+pub use map::{
+    Access, BlockMap, Generation, Lookup, MAX_WORKERS, MapShape, PAGE_ENTRIES, Participant,
+};
 pub use op::{
     Completion, Done, Extent, FileOp, FileOpKind, Mark, OpId, Outcome, Request, RequestId,
 };
+
+use std::sync::Arc;
+
+use self::fence::Fence;
+use self::flush::Flusher;
+use self::ops::{Ops, Purpose};
+use self::requests::Requests;
+
+/// The machine that decides everything about one disk. It has one owner at a time.
+#[derive(Debug)]
+pub struct Engine {
+    map: Arc<BlockMap>,
+    /// The engine's own part in the reclamation rule.
+    me: Participant,
+    ops: Ops,
+    requests: Requests,
+    flusher: Flusher,
+    fence: Fence,
+    /// Why nothing more is accepted, once a flush has failed.
+    failed: Option<String>,
+    /// Something happened that a blocked request may have waited for.
+    wake: bool,
+}
+
+impl Engine {
+    /// An engine for a raw image of `size` bytes whose writes must be multiples of `alignment`.
+    #[must_use]
+    pub fn raw(size: u64, alignment: u64, read_only: bool) -> Self {
+        let shape = MapShape { size, block_shift: None, chunk_shift: 0, alignment, read_only };
+        let map = Arc::new(BlockMap::new(shape, 0, 1));
+        map.set_armed(!read_only);
+        Self::over(map)
+    }
+
+    fn over(map: Arc<BlockMap>) -> Self {
+        Self {
+            me: map.register(),
+            map,
+            ops: Ops::default(),
+            requests: Requests::default(),
+            flusher: Flusher::default(),
+            fence: Fence::default(),
+            failed: None,
+            wake: false,
+        }
+    }
+
+    /// The map that workers read.
+    #[must_use]
+    pub fn map(&self) -> &Arc<BlockMap> {
+        &self.map
+    }
+
+    /// Take on a request; `id` names it until it completes.
+    ///
+    /// # Panics
+    /// When a request of that name is active.
+    pub fn submit(&mut self, id: RequestId, request: Request) {
+        self.requests.insert(id, request);
+        self.step(id);
+        self.settle();
+    }
+
+    /// The next operation for the driver, if there is one now.
+    pub fn next_op(&mut self) -> Option<FileOp> {
+        self.ops.pop()
+    }
+
+    /// Tell how an operation went.
+    pub fn complete(&mut self, op: OpId, outcome: Outcome) {
+        if let Some(purpose) = self.ops.end(op) {
+            self.ended(purpose, outcome);
+        }
+        self.fence_poll();
+        self.settle();
+    }
+
+    /// The next request that ended, if there is one now.
+    pub fn next_completion(&mut self) -> Option<Completion> {
+        self.requests.pop_completion()
+    }
+
+    /// Look again at what waits for workers; a [`Participant`] says when.
+    pub fn poll(&mut self) {
+        self.fence_poll();
+        self.settle();
+    }
+
+    fn ended(&mut self, purpose: Purpose, outcome: Outcome) {
+        match (purpose, outcome) {
+            (Purpose::Part { request, generation, .. }, outcome) => {
+                // The engine itself is asking: nobody needs to be told to poll it.
+                let _ = self.me.leave(generation);
+                self.part_ended(request, outcome);
+            }
+            (Purpose::Holes { request }, outcome) => self.holes_ended(request, outcome),
+            (Purpose::RoundData, Outcome::Failed(error)) => {
+                self.fail_disk(&format!("a data flush failed: {error}"));
+            }
+            (Purpose::RoundData, _) => self.flush_data_done(),
+            _ => {}
+        }
+    }
+
+    /// Let whoever was blocked try again until nothing moves any more.
+    fn settle(&mut self) {
+        while std::mem::take(&mut self.wake) {
+            for id in self.requests.take_blocked() {
+                self.step(id);
+            }
+        }
+        self.flush_kick();
+    }
+}
+
+impl Engine {
+    fn session_flushes(&self) -> bool {
+        false
+    }
+    fn round_begin(&mut self) {}
+    fn round_data_durable(&mut self) -> bool {
+        false
+    }
+    fn round_log(&mut self) {}
+}

@@ -24,7 +24,7 @@ pub enum Mark {
 
 /// A guest-visible operation. Offsets and lengths are bytes inside the disk; the caller has checked
 /// that they lie within it. A request's buffer is as long as the request and stays with the driver.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Fill the request's buffer.
     Read {
@@ -170,6 +170,13 @@ pub enum FileOpKind {
         /// How many bytes.
         len: u64,
     },
+    /// Say which parts of a range of the file are holes; answered by [`Outcome::Holes`].
+    Holes {
+        /// Where in the file.
+        at: FileOffset,
+        /// How many bytes.
+        len: u64,
+    },
 }
 
 /// How an operation went.
@@ -179,6 +186,9 @@ pub enum Outcome {
     Done,
     /// Done, and this is what [`FileOpKind::Read`] read.
     Data(Bytes),
+    /// Done, and these extents, from the first byte of [`FileOpKind::Holes`] on, are what the file
+    /// holds; at least one, together at most the range.
+    Holes(Vec<Extent>),
     /// It failed; nothing or part of it may have happened.
     Failed(std::io::Error),
 }

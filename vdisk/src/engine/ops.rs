@@ -1,0 +1,66 @@
+//! File operations handed out and not yet ended, each with what it is for.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::map::Generation;
+use super::{FileOp, FileOpKind, OpId, RequestId};
+
+/// Why an operation was handed out; decides what its end means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Moves part of a request's bytes; the generation it was looked up in.
+    Part { request: RequestId, generation: Generation, write: bool },
+    /// Answers part of a status request.
+    Holes { request: RequestId },
+    /// Brings in a page of the BAT.
+    LoadPage(u64),
+    /// Lengthens the file to this many bytes.
+    Grow(u64),
+    /// Reserves the host space of a granule of the BAT.
+    ReserveBat(u64),
+    /// Makes freed space at this offset read as zero.
+    Clean(u64),
+    /// The data flush of a flush round.
+    RoundData,
+    /// Writes part of a log entry.
+    LogWrite,
+    /// The log flush of a flush round.
+    RoundLog,
+    /// Writes a logged page to its place.
+    Apply,
+    /// A step of opening or parking a session.
+    Session,
+}
+
+/// The operations of one engine.
+#[derive(Debug, Default)]
+pub(super) struct Ops {
+    next: u64,
+    queue: VecDeque<FileOp>,
+    outstanding: BTreeMap<OpId, Purpose>,
+}
+
+impl Ops {
+    /// Hand out an operation.
+    pub(super) fn push(&mut self, purpose: Purpose, kind: FileOpKind) {
+        let id = OpId(self.next);
+        self.next += 1;
+        self.outstanding.insert(id, purpose);
+        self.queue.push_back(FileOp { id, kind });
+    }
+
+    /// The next one for the driver.
+    pub(super) fn pop(&mut self) -> Option<FileOp> {
+        self.queue.pop_front()
+    }
+
+    /// One ended: what it was for.
+    pub(super) fn end(&mut self, id: OpId) -> Option<Purpose> {
+        self.outstanding.remove(&id)
+    }
+
+    /// Whether any of them is for something that `test` picks.
+    pub(super) fn any(&self, test: impl Fn(&Purpose) -> bool) -> bool {
+        self.outstanding.values().any(test)
+    }
+}
