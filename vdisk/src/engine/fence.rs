@@ -57,7 +57,9 @@ impl Engine {
 
     /// Go on if those that were waited for have ended.
     pub(super) fn fence_poll(&mut self) {
-        let State::Closing(generation) = self.fence.state else { return };
+        let State::Closing(generation) = self.fence.state else {
+            return;
+        };
         if self.map.quiesced(generation) {
             self.fence_next();
         }

@@ -61,7 +61,13 @@ impl Engine {
     /// An engine for a raw image of `size` bytes whose writes must be multiples of `alignment`.
     #[must_use]
     pub fn raw(size: u64, alignment: u64, read_only: bool) -> Self {
-        let shape = MapShape { size, block_shift: None, chunk_shift: 0, alignment, read_only };
+        let shape = MapShape {
+            size,
+            block_shift: None,
+            chunk_shift: 0,
+            alignment,
+            read_only,
+        };
         let map = Arc::new(BlockMap::new(shape, 0, 1));
         map.set_armed(!read_only);
         Self::over(map)
@@ -123,7 +129,14 @@ impl Engine {
 
     fn ended(&mut self, purpose: Purpose, outcome: Outcome) {
         match (purpose, outcome) {
-            (Purpose::Part { request, generation, .. }, outcome) => {
+            (
+                Purpose::Part {
+                    request,
+                    generation,
+                    ..
+                },
+                outcome,
+            ) => {
                 // The engine itself is asking: nobody needs to be told to poll it.
                 let _ = self.me.leave(generation);
                 self.part_ended(request, outcome);

@@ -9,7 +9,11 @@ use super::{FileOp, FileOpKind, OpId, RequestId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Moves part of a request's bytes; the generation it was looked up in.
-    Part { request: RequestId, generation: Generation, write: bool },
+    Part {
+        request: RequestId,
+        generation: Generation,
+        write: bool,
+    },
     /// Answers part of a status request.
     Holes { request: RequestId },
     /// Brings in a page of the BAT.

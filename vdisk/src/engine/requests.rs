@@ -50,7 +50,10 @@ impl Requests {
             extents: Vec::new(),
         };
         let before = self.active.insert(id, active);
-        assert!(before.is_none(), "request {id:?} was submitted while one of that name is active");
+        assert!(
+            before.is_none(),
+            "request {id:?} was submitted while one of that name is active"
+        );
     }
 
     pub(super) fn get(&self, id: RequestId) -> Option<&Active> {
@@ -77,13 +80,18 @@ impl Requests {
 
     /// End a request.
     pub(super) fn finish(&mut self, id: RequestId) {
-        let Some(active) = self.active.remove(&id) else { return };
+        let Some(active) = self.active.remove(&id) else {
+            return;
+        };
         let result = match active.error {
             Some(error) => Err(error),
             None if active.extents.is_empty() => Ok(Done::Done),
             None => Ok(Done::Extents(active.extents)),
         };
-        self.completions.push_back(Completion { request: id, result });
+        self.completions.push_back(Completion {
+            request: id,
+            result,
+        });
     }
 
     /// End a request with an error.
@@ -116,7 +124,10 @@ impl Request {
     /// Whether it changes what the disk holds.
     #[must_use]
     pub fn changes(&self) -> bool {
-        matches!(self, Self::Write { .. } | Self::WriteZeroes { .. } | Self::Discard { .. })
+        matches!(
+            self,
+            Self::Write { .. } | Self::WriteZeroes { .. } | Self::Discard { .. }
+        )
     }
 
     /// Whether it must be durable before it completes.

@@ -21,7 +21,9 @@ pub(super) enum Run {
 impl Engine {
     /// Take `id` as far as it goes now.
     pub(super) fn step(&mut self, id: RequestId) {
-        let Some(active) = self.requests.get(id) else { return };
+        let Some(active) = self.requests.get(id) else {
+            return;
+        };
         if active.stage != Stage::Mapping {
             return;
         }
@@ -77,7 +79,9 @@ impl Engine {
 
     fn map_range(&mut self, id: RequestId) {
         loop {
-            let Some(active) = self.requests.get(id) else { return };
+            let Some(active) = self.requests.get(id) else {
+                return;
+            };
             let (request, cursor) = (active.request, active.cursor);
             let (offset, len) = request.range().unwrap_or((0, 0));
             if cursor == len {
@@ -104,7 +108,10 @@ impl Engine {
     }
 
     fn run(&mut self, _id: RequestId, _request: &Request, offset: u64, len: u64) -> Run {
-        Run::File { at: FileOffset(offset), len }
+        Run::File {
+            at: FileOffset(offset),
+            len,
+        }
     }
 
     /// Operations for a run that lies in the file; `None` when the request must be alone first.
@@ -117,22 +124,44 @@ impl Engine {
     ) -> Option<u64> {
         let aligned = (at.0 | len) & (self.map.shape().alignment - 1) == 0;
         let kind = match request {
-            Request::Read { .. } => FileOpKind::ReadRequest { request: id, start, at, len },
-            Request::Write { .. } if aligned => {
-                FileOpKind::WriteRequest { request: id, start, at, len }
-            }
-            Request::Write { .. } if self.fence.holds(id) => {
-                FileOpKind::MergeRequest { request: id, start, at, len }
-            }
+            Request::Read { .. } => FileOpKind::ReadRequest {
+                request: id,
+                start,
+                at,
+                len,
+            },
+            Request::Write { .. } if aligned => FileOpKind::WriteRequest {
+                request: id,
+                start,
+                at,
+                len,
+            },
+            Request::Write { .. } if self.fence.holds(id) => FileOpKind::MergeRequest {
+                request: id,
+                start,
+                at,
+                len,
+            },
             Request::Write { .. } => {
                 self.fence_want(id);
                 return None;
             }
-            Request::WriteZeroes { unmap, .. } => FileOpKind::Zero { at, len, keep: !unmap },
-            Request::Discard { .. } => FileOpKind::Zero { at, len, keep: false },
+            Request::WriteZeroes { unmap, .. } => FileOpKind::Zero {
+                at,
+                len,
+                keep: !unmap,
+            },
+            Request::Discard { .. } => FileOpKind::Zero {
+                at,
+                len,
+                keep: false,
+            },
             Request::Status { .. } => {
                 self.count_op(id);
-                self.ops.push(Purpose::Holes { request: id }, FileOpKind::Holes { at, len });
+                self.ops.push(
+                    Purpose::Holes { request: id },
+                    FileOpKind::Holes { at, len },
+                );
                 return Some(len);
             }
             Request::Flush | Request::Park { .. } => return Some(len),
@@ -145,10 +174,25 @@ impl Engine {
     fn emit_zero(&mut self, id: RequestId, request: &Request, start: u64, len: u64) -> Option<u64> {
         match request {
             Request::Read { .. } => {
-                self.push_part(id, false, FileOpKind::ZeroRequest { request: id, start, len });
+                self.push_part(
+                    id,
+                    false,
+                    FileOpKind::ZeroRequest {
+                        request: id,
+                        start,
+                        len,
+                    },
+                );
             }
             Request::Status { .. } => {
-                self.push_extent(id, Extent { len, allocated: false, zero: true });
+                self.push_extent(
+                    id,
+                    Extent {
+                        len,
+                        allocated: false,
+                        zero: true,
+                    },
+                );
             }
             _ => {}
         }
@@ -159,7 +203,14 @@ impl Engine {
     pub(super) fn push_part(&mut self, id: RequestId, write: bool, kind: FileOpKind) {
         let generation = self.me.enter();
         self.count_op(id);
-        self.ops.push(Purpose::Part { request: id, generation, write }, kind);
+        self.ops.push(
+            Purpose::Part {
+                request: id,
+                generation,
+                write,
+            },
+            kind,
+        );
     }
 
     fn count_op(&mut self, id: RequestId) {
@@ -169,7 +220,9 @@ impl Engine {
     }
 
     fn push_extent(&mut self, id: RequestId, extent: Extent) {
-        let Some(active) = self.requests.get_mut(id) else { return };
+        let Some(active) = self.requests.get_mut(id) else {
+            return;
+        };
         match active.extents.last_mut() {
             Some(last) if (last.allocated, last.zero) == (extent.allocated, extent.zero) => {
                 last.len += extent.len;
@@ -179,10 +232,14 @@ impl Engine {
     }
 
     pub(super) fn part_ended(&mut self, id: RequestId, outcome: Outcome) {
-        let Some(active) = self.requests.get_mut(id) else { return };
+        let Some(active) = self.requests.get_mut(id) else {
+            return;
+        };
         active.outstanding -= 1;
         if let Outcome::Failed(error) = outcome {
-            active.error.get_or_insert_with(|| Error::io("the image file refused the request", error));
+            active
+                .error
+                .get_or_insert_with(|| Error::io("the image file refused the request", error));
         }
         self.check_ended(id);
     }
@@ -199,7 +256,9 @@ impl Engine {
     }
 
     fn check_ended(&mut self, id: RequestId) {
-        let Some(active) = self.requests.get_mut(id) else { return };
+        let Some(active) = self.requests.get_mut(id) else {
+            return;
+        };
         if active.stage != Stage::Running || active.outstanding != 0 {
             return;
         }

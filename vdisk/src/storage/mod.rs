@@ -1,5 +1,13 @@
 //! The seam to storage: run one file operation, say how it went.
 
+mod crash;
+mod file;
+mod memory;
+
+pub use crash::{Change, CrashStorage, FlushMark};
+pub use file::FileStorage;
+pub use memory::MemoryStorage;
+
 use std::io;
 
 /// A file seen through the few things an engine needs of it.

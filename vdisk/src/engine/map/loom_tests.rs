@@ -30,7 +30,10 @@ fn loom_a_lookup_never_mixes_two_pages() {
         let reader = std::sync::Arc::clone(&map);
         let engine = thread::spawn(move || map.install(0, 1, &[9 * MIB | 6, 0]));
         let found = reader.lookup(GuestOffset(0), 1, Access::Read);
-        let mine = Lookup::File { at: FileOffset(7 * MIB), len: 1 };
+        let mine = Lookup::File {
+            at: FileOffset(7 * MIB),
+            len: 1,
+        };
         assert!(found == Lookup::Engine || found == mine, "{found:?}");
         engine.join().unwrap();
     });
@@ -54,7 +57,11 @@ fn loom_space_is_taken_back_only_when_no_worker_can_use_it() {
         });
         let generation = worker.enter();
         if let Lookup::File { .. } = map.lookup(GuestOffset(0), 1, Access::Read) {
-            assert_eq!(space.load(Ordering::Acquire), 0, "read from space given to another");
+            assert_eq!(
+                space.load(Ordering::Acquire),
+                0,
+                "read from space given to another"
+            );
         }
         let _ = worker.leave(generation);
         engine.join().unwrap();

@@ -152,19 +152,21 @@ impl BlockMap {
     #[must_use]
     pub fn lookup(&self, offset: GuestOffset, len: u64, access: Access) -> Lookup {
         let write = access == Access::Write;
-        if write && self.flags.load(Ordering::Acquire) & (flag::ARMED | flag::DIVERTED) != flag::ARMED
+        if write
+            && self.flags.load(Ordering::Acquire) & (flag::ARMED | flag::DIVERTED) != flag::ARMED
         {
             return Lookup::Engine;
         }
         let found = match self.shape.block_shift {
-            None => Lookup::File { at: FileOffset(offset.0), len },
+            None => Lookup::File {
+                at: FileOffset(offset.0),
+                len,
+            },
             Some(shift) => self.lookup_block(offset.0, len, shift),
         };
         match found {
             Lookup::Zero { .. } if write => Lookup::Engine,
-            Lookup::File { at, len }
-                if write && (at.0 | len) & (self.shape.alignment - 1) != 0 =>
-            {
+            Lookup::File { at, len } if write && (at.0 | len) & (self.shape.alignment - 1) != 0 => {
                 Lookup::Engine
             }
             found => found,
@@ -178,7 +180,10 @@ impl BlockMap {
             return Lookup::Engine;
         };
         match entry & 7 {
-            FULLY_PRESENT => Lookup::File { at: FileOffset((entry & OFFSET_MASK) + within), len },
+            FULLY_PRESENT => Lookup::File {
+                at: FileOffset((entry & OFFSET_MASK) + within),
+                len,
+            },
             0..=3 => Lookup::Zero { len },
             _ => Lookup::Engine,
         }
@@ -219,7 +224,9 @@ impl BlockMap {
 impl BlockMap {
     /// Whether `page` is here.
     pub(crate) fn holds(&self, page: u64) -> bool {
-        self.directory.get(page as usize).is_some_and(|slot| slot.load(Ordering::Relaxed) != 0)
+        self.directory
+            .get(page as usize)
+            .is_some_and(|slot| slot.load(Ordering::Relaxed) != 0)
     }
 
     /// How many pages it can hold at once.
@@ -246,7 +253,9 @@ impl BlockMap {
     pub(crate) fn set_entry(&self, index: u64, value: u64) {
         let page = index / PAGE_ENTRIES as u64;
         let number = self.directory[page as usize].load(Ordering::Relaxed) as usize;
-        let frame = self.frames[number - 1].get().expect("a page in the directory has its frame");
+        let frame = self.frames[number - 1]
+            .get()
+            .expect("a page in the directory has its frame");
         frame.set((index % PAGE_ENTRIES as u64) as usize, value);
     }
 
@@ -259,7 +268,10 @@ impl BlockMap {
     /// Whether `page` was looked up since this was last asked.
     pub(crate) fn take_referenced(&self, page: u64) -> bool {
         let number = self.directory[page as usize].load(Ordering::Relaxed) as usize;
-        number != 0 && self.frames[number - 1].get().is_some_and(|frame| frame.take_referenced())
+        number != 0
+            && self.frames[number - 1]
+                .get()
+                .is_some_and(|frame| frame.take_referenced())
     }
 
     /// Begin a new generation: what an earlier one saw of the map may be out of date.
@@ -272,7 +284,9 @@ impl BlockMap {
     /// Whether no worker has an operation in flight that began before `generation`.
     pub(crate) fn quiesced(&self, generation: Generation) -> bool {
         fence(Ordering::SeqCst);
-        self.slots.iter().all(|slot| slot.load(Ordering::SeqCst) >= generation.0)
+        self.slots
+            .iter()
+            .all(|slot| slot.load(Ordering::SeqCst) >= generation.0)
     }
 
     fn set_flag(&self, bit: u32, on: bool) {

@@ -24,7 +24,11 @@ impl Participant {
         let slot = (0..MAX_WORKERS)
             .find(|slot| map.taken.fetch_or(1 << slot, Ordering::SeqCst) & (1 << slot) == 0)
             .expect("at most MAX_WORKERS workers take part in one map");
-        Self { map, slot, in_flight: VecDeque::new() }
+        Self {
+            map,
+            slot,
+            in_flight: VecDeque::new(),
+        }
     }
 
     /// The map it takes part in.
@@ -55,7 +59,11 @@ impl Participant {
     /// True: the engine waits for this; lock it, call its `poll`, and run what it asks for.
     #[must_use]
     pub fn leave(&mut self, generation: Generation) -> bool {
-        if let Some((_, count)) = self.in_flight.iter_mut().find(|(of, _)| *of == generation.0) {
+        if let Some((_, count)) = self
+            .in_flight
+            .iter_mut()
+            .find(|(of, _)| *of == generation.0)
+        {
             *count -= 1;
         }
         let before = self.in_flight.len();
@@ -65,7 +73,10 @@ impl Participant {
         if self.in_flight.len() == before {
             return false;
         }
-        let oldest = self.in_flight.front().map_or(IDLE, |(generation, _)| *generation);
+        let oldest = self
+            .in_flight
+            .front()
+            .map_or(IDLE, |(generation, _)| *generation);
         self.map.slots[self.slot].store(oldest, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.map.attention()
@@ -75,6 +86,8 @@ impl Participant {
 impl Drop for Participant {
     fn drop(&mut self) {
         self.map.slots[self.slot].store(IDLE, Ordering::SeqCst);
-        self.map.taken.fetch_and(!(1 << self.slot), Ordering::SeqCst);
+        self.map
+            .taken
+            .fetch_and(!(1 << self.slot), Ordering::SeqCst);
     }
 }

@@ -21,9 +21,15 @@ fn map(frames: usize) -> Arc<BlockMap> {
 #[test]
 fn a_page_that_is_not_here_is_the_engines_business() {
     let map = map(2);
-    assert_eq!(map.lookup(GuestOffset(0), 4096, Access::Read), Lookup::Engine);
+    assert_eq!(
+        map.lookup(GuestOffset(0), 4096, Access::Read),
+        Lookup::Engine
+    );
     map.install(0, 0, &[0; 512]);
-    assert_eq!(map.lookup(GuestOffset(5), 10, Access::Read), Lookup::Zero { len: 10 });
+    assert_eq!(
+        map.lookup(GuestOffset(5), 10, Access::Read),
+        Lookup::Zero { len: 10 }
+    );
 }
 
 #[test]
@@ -33,7 +39,13 @@ fn a_present_block_is_found_at_its_place_and_a_run_ends_with_it() {
     entries[3] = 7 * MIB | 6;
     map.install(1, 0, &entries);
     let found = map.lookup(GuestOffset(4 * MIB - 512), 4096, Access::Read);
-    assert_eq!(found, Lookup::File { at: FileOffset(8 * MIB - 512), len: 512 });
+    assert_eq!(
+        found,
+        Lookup::File {
+            at: FileOffset(8 * MIB - 512),
+            len: 512
+        }
+    );
 }
 
 #[test]
@@ -43,7 +55,13 @@ fn writes_go_to_the_engine_until_armed_and_when_unaligned_or_absent() {
     let write = |at, len| map.lookup(GuestOffset(at), len, Access::Write);
     assert_eq!(write(0, 512), Lookup::Engine);
     map.set_armed(true);
-    assert_eq!(write(0, 512), Lookup::File { at: FileOffset(7 * MIB), len: 512 });
+    assert_eq!(
+        write(0, 512),
+        Lookup::File {
+            at: FileOffset(7 * MIB),
+            len: 512
+        }
+    );
     assert_eq!(write(1, 512), Lookup::Engine);
     assert_eq!(write(MIB, 512), Lookup::Engine);
     map.set_diverted(true);
@@ -56,7 +74,13 @@ fn an_entry_behind_a_bitmap_slot_is_found() {
     // Block 4096 has BAT index 4097: entry 1 of page 8.
     map.install(0, 8, &[0, 9 * MIB | 6]);
     let found = map.lookup(GuestOffset(4096 * MIB), 1, Access::Read);
-    assert_eq!(found, Lookup::File { at: FileOffset(9 * MIB), len: 1 });
+    assert_eq!(
+        found,
+        Lookup::File {
+            at: FileOffset(9 * MIB),
+            len: 1
+        }
+    );
 }
 
 #[test]
@@ -67,7 +91,13 @@ fn a_frame_given_away_forgets_its_old_page() {
     assert!(!map.holds(0));
     assert_eq!(map.lookup(GuestOffset(0), 1, Access::Read), Lookup::Engine);
     let found = map.lookup(GuestOffset(512 * MIB), 1, Access::Read);
-    assert_eq!(found, Lookup::File { at: FileOffset(8 * MIB), len: 1 });
+    assert_eq!(
+        found,
+        Lookup::File {
+            at: FileOffset(8 * MIB),
+            len: 1
+        }
+    );
 }
 
 #[test]

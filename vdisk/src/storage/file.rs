@@ -1,0 +1,173 @@
+//! An image file through plain system calls, held by an advisory lock.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
+use rustix::io::Errno;
+
+use super::Storage;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes written at once where a file system can not punch holes.
+const ZEROES: usize = 1 << 20;
+
+/// A file on this host.
+///
+/// A writable one is locked against all others, a read-only one against writers, by `flock`: across
+/// the processes of a host, and across hosts as far as their shared file system carries such locks.
+#[derive(Debug)]
+pub struct FileStorage {
+    file: File,
+    path: PathBuf,
+}
+
+impl FileStorage {
+    /// Open an existing file and lock it.
+    pub fn open(path: &Path, writable: bool) -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(writable)
+            .open(path)
+            .map_err(|error| Error::io("cannot be opened", error).in_file(path))?;
+        Self::lock(file, path, writable)
+    }
+
+    /// Create a file that must not exist yet, and lock it.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)
+            .map_err(|error| Error::io("cannot be created", error).in_file(path))?;
+        Self::lock(file, path, true)
+    }
+
+    fn lock(file: File, path: &Path, writable: bool) -> Result<Self> {
+        let how = match writable {
+            true => FlockOperation::NonBlockingLockExclusive,
+            false => FlockOperation::NonBlockingLockShared,
+        };
+        match rustix::fs::flock(&file, how) {
+            Ok(()) => Ok(Self {
+                file,
+                path: path.to_owned(),
+            }),
+            Err(Errno::WOULDBLOCK) => {
+                let what = "is in use by another process (advisory lock); stop that one first";
+                Err(Error::new(ErrorKind::Locked, what).in_file(path))
+            }
+            Err(errno) => Err(Error::io("cannot be locked", errno.into()).in_file(path)),
+        }
+    }
+
+    /// The file, for a driver that runs operations itself. The lock goes with it.
+    #[must_use]
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
+    /// The file beneath.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Make its name in its directory durable.
+    pub fn sync_directory(&self) -> io::Result<()> {
+        let directory = match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        File::open(directory)?.sync_all()
+    }
+
+    fn write_zeroes(&self, mut offset: u64, len: u64) -> io::Result<()> {
+        let end = offset.saturating_add(len).min(self.file.metadata()?.len());
+        let zeroes = vec![0; ZEROES.min(end.saturating_sub(offset) as usize)];
+        while offset < end {
+            let piece = zeroes.len().min((end - offset) as usize);
+            self.file.write_all_at(&zeroes[..piece], offset)?;
+            offset += piece as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Storage for FileStorage {
+    fn len(&mut self) -> io::Result<u64> {
+        // A block device has its size where its end is, not in its inode.
+        Ok(rustix::fs::seek(&self.file, SeekFrom::End(0))?)
+    }
+
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => {
+                    buffer[done..].fill(0);
+                    break;
+                }
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, offset)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn zero(&mut self, offset: u64, len: u64, keep: bool) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let how = if keep {
+            FallocateFlags::ZERO_RANGE
+        } else {
+            FallocateFlags::PUNCH_HOLE
+        };
+        match rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, offset, len) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::INVAL) => {
+                self.write_zeroes(offset, len)
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn reserve(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, len) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn next_data(&mut self, offset: u64) -> io::Result<Option<u64>> {
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(at) => Ok(Some(at)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(offset)),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
