@@ -1,1 +1,7 @@
-//! placeholder
+//! Serves virtual disks to NBD clients.
+//!
+//! | floor | modules |
+//! |---|---|
+//! | codec and machine | [`nbd`]: the protocol, without I/O |
+
+pub mod nbd;
