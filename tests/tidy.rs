@@ -188,7 +188,7 @@ fn is_rust(path: &str) -> bool {
 }
 
 fn is_test_file(path: &str) -> bool {
-    path.starts_with("tests/") || path.contains("/tests/") || path.ends_with("/tests.rs")
+    path.starts_with("tests/") || path.contains("/tests/") || path.ends_with("tests.rs")
 }
 
 fn is_pure(path: &str) -> bool {

@@ -1,0 +1,32 @@
+# The two commands are `make demo` and `make test`; each does all of its own set-up.
+
+CARGO ?= cargo
+
+.PHONY: help setup test demo lint docs bench
+
+help:
+	@echo "make demo    move a busy 16 TB disk to another site and prove nothing was lost"
+	@echo "make test    everything that is promised, tested"
+	@echo "make lint    formatting and lints, warnings denied"
+	@echo "make docs    the API documentation, warnings denied"
+	@echo "make bench   the criterion benches"
+	@echo "make setup   install or name the programs the above need"
+
+setup:
+	@scripts/setup.sh
+
+test: setup
+	$(CARGO) test --workspace --quiet
+
+demo: setup
+	scripts/demo.sh
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
+
+docs:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
+
+bench:
+	$(CARGO) bench

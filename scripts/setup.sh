@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Makes sure that every program the tests and the demo run is here.
+#
+# On Debian 12 as root it installs the packages of the missing ones, and only those: what is
+# already installed (a newer qemu-utils, say) is neither replaced nor removed. Elsewhere, or not as
+# root, it prints what to install and fails.
+set -euo pipefail
+
+# program:package, by Debian 12's names. A toolchain for Rust is not taken from Debian: its 1.63 is
+# too old for edition 2024.
+NEEDED="
+qemu-img:qemu-utils
+qemu-io:qemu-utils
+qemu-nbd:qemu-utils
+fio:fio
+nbdcopy:libnbd-bin
+nbdinfo:libnbd-bin
+nbdfuse:libnbd-bin
+nbdkit:nbdkit
+vhdiinfo:libvhdi-utils
+mkfs.ext4:e2fsprogs
+e2fsck:e2fsprogs
+debugfs:e2fsprogs
+fusermount3:fuse3
+make:make
+cc:gcc
+"
+MINIMUM_RUST=90
+
+have() {
+    PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1
+}
+
+missing_packages() {
+    local pair
+    for pair in $NEEDED; do
+        have "${pair%%:*}" || echo "${pair##*:}"
+    done | sort -u
+}
+
+fail() {
+    echo "error: $1" >&2
+    shift
+    printf 'hint: %s\n' "$@" >&2
+    exit 1
+}
+
+check_rust() {
+    have cargo || fail "cargo is not installed" \
+        "install Rust 1.$MINIMUM_RUST or newer with rustup, with rustfmt and clippy"
+    local minor
+    minor=$(cargo --version | sed -E 's/^cargo 1\.([0-9]+).*/\1/')
+    if [ "$minor" -lt "$MINIMUM_RUST" ] 2>/dev/null; then
+        fail "cargo 1.$minor is too old" "rustup update stable (1.$MINIMUM_RUST or newer is needed)"
+    fi
+}
+
+install_missing() {
+    local packages=$1
+    if [ "$(id -u)" -ne 0 ]; then
+        fail "some programs are missing: $(echo $packages)" \
+            "as root: apt-get update && apt-get install --no-install-recommends $(echo $packages)"
+    fi
+    have apt-get || fail "some programs are missing and there is no apt-get here" \
+        "install what these Debian packages hold: $(echo $packages)"
+    echo "setup: installing $(echo $packages)"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    # --no-remove: rather fail than take a package away to make room for another release's.
+    # shellcheck disable=SC2086
+    apt-get install -y -qq --no-install-recommends --no-upgrade --no-remove $packages >/dev/null
+}
+
+check_rust
+packages=$(missing_packages)
+if [ -n "$packages" ]; then
+    install_missing "$packages"
+    packages=$(missing_packages)
+    [ -z "$packages" ] || fail "still missing after the installation: $(echo $packages)" \
+        "look at the output of apt-get above"
+fi
+echo "setup: all programs are here"
