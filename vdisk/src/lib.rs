@@ -13,9 +13,14 @@
 //! power at every step.
 #![forbid(unsafe_code)]
 
+pub mod check;
+pub mod create;
 pub mod engine;
 pub mod error;
 pub mod format;
+pub mod info;
+pub mod open;
+pub mod space;
 pub mod storage;
 pub mod tap;
 pub mod units;

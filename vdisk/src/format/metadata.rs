@@ -120,6 +120,12 @@ impl Metadata {
         )
     }
 
+    /// Whether a parent locator stands in an image without a parent.
+    #[must_use]
+    pub fn has_stray_locator(&self) -> bool {
+        !self.has_parent && find(&self.items, PARENT_LOCATOR).is_some()
+    }
+
     /// Reads what the items say; `read(offset, len)` brings bytes of the region.
     pub fn decode(
         items: Vec<Item>,
@@ -442,5 +448,4 @@ pub fn set_mark(page: &[u8], mark: Option<Mark>) -> Result<Bytes> {
 }
 
 #[cfg(test)]
-#[path = "metadata_tests.rs"]
 mod tests;

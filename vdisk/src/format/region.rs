@@ -280,5 +280,4 @@ fn disjoint(entries: &[RegionEntry], at: FileOffset) -> Result<()> {
 }
 
 #[cfg(test)]
-#[path = "region_tests.rs"]
 mod tests;

@@ -1,0 +1,441 @@
+//! Opening an image: every structure read in order, judged, and put together (MS-VHDX 3).
+//!
+//! ```text
+//!   identifier, headers ─► log (replayed, or laid over the file in memory)
+//!        └─► region tables ─► metadata ─► geometry ─► BAT
+//! ```
+//!
+//! A blocking procedure over a [`Storage`]. An image that is refused is not changed: a writable
+//! open of a dirty image first reads everything through the replay in memory, and only then
+//! replays into the file. It must never write anything else.
+
+mod bat_scan;
+mod replay;
+mod view;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::engine::Mark;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::header::{Header, Slot, choose_current};
+use crate::format::identifier::Identifier;
+use crate::format::metadata::{self, Metadata};
+use crate::format::region::{self, RegionTable};
+use crate::format::{Finding, Geometry, PAGE, Region, Severity};
+use crate::space::SpaceMap;
+use crate::storage::Storage;
+use crate::units::MIB;
+
+use bat_scan::BatScan;
+pub(crate) use replay::LiveLog;
+pub(crate) use view::View;
+
+/// More warnings than this are not kept.
+const MAX_WARNINGS: usize = 1000;
+
+/// How to open an image.
+pub struct LoadOptions<'a> {
+    /// Whether the image will be written: a dirty log is then replayed into the file.
+    pub writable: bool,
+    /// Whether to read and check the whole BAT, and bring [`Image::used`].
+    pub scan_bat: bool,
+    /// Whether to open an image that is marked as another's ([`Mark`]).
+    pub allow_marked: bool,
+    /// Random bits for GUIDs; needed when a log is replayed into the file.
+    pub random: &'a mut dyn FnMut() -> u128,
+}
+
+/// An image that was opened and keeps every rule that was checked.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The current header.
+    pub header: Header,
+    /// Where it lies; the next one goes to the other slot.
+    pub slot: Slot,
+    /// Sizes of the disk.
+    pub geometry: Geometry,
+    /// What the metadata says, every item's place included.
+    pub metadata: Metadata,
+    /// Where the BAT lies.
+    pub bat: Region,
+    /// Where the metadata lies.
+    pub metadata_region: Region,
+    /// Length of the file in bytes; of a dirty image opened for reading, the length after replay.
+    pub file_len: u64,
+    /// What is off the specification and read without harm.
+    pub warnings: Vec<Finding>,
+    /// The mebibytes of the file in use, if the BAT was scanned.
+    pub used: Option<SpaceMap>,
+    /// The byte after the last object, if the BAT was scanned; else 0.
+    pub end_of_used: u64,
+    /// Of a dirty image opened for reading: pages of 4096 bytes by file offset, to be read in place
+    /// of the file's.
+    pub overlay: BTreeMap<u64, Bytes>,
+    /// Whether the file's log must still be replayed: true only when not opened for writing.
+    pub dirty: bool,
+}
+
+impl Image {
+    /// Where the log lies.
+    #[must_use]
+    pub fn log(&self) -> Region {
+        log_of(&self.header)
+    }
+}
+
+/// How many payload blocks are in which state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct BlockCounts {
+    /// State 0.
+    pub not_present: u64,
+    /// State 1.
+    pub undefined: u64,
+    /// State 2.
+    pub zero: u64,
+    /// State 3.
+    pub unmapped: u64,
+    /// State 6.
+    pub fully_present: u64,
+    /// State 7.
+    pub partially_present: u64,
+    /// Entries that break a rule; those whose state could be read are counted there as well.
+    pub faulty: u64,
+}
+
+impl BlockCounts {
+    fn without_not_present(&self) -> u64 {
+        self.undefined + self.zero + self.unmapped + self.fully_present + self.partially_present
+    }
+}
+
+/// Takes what an examination finds; an error ends it.
+pub(crate) trait Judge {
+    fn found(&mut self, finding: Finding) -> Result<()>;
+}
+
+/// Refuses at the first error, keeps the warnings.
+#[derive(Default)]
+pub(crate) struct Strict {
+    pub(crate) warnings: Vec<Finding>,
+}
+
+impl Judge for Strict {
+    fn found(&mut self, finding: Finding) -> Result<()> {
+        if finding.severity == Severity::Error {
+            let error = Error::corrupt(format!("{}: {}", finding.structure, finding.message));
+            return Err(match finding.offset {
+                Some(offset) => error.at(offset),
+                None => error,
+            });
+        }
+        if self.warnings.len() < MAX_WARNINGS {
+            self.warnings.push(finding);
+        }
+        Ok(())
+    }
+}
+
+/// What stands before the log.
+pub(crate) struct Opening {
+    pub(crate) identifier: Identifier,
+    pub(crate) header: Header,
+    pub(crate) slot: Slot,
+    /// Length of the file as it is.
+    pub(crate) file_len: u64,
+}
+
+impl Opening {
+    /// Reads identifier and headers, and checks where the log lies.
+    pub(crate) fn read(storage: &mut dyn Storage, judge: &mut dyn Judge) -> Result<Self> {
+        let failed = |source| Error::io("cannot read the image", source);
+        let file_len = storage.len().map_err(failed)?;
+        let mut page = vec![0; PAGE];
+        storage.read_at(0, &mut page).map_err(failed)?;
+        let identifier = Identifier::decode(&page)?;
+        if file_len < MIB {
+            return Err(Error::corrupt(format!(
+                "the file is cut short: it has {file_len} bytes, a header section has 1 MiB"
+            )));
+        }
+        let mut headers = [vec![0; PAGE], vec![0; PAGE]];
+        for (slot, header) in [Slot::One, Slot::Two].into_iter().zip(&mut headers) {
+            storage.read_at(slot.at().0, header).map_err(failed)?;
+        }
+        let [one, two] = &headers;
+        let (header, slot) = choose_current(one, two)?;
+        for (place, page) in [(Slot::One, one), (Slot::Two, two)] {
+            if let Err(error) = Header::decode(page) {
+                let finding = Finding::warning(
+                    "header",
+                    error.to_string(),
+                    "the other header is used; the next change of the image mends this one",
+                );
+                judge.found(finding.at(place.at().0))?;
+            }
+        }
+        let opening = Self {
+            identifier,
+            header,
+            slot,
+            file_len,
+        };
+        opening.check_log_place(judge)?;
+        Ok(opening)
+    }
+
+    fn check_log_place(&self, judge: &mut dyn Judge) -> Result<()> {
+        let header = &self.header;
+        let log = log_of(header);
+        if header.log_len == 0 && header.log_guid.is_zero() {
+            return judge.found(
+                Finding::warning(
+                    "header",
+                    "LogLength is 0: the image has no log",
+                    "it can be read; it cannot be written safely",
+                )
+                .at(self.slot.at().0),
+            );
+        }
+        if log.len == 0 || !log.len.is_multiple_of(MIB) {
+            return Err(self.wrong(format!(
+                "LogLength is {}: not a positive multiple of 1 MiB",
+                log.len
+            )));
+        }
+        if log.at.0 < MIB || !log.at.0.is_multiple_of(MIB) {
+            return Err(self.wrong(format!(
+                "LogOffset is {}: not a multiple of 1 MiB from 1 MiB up",
+                log.at
+            )));
+        }
+        if log.end() > self.file_len {
+            return Err(self.wrong(format!(
+                "the log at {} of {} bytes goes beyond the end of the file ({} bytes)",
+                log.at, log.len, self.file_len
+            )));
+        }
+        Ok(())
+    }
+
+    fn wrong(&self, what: String) -> Error {
+        Error::corrupt(what).at(self.slot.at().0)
+    }
+}
+
+fn log_of(header: &Header) -> Region {
+    Region {
+        at: header.log_at,
+        len: u64::from(header.log_len),
+    }
+}
+
+/// What stands behind the log and before the blocks.
+pub(crate) struct Structures {
+    pub(crate) regions: RegionTable,
+    pub(crate) metadata: Metadata,
+    pub(crate) geometry: Geometry,
+    /// Header section, log and regions claimed.
+    pub(crate) used: SpaceMap,
+}
+
+impl Structures {
+    /// Reads region tables and metadata through the replay.
+    pub(crate) fn read(
+        view: &mut View<'_>,
+        header: &Header,
+        judge: &mut dyn Judge,
+    ) -> Result<Self> {
+        let copy1 = view.read(region::COPY_ONE.0, region::TABLE_BYTES, "region table")?;
+        let copy2 = view.read(region::COPY_TWO.0, region::TABLE_BYTES, "region table")?;
+        let (regions, warnings) = RegionTable::choose(&copy1, &copy2)?;
+        for warning in warnings {
+            judge.found(warning)?;
+        }
+        let used = claim_structures(view.len, header, &regions)?;
+        let place = regions.metadata();
+        let table = view.read(place.at.0, metadata::TABLE_BYTES, "metadata table")?;
+        let items =
+            metadata::decode_table(&table, place.len).map_err(|error| locate(error, place))?;
+        let metadata = Metadata::decode(items, &mut |offset, len| {
+            view.read(place.at.0 + u64::from(offset), len as usize, "metadata")
+        })
+        .map_err(|error| locate(error, place))?;
+        if metadata.has_stray_locator() {
+            judge.found(
+                Finding::warning(
+                    "metadata",
+                    "there is a parent locator and the image has no parent",
+                    "it is ignored",
+                )
+                .at(place.at.0),
+            )?;
+        }
+        let geometry = metadata.geometry().map_err(|error| locate(error, place))?;
+        let bat = regions.bat();
+        if bat.len < geometry.bat_len() {
+            return Err(Error::corrupt(format!(
+                "the BAT region has {} bytes, the disk needs {}",
+                bat.len,
+                geometry.bat_len()
+            ))
+            .at(bat.at.0));
+        }
+        Ok(Self {
+            regions,
+            metadata,
+            geometry,
+            used,
+        })
+    }
+
+    /// Goes over the whole BAT, claims every block's space.
+    pub(crate) fn scan_bat(
+        &mut self,
+        view: &mut View<'_>,
+        judge: &mut dyn Judge,
+    ) -> Result<BlockCounts> {
+        let place = (self.regions.bat(), view.len);
+        BatScan::new(self.geometry, place, &mut self.used, judge).run(view)
+    }
+}
+
+/// An error of the metadata counts its offset from the region; a file's from the file.
+fn locate(error: Error, region: Region) -> Error {
+    if error.kind() == ErrorKind::Io {
+        return error;
+    }
+    let within = error.offset().unwrap_or(0);
+    error.at(region.at.0.saturating_add(within))
+}
+
+/// Claims the header section, the log and every region; all must lie inside the file.
+fn claim_structures(file_len: u64, header: &Header, regions: &RegionTable) -> Result<SpaceMap> {
+    let mut used = SpaceMap::new();
+    let log = log_of(header);
+    let header_section = Region {
+        at: crate::units::FileOffset(0),
+        len: MIB,
+    };
+    let known = regions.entries.iter().map(|entry| {
+        let name = match entry.id {
+            region::BAT_REGION => "the BAT region".to_owned(),
+            region::METADATA_REGION => "the metadata region".to_owned(),
+            id => format!("region {id}"),
+        };
+        (name, entry.place)
+    });
+    let structures = [("the header section".to_owned(), header_section)]
+        .into_iter()
+        .chain((log.len != 0).then(|| ("the log".to_owned(), log)))
+        .chain(known);
+    for (name, place) in structures {
+        if place.end() > file_len {
+            return Err(Error::corrupt(format!(
+                "{name} at {} of {} bytes goes beyond the end of the file ({file_len} bytes)",
+                place.at, place.len
+            ))
+            .at(place.at.0));
+        }
+        used.claim(place.at.0 / MIB, place.len / MIB)
+            .map_err(|taken| {
+                Error::corrupt(format!(
+                    "{name} at {} of {} bytes overlaps another structure at {:#x}",
+                    place.at,
+                    place.len,
+                    taken * MIB
+                ))
+                .at(place.at.0)
+            })?;
+    }
+    Ok(used)
+}
+
+/// Opens an image: reads and checks everything but payload, replays the log where there is one.
+///
+/// Kinds of failure: `Corrupt`, `Unsupported` (a parent, a newer version), `NotOwned` (marked),
+/// `NeedsRepair` (the log was named and never written), `InvalidArgument`, and those of the host.
+pub fn load(storage: &mut dyn Storage, options: LoadOptions<'_>) -> Result<Image> {
+    let mut judge = Strict::default();
+    let Opening {
+        identifier: _,
+        mut header,
+        mut slot,
+        file_len,
+    } = Opening::read(storage, &mut judge)?;
+    let log = LiveLog::read(storage, &header)?;
+    let (overlay, len) = match &log {
+        Some(log) => log.overlay(file_len)?,
+        None => (BTreeMap::new(), file_len),
+    };
+    let mut view = View {
+        storage,
+        overlay,
+        len,
+    };
+    let mut structures = Structures::read(&mut view, &header, &mut judge)?;
+    admit(&structures.metadata, &options, &header)?;
+    let mut dirty = log.is_some();
+    if let (Some(log), true) = (log, options.writable) {
+        (header, slot) = log.replay(view.storage, (header, slot), options.random)?;
+        view.overlay.clear();
+        view.len = view
+            .storage
+            .len()
+            .map_err(|source| Error::io("cannot tell the length of the file", source))?;
+        judge = Strict::default();
+        structures = Structures::read(&mut view, &header, &mut judge)?;
+        dirty = false;
+    }
+    if options.scan_bat {
+        structures.scan_bat(&mut view, &mut judge)?;
+    }
+    let used = options.scan_bat.then_some(structures.used);
+    Ok(Image {
+        header,
+        slot,
+        geometry: structures.geometry,
+        metadata: structures.metadata,
+        bat: structures.regions.bat(),
+        metadata_region: structures.regions.metadata(),
+        file_len: view.len,
+        warnings: judge.warnings,
+        end_of_used: used.as_ref().map_or(0, |used| used.end() * MIB),
+        used,
+        overlay: view.overlay,
+        dirty,
+    })
+}
+
+/// Whether an image may be opened in the way asked for.
+fn admit(metadata: &Metadata, options: &LoadOptions<'_>, header: &Header) -> Result<()> {
+    if let (Some(mark), false) = (metadata.mark, options.allow_marked) {
+        let what = match mark {
+            Mark::Incomplete => {
+                "this image is the target of a migration that is not complete; its data is partial"
+            }
+            Mark::HandedOver => {
+                "this image was handed over to another host; its data is out of date"
+            }
+        };
+        return Err(Error::new(ErrorKind::NotOwned, what));
+    }
+    if metadata.has_parent {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "this is a differencing image; images with a parent cannot be opened yet",
+        ));
+    }
+    if options.writable && header.log_len == 0 {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "this image has no log (LogLength is 0); it can only be opened for reading",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
