@@ -1,5 +1,51 @@
 //! The command `diskferry`: what was typed becomes a plan, a plan becomes a call into one crate.
-
+//!
+//! The only place that knows two crates at once. It decides nothing about disks: a verb checks what
+//! was typed, calls the library, and reports.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod commands;
+mod failure;
+mod plan;
+mod report;
+mod size;
+mod target;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::CommandLine;
+use crate::report::Report;
+
+fn main() -> ExitCode {
+    let typed = CommandLine::parse();
+    let report = Report::new(&typed.global);
+    log_to_stderr(&typed.global);
+    match commands::run(&typed, report) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            report.failure(&failure);
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+/// Logs of the libraries, on stderr; `RUST_LOG` overrules the flags.
+fn log_to_stderr(global: &args::GlobalArgs) {
+    use tracing_subscriber::EnvFilter;
+    let level = match (global.quiet, global.verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, 2) => "debug",
+        (false, _) => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+}

@@ -15,7 +15,6 @@
 
 pub mod check;
 pub mod create;
-pub mod disk;
 pub mod engine;
 pub mod error;
 pub mod format;

@@ -1,0 +1,115 @@
+//! Opening and making image files: where a path and a format become one of the library's storages.
+
+use std::path::Path;
+
+use serde::Serialize;
+use vdisk::create::CreateOptions;
+use vdisk::info::Info;
+use vdisk::storage::{FileStorage, Storage as _};
+
+use crate::args::FormatName;
+use crate::failure::{Failure, Result};
+use crate::plan::Shape;
+
+/// Random bits for GUIDs.
+pub(crate) fn random() -> u128 {
+    uuid::Uuid::new_v4().as_u128()
+}
+
+/// Makes an empty image of `shape` with a disk of `size` bytes; the file must not exist.
+pub(crate) fn make(path: &Path, shape: &Shape, size: u64) -> Result<()> {
+    let mut storage = FileStorage::create(path)?;
+    match shape.format {
+        FormatName::Raw => set_len(&mut storage, path, size)?,
+        FormatName::Vhdx => {
+            let mut random = random;
+            let options = CreateOptions {
+                block_size: shape.block_size,
+                logical_sector: shape.sector_size,
+                fixed: shape.fixed,
+                ..CreateOptions::new(size, &mut random)
+            };
+            vdisk::create::create(&mut storage, options)?;
+        }
+    }
+    if shape.fixed {
+        let failed = |e| vdisk::Error::io("cannot reserve the space", e).in_file(path);
+        let len = storage.len().map_err(failed)?;
+        storage.reserve(0, len).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn set_len(storage: &mut FileStorage, path: &Path, size: u64) -> Result<()> {
+    let resized = storage.set_len(size).and_then(|()| storage.flush());
+    resized.map_err(|e| vdisk::Error::io("cannot be given its size", e).in_file(path))?;
+    Ok(())
+}
+
+/// What is known of an image without reading its table.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Known {
+    Vhdx(Box<Info>),
+    Raw(RawInfo),
+}
+
+/// What is known of a raw image.
+#[derive(Debug, Serialize)]
+pub(crate) struct RawInfo {
+    /// Always "raw".
+    pub(crate) format: &'static str,
+    pub(crate) virtual_size: u64,
+    pub(crate) file_len: u64,
+}
+
+impl Known {
+    pub(crate) fn virtual_size(&self) -> u64 {
+        match self {
+            Self::Vhdx(info) => info.virtual_size,
+            Self::Raw(info) => info.virtual_size,
+        }
+    }
+}
+
+/// Opens an image's file for reading, without looking into it.
+pub(crate) fn open_storage(path: &Path) -> Result<FileStorage> {
+    let storage = FileStorage::open(path, false)?;
+    let kind = storage
+        .file()
+        .metadata()
+        .map_err(|e| Failure::io(format!("{}: cannot be examined", path.display()), &e))?;
+    if kind.is_dir() {
+        return Err(Failure::usage(format!(
+            "{}: is a folder, not a disk",
+            path.display()
+        )));
+    }
+    Ok(storage)
+}
+
+/// Reads what is known of the image at `path`.
+pub(crate) fn know(path: &Path, format: FormatName) -> Result<Known> {
+    let mut storage = open_storage(path)?;
+    let file_len = storage
+        .len()
+        .map_err(|e| Failure::io(format!("{}: cannot be examined", path.display()), &e))?;
+    Ok(match format {
+        FormatName::Vhdx => Known::Vhdx(Box::new(
+            vdisk::info::info(&mut storage).map_err(|e| e.in_file(path))?,
+        )),
+        FormatName::Raw => Known::Raw(RawInfo {
+            format: "raw",
+            virtual_size: file_len,
+            file_len,
+        }),
+    })
+}
+
+/// Bytes that the file takes on the host.
+pub(crate) fn size_on_disk(path: &Path) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    let found = std::fs::metadata(path)
+        .map_err(|e| Failure::io(format!("{}: cannot be examined", path.display()), &e))?;
+    Ok(found.blocks() * 512)
+}

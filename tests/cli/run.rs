@@ -1,0 +1,93 @@
+//! Running the program and others, and looking at what they said.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// What a run brought.
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ran {
+    fn new(output: Output) -> Self {
+        Self {
+            code: output.status.code().expect("it ended by itself"),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+        }
+    }
+
+    /// The same, if it succeeded.
+    #[track_caller]
+    pub(crate) fn ok(self) -> Self {
+        assert_eq!(
+            self.code, 0,
+            "stdout: {}\nstderr: {}",
+            self.stdout, self.stderr
+        );
+        self
+    }
+
+    /// The same, if it failed with `code`, said an error and printed no result.
+    #[track_caller]
+    pub(crate) fn fails(self, code: i32) -> Self {
+        assert_eq!(
+            self.code, code,
+            "stdout: {}\nstderr: {}",
+            self.stdout, self.stderr
+        );
+        assert!(self.stderr.contains("error:"), "stderr: {}", self.stderr);
+        self
+    }
+
+    /// The only line of JSON on stdout.
+    #[track_caller]
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let mut lines = self.json_lines();
+        assert_eq!(lines.len(), 1, "{}", self.stdout);
+        lines.remove(0)
+    }
+
+    /// Every line of stdout; each must be an object of the schema.
+    #[track_caller]
+    pub(crate) fn json_lines(&self) -> Vec<serde_json::Value> {
+        let parse = |line: &str| {
+            let value: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            assert_eq!(value["schema"], 1, "{line}");
+            assert!(value["type"].is_string(), "{line}");
+            value
+        };
+        self.stdout.lines().map(parse).collect()
+    }
+}
+
+/// Runs the program in `folder`.
+pub(crate) fn diskferry<S: AsRef<OsStr>>(folder: &Path, words: &[S]) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_diskferry"))
+        .args(words)
+        .current_dir(folder)
+        .env_remove("RUST_LOG")
+        .output();
+    Ran::new(output.expect("the program can be run"))
+}
+
+/// Runs another program in `folder`; it must be there.
+pub(crate) fn program<S: AsRef<OsStr>>(folder: &Path, name: &str, words: &[S]) -> Ran {
+    let output = Command::new(name).args(words).current_dir(folder).output();
+    let output = output.unwrap_or_else(|e| panic!("{name}: {e}; scripts/setup.sh installs it"));
+    Ran::new(output)
+}
+
+/// A folder that goes away with the value.
+pub(crate) fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder can be made")
+}
+
+/// Bytes that `path` takes on the host.
+pub(crate) fn on_disk(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(path).expect("it exists").blocks() * 512
+}
