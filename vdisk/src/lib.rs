@@ -15,6 +15,7 @@
 
 pub mod check;
 pub mod create;
+pub mod disk;
 pub mod engine;
 pub mod error;
 pub mod format;

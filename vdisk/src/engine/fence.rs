@@ -36,6 +36,11 @@ impl Fence {
         }
     }
 
+    /// Whether nobody is alone or about to be.
+    pub(super) fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
     /// Whether `request` is alone.
     pub(super) fn holds(&self, request: RequestId) -> bool {
         self.state == State::Held(request)

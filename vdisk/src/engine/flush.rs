@@ -22,6 +22,8 @@ pub(super) struct Flusher {
     pub(super) phase: Phase,
     /// Rounds begun so far.
     pub(super) begun: u64,
+    /// The last round that ended.
+    pub(super) ended: u64,
     /// A round is wanted even if no request waits.
     pub(super) wanted: bool,
 }
@@ -45,14 +47,21 @@ pub(super) enum Phase {
 impl Engine {
     /// `request` completes when all that completed before is durable.
     pub(super) fn flush_wait(&mut self, request: RequestId) {
+        if self.map.read_only() {
+            self.requests.finish(request);
+            return;
+        }
         self.flusher.waiting.push(request);
         self.flush_kick();
     }
 
     /// Begin a round if one is wanted and none runs.
     pub(super) fn flush_kick(&mut self) {
+        if self.failed.is_some() {
+            return;
+        }
         let wanted = self.flusher.wanted || !self.flusher.waiting.is_empty();
-        if !wanted || self.flusher.phase != Phase::Idle || self.session_flushes() {
+        if !wanted || self.flusher.phase != Phase::Idle {
             return;
         }
         self.flusher.wanted = false;
@@ -76,11 +85,12 @@ impl Engine {
     /// Everything of the round is durable.
     pub(super) fn flush_round_done(&mut self) {
         self.flusher.phase = Phase::Idle;
+        self.flusher.ended = self.flusher.begun;
         for request in std::mem::take(&mut self.flusher.current) {
             self.requests.finish(request);
-            self.fence_release(request);
         }
         self.wake = true;
+        self.session_go_on();
     }
 
     /// A flush or a write of metadata failed: what is on the medium is unknown from now on.
@@ -94,8 +104,8 @@ impl Engine {
         lost.append(&mut self.flusher.waiting);
         for request in lost {
             self.requests.fail(request, failed(why));
-            self.fence_release(request);
         }
+        self.session_failed(failed(why));
         self.wake = true;
     }
 }

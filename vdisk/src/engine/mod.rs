@@ -26,6 +26,7 @@ mod op;
 mod ops;
 mod requests;
 mod step;
+mod vhdx;
 
 pub use map::{
     Access, BlockMap, Generation, Lookup, MAX_WORKERS, MapShape, PAGE_ENTRIES, Participant,
@@ -33,6 +34,7 @@ pub use map::{
 pub use op::{
     Completion, Done, Extent, FileOp, FileOpKind, Mark, OpId, Outcome, Request, RequestId,
 };
+pub use vhdx::{EngineOptions, ImageState};
 
 use std::sync::Arc;
 
@@ -40,6 +42,7 @@ use self::fence::Fence;
 use self::flush::Flusher;
 use self::ops::{Ops, Purpose};
 use self::requests::Requests;
+use self::vhdx::Vhdx;
 
 /// The machine that decides everything about one disk. It has one owner at a time.
 #[derive(Debug)]
@@ -51,6 +54,8 @@ pub struct Engine {
     requests: Requests,
     flusher: Flusher,
     fence: Fence,
+    /// What a raw image does not have.
+    vhdx: Option<Box<Vhdx>>,
     /// Why nothing more is accepted, once a flush has failed.
     failed: Option<String>,
     /// Something happened that a blocked request may have waited for.
@@ -70,10 +75,10 @@ impl Engine {
         };
         let map = Arc::new(BlockMap::new(shape, 0, 1));
         map.set_armed(!read_only);
-        Self::over(map)
+        Self::over(map, None)
     }
 
-    fn over(map: Arc<BlockMap>) -> Self {
+    fn over(map: Arc<BlockMap>, vhdx: Option<Box<Vhdx>>) -> Self {
         Self {
             me: map.register(),
             map,
@@ -81,6 +86,7 @@ impl Engine {
             requests: Requests::default(),
             flusher: Flusher::default(),
             fence: Fence::default(),
+            vhdx,
             failed: None,
             wake: false,
         }
@@ -124,28 +130,50 @@ impl Engine {
     /// Look again at what waits for workers; a [`Participant`] says when.
     pub fn poll(&mut self) {
         self.fence_poll();
+        self.reclaim();
         self.settle();
     }
 
+    /// Whether nothing is under way: no operation is waiting or running.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.ops.is_idle()
+    }
+
     fn ended(&mut self, purpose: Purpose, outcome: Outcome) {
-        match (purpose, outcome) {
-            (
-                Purpose::Part {
-                    request,
-                    generation,
-                    ..
-                },
-                outcome,
-            ) => {
+        match purpose {
+            Purpose::Part {
+                request,
+                generation,
+            } => {
                 // The engine itself is asking: nobody needs to be told to poll it.
                 let _ = self.me.leave(generation);
                 self.part_ended(request, outcome);
             }
-            (Purpose::Holes { request }, outcome) => self.holes_ended(request, outcome),
-            (Purpose::RoundData, Outcome::Failed(error)) => {
-                self.fail_disk(&format!("a data flush failed: {error}"));
-            }
-            (Purpose::RoundData, _) => self.flush_data_done(),
+            Purpose::Holes { request } => self.holes_ended(request, outcome),
+            Purpose::LoadPage(page) => self.page_loaded(page, outcome),
+            Purpose::Grow(len) => self.grown(len, &outcome),
+            Purpose::ReserveBat(granule) => self.bat_reserved(granule, &outcome),
+            Purpose::Clean(at) => self.cleaned(at, &outcome),
+            Purpose::Session => match outcome {
+                Outcome::Failed(error) => self.session_op_failed(&error),
+                _ => self.session_op_ended(),
+            },
+            _ => match outcome {
+                Outcome::Failed(error) => self.fail_disk(&format!("{purpose:?} failed: {error}")),
+                _ if self.failed.is_some() => {}
+                _ => self.durability_ended(purpose),
+            },
+        }
+    }
+
+    fn durability_ended(&mut self, purpose: Purpose) {
+        match purpose {
+            Purpose::RoundData => self.flush_data_done(),
+            Purpose::RoundSpace => self.round_space_done(),
+            Purpose::RoundLog => self.round_logged(),
+            Purpose::LogWrite => self.log_written(),
+            Purpose::Apply => self.applied(),
             _ => {}
         }
     }
@@ -156,18 +184,20 @@ impl Engine {
             for id in self.requests.take_blocked() {
                 self.step(id);
             }
+            self.reclaim();
+        }
+        if let Some(vhdx) = &mut self.vhdx {
+            vhdx.space.forget_full();
         }
         self.flush_kick();
+        self.map.set_attention(self.waits_for_workers());
     }
-}
 
-impl Engine {
-    fn session_flushes(&self) -> bool {
-        false
+    fn waits_for_workers(&self) -> bool {
+        let freed = self
+            .vhdx
+            .as_ref()
+            .is_some_and(|vhdx| vhdx.space.has_freed());
+        freed || !self.fence.is_open()
     }
-    fn round_begin(&mut self) {}
-    fn round_data_durable(&mut self) -> bool {
-        false
-    }
-    fn round_log(&mut self) {}
 }

@@ -12,7 +12,6 @@ pub(super) enum Purpose {
     Part {
         request: RequestId,
         generation: Generation,
-        write: bool,
     },
     /// Answers part of a status request.
     Holes { request: RequestId },
@@ -26,6 +25,8 @@ pub(super) enum Purpose {
     Clean(u64),
     /// The data flush of a flush round.
     RoundData,
+    /// The flush that frees log space in a flush round.
+    RoundSpace,
     /// Writes part of a log entry.
     LogWrite,
     /// The log flush of a flush round.
@@ -63,8 +64,8 @@ impl Ops {
         self.outstanding.remove(&id)
     }
 
-    /// Whether any of them is for something that `test` picks.
-    pub(super) fn any(&self, test: impl Fn(&Purpose) -> bool) -> bool {
-        self.outstanding.values().any(test)
+    /// Whether nothing is queued and nothing outstanding.
+    pub(super) fn is_idle(&self) -> bool {
+        self.outstanding.is_empty()
     }
 }

@@ -6,6 +6,9 @@ use super::{Engine, Extent, FileOpKind, Outcome, Request, RequestId};
 use crate::error::{Error, ErrorKind};
 use crate::units::FileOffset;
 
+/// A status request in more extents than this is answered up to there.
+const MOST_EXTENTS: usize = 4096;
+
 /// What became of one run of a request's bytes.
 pub(super) enum Run {
     /// They lie in the file.
@@ -37,10 +40,7 @@ impl Engine {
                 self.set_stage(id, Stage::Flushing);
                 self.flush_wait(id);
             }
-            Request::Park { .. } => {
-                self.set_stage(id, Stage::Flushing);
-                self.flush_wait(id);
-            }
+            Request::Park { mark } => self.park(id, mark),
             Request::Status { .. } | Request::Read { .. } => self.map_range(id),
             Request::Write { .. } | Request::WriteZeroes { .. } | Request::Discard { .. } => {
                 if self.fence.shuts_out(id) {
@@ -84,10 +84,10 @@ impl Engine {
             };
             let (request, cursor) = (active.request, active.cursor);
             let (offset, len) = request.range().unwrap_or((0, 0));
-            if cursor == len {
+            if cursor == len || active.extents.len() >= MOST_EXTENTS {
                 break;
             }
-            let moved = match self.run(id, &request, offset + cursor, len - cursor) {
+            let moved = match self.run_in_block(id, &request, offset + cursor, len - cursor) {
                 Run::Blocked => return,
                 Run::Failed(error) => {
                     if let Some(active) = self.requests.get_mut(id) {
@@ -105,13 +105,6 @@ impl Engine {
         }
         self.set_stage(id, Stage::Running);
         self.check_ended(id);
-    }
-
-    fn run(&mut self, _id: RequestId, _request: &Request, offset: u64, len: u64) -> Run {
-        Run::File {
-            at: FileOffset(offset),
-            len,
-        }
     }
 
     /// Operations for a run that lies in the file; `None` when the request must be alone first.
@@ -157,17 +150,17 @@ impl Engine {
                 keep: false,
             },
             Request::Status { .. } => {
+                // One at a time: the answer says how far to go on, and extents come in order.
                 self.count_op(id);
                 self.ops.push(
                     Purpose::Holes { request: id },
                     FileOpKind::Holes { at, len },
                 );
-                return Some(len);
+                return None;
             }
             Request::Flush | Request::Park { .. } => return Some(len),
         };
-        let write = request.changes();
-        self.push_part(id, write, kind);
+        self.push_part(id, kind);
         Some(len)
     }
 
@@ -176,7 +169,6 @@ impl Engine {
             Request::Read { .. } => {
                 self.push_part(
                     id,
-                    false,
                     FileOpKind::ZeroRequest {
                         request: id,
                         start,
@@ -200,14 +192,13 @@ impl Engine {
     }
 
     /// Hand out an operation for `id` that keeps the map's generation in use until it ends.
-    pub(super) fn push_part(&mut self, id: RequestId, write: bool, kind: FileOpKind) {
+    pub(super) fn push_part(&mut self, id: RequestId, kind: FileOpKind) {
         let generation = self.me.enter();
         self.count_op(id);
         self.ops.push(
             Purpose::Part {
                 request: id,
                 generation,
-                write,
             },
             kind,
         );
@@ -245,14 +236,20 @@ impl Engine {
     }
 
     pub(super) fn holes_ended(&mut self, id: RequestId, outcome: Outcome) {
-        if let Outcome::Holes(extents) = outcome {
-            for extent in extents {
-                self.push_extent(id, extent);
+        let Outcome::Holes(extents) = outcome else {
+            self.set_stage(id, Stage::Running);
+            return self.part_ended(id, outcome);
+        };
+        for extent in extents {
+            self.push_extent(id, extent);
+            if let Some(active) = self.requests.get_mut(id) {
+                active.cursor += extent.len;
             }
-            self.part_ended(id, Outcome::Done);
-        } else {
-            self.part_ended(id, outcome);
         }
+        if let Some(active) = self.requests.get_mut(id) {
+            active.outstanding -= 1;
+        }
+        self.step(id);
     }
 
     fn check_ended(&mut self, id: RequestId) {

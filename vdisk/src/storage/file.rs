@@ -170,4 +170,12 @@ impl Storage for FileStorage {
             Err(errno) => Err(errno.into()),
         }
     }
+
+    fn next_hole(&mut self, offset: u64) -> io::Result<u64> {
+        match rustix::fs::seek(&self.file, SeekFrom::Hole(offset)) {
+            Ok(at) => Ok(at),
+            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => Ok(self.len()?.max(offset)),
+            Err(errno) => Err(errno.into()),
+        }
+    }
 }

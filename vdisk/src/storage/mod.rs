@@ -43,4 +43,11 @@ pub trait Storage {
     ///
     /// Holes read as zero. A file system that does not tell answers `offset`.
     fn next_data(&mut self, offset: u64) -> io::Result<Option<u64>>;
+
+    /// The first byte at or after `offset` that lies in a hole or at the end of the file.
+    ///
+    /// A file system that does not tell answers the length of the file.
+    fn next_hole(&mut self, offset: u64) -> io::Result<u64> {
+        Ok(self.len()?.max(offset))
+    }
 }

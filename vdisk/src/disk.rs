@@ -1,0 +1,427 @@
+//! A disk with one user: blocking calls over any storage.
+//!
+//! For tools that read, write and convert images. A server drives the [`Engine`] itself, with many
+//! requests in flight.
+
+use std::path::Path;
+
+use crate::create::{CreateOptions, create};
+use crate::engine::{
+    Completion, Done, Engine, EngineOptions, Extent, FileOp, FileOpKind, ImageState, Mark, Outcome,
+    Request, RequestId,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::open::{Image, LoadOptions, load};
+use crate::space::SpaceMap;
+use crate::storage::{FileStorage, Storage};
+use crate::units::{GuestOffset, MIB};
+
+/// So many pieces of unused space are remembered for reuse.
+const MOST_UNUSED: usize = 1 << 16;
+
+/// What kind of image a file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// MS-VHDX.
+    Vhdx,
+    /// Byte n of the disk is byte n of the file.
+    Raw,
+}
+
+impl ImageFormat {
+    /// The format that a path's ending names: `.vhdx` and `.avhdx` are VHDX, all others raw.
+    ///
+    /// The content is never asked: the guest of a raw disk writes it and could make its disk appear
+    /// as an image that names other files.
+    #[must_use]
+    pub fn of_path(path: &Path) -> Self {
+        let ending = path
+            .extension()
+            .and_then(|ending| ending.to_str())
+            .unwrap_or_default();
+        match ending.to_ascii_lowercase().as_str() {
+            "vhdx" | "avhdx" => Self::Vhdx,
+            _ => Self::Raw,
+        }
+    }
+}
+
+/// How to open an image.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// Nothing is written, not even a replay of the log; others may read at the same time.
+    pub read_only: bool,
+    /// Open an image that is an incomplete target or has been handed over.
+    pub allow_marked: bool,
+    /// The format; `None` goes by the path's ending.
+    pub format: Option<ImageFormat>,
+    /// Ranges written must be multiples of this in the file; 1 unless the file is `O_DIRECT`.
+    pub alignment: u64,
+    /// Memory for pages of the BAT, in bytes.
+    pub cache: usize,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            allow_marked: false,
+            format: None,
+            alignment: 1,
+            cache: EngineOptions::default().cache,
+        }
+    }
+}
+
+/// Open the image in `storage` and make an engine for it.
+///
+/// `random` gives fresh random bits at each call.
+pub fn open_engine(
+    storage: &mut dyn Storage,
+    format: ImageFormat,
+    options: &OpenOptions,
+    random: &mut dyn FnMut() -> u128,
+) -> Result<Engine> {
+    open_engine_with(storage, format, options, random, |options| options)
+}
+
+/// As [`open_engine`], with a last word on how the engine is to work.
+pub fn open_engine_with(
+    storage: &mut dyn Storage,
+    format: ImageFormat,
+    options: &OpenOptions,
+    random: &mut dyn FnMut() -> u128,
+    tune: impl FnOnce(EngineOptions) -> EngineOptions,
+) -> Result<Engine> {
+    if format == ImageFormat::Raw {
+        let size = storage
+            .len()
+            .map_err(|error| Error::io("its length is not known", error))?;
+        return Ok(Engine::raw(size, options.alignment, options.read_only));
+    }
+    let seed = random();
+    let image = load(
+        storage,
+        LoadOptions {
+            writable: !options.read_only,
+            scan_bat: !options.read_only,
+            allow_marked: options.allow_marked,
+            random,
+        },
+    )?;
+    let state = image_state(storage, image)?;
+    let engine_options = EngineOptions {
+        read_only: options.read_only,
+        alignment: options.alignment,
+        cache: options.cache,
+        seed,
+        log_len: None,
+    };
+    Ok(Engine::vhdx(state, &tune(engine_options)))
+}
+
+/// Block-sized pieces of what the file holds and nothing names, the first ones last.
+fn unused(used: &SpaceMap, image: &Image, block: u64) -> Vec<u64> {
+    let runs = used.free_runs(image.end_of_used / MIB);
+    let pieces = |(first, count): (u64, u64)| {
+        (0..count * MIB / block).map(move |piece| first * MIB + piece * block)
+    };
+    let mut found: Vec<u64> = runs.flat_map(pieces).take(MOST_UNUSED).collect();
+    found.reverse();
+    found
+}
+
+fn image_state(storage: &mut dyn Storage, image: Image) -> Result<ImageState> {
+    let at = image.metadata_region.at.0;
+    let page = match image.overlay.get(&at) {
+        Some(page) => page.clone(),
+        None => {
+            let mut page = vec![0; 4096];
+            storage
+                .read_at(at, &mut page)
+                .map_err(|error| Error::io("the metadata can not be read", error).at(at))?;
+            page.into()
+        }
+    };
+    let block = u64::from(image.geometry.block_size());
+    let unused = image
+        .used
+        .as_ref()
+        .map_or_else(Vec::new, |used| unused(used, &image, block));
+    Ok(ImageState {
+        unused,
+        end_of_used: image.used.is_some().then_some(image.end_of_used),
+        header: image.header,
+        slot: image.slot,
+        geometry: image.geometry,
+        bat: image.bat,
+        metadata: image.metadata_region,
+        metadata_page: page,
+        mark: image.metadata.mark,
+        leave_allocated: image.metadata.leave_allocated,
+        file_len: image.file_len,
+        overlay: image.overlay,
+    })
+}
+
+/// Open and lock the image at `path`: its file and an engine for it.
+pub fn open_path(path: &Path, options: &OpenOptions) -> Result<(FileStorage, Engine)> {
+    let format = options.format.unwrap_or_else(|| ImageFormat::of_path(path));
+    let mut storage = FileStorage::open(path, !options.read_only)?;
+    if options.format.is_none() && format == ImageFormat::Raw {
+        refuse_disguised(&mut storage).map_err(|error| error.in_file(path))?;
+    }
+    let engine = open_engine(&mut storage, format, options, &mut random_bits)
+        .map_err(|error| error.in_file(path))?;
+    Ok((storage, engine))
+}
+
+/// A file that looks like VHDX and is not called so: somebody must say which it is.
+fn refuse_disguised(storage: &mut FileStorage) -> Result<()> {
+    let mut start = [0; 8];
+    storage
+        .read_at(0, &mut start)
+        .map_err(|error| Error::io("cannot be read", error))?;
+    if &start == b"vhdxfile" {
+        let what =
+            "its name says raw and its content says VHDX; say which it is with a format option";
+        return Err(Error::new(ErrorKind::InvalidArgument, what));
+    }
+    Ok(())
+}
+
+/// Random bits of the operating system.
+#[must_use]
+pub fn random_bits() -> u128 {
+    uuid::Uuid::new_v4().as_u128() ^ uuid::Uuid::new_v4().as_u128().rotate_left(64)
+}
+
+/// Create a VHDX image at `path`, which must not exist, and make it durable.
+pub fn create_file(path: &Path, options: CreateOptions<'_>) -> Result<()> {
+    let mut storage = FileStorage::create(path)?;
+    let made = create(&mut storage, options)
+        .map_err(|error| error.in_file(path))
+        .and_then(|()| {
+            storage
+                .sync_directory()
+                .map_err(|error| Error::io("its name can not be made durable", error).in_file(path))
+        });
+    if made.is_err() {
+        // Half an image serves nobody; that it can not be removed says less than why it was not made.
+        let _ = std::fs::remove_file(path);
+    }
+    made
+}
+
+/// The buffer of the request that runs.
+enum Buffer<'a> {
+    None,
+    In(&'a mut [u8]),
+    Out(&'a [u8]),
+}
+
+/// An open disk.
+pub struct Disk {
+    storage: Box<dyn Storage + Send>,
+    engine: Engine,
+}
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Disk")
+            .field("size", &self.size())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Disk {
+    /// Open and lock the image at `path`.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let (storage, engine) = open_path(path, options)?;
+        Ok(Self::new(Box::new(storage), engine))
+    }
+
+    /// A disk over a storage that has been opened with [`open_engine`].
+    #[must_use]
+    pub fn new(storage: Box<dyn Storage + Send>, engine: Engine) -> Self {
+        Self { storage, engine }
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.engine.map().size()
+    }
+
+    /// Fill `buffer` from `offset`.
+    pub fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let len = buffer.len() as u64;
+        self.run(
+            Request::Read {
+                offset: GuestOffset(offset),
+                len,
+            },
+            Buffer::In(buffer),
+        )
+        .map(|_| ())
+    }
+
+    /// Write `data` at `offset`. Durable after [`Disk::flush`].
+    pub fn write_at(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        let len = data.len() as u64;
+        let request = Request::Write {
+            offset: GuestOffset(offset),
+            len,
+            fua: false,
+        };
+        self.run(request, Buffer::Out(data)).map(|_| ())
+    }
+
+    /// Make a range read as zero and give its space back.
+    pub fn zero(&mut self, offset: u64, len: u64) -> Result<()> {
+        let offset = GuestOffset(offset);
+        let request = Request::WriteZeroes {
+            offset,
+            len,
+            fua: false,
+            unmap: true,
+        };
+        self.run(request, Buffer::None).map(|_| ())
+    }
+
+    /// The range is not needed any more.
+    pub fn discard(&mut self, offset: u64, len: u64) -> Result<()> {
+        let request = Request::Discard {
+            offset: GuestOffset(offset),
+            len,
+        };
+        self.run(request, Buffer::None).map(|_| ())
+    }
+
+    /// Make every change so far durable.
+    pub fn flush(&mut self) -> Result<()> {
+        self.run(Request::Flush, Buffer::None).map(|_| ())
+    }
+
+    /// Which parts of a range are allocated; covers at least one byte, may end before the range.
+    pub fn status(&mut self, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        let request = Request::Status {
+            offset: GuestOffset(offset),
+            len,
+        };
+        match self.run(request, Buffer::None)? {
+            Done::Extents(extents) => Ok(extents),
+            Done::Done => Ok(Vec::new()),
+        }
+    }
+
+    /// Leave the image as a cleanly closed one with `mark` in place.
+    pub fn park(&mut self, mark: Option<Mark>) -> Result<()> {
+        self.run(Request::Park { mark }, Buffer::None).map(|_| ())
+    }
+
+    /// Close the image cleanly. One that is dropped instead is as after a crash: replayed at the
+    /// next open, nothing flushed lost.
+    pub fn close(mut self) -> Result<()> {
+        if self.engine.map().read_only() {
+            return Ok(());
+        }
+        let mark = self.engine.mark();
+        self.park(mark)
+    }
+
+    fn run(&mut self, request: Request, mut buffer: Buffer<'_>) -> Result<Done> {
+        self.engine.submit(RequestId(0), request);
+        loop {
+            while let Some(op) = self.engine.next_op() {
+                let outcome =
+                    execute(&mut *self.storage, &op, &mut buffer).unwrap_or_else(Outcome::Failed);
+                self.engine.complete(op.id, outcome);
+            }
+            if let Some(Completion { result, .. }) = self.engine.next_completion() {
+                // What goes on without a request (a checkpoint, growth) is done while we are here.
+                self.settle();
+                return result;
+            }
+            if self.engine.is_idle() {
+                return Err(Error::new(
+                    ErrorKind::Failed,
+                    "the engine stopped without an answer",
+                ));
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        while let Some(op) = self.engine.next_op() {
+            let outcome =
+                execute(&mut *self.storage, &op, &mut Buffer::None).unwrap_or_else(Outcome::Failed);
+            self.engine.complete(op.id, outcome);
+        }
+    }
+}
+
+/// Carry out one operation with blocking calls.
+fn execute(
+    storage: &mut dyn Storage,
+    op: &FileOp,
+    buffer: &mut Buffer<'_>,
+) -> std::io::Result<Outcome> {
+    let range = |start: u64, len: u64| start as usize..(start + len) as usize;
+    match (&op.kind, buffer) {
+        (FileOpKind::Read { at, len }, _) => {
+            let mut data = vec![0; *len as usize];
+            storage.read_at(at.0, &mut data)?;
+            return Ok(Outcome::Data(data.into()));
+        }
+        (FileOpKind::Holes { at, len }, _) => {
+            return Ok(Outcome::Holes(holes(storage, at.0, *len)?));
+        }
+        (FileOpKind::Write { at, data }, _) => storage.write_at(at.0, data)?,
+        (FileOpKind::ReadRequest { start, at, len, .. }, Buffer::In(buffer)) => {
+            storage.read_at(at.0, &mut buffer[range(*start, *len)])?;
+        }
+        (FileOpKind::ZeroRequest { start, len, .. }, Buffer::In(buffer)) => {
+            buffer[range(*start, *len)].fill(0);
+        }
+        (
+            FileOpKind::WriteRequest { start, at, len, .. }
+            | FileOpKind::MergeRequest { start, at, len, .. },
+            Buffer::Out(data),
+        ) => storage.write_at(at.0, &data[range(*start, *len)])?,
+        (FileOpKind::Flush, _) => storage.flush()?,
+        (FileOpKind::SetLen { len }, _) => storage.set_len(*len)?,
+        (FileOpKind::Zero { at, len, keep }, _) => storage.zero(at.0, *len, *keep)?,
+        (FileOpKind::Reserve { at, len }, _) => storage.reserve(at.0, *len)?,
+        (kind, _) => panic!("{kind:?} names a buffer that its request does not have"),
+    }
+    Ok(Outcome::Done)
+}
+
+/// Data and holes of `len` bytes of a file from `at`, in runs.
+fn holes(storage: &mut dyn Storage, at: u64, len: u64) -> std::io::Result<Vec<Extent>> {
+    /// A range in more pieces than this is described up to there.
+    const MOST: usize = 4096;
+    let (mut extents, mut from, end) = (Vec::new(), at, at + len);
+    while from < end && extents.len() < MOST {
+        let data = storage.next_data(from)?.map_or(end, |data| data.min(end));
+        if data > from {
+            extents.push(Extent {
+                len: data - from,
+                allocated: false,
+                zero: true,
+            });
+        } else {
+            let hole = storage.next_hole(from)?.clamp(from + 1, end);
+            extents.push(Extent {
+                len: hole - from,
+                allocated: true,
+                zero: false,
+            });
+            from = hole;
+            continue;
+        }
+        from = data;
+    }
+    Ok(extents)
+}

@@ -1,0 +1,118 @@
+//! What each kind of request does to a block (MS-VHDX 2.5.1.1 has the states).
+
+use crate::engine::step::Run;
+use crate::engine::{Engine, Request, RequestId};
+use crate::units::FileOffset;
+
+use super::Vhdx;
+
+const ZERO: u64 = 2;
+const UNMAPPED: u64 = 3;
+const FULLY_PRESENT: u64 = 6;
+const OFFSET_MASK: u64 = !0xF_FFFF;
+
+impl Vhdx {
+    /// Whether `len` bytes at `offset` are all of a block, or all of the last one up to the end.
+    fn is_whole_block(&self, offset: u64, len: u64) -> bool {
+        offset.is_multiple_of(self.layout.block_size)
+            && (len == self.layout.block_size
+                || offset + len == self.layout.geometry.virtual_size())
+    }
+}
+
+impl Engine {
+    /// The longest run of `len` bytes at `offset` inside one block, made ready for `request`.
+    pub(in crate::engine) fn run_in_block(
+        &mut self,
+        id: RequestId,
+        request: &Request,
+        offset: u64,
+        len: u64,
+    ) -> Run {
+        let Some(vhdx) = &self.vhdx else {
+            return Run::File {
+                at: FileOffset(offset),
+                len,
+            };
+        };
+        let within = offset % vhdx.layout.block_size;
+        let len = len.min(vhdx.layout.block_size - within);
+        let index = self.map.bat_index(offset / vhdx.layout.block_size);
+        if request.changes() {
+            if let Some(error) = vhdx.space.full() {
+                return Run::Failed(error);
+            }
+            if !self.session_open(id) {
+                return Run::Blocked;
+            }
+        }
+        let entry = match self.entry_or_load(id, index) {
+            Ok(entry) => entry,
+            Err(run) => return run,
+        };
+        let present = entry & 7 == FULLY_PRESENT;
+        let in_file = |entry: u64| Run::File {
+            at: FileOffset((entry & OFFSET_MASK) + within),
+            len,
+        };
+        match request {
+            Request::Write { .. } | Request::WriteZeroes { unmap: false, .. } if !present => {
+                match self.allocate(id, index) {
+                    Ok(entry) => in_file(entry),
+                    Err(run) => run,
+                }
+            }
+            Request::WriteZeroes { .. } | Request::Discard { .. } if present => {
+                self.zero_block(id, request, (offset, len), (index, entry))
+            }
+            _ if present => in_file(entry),
+            _ => Run::Zero { len },
+        }
+    }
+
+    /// Give the absent block of entry `index` space; its new entry.
+    fn allocate(&mut self, id: RequestId, index: u64) -> Result<u64, Run> {
+        if !self.ready_to_change(id, index) {
+            return Err(Run::Blocked);
+        }
+        let Some(at) = self.take_space() else {
+            self.requests.block(id);
+            return Err(Run::Blocked);
+        };
+        let entry = at | FULLY_PRESENT;
+        self.change_entry(index, entry);
+        Ok(entry)
+    }
+
+    /// Zero or discard part or all of a present block.
+    fn zero_block(
+        &mut self,
+        id: RequestId,
+        request: &Request,
+        (offset, len): (u64, u64),
+        (index, entry): (u64, u64),
+    ) -> Run {
+        let Some(vhdx) = &self.vhdx else {
+            return Run::Blocked;
+        };
+        let at = FileOffset((entry & OFFSET_MASK) + offset % vhdx.layout.block_size);
+        let discard = matches!(request, Request::Discard { .. });
+        let unmap = discard || matches!(request, Request::WriteZeroes { unmap: true, .. });
+        if vhdx.layout.leave_allocated {
+            return if discard {
+                Run::Zero { len }
+            } else {
+                Run::File { at, len }
+            };
+        }
+        if !unmap || !vhdx.is_whole_block(offset, len) {
+            return Run::File { at, len };
+        }
+        if !self.ready_to_change(id, index) {
+            return Run::Blocked;
+        }
+        self.change_entry(index, if discard { UNMAPPED } else { ZERO });
+        self.free_space(entry & OFFSET_MASK);
+        Run::Zero { len }
+    }
+}

@@ -1,0 +1,366 @@
+//! The log: pending pages become entries, entries become durable, pages reach their places later.
+//!
+//! An entry's space may be written over only when its pages are durable in their places. That costs
+//! no flush of its own: pages written before a flush begins are durable when it ends, so the flush
+//! of the next round moves the tail (MS-VHDX 2.3.3 says what the tail means).
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+
+use super::PAGE;
+use crate::engine::flush::Phase;
+use crate::engine::ops::Purpose;
+use crate::engine::{Engine, FileOpKind};
+use crate::format::Guid;
+use crate::format::log::{EntryPlan, encode_entry, entry_len};
+use crate::units::{FileOffset, MIB};
+
+/// Pages in one entry at most; more make several entries.
+const ENTRY_PAGES: usize = 1000;
+
+/// Applied pages in flight at once, in writes.
+const APPLY_WRITES: usize = 32;
+
+/// Bytes of adjoining pages written at once.
+const APPLY_RUN: usize = 256 << 10;
+
+/// An entry whose space is in use.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    at: u64,
+    len: u64,
+    sequence: u64,
+}
+
+/// How far logged pages have come to their places.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Checkpoint {
+    #[default]
+    Idle,
+    /// Being written; those logged up to this sequence number.
+    Writing(u64),
+    /// Written; durable with the next flush that begins.
+    Written(u64),
+    /// The flush that makes them durable has begun.
+    Flushing(u64),
+}
+
+/// The log of one image during one session.
+#[derive(Debug)]
+pub(in crate::engine) struct Log {
+    pub(super) at: u64,
+    pub(super) len: u64,
+    guid: Guid,
+    next_sequence: u64,
+    head: u64,
+    entries: VecDeque<Entry>,
+    /// Pages that the log holds and their places do not: newest image and its entry.
+    unapplied: BTreeMap<u64, (u64, Bytes)>,
+    /// Writes of a checkpoint that have not been handed out.
+    to_apply: Vec<(u64, Bytes)>,
+    applying: usize,
+    checkpoint: Checkpoint,
+    round: Round,
+}
+
+/// What a flush round carries through the log.
+#[derive(Debug, Default)]
+struct Round {
+    /// Copies of pages, by their places, made when the round began.
+    pages: Vec<(u64, Bytes)>,
+    /// Length of the file when the round began.
+    file_len: u64,
+    writes: usize,
+    /// Each page's entry.
+    logged: Vec<(u64, Vec<(u64, Bytes)>)>,
+}
+
+/// Length a log shall have for a BAT of `bat_pages`: eight times the BAT, so that pages are logged
+/// several times before they must be written to their places; 1 MiB to 64 MiB, never shorter than it is.
+pub(super) fn wanted_len(bat_pages: u64, asked: Option<u32>, now: u32) -> u64 {
+    let rule = (bat_pages * PAGE * 8)
+        .next_power_of_two()
+        .clamp(MIB, 64 * MIB);
+    let asked = asked.map_or(rule, |len| u64::from(len).clamp(MIB, 64 * MIB));
+    asked.next_multiple_of(MIB).max(u64::from(now))
+}
+
+impl Log {
+    pub(super) fn new(len: u64) -> Self {
+        Self {
+            at: 0,
+            len,
+            guid: Guid::ZERO,
+            next_sequence: 1,
+            head: 0,
+            entries: VecDeque::new(),
+            unapplied: BTreeMap::new(),
+            to_apply: Vec::new(),
+            applying: 0,
+            checkpoint: Checkpoint::Idle,
+            round: Round::default(),
+        }
+    }
+
+    /// Begin a session: an empty log at `at`, whose entries carry `guid`.
+    pub(super) fn begin(&mut self, at: u64, guid: Guid) {
+        *self = Self {
+            at,
+            guid,
+            ..Self::new(self.len)
+        };
+    }
+
+    /// Whether the log holds something for the page at `at` that its place does not.
+    pub(super) fn holds_page(&self, at: u64) -> bool {
+        self.unapplied.contains_key(&at)
+    }
+
+    /// Whether every page is in its place.
+    pub(super) fn all_applied(&self) -> bool {
+        self.unapplied.is_empty()
+    }
+
+    fn used(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.len).sum()
+    }
+
+    /// Encode an entry with `pages`, and take its space.
+    pub(super) fn append(
+        &mut self,
+        pages: &[(u64, Bytes)],
+        flushed_file_offset: u64,
+        last_file_offset: u64,
+    ) -> Vec<(FileOffset, Bytes)> {
+        let sequence = self.next_sequence;
+        let places: Vec<_> = pages
+            .iter()
+            .map(|(at, page)| (FileOffset(*at), page.clone()))
+            .collect();
+        let bytes = encode_entry(&EntryPlan {
+            log_guid: self.guid,
+            sequence,
+            tail: self.entries.front().map_or(self.head, |entry| entry.at) as u32,
+            flushed_file_offset,
+            last_file_offset,
+            pages: &places,
+        });
+        let len = bytes.len() as u64;
+        assert!(
+            self.used() + len + PAGE <= self.len,
+            "a log entry over entries still needed"
+        );
+        self.entries.push_back(Entry {
+            at: self.head,
+            len,
+            sequence,
+        });
+        let mut bytes = Bytes::from(bytes);
+        let first = bytes.split_to(len.min(self.len - self.head) as usize);
+        let mut writes = vec![(FileOffset(self.at + self.head), first)];
+        if !bytes.is_empty() {
+            writes.push((FileOffset(self.at), bytes));
+        }
+        self.head = (self.head + len) % self.len;
+        self.next_sequence += 1;
+        writes
+    }
+
+    /// A flush begins: what a checkpoint has written is durable when it ends.
+    fn flush_begins(&mut self) {
+        if let Checkpoint::Written(sequence) = self.checkpoint {
+            self.checkpoint = Checkpoint::Flushing(sequence);
+        }
+    }
+
+    /// The flush ended: entries whose pages are durable in their places give their space back.
+    fn flush_ended(&mut self) {
+        if let Checkpoint::Flushing(sequence) = self.checkpoint {
+            self.checkpoint = Checkpoint::Idle;
+            while self
+                .entries
+                .front()
+                .is_some_and(|entry| entry.sequence <= sequence)
+            {
+                self.entries.pop_front();
+            }
+        }
+    }
+
+    fn room_for_round(&self) -> bool {
+        let need: u64 = self
+            .round
+            .pages
+            .chunks(ENTRY_PAGES)
+            .map(|pages| entry_len(pages.len()) as u64)
+            .sum();
+        self.used() + need + PAGE <= self.len
+    }
+
+    /// What the next checkpoint writes: runs of adjoining pages.
+    fn runs(&self) -> Vec<(u64, Bytes)> {
+        let mut runs: Vec<(u64, BytesMut)> = Vec::new();
+        for (at, (_, page)) in &self.unapplied {
+            match runs.last_mut() {
+                Some((start, run)) if *start + run.len() as u64 == *at && run.len() < APPLY_RUN => {
+                    run.extend_from_slice(page);
+                }
+                _ => runs.push((*at, BytesMut::from(&page[..]))),
+            }
+        }
+        runs.into_iter()
+            .rev()
+            .map(|(at, run)| (at, run.freeze()))
+            .collect()
+    }
+}
+
+impl Engine {
+    /// A flush round begins: copy what is pending now.
+    pub(in crate::engine) fn round_begin(&mut self) {
+        let mut pages = self.take_pending();
+        let extra = self.take_metadata_page();
+        let Some(vhdx) = &mut self.vhdx else { return };
+        pages.extend(extra);
+        vhdx.log.flush_begins();
+        vhdx.log.round = Round {
+            pages,
+            file_len: vhdx.space.file_len(),
+            ..Round::default()
+        };
+    }
+
+    /// The data flush ended. Whether there is something to log.
+    pub(in crate::engine) fn round_data_durable(&mut self) -> bool {
+        let Some(vhdx) = &mut self.vhdx else {
+            return false;
+        };
+        vhdx.log.flush_ended();
+        vhdx.space.set_durable_len(vhdx.log.round.file_len);
+        !vhdx.log.round.pages.is_empty()
+    }
+
+    /// Write the round's entries, or make room for them first.
+    pub(in crate::engine) fn round_log(&mut self) {
+        let Some(vhdx) = &mut self.vhdx else { return };
+        if !vhdx.log.room_for_round() {
+            match vhdx.log.checkpoint {
+                Checkpoint::Written(_) => {
+                    vhdx.log.flush_begins();
+                    self.ops.push(Purpose::RoundSpace, FileOpKind::Flush);
+                }
+                Checkpoint::Idle => self.checkpoint_begin(),
+                Checkpoint::Writing(_) | Checkpoint::Flushing(_) => {}
+            }
+            return;
+        }
+        let (flushed, last) = (vhdx.space.durable_len(), vhdx.space.end_of_used());
+        let pages = std::mem::take(&mut vhdx.log.round.pages);
+        for chunk in pages.chunks(ENTRY_PAGES) {
+            let sequence = vhdx.log.next_sequence;
+            for (at, data) in vhdx.log.append(chunk, flushed, last) {
+                vhdx.log.round.writes += 1;
+                self.ops
+                    .push(Purpose::LogWrite, FileOpKind::Write { at, data });
+            }
+            vhdx.log.round.logged.push((sequence, chunk.to_vec()));
+        }
+        self.flusher.phase = Phase::Log;
+    }
+
+    /// The flush that frees log space ended.
+    pub(in crate::engine) fn round_space_done(&mut self) {
+        if let Some(vhdx) = &mut self.vhdx {
+            vhdx.log.flush_ended();
+        }
+        self.round_log();
+    }
+
+    pub(in crate::engine) fn log_written(&mut self) {
+        let Some(vhdx) = &mut self.vhdx else { return };
+        vhdx.log.round.writes -= 1;
+        if vhdx.log.round.writes == 0 {
+            self.flusher.phase = Phase::LogFlush;
+            vhdx.log.flush_begins();
+            self.ops.push(Purpose::RoundLog, FileOpKind::Flush);
+        }
+    }
+
+    /// The round's entries are durable.
+    pub(in crate::engine) fn round_logged(&mut self) {
+        let Some(vhdx) = &mut self.vhdx else { return };
+        vhdx.log.flush_ended();
+        for (sequence, pages) in std::mem::take(&mut vhdx.log.round.logged) {
+            for (at, page) in pages {
+                vhdx.log.unapplied.insert(at, (sequence, page));
+            }
+        }
+        vhdx.pages.in_round.clear();
+        if vhdx.pages.pending.is_empty() {
+            self.map.set_unpublished(false);
+        }
+        if vhdx.log.used() * 2 > vhdx.log.len {
+            self.checkpoint_begin();
+        }
+        self.flush_round_done();
+    }
+
+    /// Begin to write logged pages to their places, unless that is under way.
+    pub(super) fn checkpoint_begin(&mut self) {
+        let Some(vhdx) = &mut self.vhdx else { return };
+        if vhdx.log.checkpoint != Checkpoint::Idle || vhdx.log.unapplied.is_empty() {
+            return;
+        }
+        let newest = vhdx
+            .log
+            .unapplied
+            .values()
+            .map(|(sequence, _)| *sequence)
+            .max();
+        vhdx.log.checkpoint = Checkpoint::Writing(newest.unwrap_or(0));
+        vhdx.log.to_apply = vhdx.log.runs();
+        self.apply_more();
+    }
+
+    fn apply_more(&mut self) {
+        let Some(vhdx) = &mut self.vhdx else { return };
+        while vhdx.log.applying < APPLY_WRITES
+            && let Some((at, data)) = vhdx.log.to_apply.pop()
+        {
+            vhdx.log.applying += 1;
+            self.ops.push(
+                Purpose::Apply,
+                FileOpKind::Write {
+                    at: FileOffset(at),
+                    data,
+                },
+            );
+        }
+    }
+
+    pub(in crate::engine) fn applied(&mut self) {
+        self.apply_more_after_one();
+        let Some(vhdx) = &mut self.vhdx else { return };
+        let Checkpoint::Writing(sequence) = vhdx.log.checkpoint else {
+            return;
+        };
+        if vhdx.log.applying != 0 {
+            return;
+        }
+        vhdx.log.unapplied.retain(|_, (of, _)| *of > sequence);
+        vhdx.log.checkpoint = Checkpoint::Written(sequence);
+        self.wake = true;
+        if self.flusher.phase == Phase::Space {
+            self.round_log();
+        }
+        self.session_go_on();
+    }
+
+    fn apply_more_after_one(&mut self) {
+        if let Some(vhdx) = &mut self.vhdx {
+            vhdx.log.applying -= 1;
+        }
+        self.apply_more();
+    }
+}

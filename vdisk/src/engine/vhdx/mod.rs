@@ -1,0 +1,182 @@
+//! The part of the engine that knows VHDX: allocation, publication through the log, sessions.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`pages`] | which pages of the BAT are in memory, which are pending |
+//! | [`space`] | where a new block goes, when freed space may be used again |
+//! | [`log`] | what the log holds, when it may be overwritten (MS-VHDX 2.3) |
+//! | [`session`] | the headers: opening a session at the first change, parking it (MS-VHDX 2.2.2) |
+//! | [`blocks`] | what each kind of request does to a block |
+
+mod blocks;
+mod log;
+mod pages;
+mod session;
+mod space;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use self::log::Log;
+use self::pages::Pages;
+use self::session::Session;
+use self::space::Space;
+use super::{BlockMap, Engine, MapShape, Mark, PAGE_ENTRIES};
+use crate::format::header::Slot;
+use crate::format::{Geometry, Guid, Header, Region};
+
+/// Bytes of a BAT page.
+pub(super) const PAGE: u64 = 4096;
+
+/// What opening an image found out, as far as the engine needs it.
+#[derive(Clone, Debug)]
+pub struct ImageState {
+    /// The current header.
+    pub header: Header,
+    /// Where it was read from.
+    pub slot: Slot,
+    /// Block size, sector size, virtual size.
+    pub geometry: Geometry,
+    /// Where the BAT lies.
+    pub bat: Region,
+    /// Where the metadata lies.
+    pub metadata: Region,
+    /// The first page of the metadata table.
+    pub metadata_page: Bytes,
+    /// The mark that is in place.
+    pub mark: Option<Mark>,
+    /// Whether blocks keep their space (a fixed disk).
+    pub leave_allocated: bool,
+    /// Length of the file in bytes.
+    pub file_len: u64,
+    /// End of the last object in the file, if the whole BAT was read to find it.
+    pub end_of_used: Option<u64>,
+    /// Space inside the file that nothing names, one block each; what it holds is another's old data.
+    pub unused: Vec<u64>,
+    /// Pages that a replay in memory has changed, by their offset in the file (read-only opens).
+    pub overlay: BTreeMap<u64, Bytes>,
+}
+
+/// How an engine is to work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Nothing may be written.
+    pub read_only: bool,
+    /// Ranges written must be multiples of this in the file, a power of two; 1 if any may.
+    pub alignment: u64,
+    /// Memory for pages of the BAT, in bytes.
+    pub cache: usize,
+    /// Random bits, fresh for each engine: the GUIDs of its sessions come from them.
+    pub seed: u128,
+    /// Length the log shall at least have, in bytes; `None` chooses by the size of the BAT.
+    pub log_len: Option<u32>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            alignment: 1,
+            cache: 64 << 20,
+            seed: 0,
+            log_len: None,
+        }
+    }
+}
+
+/// What a VHDX disk has beyond a raw one.
+#[derive(Debug)]
+pub(super) struct Vhdx {
+    layout: Layout,
+    pub(super) pages: Pages,
+    pub(super) space: Space,
+    pub(super) log: Log,
+    session: Session,
+}
+
+/// What does not change while the image is open, but for the mark.
+#[derive(Debug)]
+pub(super) struct Layout {
+    geometry: Geometry,
+    block_size: u64,
+    bat: Region,
+    metadata: Region,
+    metadata_page: Bytes,
+    mark: Option<Mark>,
+    leave_allocated: bool,
+    overlay: BTreeMap<u64, Bytes>,
+}
+
+impl Engine {
+    /// An engine for an opened VHDX image.
+    #[must_use]
+    pub fn vhdx(image: ImageState, options: &EngineOptions) -> Self {
+        let geometry = image.geometry;
+        let block_size = u64::from(geometry.block_size());
+        let shape = MapShape {
+            size: geometry.virtual_size(),
+            block_shift: Some(block_size.trailing_zeros()),
+            chunk_shift: geometry.chunk_ratio().trailing_zeros(),
+            alignment: options.alignment,
+            read_only: options.read_only,
+        };
+        let entries = geometry.bat_entries();
+        let frames = (options.cache / PAGE as usize).max(2);
+        let map = Arc::new(BlockMap::new(shape, entries, frames));
+        let bat_pages = entries.div_ceil(PAGE_ENTRIES as u64);
+        let log_len = log::wanted_len(bat_pages, options.log_len, image.header.log_len);
+        let limit = pages::pending_limit(&map, log_len);
+        let vhdx = Vhdx {
+            pages: Pages::new(map.frame_count(), limit),
+            space: Space::new(block_size, image.file_len, image.end_of_used, image.unused),
+            log: Log::new(log_len),
+            session: Session::new(image.header, image.slot, options.seed),
+            layout: Layout {
+                geometry,
+                block_size,
+                bat: image.bat,
+                metadata: image.metadata,
+                metadata_page: image.metadata_page,
+                mark: image.mark,
+                leave_allocated: image.leave_allocated,
+                overlay: image.overlay,
+            },
+        };
+        Self::over(map, Some(Box::new(vhdx)))
+    }
+
+    /// The mark that is in the image, if it is one that can carry one.
+    #[must_use]
+    pub fn mark(&self) -> Option<Mark> {
+        self.vhdx.as_ref().and_then(|vhdx| vhdx.layout.mark)
+    }
+}
+
+/// GUIDs from a seed: a counter through a mixer whose every output bit depends on every input bit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GuidSource {
+    state: u128,
+}
+
+impl GuidSource {
+    pub(super) fn new(seed: u128) -> Self {
+        Self { state: seed }
+    }
+
+    pub(super) fn next(&mut self) -> Guid {
+        self.state = self
+            .state
+            .wrapping_add(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835);
+        let high = mix((self.state >> 64) as u64 ^ mix(self.state as u64));
+        let low = mix(high ^ self.state as u64);
+        Guid::from_random(u128::from(high) << 64 | u128::from(low))
+    }
+}
+
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}

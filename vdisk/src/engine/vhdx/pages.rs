@@ -1,0 +1,281 @@
+//! Which pages of the BAT are in memory, and which have changes that the log does not hold yet.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use lru::LruCache;
+
+use super::{PAGE, Vhdx};
+use crate::engine::ops::Purpose;
+use crate::engine::step::Run;
+use crate::engine::{BlockMap, Engine, FileOpKind, Outcome, PAGE_ENTRIES, RequestId};
+use crate::error::Error;
+use crate::format::bat::Slot as BatSlot;
+use crate::format::{BatEntry, BlockState};
+use crate::units::{BatIndex, FileOffset};
+
+/// Host space of the BAT is reserved in pieces of this many bytes before an entry in them is set.
+const GRANULE: u64 = 256 << 10;
+
+/// More pending pages than this are not let up, whatever the size of the log.
+const MOST_PENDING: usize = 2048;
+
+/// The pages of one BAT.
+#[derive(Debug)]
+pub(in crate::engine) struct Pages {
+    /// Pages in memory, least recently used first, each with its frame.
+    lru: LruCache<u64, usize>,
+    /// Frames never used.
+    unused: Vec<usize>,
+    loading: BTreeSet<u64>,
+    /// Pages that can not be used, and why.
+    bad: BTreeMap<u64, String>,
+    /// Pages with changes that no flush round has taken.
+    pub(super) pending: BTreeSet<u64>,
+    /// Pages of the round that runs.
+    pub(super) in_round: BTreeSet<u64>,
+    /// How many pending pages a round can carry.
+    limit: usize,
+    reserved: BTreeSet<u64>,
+    reserving: BTreeSet<u64>,
+}
+
+/// How many pages may be pending so that a round fits a third of a log of `log_len` bytes, and so
+/// that pages can still be evicted.
+pub(super) fn pending_limit(map: &BlockMap, log_len: u64) -> usize {
+    let sectors = (log_len / PAGE) as usize;
+    let by_log = (sectors / 3 * 120 / 128).saturating_sub(2);
+    let by_frames = match map.frame_count() as u64 >= map.page_count() {
+        true => usize::MAX,
+        false => map.frame_count() / 4,
+    };
+    by_log.min(by_frames).clamp(1, MOST_PENDING)
+}
+
+impl Pages {
+    pub(super) fn new(frames: usize, limit: usize) -> Self {
+        Self {
+            lru: LruCache::unbounded(),
+            unused: (0..frames).rev().collect(),
+            loading: BTreeSet::new(),
+            bad: BTreeMap::new(),
+            pending: BTreeSet::new(),
+            in_round: BTreeSet::new(),
+            limit,
+            reserved: BTreeSet::new(),
+            reserving: BTreeSet::new(),
+        }
+    }
+}
+
+impl Vhdx {
+    /// Whether memory holds something of `page` that its place in the file does not.
+    fn pinned(&self, page: u64) -> bool {
+        self.pages.pending.contains(&page)
+            || self.pages.in_round.contains(&page)
+            || self.log.holds_page(self.page_at(page).0)
+    }
+
+    /// Where `page` lies in the file.
+    pub(super) fn page_at(&self, page: u64) -> FileOffset {
+        FileOffset(self.layout.bat.at.0 + page * PAGE)
+    }
+
+    /// A frame for another page: one never used, or the least recently used that can be spared.
+    fn spare_frame(&mut self, map: &BlockMap) -> Option<usize> {
+        if let Some(frame) = self.pages.unused.pop() {
+            return Some(frame);
+        }
+        for _ in 0..2 * self.pages.lru.len() {
+            let (page, frame) = self.pages.lru.pop_lru()?;
+            if !self.pinned(page) && !map.take_referenced(page) {
+                return Some(frame);
+            }
+            self.pages.lru.push(page, frame);
+        }
+        None
+    }
+
+    /// Check a page that was read, and give its entries.
+    fn decode_page(&self, page: u64, data: &[u8]) -> Result<Vec<u64>, Error> {
+        let mut entries = Vec::with_capacity(PAGE_ENTRIES);
+        for (slot, bytes) in data.chunks_exact(8).enumerate() {
+            let raw = bytes.try_into().map_or(0, u64::from_le_bytes);
+            if raw != 0 {
+                let index = page * PAGE_ENTRIES as u64 + slot as u64;
+                self.check_entry(index, raw)
+                    .map_err(|error| error.at(self.page_at(page).0 + slot as u64 * 8))?;
+            }
+            entries.push(raw);
+        }
+        Ok(entries)
+    }
+
+    fn check_entry(&self, index: u64, raw: u64) -> Result<(), Error> {
+        let BatSlot::Payload(_) = self.layout.geometry.classify(BatIndex(index)) else {
+            return Ok(());
+        };
+        let entry = BatEntry::decode(raw)?;
+        match entry.state {
+            BlockState::PartiallyPresent => Err(Error::corrupt(format!(
+                "BAT entry {index} is partially present in a disk without a parent"
+            ))),
+            BlockState::FullyPresent
+                if entry.offset.0 < crate::units::MIB
+                    || entry.offset.0 >= self.space.file_len() =>
+            {
+                Err(Error::corrupt(format!(
+                    "BAT entry {index} places its block at {}, outside the file of {} bytes",
+                    entry.offset,
+                    self.space.file_len()
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Engine {
+    /// The entry `index`, or what its reader must do instead.
+    pub(super) fn entry_or_load(&mut self, id: RequestId, index: u64) -> Result<u64, Run> {
+        if let Some(entry) = self.map.entry(index) {
+            return Ok(entry);
+        }
+        let page = index / PAGE_ENTRIES as u64;
+        let Some(vhdx) = &mut self.vhdx else {
+            return Err(Run::Blocked);
+        };
+        if let Some(why) = vhdx.pages.bad.get(&page) {
+            return Err(Run::Failed(Error::corrupt(why.clone())));
+        }
+        self.requests.block(id);
+        if vhdx.pages.loading.insert(page) {
+            let (at, len) = (vhdx.page_at(page), PAGE as u32);
+            self.ops
+                .push(Purpose::LoadPage(page), FileOpKind::Read { at, len });
+        }
+        Err(Run::Blocked)
+    }
+
+    pub(in crate::engine) fn page_loaded(&mut self, page: u64, outcome: Outcome) {
+        let Some(vhdx) = &mut self.vhdx else { return };
+        vhdx.pages.loading.remove(&page);
+        self.wake = true;
+        let data = match outcome {
+            Outcome::Data(data) if data.len() == PAGE as usize => data,
+            Outcome::Failed(error) => {
+                vhdx.pages
+                    .bad
+                    .insert(page, format!("a page of the BAT can not be read: {error}"));
+                return;
+            }
+            _ => {
+                vhdx.pages
+                    .bad
+                    .insert(page, "a page of the BAT was read in part".into());
+                return;
+            }
+        };
+        let data = vhdx
+            .layout
+            .overlay
+            .get(&vhdx.page_at(page).0)
+            .cloned()
+            .unwrap_or(data);
+        match vhdx.decode_page(page, &data) {
+            Ok(entries) => match vhdx.spare_frame(&self.map) {
+                Some(frame) => {
+                    self.map.install(frame, page, &entries);
+                    vhdx.pages.lru.push(page, frame);
+                }
+                // Every page is pinned: publish, and let whoever wants this one ask again.
+                None => self.unpin(),
+            },
+            Err(error) => {
+                vhdx.pages.bad.insert(page, error.to_string());
+            }
+        }
+    }
+
+    /// Have pages published and written to their places, so that they can be evicted.
+    fn unpin(&mut self) {
+        self.flusher.wanted = true;
+        self.checkpoint_begin();
+    }
+
+    /// Get ready to change entry `index`, whose page is in memory: room in the next flush round and
+    /// host space for the page. `false`: `id` is blocked until there is.
+    pub(super) fn ready_to_change(&mut self, id: RequestId, index: u64) -> bool {
+        let page = index / PAGE_ENTRIES as u64;
+        let Some(vhdx) = &mut self.vhdx else {
+            return false;
+        };
+        let pages = &mut vhdx.pages;
+        if pages.pending.len() >= pages.limit && !pages.pending.contains(&page) {
+            self.flusher.wanted = true;
+            self.requests.block(id);
+            return false;
+        }
+        let granule = page * PAGE / GRANULE;
+        if !pages.reserved.contains(&granule) {
+            self.requests.block(id);
+            if pages.reserving.insert(granule) {
+                let at = granule * GRANULE;
+                let len = GRANULE.min(u64::from(vhdx.layout.bat.len) - at);
+                let at = FileOffset(vhdx.layout.bat.at.0 + at);
+                self.ops.push(
+                    Purpose::ReserveBat(granule),
+                    FileOpKind::Reserve { at, len },
+                );
+            }
+            return false;
+        }
+        true
+    }
+
+    pub(in crate::engine) fn bat_reserved(&mut self, granule: u64, outcome: &Outcome) {
+        let Some(vhdx) = &mut self.vhdx else { return };
+        vhdx.pages.reserving.remove(&granule);
+        match outcome {
+            Outcome::Failed(error) => vhdx.space.set_full(error),
+            _ => {
+                vhdx.pages.reserved.insert(granule);
+            }
+        }
+        self.wake = true;
+    }
+
+    /// Change entry `index`; the change is pending from now on.
+    pub(super) fn change_entry(&mut self, index: u64, value: u64) {
+        let page = index / PAGE_ENTRIES as u64;
+        let Some(vhdx) = &mut self.vhdx else { return };
+        // Before the change can be seen: whoever sees it and flushes must come to the engine.
+        self.map.set_unpublished(true);
+        vhdx.pages.pending.insert(page);
+        vhdx.pages.lru.promote(&page);
+        self.map.set_entry(index, value);
+        if vhdx.pages.pending.len() * 2 > vhdx.pages.limit {
+            self.flusher.wanted = true;
+        }
+    }
+
+    /// Copies of all pending pages; they are pending no more, and belong to the round that begins.
+    pub(super) fn take_pending(&mut self) -> Vec<(u64, Bytes)> {
+        let Some(vhdx) = &mut self.vhdx else {
+            return Vec::new();
+        };
+        vhdx.pages.in_round = std::mem::take(&mut vhdx.pages.pending);
+        let copy = |page: &u64| {
+            let entries = self
+                .map
+                .page_entries(*page)
+                .expect("a pending page is pinned");
+            let mut bytes = BytesMut::with_capacity(PAGE as usize);
+            for entry in entries {
+                bytes.put_u64_le(entry);
+            }
+            (vhdx.page_at(*page).0, bytes.freeze())
+        };
+        vhdx.pages.in_round.iter().map(copy).collect()
+    }
+}

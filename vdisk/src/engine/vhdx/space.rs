@@ -1,0 +1,258 @@
+//! Where a new block goes, and when the space of a freed one may be used again.
+//!
+//! Space is *fresh* once: when it was added beyond the old end of the file in this session. Freed
+//! space becomes *clean* again after (1) the BAT entry that named it no longer is durable, (2) every
+//! worker is past the generation in which it did, (3) it was made to read as zero. That this zeroing
+//! is durable before another entry names the space follows from the flush round: its data flush
+//! comes after the pages were copied and before they are logged.
+
+use std::collections::BTreeSet;
+
+use crate::engine::map::Generation;
+use crate::engine::ops::Purpose;
+use crate::engine::{BlockMap, Engine, FileOpKind, Outcome};
+use crate::error::Error;
+use crate::units::{FileOffset, MIB};
+
+/// The file grows by at least this many bytes at a time.
+const LEAST_GROWTH: u64 = 64 * MIB;
+
+/// The file grows by at most this many bytes at a time, unless one block needs more.
+const MOST_GROWTH: u64 = 1024 * MIB;
+
+/// So many pieces of unclean space are zeroed at a time.
+const CLEANED_AHEAD: usize = 8;
+
+/// Freed space on its way to being clean.
+#[derive(Clone, Copy, Debug)]
+struct Freed {
+    at: u64,
+    /// The flush round that makes its freeing durable.
+    round: u64,
+    generation: Generation,
+}
+
+/// The space of one file.
+#[derive(Debug)]
+pub(in crate::engine) struct Space {
+    block_size: u64,
+    file_len: u64,
+    /// The length that a completed flush covered.
+    durable_len: u64,
+    /// End of what is in use, as far as known; beyond it lies fresh space up to `file_len`.
+    next: u64,
+    /// Whether what lies beyond `next` may be cut off when a session opens.
+    next_is_exact: bool,
+    growing: bool,
+    /// The least length that growing must reach.
+    full: Option<String>,
+    clean: BTreeSet<u64>,
+    /// Space that nothing names but that must be zeroed before it is used.
+    unclean: Vec<u64>,
+    freed: Vec<Freed>,
+}
+
+impl Space {
+    pub(super) fn new(
+        block_size: u64,
+        file_len: u64,
+        end_of_used: Option<u64>,
+        unclean: Vec<u64>,
+    ) -> Self {
+        Self {
+            block_size,
+            file_len,
+            durable_len: 0,
+            next: end_of_used.unwrap_or(file_len).next_multiple_of(MIB),
+            next_is_exact: end_of_used.is_some(),
+            growing: false,
+            full: None,
+            clean: BTreeSet::new(),
+            unclean,
+            freed: Vec::new(),
+        }
+    }
+
+    pub(super) fn file_len(&self) -> u64 {
+        self.file_len
+    }
+
+    pub(super) fn set_file_len(&mut self, len: u64) {
+        self.file_len = len;
+    }
+
+    /// Smallest length that holds everything in use.
+    pub(super) fn end_of_used(&self) -> u64 {
+        self.next
+    }
+
+    pub(super) fn set_end_of_used(&mut self, end: u64) {
+        self.next = end;
+    }
+
+    /// Length that a session which opens cuts the file to, so that all beyond is fresh.
+    pub(super) fn opening_len(&self) -> u64 {
+        if self.next_is_exact {
+            self.next
+        } else {
+            self.next.max(self.file_len)
+        }
+    }
+
+    /// Take `len` bytes at the end for something other than a block.
+    pub(super) fn append(&mut self, len: u64) -> u64 {
+        let at = self.next;
+        self.next += len;
+        at
+    }
+
+    pub(super) fn durable_len(&self) -> u64 {
+        self.durable_len
+    }
+
+    pub(super) fn set_durable_len(&mut self, len: u64) {
+        self.durable_len = len;
+    }
+
+    /// Space for a block that reads as zero.
+    fn take(&mut self) -> Option<u64> {
+        if let Some(at) = self.clean.pop_first() {
+            return Some(at);
+        }
+        let end = self.next.checked_add(self.block_size)?;
+        (end <= self.file_len).then(|| std::mem::replace(&mut self.next, end))
+    }
+
+    /// The host has no more; whoever waits is told, later requests try again.
+    pub(super) fn set_full(&mut self, why: &std::io::Error) {
+        self.full = Some(why.to_string());
+    }
+
+    pub(super) fn full(&self) -> Option<Error> {
+        let why = self.full.as_ref()?;
+        Some(Engine::no_space(&format!(
+            "the host file can not grow: {why}"
+        )))
+    }
+
+    /// Those that waited have been told.
+    pub(in crate::engine) fn forget_full(&mut self) {
+        self.full = None;
+    }
+
+    fn least_len(&self) -> u64 {
+        self.next.saturating_add(self.block_size)
+    }
+
+    fn wanted_len(&self) -> u64 {
+        let step = (self.file_len / 8).clamp(LEAST_GROWTH, MOST_GROWTH);
+        self.least_len().saturating_add(step).next_multiple_of(MIB)
+    }
+
+    /// Whether fresh space runs low enough that more should be on its way.
+    fn low(&self) -> bool {
+        self.clean.is_empty() && self.file_len.saturating_sub(self.next) < LEAST_GROWTH / 4
+    }
+
+    /// Whether freed space waits to be reclaimed.
+    pub(in crate::engine) fn has_freed(&self) -> bool {
+        !self.freed.is_empty()
+    }
+
+    /// Freed space whose freeing is durable since `round` ended and which nobody uses any more.
+    fn take_reclaimable(&mut self, round: u64, map: &BlockMap) -> Vec<u64> {
+        let mut ready = Vec::new();
+        self.freed.retain(|freed| {
+            let keep = freed.round > round || !map.quiesced(freed.generation);
+            if !keep {
+                ready.push(freed.at);
+            }
+            keep
+        });
+        ready
+    }
+}
+
+impl Engine {
+    /// Space for a block; `None` while the file grows.
+    pub(super) fn take_space(&mut self) -> Option<u64> {
+        let space = &mut self.vhdx.as_mut()?.space;
+        if space.clean.is_empty() {
+            let rest = space.unclean.len().saturating_sub(CLEANED_AHEAD);
+            for at in space.unclean.split_off(rest) {
+                let (len, keep) = (space.block_size, false);
+                self.ops.push(
+                    Purpose::Clean(at),
+                    FileOpKind::Zero {
+                        at: FileOffset(at),
+                        len,
+                        keep,
+                    },
+                );
+            }
+        }
+        let taken = space.take();
+        if (taken.is_none() || space.low()) && !space.growing {
+            space.growing = true;
+            let len = space.wanted_len();
+            self.ops
+                .push(Purpose::Grow(len), FileOpKind::SetLen { len });
+        }
+        taken
+    }
+
+    pub(in crate::engine) fn grown(&mut self, len: u64, outcome: &Outcome) {
+        let Some(vhdx) = &mut self.vhdx else { return };
+        let space = &mut vhdx.space;
+        match outcome {
+            Outcome::Failed(_) if len > space.least_len() => {
+                let len = space.least_len();
+                self.ops
+                    .push(Purpose::Grow(len), FileOpKind::SetLen { len });
+                return;
+            }
+            Outcome::Failed(error) => space.set_full(error),
+            _ => space.file_len = len,
+        }
+        space.growing = false;
+        self.wake = true;
+    }
+
+    /// The block at `at` was dropped from the map by a pending change.
+    pub(super) fn free_space(&mut self, at: u64) {
+        let generation = self.map.advance();
+        let round = self.flusher.begun + 1;
+        if let Some(vhdx) = &mut self.vhdx {
+            vhdx.space.freed.push(Freed {
+                at,
+                round,
+                generation,
+            });
+        }
+    }
+
+    /// Zero what has become reclaimable.
+    pub(in crate::engine) fn reclaim(&mut self) {
+        let Some(vhdx) = &mut self.vhdx else { return };
+        if vhdx.space.freed.is_empty() {
+            return;
+        }
+        let len = vhdx.space.block_size;
+        for at in vhdx.space.take_reclaimable(self.flusher.ended, &self.map) {
+            let kind = FileOpKind::Zero {
+                at: FileOffset(at),
+                len,
+                keep: false,
+            };
+            self.ops.push(Purpose::Clean(at), kind);
+        }
+    }
+
+    pub(in crate::engine) fn cleaned(&mut self, at: u64, outcome: &Outcome) {
+        // Space that could not be zeroed is left alone for good; a check reports it as leaked.
+        if let (Some(vhdx), false) = (&mut self.vhdx, matches!(outcome, Outcome::Failed(_))) {
+            vhdx.space.clean.insert(at);
+        }
+        self.wake = true;
+    }
+}

@@ -1,0 +1,32 @@
+//! The promise of the engine: whatever the power cut leaves, nothing flushed is lost, nothing foreign
+//! appears, and the image passes its check.
+//!
+//! `DISKFERRY_SEED=n` runs one seed; `DISKFERRY_SEEDS=n` sets how many are run.
+
+#[expect(unreachable_pub, reason = "a test binary has no outside")]
+mod simulation;
+
+use simulation::scenario;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name)
+        .ok()
+        .and_then(|value| value.parse().ok())
+}
+
+#[test]
+fn a_power_cut_at_any_moment_loses_nothing_flushed_and_shows_nothing_foreign() {
+    let seeds = match number("DISKFERRY_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("DISKFERRY_SEEDS").unwrap_or(400),
+    };
+    let mut points = 0;
+    for seed in seeds {
+        println!(
+            "DISKFERRY_SEED={seed} {:?}",
+            scenario::Variant::of_seed(seed)
+        );
+        points += scenario::run(seed);
+    }
+    println!("{points} crash points verified");
+}

@@ -1,0 +1,150 @@
+//! What a disk may hold: for each sector, the versions written to it and when.
+//!
+//! A version is *superseded* when another was issued after it completed and has completed itself; it
+//! is *durably superseded* when that other one is durable. A read may see any version not superseded
+//! when it began; a power cut may leave any version not durably superseded. Nothing else may appear.
+
+use std::collections::BTreeMap;
+
+pub const SECTOR: u64 = 512;
+
+/// The stamp that fills a sector; 0 is a sector of zeros.
+pub type Stamp = u64;
+
+#[derive(Clone, Debug)]
+struct Version {
+    stamp: Stamp,
+    issued: u64,
+    completed: Option<u64>,
+    durable: bool,
+    /// A discard: it may or may not have taken effect, and supersedes nothing.
+    weak: bool,
+    request: u64,
+}
+
+/// All that may be seen of one disk.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    sectors: BTreeMap<u64, Vec<Version>>,
+    next_stamp: Stamp,
+}
+
+impl Model {
+    /// A stamp that no version has.
+    pub fn stamp(&mut self) -> Stamp {
+        self.next_stamp += 1;
+        self.next_stamp
+    }
+
+    /// A change was issued: `request` names it.
+    pub fn issue(
+        &mut self,
+        request: u64,
+        (first, count): (u64, u64),
+        stamp: Stamp,
+        now: u64,
+        weak: bool,
+    ) {
+        for sector in first..first + count {
+            let versions = self
+                .sectors
+                .entry(sector)
+                .or_insert_with(|| vec![Version::initial()]);
+            versions.push(Version {
+                stamp,
+                issued: now,
+                completed: None,
+                durable: false,
+                weak,
+                request,
+            });
+        }
+    }
+
+    /// The change `request` completed.
+    pub fn complete(&mut self, request: u64, (first, count): (u64, u64), now: u64, durable: bool) {
+        for sector in first..first + count {
+            let versions = self.sectors.get_mut(&sector).expect("issued before");
+            for version in versions
+                .iter_mut()
+                .filter(|version| version.request == request)
+            {
+                version.completed = Some(now);
+                version.durable |= durable;
+            }
+        }
+    }
+
+    /// A flush that was issued at `issued` completed.
+    pub fn flushed(&mut self, issued: u64) {
+        for versions in self.sectors.values_mut() {
+            for version in versions.iter_mut() {
+                version.durable |= version.completed.is_some_and(|at| at <= issued);
+            }
+        }
+    }
+
+    /// Sectors that anything was ever written to.
+    pub fn touched(&self) -> impl Iterator<Item = u64> {
+        self.sectors.keys().copied()
+    }
+
+    /// Whether a read that began at `began` may see `stamp` in `sector`.
+    pub fn may_read(&self, sector: u64, stamp: Stamp, began: u64) -> bool {
+        let Some(versions) = self.sectors.get(&sector) else {
+            return stamp == 0;
+        };
+        versions.iter().any(|version| {
+            version.stamp == stamp
+                && !versions.iter().any(|newer| {
+                    newer.supersedes(version) && newer.completed.is_some_and(|at| at < began)
+                })
+        })
+    }
+
+    /// Whether a power cut now may leave `stamp` in `sector`.
+    pub fn may_survive(&self, sector: u64, stamp: Stamp) -> bool {
+        let Some(versions) = self.sectors.get(&sector) else {
+            return stamp == 0;
+        };
+        versions
+            .iter()
+            .any(|version| version.stamp == stamp && version.may_survive(versions))
+    }
+
+    /// After a power cut: what is there is what there is.
+    pub fn settle(&mut self, mut content: impl FnMut(u64) -> Stamp) {
+        for (sector, versions) in &mut self.sectors {
+            let mut only = Version::initial();
+            only.stamp = content(*sector);
+            *versions = vec![only];
+        }
+    }
+
+    pub fn describe(&self, sector: u64) -> String {
+        format!("{:#?}", self.sectors.get(&sector))
+    }
+}
+
+impl Version {
+    fn initial() -> Self {
+        Self {
+            stamp: 0,
+            issued: 0,
+            completed: Some(0),
+            durable: true,
+            weak: false,
+            request: u64::MAX,
+        }
+    }
+
+    fn supersedes(&self, older: &Self) -> bool {
+        !self.weak && older.completed.is_some_and(|at| at < self.issued)
+    }
+
+    fn may_survive(&self, versions: &[Self]) -> bool {
+        !versions
+            .iter()
+            .any(|newer| newer.durable && newer.supersedes(self))
+    }
+}

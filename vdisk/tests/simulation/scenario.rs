@@ -1,0 +1,310 @@
+//! A disk of a few interesting blocks, random requests on it, power cuts, and what must hold then.
+
+use vdisk::check::check;
+use vdisk::create::{CreateOptions, create};
+use vdisk::disk::{ImageFormat, OpenOptions, open_engine_with};
+use vdisk::engine::{Engine, EngineOptions, Request};
+use vdisk::format::Severity;
+use vdisk::storage::{CrashStorage, MemoryStorage, Storage};
+use vdisk::units::GuestOffset;
+
+use super::model::{Model, SECTOR};
+use super::random::Random;
+use super::world::{World, whole_stamp};
+
+pub const MIB: u64 = 1 << 20;
+
+/// Size of the disk: its BAT has nine pages of 1 MiB blocks.
+const SIZE: u64 = 4200 * MIB;
+
+/// What a scenario varies.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant {
+    pub alignment: u64,
+    pub cache: usize,
+    pub block: u32,
+}
+
+impl Variant {
+    pub fn of_seed(seed: u64) -> Self {
+        Self {
+            alignment: [1, 512, 4096][(seed % 3) as usize],
+            cache: [1 << 20, 4 * 4096, 3 * 4096][(seed / 3 % 3) as usize],
+            block: [1 << 20, 1 << 20, 2 << 20][(seed / 9 % 3) as usize],
+        }
+    }
+}
+
+pub fn new_image(variant: &Variant, random: &mut Random) -> MemoryStorage {
+    let mut storage = MemoryStorage::new();
+    let mut bits = || u128::from(random.next()) << 64 | u128::from(random.next());
+    let mut options = CreateOptions::new(SIZE, &mut bits);
+    options.block_size = Some(variant.block);
+    create(&mut storage, options).expect("an image is created");
+    storage
+}
+
+/// Open `image` for writing, replaying its log; what the opening wrote goes into it.
+pub fn open(
+    image: &mut dyn Storage,
+    variant: &Variant,
+    random: &mut Random,
+) -> Result<Engine, String> {
+    let mut bits = || u128::from(random.next()) << 64 | u128::from(random.next());
+    let options = OpenOptions {
+        alignment: variant.alignment,
+        cache: variant.cache,
+        ..OpenOptions::default()
+    };
+    let tune = |options: EngineOptions| EngineOptions {
+        log_len: Some(1 << 20),
+        ..options
+    };
+    open_engine_with(image, ImageFormat::Vhdx, &options, &mut bits, tune)
+        .map_err(|error| error.to_string())
+}
+
+/// A request on one of the interesting blocks.
+pub fn random_request(random: &mut Random, block: u64) -> Request {
+    let blocks = SIZE / block;
+    // A few neighbours at the beginning, at chunk and page borders, at the end.
+    let interesting = [
+        0,
+        1,
+        2,
+        510,
+        511,
+        512,
+        1023,
+        1500,
+        2047,
+        2048,
+        blocks - 2,
+        blocks - 1,
+    ];
+    let chosen = interesting[random.below(interesting.len() as u64) as usize].min(blocks - 1);
+    let within = match random.below(4) {
+        0 => 0,
+        1 => block - 4 * SECTOR,
+        _ => random.below(8) * 8 * SECTOR,
+    };
+    let base = chosen * block + within;
+    let sectors = 1 + random.below(12);
+    let (mut offset, mut len) = (base + random.below(3) * SECTOR, sectors * SECTOR);
+    if !random.one_in(3) {
+        offset = base;
+        len = len.next_multiple_of(4096);
+    }
+    let whole = random.one_in(2);
+    let end = (offset + len).min(SIZE);
+    let (offset, len) = (
+        offset.min(SIZE - SECTOR),
+        end.saturating_sub(offset).max(SECTOR),
+    );
+    let at = GuestOffset(offset);
+    match random.below(20) {
+        0..=8 => Request::Write {
+            offset: at,
+            len,
+            fua: random.one_in(10),
+        },
+        9..=12 => Request::Read { offset: at, len },
+        13 | 14 => Request::Flush,
+        15 | 16 if whole => Request::Discard {
+            offset: GuestOffset(chosen * block),
+            len: block.min(SIZE - chosen * block),
+        },
+        15 | 16 => Request::Discard { offset: at, len },
+        17 if whole => zeroes(random, chosen * block, block.min(SIZE - chosen * block)),
+        17 | 18 => zeroes(random, offset, len),
+        _ => Request::Status { offset: at, len },
+    }
+}
+
+fn zeroes(random: &mut Random, offset: u64, len: u64) -> Request {
+    Request::WriteZeroes {
+        offset: GuestOffset(offset),
+        len,
+        fua: random.one_in(8),
+        unmap: !random.one_in(3),
+    }
+}
+
+/// Everything that a power cut must leave whole, checked on one image; the image after its replay.
+pub fn verify(
+    image: &MemoryStorage,
+    model: &Model,
+    variant: &Variant,
+    random: &mut Random,
+) -> MemoryStorage {
+    let mut image = image.clone();
+    if random.one_in(4) {
+        image = cut_replay(&image, variant, random);
+    }
+    let mut engine =
+        open(&mut image, variant, random).unwrap_or_else(|error| panic!("does not open: {error}"));
+    let report = check(&mut image).unwrap_or_else(|error| panic!("cannot be checked: {error}"));
+    assert!(report.is_sound(), "check found: {:?}", report.findings);
+    let blocks: std::collections::BTreeSet<u64> = model
+        .touched()
+        .map(|sector| sector * SECTOR / u64::from(variant.block))
+        .collect();
+    for block in blocks {
+        verify_block(
+            &mut engine,
+            &mut image,
+            model,
+            block,
+            u64::from(variant.block),
+        );
+    }
+    image
+}
+
+fn verify_block(
+    engine: &mut Engine,
+    image: &mut MemoryStorage,
+    model: &Model,
+    block: u64,
+    size: u64,
+) {
+    let len = size.min(SIZE - block * size);
+    let data = super::world::read(engine, image, block * size, len);
+    for (number, bytes) in data.chunks_exact(SECTOR as usize).enumerate() {
+        let sector = block * size / SECTOR + number as u64;
+        let stamp = whole_stamp(bytes);
+        assert!(
+            stamp.is_some_and(|stamp| model.may_survive(sector, stamp)),
+            "sector {sector} came back as {stamp:?}, which it may not hold: {}",
+            model.describe(sector)
+        );
+    }
+}
+
+/// Replay the log, cut the power during it, and give what that leaves.
+fn cut_replay(image: &MemoryStorage, variant: &Variant, random: &mut Random) -> MemoryStorage {
+    let mut storage = Interrupted {
+        inner: CrashStorage::new(image.clone()),
+        left: random.below(40),
+    };
+    let mut fork = Random::new(random.next());
+    let _ = open(&mut storage, variant, &mut fork);
+    storage.inner.cut(&[], &mut |bound| random.below(bound))
+}
+
+/// A storage on which the power fails after some changes.
+struct Interrupted {
+    inner: CrashStorage,
+    left: u64,
+}
+
+impl Interrupted {
+    fn spend(&mut self) -> std::io::Result<()> {
+        self.left = self
+            .left
+            .checked_sub(1)
+            .ok_or_else(|| std::io::Error::other("power cut"))?;
+        Ok(())
+    }
+}
+
+impl Storage for Interrupted {
+    fn len(&mut self) -> std::io::Result<u64> {
+        self.inner.len()
+    }
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        self.inner.read_at(offset, buffer)
+    }
+    fn write_at(&mut self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.spend()?;
+        self.inner.write_at(offset, data)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.spend()?;
+        self.inner.flush()
+    }
+    fn set_len(&mut self, len: u64) -> std::io::Result<()> {
+        self.spend()?;
+        self.inner.set_len(len)
+    }
+    fn zero(&mut self, offset: u64, len: u64, keep: bool) -> std::io::Result<()> {
+        self.spend()?;
+        self.inner.zero(offset, len, keep)
+    }
+    fn reserve(&mut self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.inner.reserve(offset, len)
+    }
+    fn next_data(&mut self, offset: u64) -> std::io::Result<Option<u64>> {
+        self.inner.next_data(offset)
+    }
+}
+
+/// Run one seed: several sessions on one disk, each ended by a power cut or a clean close. Returns
+/// how many crash images were verified.
+pub fn run(seed: u64) -> u64 {
+    let mut random = Random::new(seed);
+    let variant = Variant::of_seed(seed);
+    let mut image = new_image(&variant, &mut random);
+    let mut model = Model::default();
+    let mut verified = 0;
+    for _ in 0..4 {
+        let engine = open(&mut image, &variant, &mut random).expect("a verified image opens");
+        let fork = Random::new(random.next());
+        let mut world = World::new(image, engine, model, fork);
+        verified += session(&mut world, &variant, &mut random);
+        let left = if random.one_in(3) {
+            close(&mut world)
+        } else {
+            world.cut()
+        };
+        model = world.model.clone();
+        image = verify(&left, &model, &variant, &mut random);
+        verified += 1;
+        let mut engine = open(&mut image, &variant, &mut random).expect("it was just opened");
+        model.settle(|sector| {
+            let bytes = super::world::read(&mut engine, &mut image, sector * SECTOR, SECTOR);
+            whole_stamp(&bytes).expect("verified before")
+        });
+    }
+    verified
+}
+
+fn session(world: &mut World, variant: &Variant, random: &mut Random) -> u64 {
+    let mut verified = 0;
+    let depth = 1 + random.below(24) as usize;
+    for _ in 0..60 + random.below(240) {
+        if world.busy() < depth {
+            let request = random_request(random, u64::from(variant.block));
+            world.submit(request);
+        }
+        for _ in 0..random.below(4) {
+            world.step();
+        }
+        if random.one_in(24) {
+            let left = world.cut();
+            verify(&left, &world.model, variant, random);
+            verified += 1;
+        }
+    }
+    verified
+}
+
+fn close(world: &mut World) -> MemoryStorage {
+    world.run_dry();
+    world.submit(Request::Park { mark: None });
+    world.run_dry();
+    world.model.flushed(world.now);
+    let left = world.cut();
+    let mut image = left.clone();
+    let report = check(&mut image).expect("a closed image can be checked");
+    let mut faults = report
+        .findings
+        .iter()
+        .filter(|found| found.severity != Severity::Leak);
+    assert!(
+        faults.next().is_none(),
+        "a closed image has no fault: {:?}",
+        report.findings
+    );
+    left
+}
