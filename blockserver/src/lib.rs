@@ -5,3 +5,4 @@
 //! | codec and machine | [`nbd`]: the protocol, without I/O |
 
 pub mod nbd;
+pub mod socket;

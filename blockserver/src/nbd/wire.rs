@@ -86,10 +86,14 @@ pub mod reply {
     pub const ERR_POLICY: u32 = ERROR_BIT | 2;
     /// The option's data is malformed or comes at the wrong time.
     pub const ERR_INVALID: u32 = ERROR_BIT | 3;
+    /// Only after STARTTLS.
+    pub const ERR_TLS_REQD: u32 = ERROR_BIT | 5;
     /// There is no such export.
     pub const ERR_UNKNOWN: u32 = ERROR_BIT | 6;
     /// The server is shutting down.
     pub const ERR_SHUTDOWN: u32 = ERROR_BIT | 7;
+    /// Only for a client that asks for block sizes.
+    pub const ERR_BLOCK_SIZE_REQD: u32 = ERROR_BIT | 8;
     /// The option's data is too long.
     pub const ERR_TOO_BIG: u32 = ERROR_BIT | 9;
 }
@@ -343,6 +347,17 @@ impl From<&std::io::Error> for Errno {
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Self::NotPermitted,
             ErrorKind::InvalidInput => Self::Invalid,
             ErrorKind::OutOfMemory => Self::OutOfMemory,
+            _ => Self::Io,
+        }
+    }
+}
+
+impl From<&vdisk::Error> for Errno {
+    fn from(error: &vdisk::Error) -> Self {
+        match error.kind() {
+            vdisk::ErrorKind::NoSpace => Self::NoSpace,
+            vdisk::ErrorKind::InvalidArgument => Self::Invalid,
+            vdisk::ErrorKind::NotOwned | vdisk::ErrorKind::Locked => Self::NotPermitted,
             _ => Self::Io,
         }
     }

@@ -1,0 +1,202 @@
+//! Stream sockets that NBD runs over: TCP or unix.
+//!
+//! Driver: opens, accepts, closes; knows nothing of what passes through. On TCP it turns Nagle's
+//! algorithm off, as the protocol document asks of both sides.
+
+use std::io::{self, IoSliceMut, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::nbd::uri::Endpoint;
+
+/// A connected socket. Reading and writing take it by shared reference, so two threads may use it.
+#[derive(Debug)]
+pub enum Socket {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// Over a unix socket.
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// Connect to `endpoint`, waiting at most `limit` for each address that its name stands for.
+    pub fn connect(endpoint: &Endpoint, limit: Duration) -> io::Result<Self> {
+        match endpoint {
+            Endpoint::Tcp { host, port } => connect_tcp(host, *port, limit).map(Self::Tcp),
+            Endpoint::Unix(path) => UnixStream::connect(path).map(Self::Unix),
+        }
+    }
+
+    /// How long a read and a write may block; `None` is for ever.
+    pub fn set_limits(&self, limit: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => {
+                stream.set_read_timeout(limit)?;
+                stream.set_write_timeout(limit)
+            }
+            Self::Unix(stream) => {
+                stream.set_read_timeout(limit)?;
+                stream.set_write_timeout(limit)
+            }
+        }
+    }
+
+    /// End both directions; whoever blocks on the socket comes back.
+    pub fn shut_down(&self) {
+        // It fails only when the peer was faster.
+        let _ = match self {
+            Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Both),
+            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Both),
+        };
+    }
+
+    /// End the incoming direction: a reader sees the end of the stream, replies can still be sent.
+    pub fn stop_reading(&self) {
+        let _ = match self {
+            Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Read),
+            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Read),
+        };
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl Read for &Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => (&*stream).read(buffer),
+            Socket::Unix(stream) => (&*stream).read(buffer),
+        }
+    }
+
+    fn read_vectored(&mut self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => (&*stream).read_vectored(buffers),
+            Socket::Unix(stream) => (&*stream).read_vectored(buffers),
+        }
+    }
+}
+
+impl Write for &Socket {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(stream) => (&*stream).write(data),
+            Socket::Unix(stream) => (&*stream).write(data),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
+    let mut last = None;
+    for address in (host, port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, limit) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the host has no address")))
+}
+
+/// A listening socket. A unix socket's file is removed when this is dropped.
+#[derive(Debug)]
+pub enum Listener {
+    /// On a TCP port.
+    Tcp(TcpListener),
+    /// On a unix socket, and its path.
+    Unix(UnixListener, PathBuf),
+}
+
+impl Listener {
+    /// Listen on `endpoint`. The file of a unix socket on which nobody listens any more is replaced.
+    pub fn bind(endpoint: &Endpoint) -> io::Result<Self> {
+        let bound = match endpoint {
+            Endpoint::Tcp { host, port } => {
+                TcpListener::bind((host.as_str(), *port)).map(Self::Tcp)
+            }
+            Endpoint::Unix(path) => bind_unix(path),
+        };
+        bound.map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("cannot listen on {endpoint}: {error}"),
+            )
+        })
+    }
+
+    /// Where it listens; with the port that the system chose when 0 was asked for.
+    pub fn endpoint(&self) -> io::Result<Endpoint> {
+        match self {
+            Self::Tcp(listener) => {
+                let address: SocketAddr = listener.local_addr()?;
+                Ok(Endpoint::Tcp {
+                    host: address.ip().to_string(),
+                    port: address.port(),
+                })
+            }
+            Self::Unix(_, path) => Ok(Endpoint::Unix(path.clone())),
+        }
+    }
+
+    /// The next client.
+    pub fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nodelay(true)?;
+                Ok(Socket::Tcp(stream))
+            }
+            Self::Unix(listener, _) => Ok(Socket::Unix(listener.accept()?.0)),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener, _) => listener.as_fd(),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn bind_unix(path: &Path) -> io::Result<Listener> {
+    if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        match UnixStream::connect(path) {
+            Ok(_) => {
+                let reason = "a server is listening there already";
+                return Err(io::Error::new(io::ErrorKind::AddrInUse, reason));
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Listener::Unix(UnixListener::bind(path)?, path.to_owned()))
+}
