@@ -3,6 +3,8 @@
 //! | floor | modules |
 //! |---|---|
 //! | codec and machine | [`nbd`]: the protocol, without I/O |
+//! | driver | [`blocking`]: the server where `io_uring` is forbidden; [`socket`] |
 
+pub mod blocking;
 pub mod nbd;
 pub mod socket;
