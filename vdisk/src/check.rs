@@ -133,7 +133,7 @@ fn replayed(
         log_at, log_guid, ..
     } = opening.header;
     report.dirty = !log_guid.is_zero();
-    let log = match LiveLog::read(storage, &opening.header) {
+    let log = match LiveLog::read(storage, &opening.header, report) {
         Ok(None) => return Ok((BTreeMap::new(), opening.file_len)),
         Ok(Some(log)) => log.overlay(opening.file_len),
         Err(error) => Err(error),

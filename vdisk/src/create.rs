@@ -266,4 +266,4 @@ fn validate(options: &CreateOptions<'_>) -> Result<Geometry> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -66,7 +66,7 @@ pub struct LogInfo {
 pub fn info(storage: &mut dyn Storage) -> Result<Info> {
     let mut judge = Strict::default();
     let opening = Opening::read(storage, &mut judge)?;
-    let log = LiveLog::read(storage, &opening.header)?;
+    let log = LiveLog::read(storage, &opening.header, &mut judge)?;
     let (overlay, len) = match &log {
         Some(log) => log.overlay(opening.file_len)?,
         None => (BTreeMap::new(), opening.file_len),

@@ -9,7 +9,7 @@ use crate::storage::{CrashStorage, MemoryStorage};
 const TIB: u64 = 1 << 40;
 
 /// Random bits that are the same in every run.
-fn counter() -> impl FnMut() -> u128 {
+pub(crate) fn counter() -> impl FnMut() -> u128 {
     let mut next = 0;
     move || {
         next += 1;
@@ -17,7 +17,10 @@ fn counter() -> impl FnMut() -> u128 {
     }
 }
 
-fn made(change: impl FnOnce(&mut CreateOptions<'_>), size: u64) -> Result<MemoryStorage> {
+pub(crate) fn made(
+    change: impl FnOnce(&mut CreateOptions<'_>),
+    size: u64,
+) -> Result<MemoryStorage> {
     let mut storage = MemoryStorage::new();
     let mut random = counter();
     let mut options = CreateOptions::new(size, &mut random);
@@ -191,10 +194,22 @@ fn a_marked_image_opens_only_when_told() {
     }
 }
 
+/// Numbers below a bound, the same for the same seed.
+pub(crate) fn dice(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut state = seed + 1;
+    move |bound| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(99);
+        (state >> 33) % bound.max(1)
+    }
+}
+
 /// A storage that remembers flushes and whose power is cut after so many operations.
-struct Cut {
-    storage: CrashStorage,
-    left: usize,
+pub(crate) struct Cut {
+    pub(crate) storage: CrashStorage,
+    /// How many changes and flushes still succeed.
+    pub(crate) left: usize,
 }
 
 impl Cut {
@@ -227,6 +242,7 @@ impl Storage for Cut {
         self.storage.set_len(len)
     }
     fn zero(&mut self, offset: u64, len: u64, keep: bool) -> std::io::Result<()> {
+        self.step()?;
         self.storage.zero(offset, len, keep)
     }
     fn reserve(&mut self, offset: u64, len: u64) -> std::io::Result<()> {
@@ -250,13 +266,7 @@ fn a_creation_cut_short_leaves_nothing_or_a_whole_image() {
             let mut options = CreateOptions::new(3 << 20, &mut random);
             options.fixed = true;
             let done = create(&mut cut, options).is_ok();
-            let mut state = seed + 1;
-            let mut image = cut.storage.cut(&[], &mut |bound| {
-                state = state
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(99);
-                (state >> 33) % bound.max(1)
-            });
+            let mut image = cut.storage.cut(&[], &mut dice(seed));
             let mut signature = [0; 8];
             image.get(0, &mut signature);
             if signature == *b"vhdxfile" {

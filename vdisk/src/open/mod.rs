@@ -10,6 +10,7 @@
 //! replays into the file. It must never write anything else.
 
 mod bat_scan;
+mod mend;
 mod replay;
 mod view;
 
@@ -30,6 +31,7 @@ use crate::storage::Storage;
 use crate::units::MIB;
 
 use bat_scan::BatScan;
+use mend::mend_region_tables;
 pub(crate) use replay::LiveLog;
 pub(crate) use view::View;
 
@@ -239,6 +241,8 @@ pub(crate) struct Structures {
     pub(crate) geometry: Geometry,
     /// Header section, log and regions claimed.
     pub(crate) used: SpaceMap,
+    /// An intact region table, if the two copies are not both like it.
+    good_table: Option<Vec<u8>>,
 }
 
 impl Structures {
@@ -251,6 +255,8 @@ impl Structures {
         let copy1 = view.read(region::COPY_ONE.0, region::TABLE_BYTES, "region table")?;
         let copy2 = view.read(region::COPY_TWO.0, region::TABLE_BYTES, "region table")?;
         let (regions, warnings) = RegionTable::choose(&copy1, &copy2)?;
+        let one_is_good = RegionTable::decode(&copy1, region::COPY_ONE).is_ok();
+        let good_table = (!warnings.is_empty()).then_some(if one_is_good { copy1 } else { copy2 });
         for warning in warnings {
             judge.found(warning)?;
         }
@@ -288,6 +294,7 @@ impl Structures {
             metadata,
             geometry,
             used,
+            good_table,
         })
     }
 
@@ -365,7 +372,7 @@ pub fn load(storage: &mut dyn Storage, options: LoadOptions<'_>) -> Result<Image
         mut slot,
         file_len,
     } = Opening::read(storage, &mut judge)?;
-    let log = LiveLog::read(storage, &header)?;
+    let log = LiveLog::read(storage, &header, &mut judge)?;
     let (overlay, len) = match &log {
         Some(log) => log.overlay(file_len)?,
         None => (BTreeMap::new(), file_len),
@@ -377,17 +384,13 @@ pub fn load(storage: &mut dyn Storage, options: LoadOptions<'_>) -> Result<Image
     };
     let mut structures = Structures::read(&mut view, &header, &mut judge)?;
     admit(&structures.metadata, &options, &header)?;
-    let mut dirty = log.is_some();
-    if let (Some(log), true) = (log, options.writable) {
-        (header, slot) = log.replay(view.storage, (header, slot), options.random)?;
-        view.overlay.clear();
-        view.len = view
-            .storage
-            .len()
-            .map_err(|source| Error::io("cannot tell the length of the file", source))?;
+    let random = options.random;
+    let dirty = log.is_some() && !options.writable;
+    if options.writable && (log.is_some() || structures.good_table.is_some()) {
         judge = Strict::default();
+        let changed = put_right(&mut view, log.as_ref(), (header, slot), random)?;
+        (header, slot) = changed;
         structures = Structures::read(&mut view, &header, &mut judge)?;
-        dirty = false;
     }
     if options.scan_bat {
         structures.scan_bat(&mut view, &mut judge)?;
@@ -407,6 +410,30 @@ pub fn load(storage: &mut dyn Storage, options: LoadOptions<'_>) -> Result<Image
         overlay: view.overlay,
         dirty,
     })
+}
+
+/// What a writable open changes before anything else: replays the log, makes both region tables
+/// alike. What the view shows is afterwards in the file, and its length is read again: a replay may
+/// have made it longer.
+fn put_right(
+    view: &mut View<'_>,
+    log: Option<&LiveLog>,
+    mut current: (Header, Slot),
+    random: &mut dyn FnMut() -> u128,
+) -> Result<(Header, Slot)> {
+    if let Some(log) = log {
+        current = log.replay(view.storage, current, random)?;
+        view.overlay.clear();
+    }
+    let read = Structures::read(view, &current.0, &mut Strict::default())?;
+    if let Some(table) = &read.good_table {
+        current = mend_region_tables(view.storage, current, table, random)?;
+    }
+    view.len = view
+        .storage
+        .len()
+        .map_err(|source| Error::io("cannot tell the length of the file", source))?;
+    Ok(current)
 }
 
 /// Whether an image may be opened in the way asked for.

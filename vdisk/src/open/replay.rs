@@ -7,15 +7,19 @@ use bytes::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{Header, Slot};
 use crate::format::log::{
-    ActiveSequence, Descriptor, LogPlace, decode_entry, descriptors, find_active, page,
+    Descriptor, Entry, GUID_AT, LogPlace, SIGNATURE, decode_entry, descriptors, find_active, page,
 };
-use crate::format::{Guid, MAX_FILE_OFFSET, PAGE, PAGE_BYTES};
+use crate::format::{Finding, Guid, MAX_FILE_OFFSET, PAGE, PAGE_BYTES};
 use crate::storage::Storage;
 
+use super::Judge;
 use super::view::ZERO_PAGE;
 
 /// A log longer than this is not read into memory: programs make 1 MiB, we up to 64 MiB.
 const MAX_LOG: u64 = 256 << 20;
+
+/// The log is read in pieces of this size.
+const PIECE: usize = 64 << 10;
 
 /// Zero pages that a replay in memory may make: 1 GiB of them. Metadata is never that large a hole.
 const MAX_ZERO_PAGES: u64 = 1 << 18;
@@ -23,14 +27,19 @@ const MAX_ZERO_PAGES: u64 = 1 << 18;
 /// A log that must be replayed before anything but the headers is believed.
 pub(crate) struct LiveLog {
     bytes: Vec<u8>,
-    active: ActiveSequence,
+    /// From the tail to the head; none when the log was named and not written yet.
+    entries: Vec<Entry>,
     /// Length of the file that holds everything the log names.
     last_file_offset: u64,
 }
 
 impl LiveLog {
     /// Reads the log of `header`; `None` when the header says that it is empty.
-    pub(crate) fn read(storage: &mut dyn Storage, header: &Header) -> Result<Option<Self>> {
+    pub(crate) fn read(
+        storage: &mut dyn Storage,
+        header: &Header,
+        judge: &mut dyn Judge,
+    ) -> Result<Option<Self>> {
         if header.log_guid.is_zero() {
             return Ok(None);
         }
@@ -43,18 +52,31 @@ impl LiveLog {
                 ),
             ));
         }
-        let mut bytes = vec![0; header.log_len as usize];
-        storage
-            .read_at(header.log_at.0, &mut bytes)
+        let bytes = read_sparse(storage, header.log_at.0, header.log_len as usize)
             .map_err(|source| Error::io("cannot read the log", source).at(header.log_at.0))?;
         let place = LogPlace {
             guid: header.log_guid,
             at: header.log_at,
         };
-        let active = find_active(&bytes, &place).map_err(|error| explain(error, &bytes, &place))?;
-        let head = active
-            .head()
-            .ok_or_else(|| Error::corrupt("the log has no newest entry"))?;
+        let mut log = Self {
+            bytes,
+            entries: Vec::new(),
+            last_file_offset: 0,
+        };
+        match find_active(&log.bytes, &place) {
+            Ok(active) => log.entries = active.entries,
+            Err(error) => judge.found(never_written(error, &log.bytes, &place)?)?,
+        }
+        log.check_lengths(storage, header)?;
+        Ok(Some(log))
+    }
+
+    /// Holds the two file lengths of the newest entry against the file (MS-VHDX 2.3.3).
+    fn check_lengths(&mut self, storage: &mut dyn Storage, header: &Header) -> Result<()> {
+        let Some(head) = self.entries.last() else {
+            return Ok(());
+        };
+        let at = header.log_at.0 + u64::from(head.at);
         let len = storage
             .len()
             .map_err(|source| Error::io("cannot tell the length of the file", source))?;
@@ -63,26 +85,23 @@ impl LiveLog {
                 "the file is cut short: it has {len} bytes, the log knows of {} (FlushedFileOffset)",
                 head.flushed_file_offset
             ))
-            .at(header.log_at.0 + u64::from(head.at)));
+            .at(at));
         }
         if head.last_file_offset > MAX_FILE_OFFSET {
             return Err(Error::corrupt(format!(
                 "log entry LastFileOffset is {:#x}, beyond 128 TiB",
                 head.last_file_offset
             ))
-            .at(header.log_at.0 + u64::from(head.at)));
+            .at(at));
         }
-        let last_file_offset = head.last_file_offset;
-        Ok(Some(Self {
-            bytes,
-            active,
-            last_file_offset,
-        }))
+        self.last_file_offset = head.last_file_offset;
+        Ok(())
     }
 
     fn changes(&self) -> impl Iterator<Item = Result<Descriptor>> {
-        let entries = self.active.entries.iter();
-        entries.flat_map(|entry| descriptors(&self.bytes, entry))
+        self.entries
+            .iter()
+            .flat_map(|entry| descriptors(&self.bytes, entry))
     }
 
     /// The pages that a replay would write, and the length that the file would have after it.
@@ -161,6 +180,25 @@ impl LiveLog {
     }
 }
 
+/// `len` bytes from `at`, without touching the holes: most of a log was never used.
+fn read_sparse(storage: &mut dyn Storage, at: u64, len: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    let mut done = 0;
+    while let Some(data) = storage.next_data(at + done as u64)? {
+        let from = (data - at) as usize;
+        let to = from.saturating_add(PIECE).min(len);
+        let Some(piece) = bytes.get_mut(from..to) else {
+            break;
+        };
+        storage.read_at(data, piece)?;
+        done = to;
+        if done == len {
+            break;
+        }
+    }
+    Ok(bytes)
+}
+
 /// The byte after the last one a change touches; checked when the entry was read.
 fn end_of(change: &Descriptor) -> u64 {
     match change {
@@ -169,30 +207,36 @@ fn end_of(change: &Descriptor) -> u64 {
     }
 }
 
-/// A log without any entry of its GUID is what a writer leaves that stopped between naming the log
-/// and its first entry; nothing is lost, yet the text has it refused.
-fn explain(error: Error, log: &[u8], place: &LogPlace) -> Error {
-    let ours =
-        |sector: &&[u8]| sector.starts_with(b"loge") && sector.get(32..48) == Some(&place.guid.0);
-    if log.chunks_exact(PAGE).any(|sector| ours(&sector)) {
-        let hint = (0..log.len()).step_by(PAGE).find_map(|at| {
-            let sector = log.get(at..)?;
-            ours(&sector).then(|| decode_entry(log, at as u32, place).err())?
-        });
-        return match hint {
-            Some(hint) => Error::corrupt(format!("{error}; {hint}")).at(place.at.0),
-            None => error,
-        };
+/// What to make of a log that is named and has no valid sequence of entries.
+///
+/// No entry of its GUID anywhere: its writer stopped between naming the log and the first entry, as
+/// a killed QEMU does. Nothing changed in place before an entry was durable, so nothing is lost and
+/// the log counts as empty; the text would have even that refused. Entries that are there and not
+/// valid are another matter: the log may be damaged.
+fn never_written(error: Error, log: &[u8], place: &LogPlace) -> Result<Finding> {
+    let ours = |sector: &[u8]| {
+        sector.starts_with(&SIGNATURE) && sector.get(GUID_AT) == Some(&place.guid.0[..])
+    };
+    let harmed = (0..)
+        .step_by(PAGE)
+        .zip(log.chunks_exact(PAGE))
+        .filter(|(_, sector)| ours(sector))
+        .find_map(|(at, _)| decode_entry(log, at, place).err());
+    if let Some(harm) = harmed {
+        return Err(Error::new(ErrorKind::NeedsRepair, format!("{error}; {harm}")).at(place.at.0));
     }
-    Error::new(
-        ErrorKind::NeedsRepair,
+    if log.chunks_exact(PAGE).any(ours) {
+        return Err(error);
+    }
+    let finding = Finding::warning(
+        "log",
         format!(
-            "the header names log {} and the log holds no entry of it: its writer stopped before \
-             the first one, or the log was lost",
+            "the header names log {} and the log has no entry of it",
             place.guid
         ),
-    )
-    .at(place.at.0)
+        "its writer stopped before the first one; nothing is lost, the log counts as empty",
+    );
+    Ok(finding.at(place.at.0))
 }
 
 /// Makes `new` the content of both headers, one flushed after the other, so that one valid header

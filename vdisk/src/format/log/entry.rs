@@ -7,13 +7,15 @@ use crate::format::field::{array, guid_at, put, u32_at, u64_at};
 use crate::format::{Guid, MAX_FILE_OFFSET, PAGE, PAGE_BYTES};
 use crate::units::FileOffset;
 
-pub(super) const SIGNATURE: [u8; 4] = *b"loge";
+/// The first bytes of every entry, and of no other sector of one.
+pub const SIGNATURE: [u8; 4] = *b"loge";
+/// Where in its first sector an entry says whose it is.
+pub const GUID_AT: std::ops::Range<usize> = 32..48;
 const CHECKSUM_AT: usize = 4;
 const LENGTH_AT: usize = 8;
 const TAIL_AT: usize = 12;
 const SEQUENCE_AT: usize = 16;
 const COUNT_AT: usize = 24;
-const GUID_AT: usize = 32;
 const FLUSHED_AT: usize = 48;
 const LAST_AT: usize = 56;
 
@@ -73,7 +75,7 @@ pub(super) fn encode_with_zeroes(plan: &EntryPlan<'_>, zeroes: &[(FileOffset, u6
     put(&mut entry, TAIL_AT, &plan.tail.to_le_bytes());
     put(&mut entry, SEQUENCE_AT, &plan.sequence.to_le_bytes());
     put(&mut entry, COUNT_AT, &(count as u32).to_le_bytes());
-    put(&mut entry, GUID_AT, &plan.log_guid.0);
+    put(&mut entry, GUID_AT.start, &plan.log_guid.0);
     put(
         &mut entry,
         FLUSHED_AT,
@@ -189,7 +191,7 @@ pub fn decode_entry(log: &[u8], at: u32, place: &LogPlace) -> Result<Entry> {
             "log entry signature is {signature:02x?}, not \"loge\""
         )));
     }
-    let guid = guid_at(head, GUID_AT)?;
+    let guid = guid_at(head, GUID_AT.start)?;
     if guid != place.guid {
         return Err(wrong(format!("log entry is of another log: {guid}")));
     }

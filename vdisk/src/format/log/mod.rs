@@ -9,8 +9,8 @@ mod entry;
 
 pub use active::{ActiveSequence, find_active};
 pub use entry::{
-    Descriptor, Entry, EntryPlan, LogPlace, decode_entry, descriptors, encode_entry, entry_len,
-    page,
+    Descriptor, Entry, EntryPlan, GUID_AT, LogPlace, SIGNATURE, decode_entry, descriptors,
+    encode_entry, entry_len, page,
 };
 
 #[cfg(test)]
