@@ -71,6 +71,8 @@ pub struct Limits {
     pub connections: usize,
     /// How long a handshake may take.
     pub handshake: Duration,
+    /// How long a stopping server waits for clients to take their last replies.
+    pub farewell: Duration,
 }
 
 impl Default for Limits {
@@ -78,6 +80,7 @@ impl Default for Limits {
         Self {
             connections: 100,
             handshake: Duration::from_secs(10),
+            farewell: Duration::from_secs(5),
         }
     }
 }
@@ -151,11 +154,23 @@ impl BlockingServer {
             }
         };
         self.stop();
+        self.part_from(threads);
+        result
+    }
+
+    /// Wait for the clients' threads; cut off the clients that do not take their last replies.
+    fn part_from(&self, threads: Vec<JoinHandle<()>>) {
+        let deadline = Instant::now() + self.limits.farewell;
+        while Instant::now() < deadline && !threads.iter().all(JoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        for socket in self.sockets().iter().filter_map(Weak::upgrade) {
+            socket.shut_down();
+        }
         for thread in threads {
-            // A panic of that thread was printed by it; the other clients are served on.
+            // A panic of that thread was printed by it.
             let _ = thread.join();
         }
-        result
     }
 
     /// Take no new client and no new request; what was taken is answered.
@@ -231,9 +246,19 @@ enum Dropped {
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
     #[error("its connection failed: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     #[error("its handshake took too long")]
     Slow,
+}
+
+impl From<io::Error> for Dropped {
+    fn from(error: io::Error) -> Self {
+        // Only sockets with a handshake's deadline have a limit to run into.
+        match error.kind() {
+            io::ErrorKind::WouldBlock => Self::Slow,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 /// One client, on its own thread.
@@ -272,9 +297,6 @@ impl<'a> Client<'a> {
                 Ok(0) => return Ok(()),
                 Ok(got) => got,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(Dropped::Slow);
-                }
                 Err(error) => return Err(error.into()),
             };
             let result = self.take(input.get(..got).unwrap_or_default());
@@ -388,12 +410,23 @@ impl<'a> Client<'a> {
         }
     }
 
-    fn send(&mut self) -> io::Result<()> {
-        let output = self.machine.output();
-        let mut socket = self.socket;
-        socket.write_all(output)?;
+    fn send(&mut self) -> Result<(), Dropped> {
+        let mut output = std::mem::take(self.machine.output());
+        let mut rest = output.as_slice();
+        while !rest.is_empty() {
+            // A client that takes its replies byte by byte gains no time by it.
+            self.keep_deadline()?;
+            let sent = match self.socket.write(rest) {
+                Ok(0) => return Err(Dropped::Io(io::ErrorKind::WriteZero.into())),
+                Ok(sent) => sent,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                Err(error) => return Err(error.into()),
+            };
+            rest = rest.get(sent..).unwrap_or_default();
+        }
         output.clear();
         output.shrink_to(4 * SEND_AT);
+        *self.machine.output() = output;
         Ok(())
     }
 }

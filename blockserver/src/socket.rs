@@ -61,6 +61,14 @@ impl Socket {
             Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Read),
         };
     }
+
+    /// End the outgoing direction: the peer sees the end of the stream behind what was sent.
+    pub fn stop_writing(&self) {
+        let _ = match self {
+            Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Write),
+        };
+    }
 }
 
 impl AsFd for Socket {

@@ -320,10 +320,11 @@ impl SendHalf {
 impl Drop for SendHalf {
     fn drop(&mut self) {
         put_disconnect(&mut self.output);
-        // A goodbye that cannot be said at once is not worth waiting for.
+        // A goodbye for which there is no room at once is not waited for: the end of the stream says
+        // the same, and what was sent before is still answered.
         let said = self.send_what_fits();
         if !matches!(said, Ok(true)) {
-            self.socket.shut_down();
+            self.socket.stop_writing();
         }
     }
 }

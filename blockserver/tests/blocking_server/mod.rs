@@ -327,3 +327,79 @@ fn a_request_cut_off_in_its_payload_changes_nothing() {
     drop(served);
     assert!(disk.contents().iter().all(|byte| *byte == 0));
 }
+
+#[test]
+fn a_failing_disk_gives_errors_and_the_connection_goes_on() {
+    let (disk, served) = served(&tcp());
+    let mut client = BlockingClient::connect(&served.address("disk")).expect("connected");
+    for (kind, expected) in [
+        (vdisk::ErrorKind::NoSpace, Errno::NoSpace),
+        (vdisk::ErrorKind::Io, Errno::Io),
+        (vdisk::ErrorKind::Corrupt, Errno::Io),
+        (vdisk::ErrorKind::NotOwned, Errno::NotPermitted),
+    ] {
+        disk.fail_with(Some(kind));
+        let results = [
+            client.read(0, &mut [0; 5000]),
+            client.write(0, &[1; 5000], false),
+            client.flush(),
+            client.zeroes(0, 4096, CommandFlags::default()),
+            client.trim(0, 4096),
+            client.block_status(0, 4096).map(drop),
+        ];
+        for result in results {
+            let Err(ClientError::Failed { errno, .. }) = result else {
+                panic!("{result:?}");
+            };
+            assert_eq!(errno, expected);
+        }
+        disk.fail_with(None);
+        let mut back = [9; 5000];
+        client.read(0, &mut back).expect("works again");
+        assert_eq!(back, [0; 5000]);
+    }
+}
+
+/// The bytes of a handshake by name of the default export, and of `count` reads of 1 MiB.
+fn unread_reads(count: usize) -> Vec<u8> {
+    let mut bytes = 3u32.to_be_bytes().to_vec();
+    bytes.extend(b"IHAVEOPT\0\0\0\x01\0\0\0\0");
+    for _ in 0..count {
+        bytes.extend(0x2560_9513u32.to_be_bytes());
+        bytes.extend([0; 20]);
+        bytes.extend((1u32 << 20).to_be_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn a_client_that_takes_no_replies_cannot_keep_the_server_from_stopping() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = Arc::new(MemoryDisk::new(SIZE));
+    let limits = Limits {
+        farewell: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let served = Served::new(&unix(&dir), &[("", &disk)], &[], limits);
+    let Endpoint::Unix(path) = &served.endpoint else {
+        panic!("unix");
+    };
+    let mut stuck = UnixStream::connect(path).expect("connected");
+    stuck.write_all(&unread_reads(20)).expect("sent");
+    drop(served);
+}
+
+#[test]
+fn a_client_that_only_stops_sending_still_gets_its_replies() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_, served) = served(&unix(&dir));
+    let Endpoint::Unix(path) = &served.endpoint else {
+        panic!("unix");
+    };
+    let mut client = UnixStream::connect(path).expect("connected");
+    client.write_all(&unread_reads(3)).expect("sent");
+    client.shutdown(std::net::Shutdown::Write).expect("ended");
+    let mut all = Vec::new();
+    client.read_to_end(&mut all).expect("replies");
+    assert_eq!(all.len(), 18 + 10 + 3 * (16 + (1 << 20)));
+}

@@ -17,6 +17,17 @@ const BLOCK: u64 = 64 << 10;
 struct Contents {
     data: Vec<u8>,
     blocks: BTreeSet<u64>,
+    /// What every operation fails with, if it is to fail.
+    failure: Option<vdisk::ErrorKind>,
+}
+
+impl Contents {
+    fn fail(&self) -> vdisk::Result<()> {
+        match self.failure {
+            Some(kind) => Err(vdisk::Error::new(kind, "made to fail")),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A disk in memory.
@@ -27,7 +38,13 @@ impl MemoryDisk {
         Self(Mutex::new(Contents {
             data: vec![0; size],
             blocks: BTreeSet::new(),
+            failure: None,
         }))
+    }
+
+    /// Let every operation fail from now on, or succeed again.
+    pub(crate) fn fail_with(&self, failure: Option<vdisk::ErrorKind>) {
+        self.0.lock().expect("no panic").failure = failure;
     }
 
     pub(crate) fn contents(&self) -> Vec<u8> {
@@ -46,12 +63,14 @@ impl BlockingDisk for MemoryDisk {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> vdisk::Result<()> {
         let contents = self.0.lock().expect("no panic");
+        contents.fail()?;
         buffer.copy_from_slice(&contents.data[range(offset, buffer.len() as u64)]);
         Ok(())
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> vdisk::Result<()> {
         let mut contents = self.0.lock().expect("no panic");
+        contents.fail()?;
         contents.data[range(offset, data.len() as u64)].copy_from_slice(data);
         let last = (offset + data.len() as u64 - 1) / BLOCK;
         contents.blocks.extend(offset / BLOCK..=last);
@@ -60,6 +79,7 @@ impl BlockingDisk for MemoryDisk {
 
     fn zero(&self, offset: u64, len: u64, keep: bool) -> vdisk::Result<()> {
         let mut contents = self.0.lock().expect("no panic");
+        contents.fail()?;
         contents.data[range(offset, len)].fill(0);
         if keep {
             let last = (offset + len - 1) / BLOCK;
@@ -77,11 +97,12 @@ impl BlockingDisk for MemoryDisk {
     }
 
     fn flush(&self) -> vdisk::Result<()> {
-        Ok(())
+        self.0.lock().expect("no panic").fail()
     }
 
     fn status(&self, offset: u64, len: u64) -> vdisk::Result<Vec<Extent>> {
         let contents = self.0.lock().expect("no panic");
+        contents.fail()?;
         let mut extents = Vec::new();
         let mut at = offset;
         while at < offset + len {
