@@ -4,7 +4,9 @@
 //! |---|---|
 //! | codec and machine | [`nbd`]: the protocol, without I/O |
 //! | driver | [`blocking`]: the server where `io_uring` is forbidden; [`socket`] |
+//! | driver | `uring`: system calls in batches |
 
 pub mod blocking;
 pub mod nbd;
 pub mod socket;
+mod uring;

@@ -1,0 +1,332 @@
+//! One ring: operations in, completions out, one system call per batch.
+//!
+//! Every operation in flight has a slot that owns its context and what the kernel works on; the
+//! slot's number is the `user_data`. Slots are emptied by completions and by nothing else, so a ring
+//! that is dropped first cancels what runs and waits for it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+
+use super::op::{Descriptor, Finished, Held, Op};
+use super::slab::Slab;
+use super::call::Call;
+use super::threads::ThreadRing;
+
+/// Submission entries; a batch that is larger is submitted in parts.
+const ENTRIES: u32 = 512;
+/// Completion entries: what may be in flight before the kernel has to keep completions aside.
+const COMPLETIONS: u32 = 8192;
+/// Files that can be registered.
+const TABLE: u32 = 4096;
+/// `IORING_RECVSEND_POLL_FIRST`: wait before the first attempt.
+const POLL_FIRST: u16 = 1;
+
+/// What carries the operations out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// `io_uring`.
+    Uring,
+    /// Blocking system calls on threads.
+    Threads,
+}
+
+enum Engine {
+    Uring(IoUring),
+    Threads(ThreadRing),
+}
+
+struct Slot<C> {
+    context: C,
+    held: Held,
+}
+
+/// A ring. Made, used and dropped on one thread.
+pub(crate) struct Ring<C> {
+    engine: Engine,
+    slots: Slab<Slot<C>>,
+    backlog: VecDeque<squeue::Entry>,
+    free_files: Vec<u32>,
+    /// Whether the kernel knows a wait for several completions with a bound on the time.
+    settles: bool,
+}
+
+impl<C> Ring<C> {
+    /// A ring of this kind, with the cheapest way to deliver completions that the kernel has.
+    pub(crate) fn new(backend: Backend) -> io::Result<Self> {
+        let (engine, settles, files) = match backend {
+            Backend::Threads => (Engine::Threads(ThreadRing::new()?), false, 0),
+            Backend::Uring => {
+                let ring = set_up()?;
+                let settles = ring.params().is_feature_min_timeout();
+                let table = ring.submitter().register_files_sparse(TABLE);
+                let files = if table.is_ok() { TABLE } else { 0 };
+                (Engine::Uring(ring), settles, files)
+            }
+        };
+        Ok(Self {
+            engine,
+            slots: Slab::new(),
+            backlog: VecDeque::new(),
+            free_files: (0..files).rev().collect(),
+            settles,
+        })
+    }
+
+    /// Make a file or socket known to the ring. It must stay open until [`Self::forget`].
+    pub(crate) fn know(&mut self, file: BorrowedFd<'_>) -> Descriptor {
+        let raw = file.as_raw_fd();
+        let mut fixed = None;
+        if let (Engine::Uring(ring), Some(index)) = (&self.engine, self.free_files.pop()) {
+            match ring.submitter().register_files_update(index, &[raw]) {
+                Ok(_) => fixed = Some(index),
+                Err(_) => self.free_files.push(index),
+            }
+        }
+        Descriptor { raw, fixed }
+    }
+
+    /// End what [`Self::know`] began; no operation on it may be in flight.
+    pub(crate) fn forget(&mut self, file: Descriptor) {
+        if let (Engine::Uring(ring), Some(index)) = (&self.engine, file.fixed) {
+            // A slot that cannot be emptied keeps the file open in the kernel; it is not used again.
+            if ring.submitter().register_files_update(index, &[-1]).is_ok() {
+                self.free_files.push(index);
+            }
+        }
+    }
+
+    /// How many operations are in flight.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Begin an operation with the next [`Self::enter`]; `context` comes back with its completion.
+    pub(crate) fn submit(&mut self, op: Op, context: C) {
+        let (held, call) = Call::new(op);
+        let token = self.slots.insert(Slot { context, held });
+        match &mut self.engine {
+            Engine::Threads(threads) => threads.submit(u64::from(token), call),
+            Engine::Uring(_) => {
+                let entry = entry(&call).user_data(u64::from(token));
+                if !self.backlog.is_empty() || !self.push(&entry) {
+                    self.backlog.push_back(entry);
+                }
+            }
+        }
+    }
+
+    /// Hand everything to the kernel and wait until there is a completion.
+    ///
+    /// Where `settle` is given and the kernel can, the wait goes on for that long to collect up to
+    /// so many completions.
+    pub(crate) fn enter(&mut self, settle: Option<(usize, Duration)>) -> io::Result<()> {
+        while let Some(entry) = self.backlog.pop_front() {
+            if !self.push(&entry) {
+                self.backlog.push_front(entry);
+                break;
+            }
+        }
+        let ring = match &mut self.engine {
+            Engine::Threads(threads) => {
+                threads.wait();
+                return Ok(());
+            }
+            Engine::Uring(ring) => ring,
+        };
+        let entered = if self.backlog.is_empty() && ring.completion().is_empty() {
+            match settle {
+                Some((want, within)) if self.settles => {
+                    let micros = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
+                    let args = SubmitArgs::new().min_wait_usec(micros);
+                    ring.submitter().submit_with_args(want, &args)
+                }
+                _ => ring.submit_and_wait(1),
+            }
+        } else {
+            ring.submit()
+        };
+        match entered {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                // Interrupted, or the completions have to be reaped first: the caller does so now.
+                Some(libc::EINTR | libc::EBUSY | libc::EAGAIN | libc::ETIME) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Move what has completed into `into`.
+    pub(crate) fn reap(&mut self, into: &mut Vec<Finished<C>>) {
+        match &mut self.engine {
+            Engine::Threads(threads) => {
+                for (token, raw) in threads.take_finished() {
+                    finish(&mut self.slots, into, token, raw, false);
+                }
+            }
+            Engine::Uring(ring) => {
+                for entry in ring.completion() {
+                    let more_input = cqueue::sock_nonempty(entry.flags());
+                    finish(&mut self.slots, into, entry.user_data(), entry.result(), more_input);
+                }
+            }
+        }
+    }
+
+    /// Put an entry into the submission queue, emptying it into the kernel when it is full.
+    fn push(&mut self, entry: &squeue::Entry) -> bool {
+        let Engine::Uring(ring) = &mut self.engine else {
+            return false;
+        };
+        for attempt in 0..2 {
+            // SAFETY: all memory the entry names is owned by its slot in `slots` (see `Call`), which
+            // is emptied only by the completion; descriptors are kept open by the submitter.
+            if unsafe { ring.submission().push(entry) }.is_ok() {
+                return true;
+            }
+            if attempt == 0 && ring.submit().is_err() {
+                return false;
+            }
+        }
+        false
+    }
+}
+
+impl<C> Drop for Ring<C> {
+    fn drop(&mut self) {
+        for entry in self.backlog.drain(..) {
+            // Never reached the kernel, so no completion will come.
+            self.slots.remove(entry.get_user_data() as u32);
+        }
+        let mut finished = Vec::new();
+        if let Engine::Uring(ring) = &self.engine {
+            let _ = ring.submit();
+            // Sockets, timers and eventfds end by this; file operations end by themselves.
+            let limit = Some(Timespec::new().sec(1));
+            let _ = ring.submitter().register_sync_cancel(limit, CancelBuilder::any());
+        }
+        if let Engine::Threads(threads) = &mut self.engine {
+            threads.close();
+        }
+        let mut patience = 10_000;
+        while !self.slots.is_empty() && patience > 0 {
+            match &mut self.engine {
+                Engine::Threads(threads) => threads.wait(),
+                Engine::Uring(ring) => {
+                    let soon = Timespec::new().nsec(1_000_000);
+                    let args = SubmitArgs::new().timespec(&soon);
+                    let _ = ring.submitter().submit_with_args(1, &args);
+                }
+            }
+            self.reap(&mut finished);
+            finished.clear();
+            patience -= 1;
+        }
+        if !self.slots.is_empty() {
+            // The kernel still owns this memory: it is never freed rather than freed too early.
+            std::mem::forget(std::mem::replace(&mut self.slots, Slab::new()));
+        }
+    }
+}
+
+/// Empty the slot of a completion.
+fn finish<C>(
+    slots: &mut Slab<Slot<C>>,
+    into: &mut Vec<Finished<C>>,
+    token: u64,
+    raw: i32,
+    more_input: bool,
+) {
+    if let Some(slot) = slots.remove(token as u32) {
+        into.push(Finished {
+            context: slot.context,
+            held: slot.held,
+            more_input,
+            raw,
+        });
+    }
+}
+
+/// The best ring that this kernel gives: completions run when we ask for them (6.1), else without
+/// interrupting us (5.19), else as they come.
+fn set_up() -> io::Result<IoUring> {
+    let mut best = IoUring::builder();
+    best.setup_single_issuer().setup_defer_taskrun();
+    let mut middle = IoUring::builder();
+    middle.setup_coop_taskrun();
+    let mut refused = None;
+    for mut builder in [best, middle, IoUring::builder()] {
+        builder.setup_clamp().setup_cqsize(COMPLETIONS).setup_submit_all();
+        match builder.build(ENTRIES) {
+            Ok(ring) => return Ok(ring),
+            // A flag that this kernel does not know.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    let mut plain = IoUring::builder();
+    plain.setup_clamp().setup_cqsize(COMPLETIONS);
+    plain.build(ENTRIES).map_err(|error| refused.unwrap_or(error))
+}
+
+/// The submission entry of a call.
+fn entry(call: &Call) -> squeue::Entry {
+    macro_rules! on {
+        ($descriptor:expr, $target:ident => $build:expr) => {
+            match $descriptor.fixed {
+                Some(index) => {
+                    let $target = Fixed(index);
+                    $build
+                }
+                None => {
+                    let $target = Fd($descriptor.raw);
+                    $build
+                }
+            }
+        };
+    }
+    match *call {
+        Call::Read { file, to, len, at } => {
+            on!(file, f => opcode::Read::new(f, to, len).offset(at).build())
+        }
+        Call::Write { file, from, len, at } => {
+            on!(file, f => opcode::Write::new(f, from, len).offset(at).build())
+        }
+        Call::Sync { file } => {
+            on!(file, f => opcode::Fsync::new(f).flags(FsyncFlags::DATASYNC).build())
+        }
+        Call::Allocate { file, mode, at, len } => {
+            on!(file, f => opcode::Fallocate::new(f, len).offset(at).mode(mode).build())
+        }
+        Call::Receive { socket, to, len, whole, idle } => {
+            let flags = if whole { libc::MSG_WAITALL } else { 0 };
+            let first = if idle { POLL_FIRST } else { 0 };
+            on!(socket, s => opcode::Recv::new(s, to, len).flags(flags).ioprio(first).build())
+        }
+        Call::Send { socket, message, only } => {
+            let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+            match only.and_then(|(from, len)| Some((from, u32::try_from(len).ok()?))) {
+                Some((from, len)) => {
+                    on!(socket, s => opcode::Send::new(s, from, len).flags(flags).build())
+                }
+                None => {
+                    on!(socket, s => opcode::SendMsg::new(s, message).flags(flags as u32).build())
+                }
+            }
+        }
+        Call::Accept { listener } => {
+            let (no, none) = (std::ptr::null_mut(), std::ptr::null_mut());
+            let cloexec = libc::SOCK_CLOEXEC;
+            on!(listener, l => opcode::Accept::new(l, no, none).flags(cloexec).build())
+        }
+        Call::Timer { time, .. } => opcode::Timeout::new(time).build(),
+    }
+}
+
+#[cfg(test)]
+#[path = "ring_tests.rs"]
+mod tests;
