@@ -90,6 +90,13 @@ impl<C> Ring<C> {
         Descriptor { raw, fixed }
     }
 
+    /// The same without a place in the ring's table, for what is seldom used.
+    #[expect(clippy::unused_self, reason = "a descriptor belongs to a ring")]
+    pub(crate) fn know_unregistered(&self, file: BorrowedFd<'_>) -> Descriptor {
+        let raw = file.as_raw_fd();
+        Descriptor { raw, fixed: None }
+    }
+
     /// End what [`Self::know`] began; no operation on it may be in flight.
     pub(crate) fn forget(&mut self, file: Descriptor) {
         if let (Engine::Uring(ring), Some(index)) = (&self.engine, file.fixed) {

@@ -1,0 +1,234 @@
+//! What the owner of a server does to an export while it is in use.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, mpsc};
+
+use bytes::Bytes;
+use vdisk::engine::{Extent, Mark};
+use vdisk::tap::WriteTap;
+
+use super::policy::Passed;
+use super::{Disk, Export, Mode, Statistics};
+use crate::forward::Forwarder;
+use crate::nbd::uri::Address;
+use crate::worker::{Crew, Message};
+
+/// A request from within this process, carried out by a worker like a client's.
+///
+/// It goes to the disk also while clients' requests are held or forwarded. Offsets and lengths are
+/// in bytes and lie inside the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalRequest {
+    /// Read.
+    Read {
+        /// First byte.
+        offset: u64,
+        /// How many bytes; at most 64 MiB.
+        len: u64,
+    },
+    /// Write.
+    Write {
+        /// First byte.
+        offset: u64,
+        /// What; at most 64 MiB.
+        data: Bytes,
+    },
+    /// Make a range read as zero, giving its space back.
+    Zero {
+        /// First byte.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Make every change that completed before durable.
+    Flush,
+    /// Say which parts of a range are allocated; the answer may be shorter than the range.
+    Status {
+        /// First byte.
+        offset: u64,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Bring the image into the state of a cleanly closed one, with this mark in place. No change
+    /// may be in flight: hold the export first.
+    Park {
+        /// The mark; `None` removes one.
+        mark: Option<Mark>,
+    },
+}
+
+/// What a [`LocalRequest`] brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LocalReply {
+    /// It was done.
+    Done,
+    /// The bytes read.
+    Data(Bytes),
+    /// Consecutive extents from the first byte asked about.
+    Extents(Vec<Extent>),
+}
+
+/// Called with the result, on a worker; must not block.
+pub(crate) type LocalDone = Box<dyn FnOnce(io::Result<LocalReply>) + Send>;
+
+/// An export of a running server. Clones are the same export.
+///
+/// Callbacks run on a worker and must not block; they come also when there was nothing to wait for.
+#[derive(Clone)]
+pub struct ExportHandle {
+    export: Arc<Export>,
+    crew: Arc<Crew>,
+}
+
+impl fmt::Debug for ExportHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ExportHandle").field(&self.export.name).finish()
+    }
+}
+
+impl ExportHandle {
+    pub(crate) fn new(export: Arc<Export>, crew: Arc<Crew>) -> Self {
+        Self { export, crew }
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.export.id
+    }
+
+    /// The name clients know it by.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.export.name
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.disk().size()
+    }
+
+    /// Whether clients may not change it.
+    #[must_use]
+    pub fn read_only(&self) -> bool {
+        self.export.read_only()
+    }
+
+    /// The disk it serves now.
+    #[must_use]
+    pub fn disk(&self) -> Arc<Disk> {
+        Arc::clone(&self.export.policy().disk)
+    }
+
+    /// What it has done since it began.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        Statistics::sum(&self.export.counters)
+    }
+
+    /// Let `tap` see every change from now on.
+    ///
+    /// `attached` is called when every request that began without the tap has ended: from then on
+    /// whatever is read from the disk holds all changes that the tap has not seen.
+    pub fn attach_tap(&self, tap: Arc<dyn WriteTap>, attached: impl FnOnce() + Send + 'static) {
+        self.export.policy().tap = Some(tap);
+        self.announce(Box::new(attached));
+    }
+
+    /// Take the tap off. `detached` is called when it will not be called any more.
+    pub fn detach_tap(&self, detached: impl FnOnce() + Send + 'static) {
+        self.export.policy().tap = None;
+        self.announce(Box::new(detached));
+    }
+
+    /// Let new requests of clients wait. `drained` is called when those in flight have ended.
+    pub fn hold(&self, drained: impl FnOnce() + Send + 'static) {
+        self.export.policy().mode = Mode::Hold;
+        self.announce(Box::new(drained));
+    }
+
+    /// Serve from the disk (again), what waited first.
+    pub fn release(&self) {
+        self.export.policy().mode = Mode::Serve;
+        self.announce(Box::new(|| {}));
+    }
+
+    /// Send what waits and what comes to an export of an NBD server elsewhere, for as long as this
+    /// export exists or until [`Self::hold`]. What is in flight locally is not waited
+    /// for: hold first.
+    ///
+    /// A lost connection is made again and what was not answered is sent again; clients see a pause.
+    pub fn forward(&self, address: Address) {
+        let forwarder = Forwarder::start(address);
+        self.export.policy().mode = Mode::Forward(Arc::new(forwarder));
+        self.announce(Box::new(|| {}));
+    }
+
+    /// Put another disk of the same size in place of the one served. Hold the export first and wait
+    /// until it is drained. `swapped` is called when no worker uses the old disk for this export.
+    pub fn swap(&self, disk: Arc<Disk>, swapped: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let mut policy = self.export.policy();
+        if !matches!(policy.mode, Mode::Hold) {
+            let what = "an export must be held while its disk is replaced";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        if disk.size() != policy.disk.size() {
+            let what = "a disk can be replaced only by one of the same size";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        policy.disk = disk;
+        drop(policy);
+        self.announce(Box::new(swapped));
+        Ok(())
+    }
+
+    /// Carry out a request on a worker.
+    pub fn submit(&self, request: LocalRequest, done: impl FnOnce(io::Result<LocalReply>) + Send + 'static) {
+        let export = Arc::clone(&self.export);
+        let message = Message::Local { export, request, done: Box::new(done) };
+        if let Err(Message::Local { done, .. }) = self.crew.post_next(message) {
+            done(Err(stopped()));
+        }
+    }
+
+    /// Carry out a request and wait for it. Not to be called on a worker, callbacks included.
+    pub fn call(&self, request: LocalRequest) -> io::Result<LocalReply> {
+        let (sender, receiver) = mpsc::channel();
+        self.submit(request, move |result| {
+            let _ = sender.send(result);
+        });
+        receiver.recv().unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// [`Self::hold`], and wait until it is drained. Not to be called on a worker.
+    pub fn hold_and_wait(&self) {
+        wait(|passed| self.hold(passed));
+    }
+
+    /// Refuse everything from now on, and wait until nothing is in flight.
+    pub(crate) fn close_and_wait(&self) {
+        wait(|passed| {
+            self.export.policy().mode = Mode::Closed;
+            self.announce(Box::new(passed));
+        });
+    }
+
+    /// Have every worker take the policy on; call back when all of them live by it.
+    fn announce(&self, passed: Passed) {
+        self.crew.announce(&self.export, passed);
+    }
+}
+
+/// Wait until what `start` begins has called back.
+fn wait(start: impl FnOnce(Box<dyn FnOnce() + Send>)) {
+    let (sender, receiver) = mpsc::channel();
+    start(Box::new(move || {
+        let _ = sender.send(());
+    }));
+    // An error means that the callback was dropped: the workers are gone, nothing is in flight.
+    let _ = receiver.recv();
+}
+
+fn stopped() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the server has been stopped")
+}

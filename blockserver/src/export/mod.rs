@@ -1,0 +1,84 @@
+//! Exports: a name under which a disk is served, and what may be done to it meanwhile.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `disk` | the engine, the map, the file |
+//! | `policy` | what workers do with an export's requests now, and barriers to know when all do |
+//! | `ranges` | serialises overlapping changes while a tap is on |
+//! | `handle` | what the owner of the server does to an export |
+//! | `table` | all exports, as a client's handshake sees them |
+//! | `stats` | counters |
+
+mod disk;
+mod handle;
+mod policy;
+mod ranges;
+mod stats;
+mod table;
+
+pub use disk::{Disk, prepare_file};
+pub use handle::{ExportHandle, LocalReply, LocalRequest};
+pub use stats::{Kind, LATENCY_BUCKETS, Statistics, Totals};
+
+pub(crate) use handle::LocalDone;
+pub(crate) use policy::{Barrier, Mode, Policy};
+pub(crate) use ranges::RangeLocks;
+pub(crate) use stats::Counters;
+pub(crate) use table::ExportIndex;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What the owner wants of an export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportOptions {
+    /// Refuse changes, also where the disk could be changed.
+    pub read_only: bool,
+    /// For people; shown by clients that list exports.
+    pub description: String,
+    /// Whether clients that list exports see it. One that knows the name finds it in any case.
+    pub listed: bool,
+}
+
+impl Default for ExportOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            description: String::new(),
+            listed: true,
+        }
+    }
+}
+
+/// An export as all workers share it.
+#[derive(Debug)]
+pub(crate) struct Export {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) options: ExportOptions,
+    pub(crate) locks: RangeLocks,
+    pub(crate) counters: Box<[Counters]>,
+    policy: Mutex<Policy>,
+}
+
+impl Export {
+    pub(crate) fn new(id: u64, name: String, options: ExportOptions, policy: Policy, workers: usize) -> Self {
+        Self {
+            id,
+            name,
+            options,
+            locks: RangeLocks::default(),
+            counters: (0..workers).map(|_| Counters::default()).collect(),
+            policy: Mutex::new(policy),
+        }
+    }
+
+    /// What is to be done with its requests now.
+    pub(crate) fn policy(&self) -> MutexGuard<'_, Policy> {
+        self.policy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether changes are refused.
+    pub(crate) fn read_only(&self) -> bool {
+        self.options.read_only || self.policy().disk.read_only()
+    }
+}

@@ -1,0 +1,320 @@
+//! Requests sent on to an NBD server elsewhere, in place of a disk that has moved there.
+//!
+//! Driver: one thread connects and sends, one receives. Every request is kept until it is answered;
+//! when the connection is lost, or the server says that it is going away, a new one is made and what
+//! was not answered is sent again, in the old order. All commands may be repeated safely, since the
+//! client that made a request has not been told anything about it and may not count on an order
+//! among requests in flight.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use vdisk::engine::Extent;
+
+use crate::nbd::blocking_client::{ConnectOptions, PipelinedClient, ReceiveHalf, SendHalf};
+use crate::nbd::client::{Answer, ClientRequest, Completion, RemoteExport, RemoteExtent};
+use crate::nbd::uri::Address;
+use crate::nbd::wire::{allocation, transmission};
+use crate::nbd::{Command, CommandFlags, Errno};
+use crate::worker::Action;
+
+/// Requests outstanding at the server at most.
+const IN_FLIGHT: usize = 128;
+/// Waits between attempts to connect: from the first to the second, doubling.
+const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// A request in place of a disk.
+pub(crate) struct ForwardRequest {
+    pub(crate) action: Action,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+    /// What is written; empty for everything else.
+    pub(crate) data: Bytes,
+}
+
+/// What the server answered.
+#[derive(Debug)]
+pub(crate) enum ForwardReply {
+    Done,
+    Data(Vec<u8>),
+    Extents(Vec<Extent>),
+}
+
+type Done = Box<dyn FnOnce(io::Result<ForwardReply>) + Send>;
+
+struct Job {
+    number: u64,
+    request: ForwardRequest,
+    done: Done,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    /// Not sent yet, in order.
+    waiting: VecDeque<Job>,
+    /// Sent and not answered, by cookie.
+    sent: BTreeMap<u64, Job>,
+    /// The connection is of no use any more.
+    broken: bool,
+    /// Nothing more will come.
+    closed: bool,
+}
+
+impl State {
+    /// Everything not answered is to be sent (again), oldest first.
+    fn take_back(&mut self) {
+        self.broken = false;
+        let sent = std::mem::take(&mut self.sent).into_values();
+        let mut all: Vec<_> = sent.chain(self.waiting.drain(..)).collect();
+        all.sort_by_key(|job| job.number);
+        self.waiting = all.into();
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The way to one export of a server elsewhere. When it is dropped, what it was given is still
+/// carried out.
+pub(crate) struct Forwarder {
+    shared: Arc<Shared>,
+}
+
+impl Forwarder {
+    /// Begin to connect to the export.
+    pub(crate) fn start(address: Address) -> Self {
+        let shared = Arc::new(Shared::default());
+        let threads = Arc::clone(&shared);
+        let started = thread::Builder::new()
+            .name("forward-send".into())
+            .spawn(move || keep_connected(&threads, &address));
+        if let Err(error) = started {
+            tracing::error!(%error, "no thread to forward requests");
+            shared.lock().closed = true;
+        }
+        Self { shared }
+    }
+
+    /// Send a request; `done` is called on a thread of its own and must not block.
+    pub(crate) fn submit(
+        &self,
+        request: ForwardRequest,
+        done: impl FnOnce(io::Result<ForwardReply>) + Send + 'static,
+    ) {
+        let mut state = self.shared.lock();
+        if state.closed {
+            drop(state);
+            done(Err(io::Error::from_raw_os_error(libc::EIO)));
+            return;
+        }
+        let number = state.next;
+        state.next += 1;
+        state.waiting.push_back(Job { number, request, done: Box::new(done) });
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+/// Connect, again and again, and send until nothing more comes.
+fn keep_connected(shared: &Arc<Shared>, address: &Address) {
+    let mut pause = RETRY.0;
+    loop {
+        {
+            let state = shared.lock();
+            if state.closed && state.waiting.is_empty() {
+                return;
+            }
+        }
+        match PipelinedClient::connect(address, &ConnectOptions::default()) {
+            Ok(client) => {
+                tracing::info!(%address, "forwarding");
+                let answered = serve(shared, client);
+                pause = if answered { RETRY.0 } else { (pause * 2).min(RETRY.1) };
+                let mut state = shared.lock();
+                state.take_back();
+                if state.closed && state.waiting.is_empty() {
+                    return;
+                }
+                drop(state);
+                tracing::warn!(%address, "the connection was lost; it is made again");
+            }
+            Err(error) => {
+                if pause == RETRY.0 {
+                    tracing::warn!(%address, %error, "no connection yet; clients wait");
+                }
+                pause = (pause * 2).min(RETRY.1);
+            }
+        }
+        thread::sleep(pause);
+    }
+}
+
+/// Use one connection for as long as it holds; whether anything was answered.
+fn serve(shared: &Arc<Shared>, client: PipelinedClient) -> bool {
+    let (send, receive) = client.split();
+    let receiver = Arc::clone(shared);
+    let thread = thread::Builder::new()
+        .name("forward-receive".into())
+        .spawn(move || receive_all(&receiver, receive));
+    let Ok(thread) = thread else {
+        return false;
+    };
+    send_all(shared, send);
+    // The send half is gone and has said goodbye, so the server closes and the receiver ends.
+    thread.join().unwrap_or(false)
+}
+
+/// Send what comes until the connection breaks or nothing is left to come.
+fn send_all(shared: &Shared, mut send: SendHalf) {
+    let mut state = shared.lock();
+    loop {
+        if state.broken || (state.closed && state.waiting.is_empty() && state.sent.is_empty()) {
+            return;
+        }
+        let mut queued = false;
+        while state.sent.len() < IN_FLIGHT
+            && let Some(job) = state.waiting.pop_front()
+        {
+            let Some(job) = fit(send.remote(), job) else {
+                continue;
+            };
+            let submitted = send.submit(&wire_request(&job.request));
+            match submitted {
+                Ok(cookie) => {
+                    queued = true;
+                    state.sent.insert(cookie, job);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a request cannot be forwarded");
+                    (job.done)(Err(io::Error::from_raw_os_error(libc::EIO)));
+                }
+            }
+        }
+        if queued {
+            drop(state);
+            if send.send().is_err() {
+                return;
+            }
+            state = shared.lock();
+        } else {
+            state = shared.wait(state);
+        }
+    }
+}
+
+/// Answer here what the server does not offer and can be answered without it.
+fn fit(remote: &RemoteExport, job: Job) -> Option<Job> {
+    let Job { request, .. } = &job;
+    let whole = |allocated| {
+        let len = request.len;
+        Ok(ForwardReply::Extents(vec![Extent { len, allocated, zero: false }]))
+    };
+    let answer = match request.action {
+        Action::Status if !remote.allocation.is_none() => whole(true),
+        Action::Discard { .. } if !remote.has(transmission::SEND_TRIM) => Ok(ForwardReply::Done),
+        Action::Flush if !remote.has(transmission::SEND_FLUSH) => Ok(ForwardReply::Done),
+        _ => return Some(job),
+    };
+    (job.done)(answer);
+    None
+}
+
+fn wire_request(request: &ForwardRequest) -> ClientRequest<'_> {
+    let (offset, len) = (request.offset, request.len as u32);
+    let flags = |fua, no_hole| CommandFlags { fua, no_hole, ..CommandFlags::default() };
+    match request.action {
+        Action::Read => ClientRequest::read(offset, len),
+        Action::Write { fua } => {
+            ClientRequest::write(offset, &request.data).with(flags(fua, false))
+        }
+        Action::Zero { unmap, fua } => {
+            ClientRequest::plain(Command::WriteZeroes, offset, len).with(flags(fua, !unmap))
+        }
+        Action::Discard { fua } => {
+            ClientRequest::plain(Command::Trim, offset, len).with(flags(fua, false))
+        }
+        Action::Status => ClientRequest::plain(Command::BlockStatus, offset, len),
+        // Only this process parks, and its requests are not forwarded.
+        Action::Flush | Action::Park { .. } => ClientRequest::flush(),
+    }
+}
+
+/// Hand answers to those who wait for them until the connection breaks; whether there were any.
+fn receive_all(shared: &Shared, mut receive: ReceiveHalf) -> bool {
+    let mut answered = false;
+    loop {
+        let completion = match receive.wait() {
+            Ok(Some(completion)) => completion,
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(%error, "forwarding");
+                break;
+            }
+        };
+        let mut state = shared.lock();
+        let Some(job) = state.sent.remove(&completion.cookie) else {
+            continue;
+        };
+        if completion.result.as_ref().is_err_and(|refusal| refusal.errno == Errno::Shutdown) {
+            // It is going away: ask again, there or wherever it comes up again.
+            state.waiting.push_front(job);
+            break;
+        }
+        answered = true;
+        shared.changed.notify_all();
+        drop(state);
+        let result = reply(completion, job.request.len);
+        (job.done)(result);
+    }
+    shared.lock().broken = true;
+    shared.changed.notify_all();
+    answered
+}
+
+fn reply(completion: Completion, len: u64) -> io::Result<ForwardReply> {
+    match completion.result {
+        Ok(Answer::Done) => Ok(ForwardReply::Done),
+        Ok(Answer::Data(data)) => Ok(ForwardReply::Data(data)),
+        Ok(Answer::Extents(extents)) => Ok(ForwardReply::Extents(extents_of(&extents, len))),
+        Err(refusal) => Err(io::Error::from_raw_os_error(refusal.errno.to_wire() as i32)),
+    }
+}
+
+/// A server's extents, none beyond the range asked about.
+fn extents_of(remote: &[RemoteExtent], mut left: u64) -> Vec<Extent> {
+    let mut extents = Vec::with_capacity(remote.len());
+    for one in remote {
+        let len = u64::from(one.len).min(left);
+        left -= len;
+        if len > 0 {
+            let allocated = one.flags & allocation::HOLE == 0;
+            let zero = one.flags & allocation::ZERO != 0;
+            extents.push(Extent { len, allocated, zero });
+        }
+    }
+    extents
+}

@@ -1,0 +1,354 @@
+//! One worker: a thread with one ring, on which its clients' sockets and all disk files are.
+//!
+//! ```text
+//!   enter ─► reap completions ─► feed sessions, end transfers ─► pump engines ─► queue sends ─► enter
+//! ```
+//!
+//! Everything that came with one entry into the kernel is dealt with before the next: many requests
+//! per receive, many replies per send, many file operations per entry. A worker never blocks
+//! anywhere else, holds an engine's lock only to exchange words with it, and shares nothing else
+//! with other workers while requests flow: they talk through inboxes.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `session` | one client: bytes in, requests, replies out |
+//! | `task` | one request from its beginning to its reply |
+//! | `transfer` | one operation on a file, bounces and short counts included |
+//! | `disks` | an engine's words exchanged, flushes coalesced |
+//! | `exports` | policy of each export here; what waits while one is held |
+//! | `inbox` | what workers share, and letters to them |
+
+mod disks;
+mod exports;
+mod inbox;
+mod session;
+mod task;
+mod transfer;
+
+pub(crate) use inbox::{Crew, Limits, Message};
+pub(crate) use task::Action;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::export::Barrier;
+use crate::socket::Listener;
+use crate::uring::{Backend, Descriptor, Finished, IoBuffer, NO_POSITION, Op, Pool, Ring, Slab};
+
+use self::disks::DiskHere;
+use self::exports::ExportHere;
+use self::session::Session;
+use self::task::{Part, Task};
+use self::transfer::Transfer;
+
+/// Bytes of buffers that a worker keeps for use again.
+const POOL_LIMIT: usize = 64 << 20;
+/// How long accepting pauses when the process has no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long clients have, at the end, to take the replies to what was in flight.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a completion is about.
+#[derive(Clone, Copy, Debug)]
+enum Token {
+    /// Something is in the inbox.
+    Inbox,
+    /// A listener has a client.
+    Accept(u32),
+    /// A listener may accept again.
+    AcceptAgain(u32),
+    /// A session received.
+    Receive(u32),
+    /// A session sent.
+    Send(u32),
+    /// A session's handshake took too long.
+    Handshake { session: u32, serial: u64 },
+    /// A transfer went on.
+    Transfer(u32),
+    /// A disk's coalesced flush ended.
+    Sync(u32),
+    /// Clients had their time to leave.
+    DrainLimit,
+}
+
+/// A socket that clients connect to.
+struct ListenerHere {
+    listener: Listener,
+    descriptor: Descriptor,
+}
+
+/// What is to be done before the kernel is entered again.
+#[derive(Default)]
+struct Agenda {
+    sessions: Vec<u32>,
+    disks: Vec<u32>,
+    granted: Vec<u32>,
+    flushes: Vec<u32>,
+    sends: Vec<u32>,
+    /// Scratch space of the map's lookups.
+    parts: Vec<Part>,
+}
+
+/// How far the worker's life is.
+struct Life {
+    /// The time when completions were last reaped.
+    now: Instant,
+    serial: u64,
+    draining: bool,
+    /// To be passed when the clients are gone.
+    drained: Option<Arc<Barrier>>,
+    quit: bool,
+}
+
+/// A worker. Made and run on its own thread.
+pub(crate) struct Worker {
+    number: u16,
+    crew: Arc<Crew>,
+    ring: Ring<Token>,
+    pool: Pool,
+    sessions: Slab<Session>,
+    tasks: Slab<Task>,
+    transfers: Slab<Transfer>,
+    disks: Slab<DiskHere>,
+    exports: Slab<ExportHere>,
+    listeners: Slab<ListenerHere>,
+    agenda: Agenda,
+    life: Life,
+}
+
+impl Worker {
+    /// The worker of this number, with a ring of this kind.
+    pub(crate) fn new(number: u16, crew: Arc<Crew>, backend: Backend) -> io::Result<Self> {
+        Ok(Self {
+            number,
+            crew,
+            ring: Ring::new(backend)?,
+            pool: Pool::new(POOL_LIMIT),
+            sessions: Slab::new(),
+            tasks: Slab::new(),
+            transfers: Slab::new(),
+            disks: Slab::new(),
+            exports: Slab::new(),
+            listeners: Slab::new(),
+            agenda: Agenda::default(),
+            life: Life {
+                now: Instant::now(),
+                serial: 0,
+                draining: false,
+                drained: None,
+                quit: false,
+            },
+        })
+    }
+
+    /// Work until told to quit.
+    pub(crate) fn run(mut self) {
+        self.read_inbox(IoBuffer::zeroed(8));
+        let mut finished = Vec::new();
+        while !self.life.quit {
+            if let Err(error) = self.ring.enter(self.settle()) {
+                tracing::error!(worker = self.number, %error, "the ring failed; its clients are lost");
+                break;
+            }
+            self.life.now = Instant::now();
+            self.ring.reap(&mut finished);
+            for one in finished.drain(..) {
+                self.finished(one);
+            }
+            self.settle_agenda();
+        }
+        self.end();
+    }
+
+    /// How many completions are worth waiting for, and how long at most.
+    fn settle(&self) -> Option<(usize, Duration)> {
+        None
+    }
+
+    fn finished(&mut self, mut one: Finished<Token>) {
+        match one.context {
+            Token::Transfer(transfer) => {
+                let result = one.result();
+                // The ring's hold on the buffer ends here, so that it can be used again.
+                drop(one);
+                self.transfer_went_on(transfer, result);
+            }
+            Token::Receive(session) => self.received(session, &mut one),
+            Token::Send(session) => self.sent(session, &mut one),
+            Token::Sync(disk) => self.synced(disk, one.result()),
+            Token::Inbox => {
+                for message in self.crew.clone().inbox(self.number).take() {
+                    self.message(message);
+                }
+                let buffer = one.buffer().unwrap_or_else(|| IoBuffer::zeroed(8));
+                self.read_inbox(buffer);
+            }
+            Token::Accept(listener) => self.accepted(listener, one.accepted()),
+            Token::AcceptAgain(listener) => self.accept(listener),
+            Token::Handshake { session, serial } => self.handshake_limit(session, serial),
+            Token::DrainLimit => self.drain_limit(),
+        }
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Connection(socket) => self.open_session(socket),
+            Message::Listen(listener) => self.listen(listener),
+            Message::Policy { export, barrier } => self.take_policy(&export, barrier),
+            Message::Local { export, request, done } => self.local(&export, request, done),
+            Message::Operations { disk, ops } => {
+                let disk = self.disk_here(&disk);
+                self.carry_out(disk, ops);
+            }
+            Message::Completions { completions } => {
+                for completion in completions {
+                    self.engine_answered(completion);
+                }
+            }
+            Message::Granted { task } => self.agenda.granted.push(task),
+            Message::Forwarded { task, result } => self.forwarded(task, result),
+            Message::Drain { barrier } => self.drain(barrier),
+            Message::Quit => self.life.quit = true,
+        }
+    }
+
+    /// Do what the batch left to do, until nothing is left, then send.
+    fn settle_agenda(&mut self) {
+        loop {
+            if let Some(task) = self.agenda.granted.pop() {
+                self.run_task(task);
+            } else if let Some(disk) = self.agenda.disks.pop() {
+                self.pump(disk);
+            } else if let Some(session) = self.agenda.sessions.pop() {
+                self.attend(session);
+            } else {
+                break;
+            }
+        }
+        while let Some(disk) = self.agenda.flushes.pop() {
+            self.start_flush(disk);
+        }
+        while let Some(session) = self.agenda.sends.pop() {
+            self.send(session);
+        }
+        self.check_drained();
+    }
+
+    fn read_inbox(&mut self, buffer: IoBuffer) {
+        let file = self.ring.know_unregistered(self.crew.inbox(self.number).event().as_fd());
+        let read = Op::Read { file, buffer, range: 0..8, at: NO_POSITION };
+        self.ring.submit(read, Token::Inbox);
+    }
+
+    fn listen(&mut self, listener: Listener) {
+        let descriptor = self.ring.know(listener.as_fd());
+        let listener = self.listeners.insert(ListenerHere { listener, descriptor });
+        self.accept(listener);
+    }
+
+    fn accept(&mut self, listener: u32) {
+        if let Some(known) = self.listeners.get(listener)
+            && !self.life.draining
+        {
+            let op = Op::Accept { listener: known.descriptor };
+            self.ring.submit(op, Token::Accept(listener));
+        }
+    }
+
+    fn accepted(&mut self, listener: u32, accepted: io::Result<OwnedFd>) {
+        match accepted {
+            Ok(socket) => {
+                self.place_client(socket);
+                self.accept(listener);
+            }
+            Err(_) if self.life.draining => {}
+            Err(error) => {
+                tracing::warn!(%error, "a client could not be accepted");
+                let after = ACCEPT_PAUSE;
+                self.ring.submit(Op::Timer { after }, Token::AcceptAgain(listener));
+            }
+        }
+    }
+
+    /// Give a new client to the worker whose turn it is.
+    fn place_client(&mut self, socket: OwnedFd) {
+        let before = self.crew.connections.fetch_add(1, Ordering::Relaxed);
+        if before >= self.crew.limits.connections {
+            self.crew.connections.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!(limit = before, "a client was turned away: there are too many");
+            return;
+        }
+        let turn = self.crew.next();
+        if turn == self.number {
+            self.open_session(socket);
+        } else if self.crew.inbox(turn).post(Message::Connection(socket)).is_err() {
+            self.crew.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Take no more clients, end what is in flight, see the clients off.
+    fn drain(&mut self, barrier: Arc<Barrier>) {
+        self.life.draining = true;
+        self.life.drained = Some(barrier);
+        for listener in self.listeners.indices() {
+            if let Some(gone) = self.listeners.get(listener) {
+                // Ends the accept that is in flight.
+                let _ = rustix::net::shutdown(&gone.listener, rustix::net::Shutdown::Both);
+            }
+        }
+        for export in self.exports.indices() {
+            self.fail_waiting(export);
+        }
+        for session in self.sessions.indices() {
+            self.see_off(session);
+        }
+        self.ring.submit(Op::Timer { after: DRAIN_LIMIT }, Token::DrainLimit);
+    }
+
+    /// Clients that have not taken their replies by now lose them.
+    fn drain_limit(&mut self) {
+        for session in self.sessions.indices() {
+            self.break_off(session);
+        }
+        if let Some(barrier) = self.life.drained.take() {
+            barrier.pass();
+        }
+    }
+
+    fn check_drained(&mut self) {
+        if self.sessions.is_empty()
+            && let Some(barrier) = self.life.drained.take()
+        {
+            barrier.pass();
+        }
+    }
+
+    /// Nothing more will be done here: tell those who wait.
+    fn end(mut self) {
+        for message in self.crew.clone().inbox(self.number).close() {
+            match message {
+                Message::Policy { barrier, .. } | Message::Drain { barrier } => barrier.pass(),
+                Message::Local { done, .. } => done(Err(task::shut_down())),
+                _ => {}
+            }
+        }
+        if let Some(barrier) = self.life.drained.take() {
+            barrier.pass();
+        }
+        for export in self.exports.indices() {
+            if let Some(here) = self.exports.remove(export) {
+                here.pass_all();
+            }
+        }
+        for task in self.tasks.indices() {
+            if let Some(task) = self.tasks.remove(task) {
+                task.abandon();
+            }
+        }
+        // The ring goes first and waits for the kernel; sockets, files and buffers after it.
+        drop(self.ring);
+    }
+}

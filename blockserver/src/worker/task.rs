@@ -1,0 +1,620 @@
+//! One request from its beginning to its reply.
+//!
+//! ```text
+//!   admit ─► start ─► run_task ─► parts of it ─► ran ─► (sync) ─► finish
+//!     │        │          └─────► the engine ────┘
+//!     │        └ waits for its range, while a tap is on
+//!     └ waits while the export is held; goes elsewhere while it is forwarded
+//! ```
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use vdisk::engine::{Access, Completion, Done, Extent, Generation, Lookup, Mark, Request};
+use vdisk::tap::{Change, WriteTap};
+use vdisk::units::{FileOffset, GuestOffset};
+
+use crate::export::{Export, Kind, LocalDone, LocalReply, LocalRequest, Mode};
+use crate::forward::{ForwardReply, ForwardRequest};
+use crate::uring::{ALIGNMENT, IoBuffer};
+
+use super::{Message, Worker};
+
+/// The longest read or write of this process itself, in bytes.
+const LOCAL_LIMIT: u64 = 64 << 20;
+
+/// Who made a request.
+pub(super) enum From {
+    /// A client.
+    Session {
+        /// The session here.
+        session: u32,
+        /// The client's name for the request.
+        cookie: u64,
+        /// Whether one extent is enough of an answer.
+        one: bool,
+    },
+    /// This process.
+    Local(LocalDone),
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Fill the buffer.
+    Read,
+    /// Write the buffer.
+    Write { fua: bool },
+    /// Make the range read as zero.
+    Zero { unmap: bool, fua: bool },
+    /// The range is not needed any more.
+    Discard { fua: bool },
+    /// Make everything durable.
+    Flush,
+    /// Tell the extents.
+    Status,
+    /// Leave a cleanly closed image.
+    Park { mark: Option<Mark> },
+}
+
+impl Action {
+    fn changes(self) -> bool {
+        matches!(self, Self::Write { .. } | Self::Zero { .. } | Self::Discard { .. })
+    }
+
+    fn kind(self) -> Kind {
+        match self {
+            Self::Read => Kind::Read,
+            Self::Write { .. } => Kind::Write,
+            Self::Zero { .. } | Self::Discard { .. } => Kind::Zero,
+            Self::Flush | Self::Park { .. } => Kind::Flush,
+            Self::Status => Kind::Status,
+        }
+    }
+}
+
+/// One piece of a request as the map tells it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    /// First byte in the request's buffer.
+    start: usize,
+    /// Where in the file; nowhere means zeros.
+    at: Option<FileOffset>,
+    len: u64,
+}
+
+/// How far a task is.
+#[derive(Default)]
+pub(super) struct Run {
+    /// File operations in flight.
+    pending: u32,
+    error: Option<io::Error>,
+    /// What the map was when its parts were looked up.
+    generation: Option<Generation>,
+    /// What is left when its parts have ended is to make it durable.
+    sync: bool,
+    /// It was a read, and nothing of it is in the file.
+    hole: bool,
+    extents: Vec<Extent>,
+}
+
+/// A request.
+pub(super) struct Task {
+    from: From,
+    action: Action,
+    offset: u64,
+    len: u64,
+    export: u32,
+    /// The disk and the era it was started in; before that nothing.
+    place: Option<(u32, u64)>,
+    pub(super) buffer: Option<IoBuffer>,
+    /// Sees the change when it has been made; its range is locked until then.
+    tap: Option<Arc<dyn WriteTap>>,
+    run: Run,
+    began: Instant,
+}
+
+impl Task {
+    /// The worker ends: nothing more will become of it.
+    pub(super) fn abandon(self) {
+        if let From::Local(done) = self.from {
+            done(Err(shut_down()));
+        }
+    }
+}
+
+/// The error of what comes too late.
+pub(super) fn shut_down() -> io::Error {
+    io::Error::from_raw_os_error(libc::ESHUTDOWN)
+}
+
+impl Worker {
+    /// Take on a request of a client; its buffer, if it has one, is as long as it.
+    pub(super) fn client_request(
+        &mut self,
+        export: u32,
+        from: From,
+        action: Action,
+        (offset, len): (u64, u64),
+        buffer: Option<IoBuffer>,
+    ) {
+        let began = self.life.now;
+        let task = Task {
+            from,
+            action,
+            offset,
+            len,
+            export,
+            place: None,
+            buffer,
+            tap: None,
+            run: Run::default(),
+            began,
+        };
+        let task = self.tasks.insert(task);
+        self.admit(task);
+    }
+
+    /// Take on a request of this process.
+    pub(super) fn local(&mut self, export: &Arc<Export>, request: LocalRequest, done: LocalDone) {
+        let (action, offset, len) = match &request {
+            LocalRequest::Read { offset, len } => (Action::Read, *offset, *len),
+            LocalRequest::Write { offset, data } => {
+                (Action::Write { fua: false }, *offset, data.len() as u64)
+            }
+            LocalRequest::Zero { offset, len } => {
+                (Action::Zero { unmap: true, fua: false }, *offset, *len)
+            }
+            LocalRequest::Flush => (Action::Flush, 0, 0),
+            LocalRequest::Status { offset, len } => (Action::Status, *offset, *len),
+            LocalRequest::Park { mark } => (Action::Park { mark: *mark }, 0, 0),
+        };
+        let index = self.export_here(export);
+        let size = self.exports.get(index).map_or(0, |here| here.policy.disk.size());
+        let moves = matches!(action, Action::Read | Action::Write { .. });
+        let whole = matches!(action, Action::Flush | Action::Park { .. });
+        let fits = offset.checked_add(len).is_some_and(|end| end <= size)
+            && (!moves || len <= LOCAL_LIMIT)
+            && (whole || len > 0);
+        if !fits {
+            let what = format!("{len} bytes at {offset} are outside the disk of {size} bytes");
+            done(Err(io::Error::new(io::ErrorKind::InvalidInput, what)));
+            return;
+        }
+        let buffer = if let LocalRequest::Write { data, .. } = &request {
+            let buffer = self.pool.take(data.len());
+            buffer.copy_in(0, data);
+            Some(buffer)
+        } else {
+            None
+        };
+        self.client_request(index, From::Local(done), action, (offset, len), buffer);
+    }
+
+    /// Let a request begin, if the policy of its export says so.
+    pub(super) fn admit(&mut self, id: u32) {
+        let Some(task) = self.tasks.get(id) else {
+            return;
+        };
+        let Some(here) = self.exports.get_mut(task.export) else {
+            return self.fail(id, shut_down());
+        };
+        if matches!(task.from, From::Local(_)) {
+            return self.start(id);
+        }
+        match here.policy.mode.clone() {
+            _ if self.life.draining => self.fail(id, shut_down()),
+            Mode::Closed => self.fail(id, shut_down()),
+            Mode::Serve => self.start(id),
+            Mode::Hold => here.waiting.push_back(id),
+            Mode::Forward(forwarder) => {
+                self.place(id);
+                if let Some(request) = self.forward_request(id) {
+                    let (crew, number) = (Arc::clone(&self.crew), self.number);
+                    forwarder.submit(request, move |result| {
+                        // A worker that has ended has told its clients already.
+                        let _ = crew.inbox(number).post(Message::Forwarded { task: id, result });
+                    });
+                }
+            }
+        }
+    }
+
+    /// Count a task among those in flight on its export's disk.
+    fn place(&mut self, id: u32) -> Option<(u32, u64)> {
+        let task = self.tasks.get_mut(id)?;
+        let here = self.exports.get_mut(task.export)?;
+        let place = (here.disk, here.begin());
+        task.place = Some(place);
+        self.count_user(place.0);
+        Some(place)
+    }
+
+    fn start(&mut self, id: u32) {
+        self.place(id);
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
+        let Some(here) = self.exports.get(task.export) else {
+            return;
+        };
+        if task.action.changes()
+            && let Some(tap) = &here.policy.tap
+        {
+            task.tap = Some(Arc::clone(tap));
+            // What a trimmed range holds afterwards is open; whoever follows the tap must hold the
+            // same, so it becomes zeros here and there.
+            if let Action::Discard { fua } = task.action {
+                task.action = Action::Zero { unmap: true, fua };
+            }
+            let owner = (self.number, id);
+            if !here.shared.locks.acquire(owner, task.offset, task.len) {
+                return;
+            }
+        }
+        self.run_task(id);
+    }
+
+    /// Carry a task out: straight on the file where the map allows it, else through the engine.
+    pub(super) fn run_task(&mut self, id: u32) {
+        let Some(task) = self.tasks.get(id) else {
+            return;
+        };
+        let Some((disk, _)) = task.place else {
+            return;
+        };
+        let (offset, len) = (GuestOffset(task.offset), task.len);
+        let broken = self.disks.get(disk).is_none_or(|here| here.disk.has_failed());
+        if broken && !matches!(task.action, Action::Read | Action::Status) {
+            return self.fail(id, io::Error::from_raw_os_error(libc::EIO));
+        }
+        let request = match task.action {
+            Action::Read => {
+                if self.run_direct(id, disk, Access::Read) {
+                    return;
+                }
+                let buffer = self.pool.take(len as usize);
+                if let Some(task) = self.tasks.get_mut(id) {
+                    task.buffer = Some(buffer);
+                }
+                Request::Read { offset, len }
+            }
+            Action::Write { fua } => {
+                if self.run_direct(id, disk, Access::Write) {
+                    return;
+                }
+                Request::Write { offset, len, fua }
+            }
+            Action::Zero { unmap, fua } => Request::WriteZeroes { offset, len, fua, unmap },
+            Action::Discard { fua } => {
+                self.set_sync(id, fua);
+                Request::Discard { offset, len }
+            }
+            Action::Flush => return self.sync(id),
+            Action::Status => Request::Status { offset, len },
+            Action::Park { mark } => Request::Park { mark },
+        };
+        self.tell_request(disk, id, request);
+    }
+
+    fn set_sync(&mut self, id: u32, sync: bool) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.run.sync = sync;
+        }
+    }
+
+    /// Carry out a read or write by the map alone; false, and nothing done, where it takes the
+    /// engine.
+    fn run_direct(&mut self, id: u32, disk: u32, access: Access) -> bool {
+        let (Some(task), Some(here)) = (self.tasks.get_mut(id), self.disks.get_mut(disk)) else {
+            return false;
+        };
+        let generation = here.participant.enter();
+        let parts = &mut self.agenda.parts;
+        parts.clear();
+        let mut start = 0;
+        while start < task.len {
+            let offset = GuestOffset(task.offset + start);
+            let (at, len) = match here.disk.map().lookup(offset, task.len - start, access) {
+                Lookup::File { at, len } => (Some(at), len),
+                Lookup::Zero { len } => (None, len),
+                Lookup::Engine => {
+                    if here.participant.leave(generation) {
+                        self.tell_poll(disk);
+                    }
+                    return false;
+                }
+            };
+            parts.push(Part { start: start as usize, at, len });
+            start += len;
+        }
+        task.run.generation = Some(generation);
+        task.run.sync = task.action == Action::Write { fua: true };
+        task.run.hole = access == Access::Read && parts.iter().all(|part| part.at.is_none());
+        task.run.pending = 1;
+        if !task.run.hole {
+            let parts = std::mem::take(parts);
+            self.run_parts(id, disk, &parts, access);
+            self.agenda.parts = parts;
+        }
+        self.part_ended(id, Ok(()));
+        true
+    }
+
+    fn run_parts(&mut self, id: u32, disk: u32, parts: &[Part], access: Access) {
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
+        let len = task.len as usize;
+        let buffer = task.buffer.get_or_insert_with(|| self.pool.take(len)).clone();
+        for part in parts {
+            let range = part.start..part.start + part.len as usize;
+            let Some(at) = part.at else {
+                buffer.zero(range);
+                continue;
+            };
+            if let Some(task) = self.tasks.get_mut(id) {
+                task.run.pending += 1;
+            }
+            let buffer = buffer.clone();
+            match access {
+                Access::Read => self.read_part(id, disk, buffer, range, at),
+                Access::Write => self.write_part(id, disk, buffer, range, at),
+            }
+        }
+    }
+
+    /// One file operation of a task that went by the map has ended.
+    pub(super) fn part_ended(&mut self, id: u32, result: io::Result<()>) {
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
+        if let Err(error) = result {
+            task.run.error.get_or_insert(error);
+        }
+        task.run.pending -= 1;
+        if task.run.pending > 0 {
+            return;
+        }
+        if let (Some(generation), Some((disk, _))) = (task.run.generation.take(), task.place)
+            && let Some(here) = self.disks.get_mut(disk)
+            && here.participant.leave(generation)
+        {
+            self.tell_poll(disk);
+        }
+        self.ran(id);
+    }
+
+    /// The engine is done with a request of this worker.
+    pub(super) fn engine_answered(&mut self, completion: Completion) {
+        let (_, id) = super::disks::owner_of(completion.request);
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
+        match completion.result {
+            Ok(Done::Done) => {}
+            Ok(Done::Extents(extents)) => task.run.extents = extents,
+            Err(error) => task.run.error = Some(io_error(error)),
+        }
+        self.ran(id);
+    }
+
+    /// All that a task does to the file is done, but for making it durable.
+    fn ran(&mut self, id: u32) {
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
+        if std::mem::take(&mut task.run.sync) && task.run.error.is_none() {
+            self.sync(id);
+        } else {
+            self.finish(id);
+        }
+    }
+
+    /// Make durable what completed before, a task's own write included.
+    fn sync(&mut self, id: u32) {
+        let Some((disk, _)) = self.tasks.get(id).and_then(|task| task.place) else {
+            return;
+        };
+        let Some(here) = self.disks.get(disk) else {
+            return;
+        };
+        if here.disk.read_only() {
+            self.finish(id);
+        } else if here.disk.map().flush_needs_engine() {
+            self.tell_request(disk, id, Request::Flush);
+        } else {
+            self.queue_flush(disk, id);
+        }
+    }
+
+    /// A flush that a task waited for has ended.
+    pub(super) fn flushed(&mut self, id: u32, result: io::Result<()>) {
+        match result {
+            Ok(()) => self.finish(id),
+            Err(error) => self.fail(id, error),
+        }
+    }
+
+    /// What a server elsewhere is asked to do in place of this disk.
+    fn forward_request(&mut self, id: u32) -> Option<ForwardRequest> {
+        let task = self.tasks.get_mut(id)?;
+        let mut data = Bytes::new();
+        if let (Action::Write { .. }, Some(buffer)) = (task.action, task.buffer.take()) {
+            data = into_bytes(buffer, task.len as usize);
+        }
+        let (action, offset, len) = (task.action, task.offset, task.len);
+        Some(ForwardRequest { action, offset, len, data })
+    }
+
+    /// A server elsewhere answered in place of this disk.
+    pub(super) fn forwarded(&mut self, id: u32, result: io::Result<ForwardReply>) {
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
+        match result {
+            Err(error) => task.run.error = Some(error),
+            Ok(ForwardReply::Done) => {}
+            Ok(ForwardReply::Extents(extents)) => task.run.extents = extents,
+            Ok(ForwardReply::Data(data)) => {
+                let buffer = self.pool.take(task.len as usize);
+                buffer.copy_in(0, &data[..data.len().min(task.len as usize)]);
+                task.buffer = Some(buffer);
+            }
+        }
+        self.finish(id);
+    }
+
+    /// End a task with an error.
+    pub(super) fn fail(&mut self, id: u32, error: io::Error) {
+        if let Some(task) = self.tasks.get_mut(id) {
+            task.run.error = Some(error);
+            self.finish(id);
+        }
+    }
+
+    /// A task is over: tell the tap, free its range, count, answer.
+    fn finish(&mut self, id: u32) {
+        let Some(mut task) = self.tasks.remove(id) else {
+            return;
+        };
+        let export = task.export;
+        if let Some(tap) = task.tap.take() {
+            self.tell_tap(&mut task, tap.as_ref());
+            self.unlock(export, id);
+        }
+        if let Some(here) = self.exports.get(export)
+            && let Some(counters) = here.shared.counters.get(usize::from(self.number))
+        {
+            let took = self.life.now.saturating_duration_since(task.began);
+            counters.count(task.action.kind(), task.len, task.run.error.is_some(), took);
+        }
+        let place = task.place;
+        self.answer(task);
+        if let Some((disk, era)) = place {
+            self.unuse_disk(disk);
+            self.end_era(export, era);
+        }
+    }
+
+    fn tell_tap(&mut self, task: &mut Task, tap: &dyn WriteTap) {
+        if task.run.error.is_some() {
+            return;
+        }
+        let change = match (task.action, task.buffer.take()) {
+            (Action::Write { .. }, Some(buffer)) => {
+                Change::Data(into_bytes(buffer, task.len as usize))
+            }
+            _ => Change::Zeroes(task.len),
+        };
+        tap.changed(GuestOffset(task.offset), change);
+    }
+
+    /// Free a task's range and let those go on that waited for it.
+    fn unlock(&mut self, export: u32, id: u32) {
+        let Some(here) = self.exports.get(export) else {
+            return;
+        };
+        for (worker, task) in here.shared.locks.release((self.number, id)) {
+            if worker == self.number {
+                self.agenda.granted.push(task);
+            } else {
+                let _ = self.crew.inbox(worker).post(Message::Granted { task });
+            }
+        }
+    }
+
+    fn answer(&mut self, task: Task) {
+        let Task { from, action, offset, len, buffer, run, .. } = task;
+        let result = match run.error {
+            Some(error) => Err(error),
+            None if action == Action::Status => Ok(Answer::Extents(run.extents)),
+            None if action == Action::Read => Ok(match (run.hole, buffer) {
+                (false, Some(buffer)) => Answer::Data(buffer),
+                _ => Answer::Hole,
+            }),
+            None => {
+                if let Some(buffer) = buffer {
+                    self.pool.give(buffer);
+                }
+                Ok(Answer::Done)
+            }
+        };
+        match from {
+            From::Session { session, cookie, one } => {
+                let reply = Reply { cookie, offset, len, one, carried: carried(action, len) };
+                self.reply(session, reply, result);
+            }
+            From::Local(done) => done(result.map(|answer| match answer {
+                Answer::Done => LocalReply::Done,
+                Answer::Extents(extents) => LocalReply::Extents(extents),
+                Answer::Data(buffer) => LocalReply::Data(into_bytes(buffer, len as usize)),
+                Answer::Hole => LocalReply::Data(Bytes::from(vec![0; len as usize])),
+            })),
+        }
+    }
+}
+
+/// What a client is told of a request that went well.
+pub(super) enum Answer {
+    /// It was done.
+    Done,
+    /// The bytes read.
+    Data(IoBuffer),
+    /// The bytes read are all zero.
+    Hole,
+    /// The extents.
+    Extents(Vec<Extent>),
+}
+
+/// What a reply says of its request.
+pub(super) struct Reply {
+    pub(super) cookie: u64,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    /// Whether one extent is enough.
+    pub(super) one: bool,
+    /// Bytes that the request counted for.
+    pub(super) carried: usize,
+}
+
+/// How many bytes of buffers a request stands for.
+pub(super) fn carried(action: Action, len: u64) -> usize {
+    match action {
+        Action::Read | Action::Write { .. } => len as usize,
+        _ => 0,
+    }
+}
+
+/// The first `len` bytes of a buffer, to be used on any thread; without a copy where that does not
+/// waste much memory and nobody else holds it.
+fn into_bytes(buffer: IoBuffer, len: usize) -> Bytes {
+    if len >= ALIGNMENT && buffer.capacity() <= 2 * len {
+        match buffer.into_aligned() {
+            Ok(aligned) => return Bytes::from_owner(aligned).slice(..len),
+            Err(shared) => return copied(&shared, len),
+        }
+    }
+    copied(&buffer, len)
+}
+
+fn copied(buffer: &IoBuffer, len: usize) -> Bytes {
+    let mut bytes = Vec::with_capacity(len);
+    buffer.copy_out(0..len, &mut bytes);
+    Bytes::from(bytes)
+}
+
+/// An engine's error in the words of system calls, with its text kept.
+fn io_error(error: vdisk::Error) -> io::Error {
+    use vdisk::ErrorKind;
+    let kind = match error.kind() {
+        ErrorKind::NoSpace => io::ErrorKind::StorageFull,
+        ErrorKind::InvalidArgument => io::ErrorKind::InvalidInput,
+        ErrorKind::NotOwned => io::ErrorKind::PermissionDenied,
+        ErrorKind::Unsupported => io::ErrorKind::Unsupported,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
+}
