@@ -24,14 +24,20 @@ fn main() -> Result<(), Box<dyn Error>> {
             _ => words.push(argument),
         }
     }
-    let (endpoint, files) = words.split_first().ok_or("an endpoint and files are needed")?;
+    let (endpoint, files) = words
+        .split_first()
+        .ok_or("an endpoint and files are needed")?;
     let server = Server::start(config)?;
     for path in files {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         let size = file.metadata()?.len();
         let alignment = if direct { prepare_file(&file, true) } else { 1 };
         let engine = Engine::raw(size, alignment.into(), false);
-        server.add_export(path, Disk::new(file, engine, alignment), ExportOptions::default())?;
+        server.add_export(
+            path,
+            Disk::new(file, engine, alignment),
+            ExportOptions::default(),
+        )?;
     }
     let address = server.listen(&endpoint.parse()?)?;
     println!("listening on {address}");

@@ -88,7 +88,9 @@ impl Shared {
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+        self.changed
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -127,7 +129,11 @@ impl Forwarder {
         }
         let number = state.next;
         state.next += 1;
-        state.waiting.push_back(Job { number, request, done: Box::new(done) });
+        state.waiting.push_back(Job {
+            number,
+            request,
+            done: Box::new(done),
+        });
         self.shared.changed.notify_all();
     }
 }
@@ -153,7 +159,11 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
             Ok(client) => {
                 tracing::info!(%address, "forwarding");
                 let answered = serve(shared, client);
-                pause = if answered { RETRY.0 } else { (pause * 2).min(RETRY.1) };
+                pause = if answered {
+                    RETRY.0
+                } else {
+                    (pause * 2).min(RETRY.1)
+                };
                 let mut state = shared.lock();
                 state.take_back();
                 if state.closed && state.waiting.is_empty() {
@@ -231,7 +241,11 @@ fn fit(remote: &RemoteExport, job: Job) -> Option<Job> {
     let Job { request, .. } = &job;
     let whole = |allocated| {
         let len = request.len;
-        Ok(ForwardReply::Extents(vec![Extent { len, allocated, zero: false }]))
+        Ok(ForwardReply::Extents(vec![Extent {
+            len,
+            allocated,
+            zero: false,
+        }]))
     };
     let answer = match request.action {
         Action::Status if !remote.allocation.is_none() => whole(true),
@@ -245,7 +259,11 @@ fn fit(remote: &RemoteExport, job: Job) -> Option<Job> {
 
 fn wire_request(request: &ForwardRequest) -> ClientRequest<'_> {
     let (offset, len) = (request.offset, request.len as u32);
-    let flags = |fua, no_hole| CommandFlags { fua, no_hole, ..CommandFlags::default() };
+    let flags = |fua, no_hole| CommandFlags {
+        fua,
+        no_hole,
+        ..CommandFlags::default()
+    };
     match request.action {
         Action::Read => ClientRequest::read(offset, len),
         Action::Write { fua } => {
@@ -279,7 +297,11 @@ fn receive_all(shared: &Shared, mut receive: ReceiveHalf) -> bool {
         let Some(job) = state.sent.remove(&completion.cookie) else {
             continue;
         };
-        if completion.result.as_ref().is_err_and(|refusal| refusal.errno == Errno::Shutdown) {
+        if completion
+            .result
+            .as_ref()
+            .is_err_and(|refusal| refusal.errno == Errno::Shutdown)
+        {
             // It is going away: ask again, there or wherever it comes up again.
             state.waiting.push_front(job);
             break;
@@ -313,7 +335,11 @@ fn extents_of(remote: &[RemoteExtent], mut left: u64) -> Vec<Extent> {
         if len > 0 {
             let allocated = one.flags & allocation::HOLE == 0;
             let zero = one.flags & allocation::ZERO != 0;
-            extents.push(Extent { len, allocated, zero });
+            extents.push(Extent {
+                len,
+                allocated,
+                zero,
+            });
         }
     }
     extents

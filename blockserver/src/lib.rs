@@ -3,10 +3,15 @@
 //! | floor | modules |
 //! |---|---|
 //! | codec and machine | [`nbd`]: the protocol, without I/O |
-//! | driver | [`blocking`]: the server where `io_uring` is forbidden; [`socket`] |
-//! | driver | `uring`: system calls in batches |
+//! | driver | [`server`]: the server; [`export`]: what it serves, and what may be done to that |
+//! | driver | `worker`: one thread of it; `uring`: system calls in batches; `forward`; [`socket`] |
+//! | driver | [`blocking`]: a server with one thread for each client and none of the above |
 
 pub mod blocking;
+pub mod export;
+mod forward;
 pub mod nbd;
+pub mod server;
 pub mod socket;
 mod uring;
+mod worker;

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use vdisk::tap::WriteTap;
 
-use crate::export::{Barrier, Disk, Export, ExportHandle, ExportOptions, LocalRequest, Mode, Policy};
+use crate::export::{
+    Barrier, Disk, Export, ExportHandle, ExportOptions, LocalRequest, Mode, Policy,
+};
 use crate::nbd::uri::Endpoint;
 use crate::socket::Listener;
 use crate::uring::{Backend, Ring};
@@ -62,14 +64,20 @@ pub struct Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("backend", &self.backend).finish_non_exhaustive()
+        f.debug_struct("Server")
+            .field("backend", &self.backend)
+            .finish_non_exhaustive()
     }
 }
 
 impl Server {
     /// Start the workers and listen.
     pub fn start(config: ServerConfig) -> io::Result<Self> {
-        let backend = if config.force_blocking { Backend::Threads } else { choose_backend()? };
+        let backend = if config.force_blocking {
+            Backend::Threads
+        } else {
+            choose_backend()?
+        };
         let workers = match config.workers {
             0 => thread::available_parallelism().map_or(1, usize::from),
             chosen => chosen,
@@ -109,7 +117,9 @@ impl Server {
                     let _ = sender.send(Err(error));
                 }
             };
-            let thread = thread::Builder::new().name(format!("blockserver-{number}")).spawn(body)?;
+            let thread = thread::Builder::new()
+                .name(format!("blockserver-{number}"))
+                .spawn(body)?;
             lock(&self.threads).push(thread);
         }
         drop(sender);
@@ -125,7 +135,10 @@ impl Server {
         let listener = Listener::bind(endpoint)?;
         let address = listener.endpoint()?;
         if self.crew.inbox(0).post(Message::Listen(listener)).is_err() {
-            return Err(io::Error::new(io::ErrorKind::NotConnected, "the server has been stopped"));
+            return Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the server has been stopped",
+            ));
         }
         lock(&self.addresses).push(address.clone());
         Ok(address)
@@ -148,8 +161,21 @@ impl Server {
     ///
     /// # Errors
     /// `AlreadyExists`: the name is taken.
-    pub fn add_export(&self, name: &str, disk: Arc<Disk>, options: ExportOptions) -> io::Result<ExportHandle> {
-        self.insert(name, Policy { mode: Mode::Serve, tap: None, disk }, options)
+    pub fn add_export(
+        &self,
+        name: &str,
+        disk: Arc<Disk>,
+        options: ExportOptions,
+    ) -> io::Result<ExportHandle> {
+        self.insert(
+            name,
+            Policy {
+                mode: Mode::Serve,
+                tap: None,
+                disk,
+            },
+            options,
+        )
     }
 
     /// Serve a disk under a name, its clients' requests held from the start until
@@ -161,10 +187,23 @@ impl Server {
         options: ExportOptions,
         tap: Option<Arc<dyn WriteTap>>,
     ) -> io::Result<ExportHandle> {
-        self.insert(name, Policy { mode: Mode::Hold, tap, disk }, options)
+        self.insert(
+            name,
+            Policy {
+                mode: Mode::Hold,
+                tap,
+                disk,
+            },
+            options,
+        )
     }
 
-    fn insert(&self, name: &str, policy: Policy, options: ExportOptions) -> io::Result<ExportHandle> {
+    fn insert(
+        &self,
+        name: &str,
+        policy: Policy,
+        options: ExportOptions,
+    ) -> io::Result<ExportHandle> {
         let id = self.next_export.fetch_add(1, Ordering::Relaxed);
         let export = Export::new(id, name.to_owned(), options, policy, self.crew.workers());
         let export = Arc::new(export);
@@ -178,14 +217,17 @@ impl Server {
     /// The export of this name.
     #[must_use]
     pub fn export(&self, name: &str) -> Option<ExportHandle> {
-        self.exports().into_iter().find(|export| export.name() == name)
+        self.exports()
+            .into_iter()
+            .find(|export| export.name() == name)
     }
 
     /// All exports.
     #[must_use]
     pub fn exports(&self) -> Vec<ExportHandle> {
         let all = self.crew.exports.all().into_iter();
-        all.map(|export| ExportHandle::new(export, Arc::clone(&self.crew))).collect()
+        all.map(|export| ExportHandle::new(export, Arc::clone(&self.crew)))
+            .collect()
     }
 
     /// Serve an export no more: its clients are disconnected once what is in flight has ended, and
@@ -218,7 +260,8 @@ impl Server {
             let _ = sender.send(());
         };
         let barrier = Barrier::new(self.crew.workers(), Box::new(drained));
-        self.crew.broadcast(&barrier, |barrier| Message::Drain { barrier });
+        self.crew
+            .broadcast(&barrier, |barrier| Message::Drain { barrier });
         drop(barrier);
         let _ = receiver.recv();
         let mut result = Ok(());

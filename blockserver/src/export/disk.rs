@@ -114,7 +114,9 @@ fn direct_alignment(file: &File, raw: bool) -> Option<u32> {
 }
 
 fn set_direct(file: &File) -> bool {
-    fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::DIRECT)).is_ok()
+    fcntl_getfl(file)
+        .and_then(|flags| fcntl_setfl(file, flags | OFlags::DIRECT))
+        .is_ok()
 }
 
 #[cfg(test)]

@@ -83,7 +83,9 @@ pub struct ExportHandle {
 
 impl fmt::Debug for ExportHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ExportHandle").field(&self.export.name).finish()
+        f.debug_tuple("ExportHandle")
+            .field(&self.export.name)
+            .finish()
     }
 }
 
@@ -183,9 +185,17 @@ impl ExportHandle {
     }
 
     /// Carry out a request on a worker.
-    pub fn submit(&self, request: LocalRequest, done: impl FnOnce(io::Result<LocalReply>) + Send + 'static) {
+    pub fn submit(
+        &self,
+        request: LocalRequest,
+        done: impl FnOnce(io::Result<LocalReply>) + Send + 'static,
+    ) {
         let export = Arc::clone(&self.export);
-        let message = Message::Local { export, request, done: Box::new(done) };
+        let message = Message::Local {
+            export,
+            request,
+            done: Box::new(done),
+        };
         if let Err(Message::Local { done, .. }) = self.crew.post_next(message) {
             done(Err(stopped()));
         }

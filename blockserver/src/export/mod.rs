@@ -61,7 +61,13 @@ pub(crate) struct Export {
 }
 
 impl Export {
-    pub(crate) fn new(id: u64, name: String, options: ExportOptions, policy: Policy, workers: usize) -> Self {
+    pub(crate) fn new(
+        id: u64,
+        name: String,
+        options: ExportOptions,
+        policy: Policy,
+        workers: usize,
+    ) -> Self {
         Self {
             id,
             name,

@@ -71,7 +71,11 @@ impl Barrier {
         if self.left.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
         }
-        let passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let passed = self
+            .passed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(passed) = passed {
             passed();
         }
@@ -86,7 +90,12 @@ mod tests {
     fn the_last_worker_past_a_barrier_calls_back() {
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&calls);
-        let barrier = Barrier::new(2, Box::new(move || { counted.fetch_add(1, Ordering::SeqCst); }));
+        let barrier = Barrier::new(
+            2,
+            Box::new(move || {
+                counted.fetch_add(1, Ordering::SeqCst);
+            }),
+        );
         barrier.pass();
         assert_eq!(calls.load(Ordering::SeqCst), 0);
         barrier.pass();

@@ -30,7 +30,12 @@ impl RangeLocks {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let end = start.saturating_add(len);
         let granted = !entries.iter().any(|e| e.start < end && start < e.end);
-        entries.push_back(Entry { start, end, owner, granted });
+        entries.push_back(Entry {
+            start,
+            end,
+            owner,
+            granted,
+        });
         granted
     }
 
@@ -47,7 +52,10 @@ impl RangeLocks {
         for index in position..entries.len() {
             let (start, end) = (entries[index].start, entries[index].end);
             let concerned = !entries[index].granted && start < gone.end && gone.start < end;
-            let blocked = entries.iter().take(index).any(|e| e.start < end && start < e.end);
+            let blocked = entries
+                .iter()
+                .take(index)
+                .any(|e| e.start < end && start < e.end);
             if concerned && !blocked {
                 entries[index].granted = true;
                 granted.push(entries[index].owner);

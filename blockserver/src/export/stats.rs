@@ -97,7 +97,10 @@ impl Statistics {
                 latency: vec![0; LATENCY_BUCKETS],
                 ..Totals::default()
             };
-            for counter in workers.iter().filter_map(|worker| worker.0.get(kind as usize)) {
+            for counter in workers
+                .iter()
+                .filter_map(|worker| worker.0.get(kind as usize))
+            {
                 totals.requests += counter.requests.load(Ordering::Relaxed);
                 totals.bytes += counter.bytes.load(Ordering::Relaxed);
                 totals.errors += counter.errors.load(Ordering::Relaxed);
@@ -127,14 +130,23 @@ mod tests {
         workers[0].count(Kind::Write, 4096, false, Duration::from_micros(3));
         workers[1].count(Kind::Write, 512, true, Duration::from_secs(3600));
         let sum = Statistics::sum(&workers);
-        assert_eq!((sum.write.requests, sum.write.bytes, sum.write.errors), (2, 4608, 1));
-        assert_eq!((sum.write.latency[2], sum.write.latency[LATENCY_BUCKETS - 1]), (1, 1));
+        assert_eq!(
+            (sum.write.requests, sum.write.bytes, sum.write.errors),
+            (2, 4608, 1)
+        );
+        assert_eq!(
+            (sum.write.latency[2], sum.write.latency[LATENCY_BUCKETS - 1]),
+            (1, 1)
+        );
         assert_eq!(sum.read.requests, 0);
     }
 
     #[test]
     fn buckets_double() {
         let of = |micros| bucket(Duration::from_micros(micros));
-        assert_eq!([of(0), of(1), of(2), of(3), of(4), of(1023), of(1024)], [0, 1, 2, 2, 3, 10, 11]);
+        assert_eq!(
+            [of(0), of(1), of(2), of(3), of(4), of(1023), of(1024)],
+            [0, 1, 2, 2, 3, 10, 11]
+        );
     }
 }

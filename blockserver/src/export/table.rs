@@ -51,7 +51,12 @@ impl ExportTable for ExportIndex {
     /// A single export is also the default one, under the empty name.
     fn find(&self, name: &str) -> Option<ExportInfo> {
         let exports = self.exports.read().unwrap_or_else(PoisonError::into_inner);
-        let only = || exports.values().next().filter(|_| name.is_empty() && exports.len() == 1);
+        let only = || {
+            exports
+                .values()
+                .next()
+                .filter(|_| name.is_empty() && exports.len() == 1)
+        };
         let export = exports.get(name).or_else(only)?;
         let policy = export.policy();
         if matches!(policy.mode, Mode::Closed) {
@@ -73,6 +78,8 @@ impl ExportTable for ExportIndex {
     fn names(&self) -> Vec<(String, String)> {
         let exports = self.exports.read().unwrap_or_else(PoisonError::into_inner);
         let listed = exports.values().filter(|export| export.options.listed);
-        listed.map(|e| (e.name.clone(), e.options.description.clone())).collect()
+        listed
+            .map(|e| (e.name.clone(), e.options.description.clone()))
+            .collect()
     }
 }

@@ -15,7 +15,7 @@ mod ring;
 mod slab;
 mod threads;
 
-pub(crate) use buffer::{IoBuffer, Pool, ALIGNMENT};
+pub(crate) use buffer::{ALIGNMENT, IoBuffer, Pool};
 pub(crate) use op::{Descriptor, Finished, NO_POSITION, Op};
 pub(crate) use outgoing::Outgoing;
 pub(crate) use ring::{Backend, Ring};

@@ -101,7 +101,10 @@ pub(crate) enum Held {
     /// The batch it sends.
     Outgoing(Box<Outgoing>),
     /// The time it waits for.
-    Time(Box<io_uring::types::Timespec>),
+    Time {
+        /// Where the kernel reads it.
+        _time: Box<io_uring::types::Timespec>,
+    },
 }
 
 /// A completed operation.

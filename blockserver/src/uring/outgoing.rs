@@ -79,7 +79,11 @@ impl Outgoing {
         let mut skip = self.sent;
         let mut head = 0;
         for payload in &self.payloads {
-            push(&mut self.vectors, &mut skip, &self.head[head..payload.after]);
+            push(
+                &mut self.vectors,
+                &mut skip,
+                &self.head[head..payload.after],
+            );
             head = payload.after;
             let hidden = skip.min(payload.range.len());
             skip -= hidden;
@@ -102,7 +106,9 @@ impl Outgoing {
             };
             push(&mut self.vectors, &mut skip, rest);
         }
-        let message = self.message.get_or_insert_with(|| Box::new(empty_message()));
+        let message = self
+            .message
+            .get_or_insert_with(|| Box::new(empty_message()));
         message.msg_iov = self.vectors.as_mut_ptr();
         message.msg_iovlen = self.vectors.len() as _;
         ptr::from_mut(message.as_mut())

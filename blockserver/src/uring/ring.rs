@@ -12,9 +12,9 @@ use std::time::Duration;
 use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
+use super::call::Call;
 use super::op::{Descriptor, Finished, Held, Op};
 use super::slab::Slab;
-use super::call::Call;
 use super::threads::ThreadRing;
 
 /// Submission entries; a batch that is larger is submitted in parts.
@@ -108,6 +108,7 @@ impl<C> Ring<C> {
     }
 
     /// How many operations are in flight.
+    #[cfg(test)]
     pub(crate) fn in_flight(&self) -> usize {
         self.slots.len()
     }
@@ -178,7 +179,13 @@ impl<C> Ring<C> {
             Engine::Uring(ring) => {
                 for entry in ring.completion() {
                     let more_input = cqueue::sock_nonempty(entry.flags());
-                    finish(&mut self.slots, into, entry.user_data(), entry.result(), more_input);
+                    finish(
+                        &mut self.slots,
+                        into,
+                        entry.user_data(),
+                        entry.result(),
+                        more_input,
+                    );
                 }
             }
         }
@@ -214,7 +221,9 @@ impl<C> Drop for Ring<C> {
             let _ = ring.submit();
             // Sockets, timers and eventfds end by this; file operations end by themselves.
             let limit = Some(Timespec::new().sec(1));
-            let _ = ring.submitter().register_sync_cancel(limit, CancelBuilder::any());
+            let _ = ring
+                .submitter()
+                .register_sync_cancel(limit, CancelBuilder::any());
         }
         if let Engine::Threads(threads) = &mut self.engine {
             threads.close();
@@ -267,7 +276,10 @@ fn set_up() -> io::Result<IoUring> {
     middle.setup_coop_taskrun();
     let mut refused = None;
     for mut builder in [best, middle, IoUring::builder()] {
-        builder.setup_clamp().setup_cqsize(COMPLETIONS).setup_submit_all();
+        builder
+            .setup_clamp()
+            .setup_cqsize(COMPLETIONS)
+            .setup_submit_all();
         match builder.build(ENTRIES) {
             Ok(ring) => return Ok(ring),
             // A flag that this kernel does not know.
@@ -277,7 +289,9 @@ fn set_up() -> io::Result<IoUring> {
     }
     let mut plain = IoUring::builder();
     plain.setup_clamp().setup_cqsize(COMPLETIONS);
-    plain.build(ENTRIES).map_err(|error| refused.unwrap_or(error))
+    plain
+        .build(ENTRIES)
+        .map_err(|error| refused.unwrap_or(error))
 }
 
 /// The submission entry of a call.
@@ -300,21 +314,41 @@ fn entry(call: &Call) -> squeue::Entry {
         Call::Read { file, to, len, at } => {
             on!(file, f => opcode::Read::new(f, to, len).offset(at).build())
         }
-        Call::Write { file, from, len, at } => {
+        Call::Write {
+            file,
+            from,
+            len,
+            at,
+        } => {
             on!(file, f => opcode::Write::new(f, from, len).offset(at).build())
         }
         Call::Sync { file } => {
             on!(file, f => opcode::Fsync::new(f).flags(FsyncFlags::DATASYNC).build())
         }
-        Call::Allocate { file, mode, at, len } => {
+        Call::Allocate {
+            file,
+            mode,
+            at,
+            len,
+        } => {
             on!(file, f => opcode::Fallocate::new(f, len).offset(at).mode(mode).build())
         }
-        Call::Receive { socket, to, len, whole, idle } => {
+        Call::Receive {
+            socket,
+            to,
+            len,
+            whole,
+            idle,
+        } => {
             let flags = if whole { libc::MSG_WAITALL } else { 0 };
             let first = if idle { POLL_FIRST } else { 0 };
             on!(socket, s => opcode::Recv::new(s, to, len).flags(flags).ioprio(first).build())
         }
-        Call::Send { socket, message, only } => {
+        Call::Send {
+            socket,
+            message,
+            only,
+        } => {
             let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
             match only.and_then(|(from, len)| Some((from, u32::try_from(len).ok()?))) {
                 Some((from, len)) => {

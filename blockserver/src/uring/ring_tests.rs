@@ -38,20 +38,48 @@ fn what_was_written_is_read_back_and_contexts_come_home() {
             let buffer = IoBuffer::zeroed(4096);
             buffer.copy_in(0, &[block as u8 + 1; 4096]);
             let at = u64::from(block) * 4096;
-            ring.submit(Op::Write { file: file_in_ring, buffer, range: 0..4096, at }, block);
+            ring.submit(
+                Op::Write {
+                    file: file_in_ring,
+                    buffer,
+                    range: 0..4096,
+                    at,
+                },
+                block,
+            );
         }
         for (index, mut finished) in wait_for(&mut ring, 3).into_iter().enumerate() {
-            assert_eq!((finished.context, finished.result().ok()), (index as u32, Some(4096)));
-            assert!(finished.buffer().expect("the buffer comes back").unique().is_some());
+            assert_eq!(
+                (finished.context, finished.result().ok()),
+                (index as u32, Some(4096))
+            );
+            assert!(
+                finished
+                    .buffer()
+                    .expect("the buffer comes back")
+                    .unique()
+                    .is_some()
+            );
         }
         ring.submit(Op::Sync { file: file_in_ring }, 7);
         let buffer = IoBuffer::zeroed(8192);
-        ring.submit(Op::Read { file: file_in_ring, buffer, range: 10..4106, at: 4096 + 10 }, 8);
+        ring.submit(
+            Op::Read {
+                file: file_in_ring,
+                buffer,
+                range: 10..4106,
+                at: 4096 + 10,
+            },
+            8,
+        );
         let mut finished = wait_for(&mut ring, 2);
         assert_eq!(finished[0].result().ok(), Some(0));
         let mut buffer = finished[1].buffer().expect("the buffer comes back");
         let bytes = buffer.unique().expect("nobody else holds it");
-        assert_eq!((bytes[9], bytes[10], bytes[4095], bytes[4096], bytes[4106]), (0, 2, 2, 3, 0));
+        assert_eq!(
+            (bytes[9], bytes[10], bytes[4095], bytes[4096], bytes[4106]),
+            (0, 2, 2, 3, 0)
+        );
         assert_eq!(ring.in_flight(), 0);
         ring.forget(file_in_ring);
     });
@@ -69,7 +97,13 @@ fn a_batch_is_sent_whole_and_received_whole() {
         outgoing.payload(payload, 0..1 << 20);
         ring.submit(Op::Send { socket, outgoing }, 1);
         let buffer = IoBuffer::zeroed(300_000);
-        let receive = Op::Receive { socket, buffer, range: 0..300_000, whole: true, idle: true };
+        let receive = Op::Receive {
+            socket,
+            buffer,
+            range: 0..300_000,
+            whole: true,
+            idle: true,
+        };
         ring.submit(receive, 2);
         let peer = std::thread::spawn(move || {
             let mut got = vec![0; (1 << 20) + 4];
@@ -96,7 +130,11 @@ fn a_batch_is_sent_whole_and_received_whole() {
         }
         let (bytes, mut buffer) = received.expect("the loop ended with it");
         assert_eq!(bytes, 300_000);
-        assert!(buffer.unique().expect("ours")[..bytes].iter().all(|byte| *byte == 9));
+        assert!(
+            buffer.unique().expect("ours")[..bytes]
+                .iter()
+                .all(|byte| *byte == 9)
+        );
         let (got, _theirs) = peer.join().expect("the peer is well");
         assert_eq!((&got[..4], got.len()), (&b"head"[..], (1 << 20) + 4));
     });
@@ -109,15 +147,35 @@ fn a_ring_that_is_dropped_ends_what_waits_in_it() {
         let socket = ring.know(ours.as_fd());
         let buffer = IoBuffer::zeroed(4096);
         let held = buffer.clone();
-        ring.submit(Op::Receive { socket, buffer, range: 0..4096, whole: false, idle: true }, 1);
-        ring.submit(Op::Timer { after: Duration::from_secs(3600) }, 2);
+        ring.submit(
+            Op::Receive {
+                socket,
+                buffer,
+                range: 0..4096,
+                whole: false,
+                idle: true,
+            },
+            1,
+        );
+        ring.submit(
+            Op::Timer {
+                after: Duration::from_secs(3600),
+            },
+            2,
+        );
         let soon = Duration::from_millis(1);
         ring.submit(Op::Timer { after: soon }, 3);
         assert_eq!(wait_for(&mut ring, 1)[0].context, 3);
         let mut held = held;
-        assert!(held.unique().is_none(), "the operation in flight holds the buffer");
+        assert!(
+            held.unique().is_none(),
+            "the operation in flight holds the buffer"
+        );
         drop(ring);
-        assert!(held.unique().is_some(), "the dropped ring gave the buffer up");
+        assert!(
+            held.unique().is_some(),
+            "the dropped ring gave the buffer up"
+        );
     });
 }
 
@@ -127,7 +185,15 @@ fn an_event_wakes_the_ring() {
         let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("one");
         let known = ring.know(event.as_fd());
         let buffer = IoBuffer::zeroed(8);
-        ring.submit(Op::Read { file: known, buffer, range: 0..8, at: NO_POSITION }, 5);
+        ring.submit(
+            Op::Read {
+                file: known,
+                buffer,
+                range: 0..8,
+                at: NO_POSITION,
+            },
+            5,
+        );
         rustix::io::write(&event, &1u64.to_ne_bytes()).expect("room in the counter");
         assert_eq!(wait_for(&mut ring, 1)[0].result().ok(), Some(8));
     });
@@ -138,15 +204,24 @@ fn a_wait_for_many_ends_with_the_time_it_was_given() {
     both(|mut ring| {
         let after = Duration::from_millis(1);
         ring.submit(Op::Timer { after }, 1);
-        ring.submit(Op::Timer { after: Duration::from_secs(3600) }, 2);
+        ring.submit(
+            Op::Timer {
+                after: Duration::from_secs(3600),
+            },
+            2,
+        );
         let started = Instant::now();
         let mut finished = Vec::new();
         while finished.is_empty() {
-            ring.enter(Some((2, Duration::from_millis(3)))).expect("the ring works");
+            ring.enter(Some((2, Duration::from_millis(3))))
+                .expect("the ring works");
             ring.reap(&mut finished);
         }
         assert_eq!(finished[0].context, 1);
-        assert!(started.elapsed() < Duration::from_secs(1800), "it did not wait for the second");
+        assert!(
+            started.elapsed() < Duration::from_secs(1800),
+            "it did not wait for the second"
+        );
     });
 }
 
@@ -158,7 +233,15 @@ fn more_operations_than_entries_all_complete() {
         let known = ring.know(file.as_fd());
         for number in 0..1500 {
             let buffer = IoBuffer::zeroed(512);
-            ring.submit(Op::Read { file: known, buffer, range: 0..512, at: 0 }, number);
+            ring.submit(
+                Op::Read {
+                    file: known,
+                    buffer,
+                    range: 0..512,
+                    at: 0,
+                },
+                number,
+            );
         }
         let finished = wait_for(&mut ring, 1500);
         assert!(finished.iter().all(|f| f.result().ok() == Some(512)));

@@ -56,7 +56,10 @@ impl<T> Slab<T> {
     /// The numbers of all occupied slots.
     pub(crate) fn indices(&self) -> Vec<u32> {
         let occupied = self.slots.iter().enumerate();
-        occupied.filter(|(_, slot)| slot.is_some()).map(|(index, _)| index as u32).collect()
+        occupied
+            .filter(|(_, slot)| slot.is_some())
+            .map(|(index, _)| index as u32)
+            .collect()
     }
 
     /// All values, with their numbers.
@@ -78,7 +81,10 @@ mod tests {
         assert_eq!(slab.remove(a), Some('a'));
         assert_eq!(slab.remove(a), None);
         assert_eq!(slab.insert('c'), a);
-        assert_eq!((slab.get(a), slab.get(b), slab.len()), (Some(&'c'), Some(&'b'), 2));
+        assert_eq!(
+            (slab.get(a), slab.get(b), slab.len()),
+            (Some(&'c'), Some(&'b'), 2)
+        );
         assert_eq!(slab.indices(), [a, b]);
     }
 }

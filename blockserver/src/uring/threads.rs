@@ -76,7 +76,9 @@ impl ThreadRing {
         }
         drop(state);
         let shared = Arc::clone(&self.shared);
-        let started = thread::Builder::new().name("blockserver-io".into()).spawn(move || run(&shared));
+        let started = thread::Builder::new()
+            .name("blockserver-io".into())
+            .spawn(move || run(&shared));
         if started.is_err() {
             // No more threads: those that exist take the job when they are done with theirs.
             self.shared.work.notify_one();
@@ -112,7 +114,10 @@ impl ThreadRing {
         let _ = rustix::io::write(&self.shared.closing, &1u64.to_ne_bytes());
         let waiting: Vec<_> = state.jobs.drain(..).map(|(token, _)| token).collect();
         let timers = self.timers.drain(..).map(|(_, token)| token);
-        let cancelled = waiting.into_iter().chain(timers).map(|token| (token, -libc::ECANCELED));
+        let cancelled = waiting
+            .into_iter()
+            .chain(timers)
+            .map(|token| (token, -libc::ECANCELED));
         state.finished.extend(cancelled);
         self.shared.work.notify_all();
     }
@@ -153,7 +158,12 @@ fn run(shared: &Shared) {
 /// Make the system call; bytes or a descriptor, or a negated errno.
 fn carry_out(call: Call, closing: RawFd) -> i32 {
     match call {
-        Call::Read { file, to, len, at: NO_POSITION } => {
+        Call::Read {
+            file,
+            to,
+            len,
+            at: NO_POSITION,
+        } => {
             // SAFETY: the slot of the operation keeps `len` bytes at `to` alive and apart.
             attempt(file.raw, libc::POLLIN, closing, || unsafe {
                 libc::read(file.raw, to.cast(), len as usize)
@@ -163,20 +173,36 @@ fn carry_out(call: Call, closing: RawFd) -> i32 {
             // SAFETY: as above.
             retry(|| unsafe { libc::pread(file.raw, to.cast(), len as usize, at as i64) })
         }
-        Call::Write { file, from, len, at } => {
+        Call::Write {
+            file,
+            from,
+            len,
+            at,
+        } => {
             // SAFETY: the slot of the operation keeps `len` bytes at `from` alive.
             retry(|| unsafe { libc::pwrite(file.raw, from.cast(), len as usize, at as i64) })
         }
         // SAFETY: no memory is passed.
         Call::Sync { file } => retry(|| unsafe { libc::fdatasync(file.raw) } as isize),
-        Call::Allocate { file, mode, at, len } => {
+        Call::Allocate {
+            file,
+            mode,
+            at,
+            len,
+        } => {
             // SAFETY: no memory is passed.
             retry(|| unsafe { libc::fallocate(file.raw, mode, at as i64, len as i64) } as isize)
         }
-        Call::Receive { socket, to, len, whole, .. } => {
-            receive(socket.raw, (to, len as usize), whole, closing)
-        }
-        Call::Send { socket, message, .. } => {
+        Call::Receive {
+            socket,
+            to,
+            len,
+            whole,
+            ..
+        } => receive(socket.raw, (to, len as usize), whole, closing),
+        Call::Send {
+            socket, message, ..
+        } => {
             let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
             // SAFETY: the slot of the operation keeps the message, its vectors and what they name.
             attempt(socket.raw, libc::POLLOUT, closing, || unsafe {
@@ -201,7 +227,12 @@ fn receive(socket: RawFd, (to, len): (*mut u8, usize), whole: bool, closing: Raw
         // SAFETY: the slot of the operation keeps `len` bytes at `to` alive and apart; `filled` is
         // less than `len` whenever more is asked for.
         let got = attempt(socket, libc::POLLIN, closing, || unsafe {
-            libc::recv(socket, to.add(filled).cast(), len - filled, libc::MSG_DONTWAIT)
+            libc::recv(
+                socket,
+                to.add(filled).cast(),
+                len - filled,
+                libc::MSG_DONTWAIT,
+            )
         });
         match usize::try_from(got) {
             Ok(0) => return filled as i32,
@@ -218,7 +249,11 @@ fn receive(socket: RawFd, (to, len): (*mut u8, usize), whole: bool, closing: Raw
 /// Wait until `fd` is ready or the ring closes, then try; again as long as there was nothing to do.
 fn attempt(fd: RawFd, events: i16, closing: RawFd, mut call: impl FnMut() -> isize) -> i32 {
     loop {
-        let watch = |fd, events| libc::pollfd { fd, events, revents: 0 };
+        let watch = |fd, events| libc::pollfd {
+            fd,
+            events,
+            revents: 0,
+        };
         let mut watched = [watch(fd, events), watch(closing, libc::POLLIN)];
         // SAFETY: the array outlives the call and has as many entries as it is told.
         let ready = unsafe { libc::poll(watched.as_mut_ptr(), 2, -1) };
@@ -253,5 +288,7 @@ fn retry(mut call: impl FnMut() -> isize) -> i32 {
 }
 
 fn errno() -> i32 {
-    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+    io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EIO)
 }

@@ -66,7 +66,10 @@ fn request_of(op: &FileOpKind) -> Option<RequestId> {
 impl Worker {
     /// The disk as it is here; made when it is seen for the first time.
     pub(super) fn disk_here(&mut self, disk: &Arc<Disk>) -> u32 {
-        let known = self.disks.iter().find(|(_, here)| here.disk.id() == disk.id());
+        let known = self
+            .disks
+            .iter()
+            .find(|(_, here)| here.disk.id() == disk.id());
         if let Some((index, _)) = known {
             return index;
         }
@@ -109,7 +112,10 @@ impl Worker {
     pub(super) fn release_disk(&mut self, disk: u32) {
         let unused = |here: &DiskHere| here.users == 0 && here.told.is_empty() && !here.noted;
         if self.disks.get(disk).is_some_and(unused)
-            && !self.transfers.iter().any(|(_, transfer)| transfer.disk == disk)
+            && !self
+                .transfers
+                .iter()
+                .any(|(_, transfer)| transfer.disk == disk)
             && let Some(here) = self.disks.remove(disk)
         {
             self.ring.forget(here.file);
@@ -194,7 +200,10 @@ impl Worker {
         for (owner, ops) in batches {
             let disk = Arc::clone(shared);
             // A worker that has ended has no requests, so none of these is lost.
-            let _ = self.crew.inbox(owner).post(Message::Operations { disk, ops });
+            let _ = self
+                .crew
+                .inbox(owner)
+                .post(Message::Operations { disk, ops });
         }
         self.carry_out(disk, own);
         self.release_disk(disk);
@@ -214,7 +223,10 @@ impl Worker {
             }
         }
         for (owner, completions) in foreign {
-            let _ = self.crew.inbox(owner).post(Message::Completions { completions });
+            let _ = self
+                .crew
+                .inbox(owner)
+                .post(Message::Completions { completions });
         }
     }
 
@@ -233,7 +245,8 @@ impl Worker {
         };
         if here.flush_now.is_empty() && !here.flush_next.is_empty() {
             std::mem::swap(&mut here.flush_now, &mut here.flush_next);
-            self.ring.submit(Op::Sync { file: here.file }, Token::Sync(disk));
+            self.ring
+                .submit(Op::Sync { file: here.file }, Token::Sync(disk));
         }
     }
 

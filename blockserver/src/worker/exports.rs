@@ -47,7 +47,11 @@ impl Eras {
         if let Some(era) = self.open.get_mut(index) {
             era.in_flight = era.in_flight.saturating_sub(1);
         }
-        if index == 0 { self.close_ended() } else { Vec::new() }
+        if index == 0 {
+            self.close_ended()
+        } else {
+            Vec::new()
+        }
     }
 
     /// A new policy holds from now on; answers the barriers passed by that.
@@ -105,7 +109,10 @@ impl ExportHere {
 impl Worker {
     /// The export as it is here; made when it is seen for the first time.
     pub(super) fn export_here(&mut self, export: &Arc<Export>) -> u32 {
-        let known = self.exports.iter().find(|(_, here)| here.shared.id == export.id);
+        let known = self
+            .exports
+            .iter()
+            .find(|(_, here)| here.shared.id == export.id);
         if let Some((index, _)) = known {
             return index;
         }
@@ -143,7 +150,11 @@ impl Worker {
         }
         if closed {
             for session in self.sessions.indices() {
-                if self.sessions.get(session).is_some_and(|s| s.export() == Some(index)) {
+                if self
+                    .sessions
+                    .get(session)
+                    .is_some_and(|s| s.export() == Some(index))
+                {
                     self.see_off(session);
                 }
             }
@@ -197,9 +208,12 @@ mod tests {
 
     fn barrier(passed: &Arc<AtomicUsize>) -> Arc<Barrier> {
         let passed = Arc::clone(passed);
-        Barrier::new(1, Box::new(move || {
-            passed.fetch_add(1, Ordering::SeqCst);
-        }))
+        Barrier::new(
+            1,
+            Box::new(move || {
+                passed.fetch_add(1, Ordering::SeqCst);
+            }),
+        )
     }
 
     #[test]

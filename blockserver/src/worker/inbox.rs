@@ -130,7 +130,9 @@ pub(crate) struct Crew {
 impl Crew {
     pub(crate) fn new(workers: usize, limits: Limits) -> io::Result<Self> {
         Ok(Self {
-            inboxes: (0..workers).map(|_| Inbox::new()).collect::<io::Result<_>>()?,
+            inboxes: (0..workers)
+                .map(|_| Inbox::new())
+                .collect::<io::Result<_>>()?,
             next: AtomicUsize::new(0),
             exports: ExportIndex::default(),
             connections: AtomicUsize::new(0),
@@ -159,7 +161,11 @@ impl Crew {
     }
 
     /// Tell every worker something that has a barrier; those that ended are past it.
-    pub(crate) fn broadcast(&self, barrier: &Arc<Barrier>, message: impl Fn(Arc<Barrier>) -> Message) {
+    pub(crate) fn broadcast(
+        &self,
+        barrier: &Arc<Barrier>,
+        message: impl Fn(Arc<Barrier>) -> Message,
+    ) {
         for inbox in &self.inboxes {
             if inbox.post(message(Arc::clone(barrier))).is_err() {
                 barrier.pass();

@@ -198,7 +198,11 @@ impl Worker {
             Message::Connection(socket) => self.open_session(socket),
             Message::Listen(listener) => self.listen(listener),
             Message::Policy { export, barrier } => self.take_policy(&export, barrier),
-            Message::Local { export, request, done } => self.local(&export, request, done),
+            Message::Local {
+                export,
+                request,
+                done,
+            } => self.local(&export, request, done),
             Message::Operations { disk, ops } => {
                 let disk = self.disk_here(&disk);
                 self.carry_out(disk, ops);
@@ -238,14 +242,24 @@ impl Worker {
     }
 
     fn read_inbox(&mut self, buffer: IoBuffer) {
-        let file = self.ring.know_unregistered(self.crew.inbox(self.number).event().as_fd());
-        let read = Op::Read { file, buffer, range: 0..8, at: NO_POSITION };
+        let file = self
+            .ring
+            .know_unregistered(self.crew.inbox(self.number).event().as_fd());
+        let read = Op::Read {
+            file,
+            buffer,
+            range: 0..8,
+            at: NO_POSITION,
+        };
         self.ring.submit(read, Token::Inbox);
     }
 
     fn listen(&mut self, listener: Listener) {
         let descriptor = self.ring.know(listener.as_fd());
-        let listener = self.listeners.insert(ListenerHere { listener, descriptor });
+        let listener = self.listeners.insert(ListenerHere {
+            listener,
+            descriptor,
+        });
         self.accept(listener);
     }
 
@@ -253,7 +267,9 @@ impl Worker {
         if let Some(known) = self.listeners.get(listener)
             && !self.life.draining
         {
-            let op = Op::Accept { listener: known.descriptor };
+            let op = Op::Accept {
+                listener: known.descriptor,
+            };
             self.ring.submit(op, Token::Accept(listener));
         }
     }
@@ -268,7 +284,8 @@ impl Worker {
             Err(error) => {
                 tracing::warn!(%error, "a client could not be accepted");
                 let after = ACCEPT_PAUSE;
-                self.ring.submit(Op::Timer { after }, Token::AcceptAgain(listener));
+                self.ring
+                    .submit(Op::Timer { after }, Token::AcceptAgain(listener));
             }
         }
     }
@@ -278,13 +295,21 @@ impl Worker {
         let before = self.crew.connections.fetch_add(1, Ordering::Relaxed);
         if before >= self.crew.limits.connections {
             self.crew.connections.fetch_sub(1, Ordering::Relaxed);
-            tracing::warn!(limit = before, "a client was turned away: there are too many");
+            tracing::warn!(
+                limit = before,
+                "a client was turned away: there are too many"
+            );
             return;
         }
         let turn = self.crew.next();
         if turn == self.number {
             self.open_session(socket);
-        } else if self.crew.inbox(turn).post(Message::Connection(socket)).is_err() {
+        } else if self
+            .crew
+            .inbox(turn)
+            .post(Message::Connection(socket))
+            .is_err()
+        {
             self.crew.connections.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -305,7 +330,8 @@ impl Worker {
         for session in self.sessions.indices() {
             self.see_off(session);
         }
-        self.ring.submit(Op::Timer { after: DRAIN_LIMIT }, Token::DrainLimit);
+        self.ring
+            .submit(Op::Timer { after: DRAIN_LIMIT }, Token::DrainLimit);
     }
 
     /// Clients that have not taken their replies by now lose them.

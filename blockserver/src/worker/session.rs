@@ -64,7 +64,10 @@ struct Load {
 
 /// What the ring is doing for a session.
 #[derive(Default)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts about one socket")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts about one socket"
+)]
 struct Wire {
     receiving: bool,
     sending: bool,
@@ -131,7 +134,8 @@ impl Worker {
         };
         let session = self.sessions.insert(session);
         let after = self.crew.limits.handshake;
-        self.ring.submit(Op::Timer { after }, Token::Handshake { session, serial });
+        self.ring
+            .submit(Op::Timer { after }, Token::Handshake { session, serial });
         self.note(session);
         if self.life.draining {
             self.see_off(session);
@@ -193,7 +197,13 @@ impl Worker {
         s.wire.drained = !one.more_input;
         let buffer = one.buffer();
         match (one.result(), &mut s.incoming) {
-            (Ok(0), _) => s.end = if s.end == End::Broken { End::Broken } else { End::Polite },
+            (Ok(0), _) => {
+                s.end = if s.end == End::Broken {
+                    End::Broken
+                } else {
+                    End::Polite
+                }
+            }
             (Ok(len), Some(incoming)) if s.input.buffer.is_some() => incoming.filled += len,
             (Ok(len), _) => {
                 s.input.start = 0;
@@ -228,7 +238,8 @@ impl Worker {
             } else {
                 s.wire.sending = true;
                 let socket = s.descriptor;
-                self.ring.submit(Op::Send { socket, outgoing }, Token::Send(session));
+                self.ring
+                    .submit(Op::Send { socket, outgoing }, Token::Send(session));
             }
         }
         self.note(session);
@@ -247,7 +258,8 @@ impl Worker {
         let next = s.spare.take().unwrap_or_default();
         let outgoing = std::mem::replace(&mut s.outgoing, next);
         let socket = s.descriptor;
-        self.ring.submit(Op::Send { socket, outgoing }, Token::Send(session));
+        self.ring
+            .submit(Op::Send { socket, outgoing }, Token::Send(session));
     }
 
     /// Do what there is to do for a session: take input, send, receive, close.
@@ -268,7 +280,9 @@ impl Worker {
         }
         if s.end != End::Open
             && !s.wire.receiving
-            && let Some(Incoming { request, buffer, .. }) = s.incoming.take()
+            && let Some(Incoming {
+                request, buffer, ..
+            }) = s.incoming.take()
         {
             // The rest of its payload will never come.
             s.load.requests -= 1;
@@ -292,7 +306,11 @@ impl Worker {
         };
         self.ring.forget(s.descriptor);
         self.crew.connections.fetch_sub(1, Ordering::Relaxed);
-        let buffers = s.input.buffer.into_iter().chain(s.incoming.map(|incoming| incoming.buffer));
+        let buffers = s
+            .input
+            .buffer
+            .into_iter()
+            .chain(s.incoming.map(|incoming| incoming.buffer));
         buffers.for_each(|buffer| self.pool.give(buffer));
         if let Some(export) = s.export
             && let Some(here) = self.exports.get_mut(export)
@@ -335,7 +353,13 @@ impl Worker {
         };
         let (socket, idle) = (s.descriptor, s.wire.drained);
         s.wire.receiving = true;
-        let op = Op::Receive { socket, buffer, range, whole, idle };
+        let op = Op::Receive {
+            socket,
+            buffer,
+            range,
+            whole,
+            idle,
+        };
         self.ring.submit(op, Token::Receive(session));
     }
 
@@ -399,8 +423,7 @@ impl Worker {
             return self.break_off(session);
         };
         let index = self.export_here(&export);
-        if let (Some(here), Some(s)) =
-            (self.exports.get_mut(index), self.sessions.get_mut(session))
+        if let (Some(here), Some(s)) = (self.exports.get_mut(index), self.sessions.get_mut(session))
         {
             here.sessions += 1;
             s.export = Some(index);
@@ -417,7 +440,11 @@ impl Worker {
         s.load.bytes += carried(action, request.len.into());
         if request.command == Command::Write {
             let buffer = self.pool.take(request.len as usize);
-            s.incoming = Some(Incoming { request, buffer, filled: 0 });
+            s.incoming = Some(Incoming {
+                request,
+                buffer,
+                filled: 0,
+            });
         } else {
             self.request(session, &request, None);
         }
@@ -444,7 +471,10 @@ impl Worker {
         if here < missing {
             return false;
         }
-        if let Some(Incoming { request, buffer, .. }) = s.incoming.take() {
+        if let Some(Incoming {
+            request, buffer, ..
+        }) = s.incoming.take()
+        {
             s.connection.payload_taken();
             self.request(session, &request, Some(buffer));
         }
@@ -456,7 +486,11 @@ impl Worker {
             return;
         };
         let (cookie, one) = (request.cookie, request.flags.req_one);
-        let from = From::Session { session, cookie, one };
+        let from = From::Session {
+            session,
+            cookie,
+            one,
+        };
         let range = (request.offset, u64::from(request.len));
         self.client_request(export, from, action_of(request), range, buffer);
     }
@@ -469,7 +503,13 @@ impl Worker {
         s.load.requests -= 1;
         s.load.bytes -= reply.carried;
         let style = s.connection.reply_style();
-        let Reply { cookie, offset, len, one, .. } = reply;
+        let Reply {
+            cookie,
+            offset,
+            len,
+            one,
+            ..
+        } = reply;
         let out = &mut s.outgoing;
         match result {
             Err(error) => out.head(|out| style.reply_error(out, cookie, errno_of(&error))),
@@ -510,7 +550,10 @@ fn action_of(request: &NbdRequest) -> Action {
         Command::Write => Action::Write { fua },
         Command::Flush => Action::Flush,
         Command::Trim => Action::Discard { fua },
-        Command::WriteZeroes => Action::Zero { unmap: !request.flags.no_hole, fua },
+        Command::WriteZeroes => Action::Zero {
+            unmap: !request.flags.no_hole,
+            fua,
+        },
         Command::BlockStatus => Action::Status,
     }
 }
@@ -526,7 +569,11 @@ fn errno_of(error: &io::Error) -> Errno {
 fn extents_told(extents: &[Extent], one: bool) -> Vec<(u32, u32)> {
     let mut told: Vec<(u32, u32)> = Vec::with_capacity(extents.len());
     for extent in extents {
-        let hole = if extent.allocated { 0 } else { allocation::HOLE };
+        let hole = if extent.allocated {
+            0
+        } else {
+            allocation::HOLE
+        };
         let zero = if extent.zero { allocation::ZERO } else { 0 };
         let len = u32::try_from(extent.len).unwrap_or(u32::MAX);
         match told.last_mut() {
@@ -548,7 +595,11 @@ mod tests {
 
     #[test]
     fn extents_that_are_alike_are_told_as_one() {
-        let extent = |len, allocated, zero| Extent { len, allocated, zero };
+        let extent = |len, allocated, zero| Extent {
+            len,
+            allocated,
+            zero,
+        };
         let extents = [
             extent(10, true, false),
             extent(5, true, false),

@@ -61,7 +61,10 @@ pub(crate) enum Action {
 
 impl Action {
     fn changes(self) -> bool {
-        matches!(self, Self::Write { .. } | Self::Zero { .. } | Self::Discard { .. })
+        matches!(
+            self,
+            Self::Write { .. } | Self::Zero { .. } | Self::Discard { .. }
+        )
     }
 
     fn kind(self) -> Kind {
@@ -164,15 +167,23 @@ impl Worker {
             LocalRequest::Write { offset, data } => {
                 (Action::Write { fua: false }, *offset, data.len() as u64)
             }
-            LocalRequest::Zero { offset, len } => {
-                (Action::Zero { unmap: true, fua: false }, *offset, *len)
-            }
+            LocalRequest::Zero { offset, len } => (
+                Action::Zero {
+                    unmap: true,
+                    fua: false,
+                },
+                *offset,
+                *len,
+            ),
             LocalRequest::Flush => (Action::Flush, 0, 0),
             LocalRequest::Status { offset, len } => (Action::Status, *offset, *len),
             LocalRequest::Park { mark } => (Action::Park { mark: *mark }, 0, 0),
         };
         let index = self.export_here(export);
-        let size = self.exports.get(index).map_or(0, |here| here.policy.disk.size());
+        let size = self
+            .exports
+            .get(index)
+            .map_or(0, |here| here.policy.disk.size());
         let moves = matches!(action, Action::Read | Action::Write { .. });
         let whole = matches!(action, Action::Flush | Action::Park { .. });
         let fits = offset.checked_add(len).is_some_and(|end| end <= size)
@@ -215,7 +226,9 @@ impl Worker {
                     let (crew, number) = (Arc::clone(&self.crew), self.number);
                     forwarder.submit(request, move |result| {
                         // A worker that has ended has told its clients already.
-                        let _ = crew.inbox(number).post(Message::Forwarded { task: id, result });
+                        let _ = crew
+                            .inbox(number)
+                            .post(Message::Forwarded { task: id, result });
                     });
                 }
             }
@@ -266,7 +279,10 @@ impl Worker {
             return;
         };
         let (offset, len) = (GuestOffset(task.offset), task.len);
-        let broken = self.disks.get(disk).is_none_or(|here| here.disk.has_failed());
+        let broken = self
+            .disks
+            .get(disk)
+            .is_none_or(|here| here.disk.has_failed());
         if broken && !matches!(task.action, Action::Read | Action::Status) {
             return self.fail(id, io::Error::from_raw_os_error(libc::EIO));
         }
@@ -287,7 +303,12 @@ impl Worker {
                 }
                 Request::Write { offset, len, fua }
             }
-            Action::Zero { unmap, fua } => Request::WriteZeroes { offset, len, fua, unmap },
+            Action::Zero { unmap, fua } => Request::WriteZeroes {
+                offset,
+                len,
+                fua,
+                unmap,
+            },
             Action::Discard { fua } => {
                 self.set_sync(id, fua);
                 Request::Discard { offset, len }
@@ -327,7 +348,11 @@ impl Worker {
                     return false;
                 }
             };
-            parts.push(Part { start: start as usize, at, len });
+            parts.push(Part {
+                start: start as usize,
+                at,
+                len,
+            });
             start += len;
         }
         task.run.generation = Some(generation);
@@ -348,7 +373,10 @@ impl Worker {
             return;
         };
         let len = task.len as usize;
-        let buffer = task.buffer.get_or_insert_with(|| self.pool.take(len)).clone();
+        let buffer = task
+            .buffer
+            .get_or_insert_with(|| self.pool.take(len))
+            .clone();
         for part in parts {
             let range = part.start..part.start + part.len as usize;
             let Some(at) = part.at else {
@@ -446,7 +474,12 @@ impl Worker {
             data = into_bytes(buffer, task.len as usize);
         }
         let (action, offset, len) = (task.action, task.offset, task.len);
-        Some(ForwardRequest { action, offset, len, data })
+        Some(ForwardRequest {
+            action,
+            offset,
+            len,
+            data,
+        })
     }
 
     /// A server elsewhere answered in place of this disk.
@@ -527,7 +560,15 @@ impl Worker {
     }
 
     fn answer(&mut self, task: Task) {
-        let Task { from, action, offset, len, buffer, run, .. } = task;
+        let Task {
+            from,
+            action,
+            offset,
+            len,
+            buffer,
+            run,
+            ..
+        } = task;
         let result = match run.error {
             Some(error) => Err(error),
             None if action == Action::Status => Ok(Answer::Extents(run.extents)),
@@ -543,8 +584,18 @@ impl Worker {
             }
         };
         match from {
-            From::Session { session, cookie, one } => {
-                let reply = Reply { cookie, offset, len, one, carried: carried(action, len) };
+            From::Session {
+                session,
+                cookie,
+                one,
+            } => {
+                let reply = Reply {
+                    cookie,
+                    offset,
+                    len,
+                    one,
+                    carried: carried(action, len),
+                };
                 self.reply(session, reply, result);
             }
             From::Local(done) => done(result.map(|answer| match answer {

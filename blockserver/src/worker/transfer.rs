@@ -46,7 +46,11 @@ enum Then {
     /// The engine gets the first so many bytes of the buffer.
     Deliver(usize),
     /// Part of what was read goes to the buffer it was read for.
-    CopyOut { target: IoBuffer, start: usize, from: Range<usize> },
+    CopyOut {
+        target: IoBuffer,
+        start: usize,
+        from: Range<usize>,
+    },
     /// An edge of a merge was read.
     Merge(Box<Merge>),
     /// Part of a run of zeros was written; it goes on from the first byte to the second.
@@ -133,7 +137,12 @@ impl Worker {
             FileOpKind::Read { at, len } => {
                 let buffer = self.pool.take(len as usize);
                 let range = 0..len as usize;
-                let span = Span { write: false, buffer, range, at: at.0 };
+                let span = Span {
+                    write: false,
+                    buffer,
+                    range,
+                    at: at.0,
+                };
                 self.begin(purpose, disk, Step::Move(span, Then::Deliver(len as usize)));
             }
             FileOpKind::Write { at, data } => {
@@ -141,16 +150,35 @@ impl Worker {
                 buffer.copy_in(0, &data);
                 self.write_from(purpose, disk, buffer, 0..data.len(), at.0);
             }
-            FileOpKind::ReadRequest { request, start, at, len } => {
+            FileOpKind::ReadRequest {
+                request,
+                start,
+                at,
+                len,
+            } => {
                 let (buffer, range) = self.buffer_of(request, start, len)?;
                 self.read_into(purpose, disk, buffer, range, at.0);
             }
-            FileOpKind::WriteRequest { request, start, at, len }
-            | FileOpKind::MergeRequest { request, start, at, len } => {
+            FileOpKind::WriteRequest {
+                request,
+                start,
+                at,
+                len,
+            }
+            | FileOpKind::MergeRequest {
+                request,
+                start,
+                at,
+                len,
+            } => {
                 let (buffer, range) = self.buffer_of(request, start, len)?;
                 self.write_from(purpose, disk, buffer, range, at.0);
             }
-            FileOpKind::ZeroRequest { request, start, len } => {
+            FileOpKind::ZeroRequest {
+                request,
+                start,
+                len,
+            } => {
                 let (buffer, range) = self.buffer_of(request, start, len)?;
                 buffer.zero(range);
                 return Some(Outcome::Done);
@@ -160,7 +188,12 @@ impl Worker {
             FileOpKind::Zero { at, len, keep } => self.zero(purpose, disk, at.0..at.0 + len, keep),
             FileOpKind::Reserve { at, len } => {
                 let mode = libc::FALLOC_FL_KEEP_SIZE;
-                let call = Allocation { mode, at: at.0, len, zero: false };
+                let call = Allocation {
+                    mode,
+                    at: at.0,
+                    len,
+                    zero: false,
+                };
                 self.begin(purpose, disk, Step::Allocate(call));
             }
             FileOpKind::Holes { at, len } => {
@@ -174,16 +207,25 @@ impl Worker {
     fn buffer_of(&self, id: RequestId, start: u64, len: u64) -> Option<(IoBuffer, Range<usize>)> {
         let (_, task) = super::disks::owner_of(id);
         let buffer = self.tasks.get(task).and_then(|task| task.buffer.clone());
-        debug_assert!(buffer.is_some(), "an operation names request {id:?}, which has no buffer");
+        debug_assert!(
+            buffer.is_some(),
+            "an operation names request {id:?}, which has no buffer"
+        );
         Some((buffer?, start as usize..(start + len) as usize))
     }
 
     fn alignment(&self, disk: u32) -> u64 {
-        self.disks.get(disk).map_or(1, |here| u64::from(here.disk.alignment()))
+        self.disks
+            .get(disk)
+            .map_or(1, |here| u64::from(here.disk.alignment()))
     }
 
     fn begin(&mut self, purpose: Purpose, disk: u32, step: Step) {
-        let id = self.transfers.insert(Transfer { purpose, disk, step });
+        let id = self.transfers.insert(Transfer {
+            purpose,
+            disk,
+            step,
+        });
         self.issue(id);
     }
 
@@ -197,15 +239,29 @@ impl Worker {
     ) {
         let mask = self.alignment(disk) - 1;
         if (at | range.start as u64 | range.len() as u64) & mask == 0 {
-            let span = Span { write: false, buffer, range, at };
+            let span = Span {
+                write: false,
+                buffer,
+                range,
+                at,
+            };
             return self.begin(purpose, disk, Step::Move(span, Then::Done));
         }
         let base = at & !mask;
         let skip = (at - base) as usize;
         let from = skip..skip + range.len();
         let total = from.end.next_multiple_of(mask as usize + 1);
-        let span = Span { write: false, buffer: self.pool.take(total), range: 0..total, at: base };
-        let then = Then::CopyOut { target: buffer, start: range.start, from };
+        let span = Span {
+            write: false,
+            buffer: self.pool.take(total),
+            range: 0..total,
+            at: base,
+        };
+        let then = Then::CopyOut {
+            target: buffer,
+            start: range.start,
+            from,
+        };
         self.begin(purpose, disk, Step::Move(span, then));
     }
 
@@ -219,7 +275,12 @@ impl Worker {
     ) {
         let mask = self.alignment(disk) - 1;
         if (at | range.start as u64 | range.len() as u64) & mask == 0 {
-            let span = Span { write: true, buffer, range, at };
+            let span = Span {
+                write: true,
+                buffer,
+                range,
+                at,
+            };
             return self.begin(purpose, disk, Step::Move(span, Then::Done));
         }
         let len = range.len();
@@ -229,7 +290,13 @@ impl Worker {
     }
 
     /// Prepare to put `len` new bytes at `at` into whole sectors.
-    fn surround(&mut self, disk: u32, at: u64, len: usize, source: Option<(IoBuffer, usize)>) -> Merge {
+    fn surround(
+        &mut self,
+        disk: u32,
+        at: u64,
+        len: usize,
+        source: Option<(IoBuffer, usize)>,
+    ) -> Merge {
         let sector = self.alignment(disk) as usize;
         let base = at & !(sector as u64 - 1);
         let skip = (at - base) as usize;
@@ -242,7 +309,15 @@ impl Worker {
         if inside.start > 0 && edges.first().is_none_or(|edge| edge.start > 0) {
             edges.push(0..sector);
         }
-        Merge { around: self.pool.take(total), base, total, edges, source, inside, run: None }
+        Merge {
+            around: self.pool.take(total),
+            base,
+            total,
+            edges,
+            source,
+            inside,
+            run: None,
+        }
     }
 
     /// The next thing to do for a merge.
@@ -250,7 +325,12 @@ impl Worker {
         let buffer = merge.around.clone();
         if let Some(range) = merge.edges.pop() {
             let at = merge.base + range.start as u64;
-            let span = Span { write: false, buffer, range, at };
+            let span = Span {
+                write: false,
+                buffer,
+                range,
+                at,
+            };
             return Step::Move(span, Then::Merge(Box::new(merge)));
         }
         match &merge.source {
@@ -260,15 +340,38 @@ impl Worker {
             }
             None => buffer.zero(merge.inside.clone()),
         }
-        let span = Span { write: true, buffer, range: 0..merge.total, at: merge.base };
-        Step::Move(span, merge.run.map_or(Then::Done, |(next, end)| Then::Zeroes(next, end)))
+        let span = Span {
+            write: true,
+            buffer,
+            range: 0..merge.total,
+            at: merge.base,
+        };
+        Step::Move(
+            span,
+            merge
+                .run
+                .map_or(Then::Done, |(next, end)| Then::Zeroes(next, end)),
+        )
     }
 
     fn zero(&mut self, purpose: Purpose, disk: u32, range: Range<u64>, keep: bool) {
-        let how = if keep { libc::FALLOC_FL_ZERO_RANGE } else { libc::FALLOC_FL_PUNCH_HOLE };
+        let how = if keep {
+            libc::FALLOC_FL_ZERO_RANGE
+        } else {
+            libc::FALLOC_FL_PUNCH_HOLE
+        };
         let (at, len) = (range.start, range.end - range.start);
         let mode = how | libc::FALLOC_FL_KEEP_SIZE;
-        self.begin(purpose, disk, Step::Allocate(Allocation { mode, at, len, zero: true }));
+        self.begin(
+            purpose,
+            disk,
+            Step::Allocate(Allocation {
+                mode,
+                at,
+                len,
+                zero: true,
+            }),
+        );
     }
 
     /// Write the next piece of a run of zeros.
@@ -288,18 +391,41 @@ impl Worker {
             return;
         };
         let op = match &transfer.step {
-            Step::Move(Span { write, buffer, range, at }, _) => {
+            Step::Move(
+                Span {
+                    write,
+                    buffer,
+                    range,
+                    at,
+                },
+                _,
+            ) => {
                 let (buffer, range, at) = (buffer.clone(), range.clone(), *at);
                 if *write {
-                    Op::Write { file, buffer, range, at }
+                    Op::Write {
+                        file,
+                        buffer,
+                        range,
+                        at,
+                    }
                 } else {
-                    Op::Read { file, buffer, range, at }
+                    Op::Read {
+                        file,
+                        buffer,
+                        range,
+                        at,
+                    }
                 }
             }
             Step::Sync => Op::Sync { file },
             Step::Allocate(Allocation { mode, at, len, .. }) => {
                 let (mode, at, len) = (*mode, *at, *len);
-                Op::Allocate { file, mode, at, len }
+                Op::Allocate {
+                    file,
+                    mode,
+                    at,
+                    len,
+                }
             }
         };
         self.ring.submit(op, Token::Transfer(id));
@@ -311,7 +437,10 @@ impl Worker {
             return;
         };
         let disk = transfer.disk;
-        let sector = self.disks.get(disk).map_or(1, |here| here.disk.alignment() as usize);
+        let sector = self
+            .disks
+            .get(disk)
+            .map_or(1, |here| here.disk.alignment() as usize);
         let unmoved = match (&mut transfer.step, result) {
             (_, Err(error)) if is_transient(&error) => true,
             (Step::Move(span, _), Ok(moved)) => match span.advance(moved, sector) {
@@ -358,7 +487,11 @@ impl Worker {
                 self.pool.give(buffer);
                 self.transfer_ended(id, Ok(Outcome::Data(Bytes::from(bytes))));
             }
-            Then::CopyOut { target, start, from } => {
+            Then::CopyOut {
+                target,
+                start,
+                from,
+            } => {
                 target.copy_from(start, &buffer, from);
                 self.pool.give(buffer);
                 drop(target);
@@ -413,8 +546,16 @@ impl Worker {
 
     /// What the file system says of a range: data and holes, as far as it tells.
     fn holes(&self, disk: u32, at: u64, len: u64) -> Vec<Extent> {
-        let data = |len| Extent { len, allocated: true, zero: false };
-        let hole = |len| Extent { len, allocated: false, zero: true };
+        let data = |len| Extent {
+            len,
+            allocated: true,
+            zero: false,
+        };
+        let hole = |len| Extent {
+            len,
+            allocated: false,
+            zero: true,
+        };
         let Some(here) = self.disks.get(disk) else {
             return vec![data(len)];
         };
@@ -481,7 +622,12 @@ mod tests {
     fn span(write: bool) -> Span {
         let buffer = IoBuffer::zeroed(4096);
         buffer.copy_in(0, &[7; 4096]);
-        Span { write, buffer, range: 0..4096, at: 8192 }
+        Span {
+            write,
+            buffer,
+            range: 0..4096,
+            at: 8192,
+        }
     }
 
     #[test]
@@ -489,7 +635,11 @@ mod tests {
         let mut read = span(false);
         assert!(read.advance(1024, 512).expect("short is no error"));
         assert_eq!((read.range.clone(), read.at), (1024..4096, 9216));
-        assert!(!read.advance(0, 512).expect("the end of the file is no error"));
+        assert!(
+            !read
+                .advance(0, 512)
+                .expect("the end of the file is no error")
+        );
         let mut bytes = Vec::new();
         read.buffer.copy_out(0..4096, &mut bytes);
         assert_eq!((bytes[1023], bytes[1024], bytes[4095]), (7, 0, 0));
