@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
 
 use crate::failure::Exit;
 
@@ -87,6 +88,15 @@ pub(crate) enum Verb {
     Info(InfoArgs),
     /// Check a disk against the rules of its format
     Check(CheckArgs),
+    /// List which parts of a disk are allocated
+    Map(MapArgs),
+    /// Copy a disk into another format, or the same
+    Convert(ConvertArgs),
+    /// Measure how fast a disk or a server is
+    Bench(BenchArgs),
+    /// Write at a steady rate and keep a ledger, or check a disk against one
+    #[command(hide = true, subcommand)]
+    Load(LoadVerb),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Print or write the man pages
@@ -154,6 +164,193 @@ pub(crate) struct CheckArgs {
     /// The disk's format, whatever its suffix says
     #[arg(long, value_name = "FORMAT")]
     pub(crate) format: Option<FormatName>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry map disk.vhdx
+  diskferry map --offset 1T --length 1G disk.vhdx
+  diskferry map --json disk.vhdx | jq 'select(.type == \"extent\" and .allocated)'")]
+pub(crate) struct MapArgs {
+    /// The disk
+    pub(crate) disk: PathBuf,
+    /// The disk's format, whatever its suffix says
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<FormatName>,
+    /// First byte to list
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub(crate) offset: String,
+    /// How many bytes to list [default: to the end]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) length: Option<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry convert disk.img disk.vhdx
+  diskferry convert disk.vhdx disk.img
+  diskferry convert --block-size 1M old.vhdx new.vhdx
+  diskferry convert --to raw disk.vhdx disk.bin
+
+Holes and zeros of the source stay holes. The target appears under its name only when it is whole.")]
+pub(crate) struct ConvertArgs {
+    /// The disk to read
+    pub(crate) source: PathBuf,
+    /// The disk to make
+    pub(crate) target: PathBuf,
+    /// The source's format, whatever its suffix says
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) from: Option<FormatName>,
+    /// The target's format, whatever its suffix says
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) to: Option<FormatName>,
+    /// Bytes per block of a VHDX target [default: by the size]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) block_size: Option<String>,
+    /// Take all the target's space at once
+    #[arg(long)]
+    pub(crate) fixed: bool,
+    /// Replace the target if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// What a bench does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Pattern {
+    RandomRead,
+    RandomWrite,
+    SequentialRead,
+    SequentialWrite,
+}
+
+impl Pattern {
+    /// Whether it changes the disk.
+    pub(crate) fn writes(self) -> bool {
+        matches!(self, Self::RandomWrite | Self::SequentialWrite)
+    }
+
+    /// Whether it goes anywhere in the area, rather than from its beginning to its end.
+    pub(crate) fn random(self) -> bool {
+        matches!(self, Self::RandomRead | Self::RandomWrite)
+    }
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry bench disk.vhdx
+  diskferry bench nbd://host:10809/ --pattern random-write --depth 32 --destroy-data
+  diskferry bench nbd+unix:///?socket=/run/disk.sock --json --duration 30s
+  diskferry bench scratch.vhdx --pattern random-write --flush-every 32 --prepare --destroy-data
+
+Writes to a block of a dynamic disk that is absent allocate it; --prepare writes the area first, so
+that none of the measured writes does. A disk given as a file is opened here and does one thing at a
+time; to measure many at a time, serve it.")]
+pub(crate) struct BenchArgs {
+    /// A disk's file, or the address of an NBD export
+    pub(crate) disk: String,
+    /// What to do
+    #[arg(long, default_value = "random-read")]
+    pub(crate) pattern: Pattern,
+    /// Bytes of one read or write
+    #[arg(long, value_name = "SIZE", default_value = "4K")]
+    pub(crate) block_size: String,
+    /// Requests outstanding at a time [default: 32 for a server, 1 for a file]
+    #[arg(long)]
+    pub(crate) depth: Option<usize>,
+    /// Flush after every so many writes
+    #[arg(long, value_name = "N")]
+    pub(crate) flush_every: Option<u64>,
+    /// First byte of the area
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub(crate) offset: String,
+    /// Bytes of the area [default: to the end]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) length: Option<String>,
+    /// Write the whole area before measuring
+    #[arg(long)]
+    pub(crate) prepare: bool,
+    /// How long to measure
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub(crate) duration: String,
+    /// Measure so many reads or writes, however long they take
+    #[arg(long, value_name = "N", conflicts_with = "duration")]
+    pub(crate) ops: Option<u64>,
+    /// Where random places come from
+    #[arg(long, default_value = "1")]
+    pub(crate) seed: u64,
+    /// Agree that what the area holds is overwritten
+    #[arg(long)]
+    pub(crate) destroy_data: bool,
+    /// The format of a disk's file, whatever its suffix says
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<FormatName>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LoadVerb {
+    /// Write and flush at a steady rate, noting every write in a ledger
+    Run(LoadRunArgs),
+    /// Check that a disk holds what a ledger says was acknowledged
+    Verify(LoadVerifyArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry load run nbd://host/ --ledger writes.ledger --rate 500 --flush-every 16
+  diskferry load run unix:disk.sock --ledger l --offset 15T --length 1G --phases phase.txt
+
+Ends after --duration, or with SIGINT or SIGTERM: then it waits for what is outstanding and flushes.
+A ledger that exists is continued.")]
+pub(crate) struct LoadRunArgs {
+    /// A disk's file, or the address of an NBD export
+    pub(crate) disk: String,
+    /// Where to note every write
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ledger: PathBuf,
+    /// Writes each second
+    #[arg(long, default_value = "500")]
+    pub(crate) rate: u64,
+    /// Bytes of one write
+    #[arg(long, value_name = "SIZE", default_value = "4K")]
+    pub(crate) block_size: String,
+    /// First byte of the area
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub(crate) offset: String,
+    /// Bytes of the area
+    #[arg(long, value_name = "SIZE", default_value = "1G")]
+    pub(crate) length: String,
+    /// Flush after every so many writes
+    #[arg(long, value_name = "N", default_value = "16")]
+    pub(crate) flush_every: u64,
+    /// The most writes outstanding
+    #[arg(long, default_value = "32")]
+    pub(crate) depth: usize,
+    /// How long to go on [default: until a signal]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) duration: Option<String>,
+    /// A file that names the phase under way; times are told apart by it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) phases: Option<PathBuf>,
+    /// Where random places and contents come from
+    #[arg(long, default_value = "1")]
+    pub(crate) seed: u64,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry load verify disk.vhdx --ledger writes.ledger
+  diskferry load verify nbd://host/ --ledger writes.ledger --flushed-only")]
+pub(crate) struct LoadVerifyArgs {
+    /// A disk's file, or the address of an NBD export
+    pub(crate) disk: String,
+    /// The ledger
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ledger: PathBuf,
+    /// Ask only for what a flush made durable: the server may have been killed
+    #[arg(long)]
+    pub(crate) flushed_only: bool,
 }
 
 #[derive(Args, Debug)]

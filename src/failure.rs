@@ -92,6 +92,11 @@ impl Failure {
         Self::new(Exit::Failed, format!("{what}: {error}"))
     }
 
+    /// Ctrl-C, after which `state` holds.
+    pub(crate) fn interrupted(state: &str) -> Self {
+        Self::new(Exit::Interrupted, format!("interrupted; {state}"))
+    }
+
     /// The same failure, with what to do about it.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

@@ -6,11 +6,17 @@
 
 mod args;
 mod commands;
+mod device;
 mod failure;
+mod interrupt;
+mod latency;
+mod load;
 mod plan;
+mod progress;
 mod report;
 mod size;
 mod target;
+mod zeros;
 
 use std::process::ExitCode;
 

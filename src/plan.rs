@@ -2,10 +2,16 @@
 //!
 //! Everything that can be refused without touching a disk is refused here.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::args::{CreateArgs, FormatName};
+use blockserver::nbd::uri::{Address, AddressError};
+use vdisk::disk::ImageFormat;
+
+use crate::args::{BenchArgs, ConvertArgs, CreateArgs, FormatName, LoadRunArgs, MapArgs, Pattern};
 use crate::failure::{Failure, Result};
+use crate::load::ledger::Area;
 use crate::size;
 
 /// A disk to be made.
@@ -30,11 +36,117 @@ pub(crate) struct Create {
     pub(crate) force: bool,
 }
 
+/// What `convert` means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Convert {
+    pub(crate) source: PathBuf,
+    /// The source's format if it was given; else its suffix says.
+    pub(crate) from: Option<FormatName>,
+    pub(crate) target: PathBuf,
+    pub(crate) shape: Shape,
+    pub(crate) force: bool,
+}
+
+/// What `map` means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Map {
+    pub(crate) disk: PathBuf,
+    pub(crate) format: Option<FormatName>,
+    pub(crate) offset: u64,
+    pub(crate) length: Option<u64>,
+}
+
+/// A disk that is asked things: here, or at a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DiskName {
+    /// A file to be opened here.
+    Image(PathBuf, Option<FormatName>),
+    /// An export of an NBD server.
+    Nbd(Address),
+}
+
+/// When a measurement ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    Ops(u64),
+    Elapsed(Duration),
+}
+
+/// What `bench` means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bench {
+    pub(crate) disk: DiskName,
+    pub(crate) pattern: Pattern,
+    pub(crate) block: u32,
+    pub(crate) depth: usize,
+    pub(crate) flush_every: Option<u64>,
+    pub(crate) offset: u64,
+    pub(crate) length: Option<u64>,
+    pub(crate) prepare: bool,
+    pub(crate) until: Until,
+    pub(crate) seed: u64,
+}
+
+/// What `load run` means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) disk: DiskName,
+    pub(crate) area: Area,
+    pub(crate) ledger: PathBuf,
+    pub(crate) rate: u64,
+    pub(crate) flush_every: u64,
+    pub(crate) depth: usize,
+    pub(crate) duration: Option<Duration>,
+    pub(crate) phases: Option<PathBuf>,
+}
+
 /// The format that a file's suffix promises.
 pub(crate) fn format_of(path: &Path) -> FormatName {
-    match path.extension().and_then(|e| e.to_str()) {
-        Some(suffix) if suffix.eq_ignore_ascii_case("vhdx") => FormatName::Vhdx,
-        _ => FormatName::Raw,
+    match ImageFormat::of_path(path) {
+        ImageFormat::Vhdx => FormatName::Vhdx,
+        ImageFormat::Raw => FormatName::Raw,
+    }
+}
+
+/// A time, as in 10s, 500ms or 2m.
+pub(crate) fn duration(text: &str) -> Result<Duration> {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let millis = match &text[end..] {
+        "ms" => Some(1),
+        "" | "s" => Some(1_000),
+        "m" | "min" => Some(60_000),
+        "h" => Some(3_600_000),
+        _ => None,
+    };
+    let number: Option<u64> = text[..end].parse().ok();
+    let total = number.zip(millis).and_then(|(n, unit)| n.checked_mul(unit));
+    total.map(Duration::from_millis).ok_or_else(|| {
+        Failure::usage(format!("`{text}` is no time")).hint("times look like 10s, 500ms or 2m")
+    })
+}
+
+impl DiskName {
+    /// An address of a server, or else a file's name.
+    pub(crate) fn new(text: &str, format: Option<FormatName>) -> Result<Self> {
+        let address = text.contains("://") || text.starts_with("unix:") || text.starts_with("tcp:");
+        if !address {
+            return Ok(Self::Image(PathBuf::from(text), format));
+        }
+        let parsed = text.parse();
+        parsed
+            .map(Self::Nbd)
+            .map_err(|e: AddressError| Failure::usage(e.to_string()))
+    }
+}
+
+impl fmt::Display for DiskName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Image(path, _) => write!(f, "{}", path.display()),
+            Self::Nbd(address) => address.fmt(f),
+        }
     }
 }
 
@@ -76,6 +188,123 @@ impl Create {
             force: args.force,
         })
     }
+}
+
+impl Convert {
+    pub(crate) fn new(args: &ConvertArgs) -> Result<Self> {
+        let format = args.to.unwrap_or_else(|| format_of(&args.target));
+        Ok(Self {
+            source: args.source.clone(),
+            from: args.from,
+            target: args.target.clone(),
+            shape: Shape {
+                format,
+                block_size: block_size(args.block_size.as_deref(), format)?,
+                sector_size: 512,
+                fixed: args.fixed,
+            },
+            force: args.force,
+        })
+    }
+}
+
+impl Map {
+    pub(crate) fn new(args: &MapArgs) -> Result<Self> {
+        let length = args.length.as_deref();
+        Ok(Self {
+            disk: args.disk.clone(),
+            format: args.format,
+            offset: bytes("the offset", &args.offset)?,
+            length: length.map(|text| bytes("the length", text)).transpose()?,
+        })
+    }
+}
+
+impl Bench {
+    pub(crate) fn new(args: &BenchArgs) -> Result<Self> {
+        if (args.pattern.writes() || args.prepare) && !args.destroy_data {
+            let what = format!("this overwrites what {} holds", args.disk);
+            return Err(Failure::usage(what).hint("--destroy-data says that it may"));
+        }
+        let disk = DiskName::new(&args.disk, args.format)?;
+        let most = if matches!(disk, DiskName::Image(..)) {
+            1
+        } else {
+            4096
+        };
+        let depth = args.depth.unwrap_or(most.min(32));
+        if depth == 0 || depth > most {
+            return Err(
+                Failure::usage(format!("a depth of {depth} is not possible here")).hint(format!(
+                    "at most {most}; a file does one thing at a time, a server many"
+                )),
+            );
+        }
+        if args.flush_every == Some(0) {
+            return Err(Failure::usage("--flush-every 0 would never flush").hint("leave it out"));
+        }
+        let length = args.length.as_deref();
+        Ok(Self {
+            disk,
+            pattern: args.pattern,
+            block: request_size(&args.block_size)?,
+            depth,
+            flush_every: args.flush_every,
+            offset: bytes("the offset", &args.offset)?,
+            length: length.map(|text| bytes("the length", text)).transpose()?,
+            prepare: args.prepare,
+            until: match args.ops {
+                Some(ops) => Until::Ops(ops),
+                None => Until::Elapsed(duration(&args.duration)?),
+            },
+            seed: args.seed,
+        })
+    }
+}
+
+impl Load {
+    pub(crate) fn new(args: &LoadRunArgs) -> Result<Self> {
+        let area = Area {
+            seed: args.seed,
+            block: u64::from(request_size(&args.block_size)?),
+            offset: bytes("the offset", &args.offset)?,
+            length: bytes("the length", &args.length)?,
+        };
+        // Blocks in flight are set aside, so there have to be more than can be.
+        if area.blocks() <= 2 * args.depth as u64 {
+            return Err(Failure::usage(
+                "the area has too few blocks for so many outstanding writes",
+            )
+            .hint("raise --length or lower --depth"));
+        }
+        if args.rate == 0 || args.flush_every == 0 || args.depth == 0 {
+            return Err(Failure::usage(
+                "--rate, --flush-every and --depth are at least 1",
+            ));
+        }
+        Ok(Self {
+            disk: DiskName::new(&args.disk, None)?,
+            area,
+            ledger: args.ledger.clone(),
+            rate: args.rate,
+            flush_every: args.flush_every,
+            depth: args.depth,
+            duration: args.duration.as_deref().map(duration).transpose()?,
+            phases: args.phases.clone(),
+        })
+    }
+}
+
+/// Bytes of one read or write: whole sectors, no more than one request carries.
+fn request_size(text: &str) -> Result<u32> {
+    let size = bytes("the block size", text)?;
+    if size == 0 || size > 32 << 20 || !size.is_multiple_of(512) {
+        return Err(
+            Failure::usage(format!("the block size {text} is not possible"))
+                .hint("whole sectors of 512 bytes, at most 32M"),
+        );
+    }
+    Ok(size as u32)
 }
 
 /// A block size that VHDX allows: a power of two from 1 MiB to 256 MiB (MS-VHDX 2.6.2.1).

@@ -54,6 +54,23 @@ impl Report {
         }
     }
 
+    /// Whether results go out as JSON.
+    pub(crate) fn is_json(self) -> bool {
+        self.json
+    }
+
+    /// Whether only results and failures are wanted.
+    pub(crate) fn is_quiet(self) -> bool {
+        self.quiet
+    }
+
+    /// A remark on stderr that changes nothing about the result.
+    pub(crate) fn warn(self, what: &str) {
+        if !self.quiet {
+            let _ = writeln!(io::stderr().lock(), "warning: {what}");
+        }
+    }
+
     /// One result: `body` as a JSON line of type `kind`, or what `people` makes of it.
     pub(crate) fn result<T: Serialize>(
         self,
@@ -80,7 +97,7 @@ impl Report {
     }
 
     /// One line of JSON.
-    fn line<T: Serialize>(kind: &str, body: &T) -> Result<()> {
+    pub(crate) fn line<T: Serialize>(kind: &str, body: &T) -> Result<()> {
         let schema = SCHEMA;
         let line = Line { schema, kind, body };
         let text = serde_json::to_string(&line)

@@ -1,8 +1,10 @@
 //! The command line as a script or a person meets it: the program is run, nothing inside is called.
 
 mod cli {
+    mod convert;
     mod create;
     mod disk;
+    mod load;
     mod run;
     mod text;
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use vdisk::create::CreateOptions;
+use vdisk::disk::{Disk, ImageFormat, OpenOptions, random_bits};
 use vdisk::info::Info;
 use vdisk::storage::{FileStorage, Storage as _};
 
@@ -11,9 +12,17 @@ use crate::args::FormatName;
 use crate::failure::{Failure, Result};
 use crate::plan::Shape;
 
-/// Random bits for GUIDs.
-pub(crate) fn random() -> u128 {
-    uuid::Uuid::new_v4().as_u128()
+/// Opens the disk at `path`; without a format its suffix says.
+pub(crate) fn open(path: &Path, format: Option<FormatName>, read_only: bool) -> Result<Disk> {
+    let options = OpenOptions {
+        read_only,
+        format: format.map(|format| match format {
+            FormatName::Vhdx => ImageFormat::Vhdx,
+            FormatName::Raw => ImageFormat::Raw,
+        }),
+        ..OpenOptions::default()
+    };
+    Ok(Disk::open(path, &options)?)
 }
 
 /// Makes an empty image of `shape` with a disk of `size` bytes; the file must not exist.
@@ -22,7 +31,7 @@ pub(crate) fn make(path: &Path, shape: &Shape, size: u64) -> Result<()> {
     match shape.format {
         FormatName::Raw => set_len(&mut storage, path, size)?,
         FormatName::Vhdx => {
-            let mut random = random;
+            let mut random = random_bits;
             let options = CreateOptions {
                 block_size: shape.block_size,
                 logical_sector: shape.sector_size,

@@ -1,13 +1,17 @@
 //! The verbs, one file each. Here two crates may meet, and nowhere else.
 
+mod bench;
 mod check;
 mod completions;
+mod convert;
 mod create;
-mod image;
+pub(crate) mod image;
 mod info;
+mod load;
 mod man;
+mod map;
 
-use crate::args::{CommandLine, Verb};
+use crate::args::{CommandLine, LoadVerb, Verb};
 use crate::failure::Result;
 use crate::report::Report;
 
@@ -17,6 +21,11 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Create(args) => create::run(args, report),
         Verb::Info(args) => info::run(args, report),
         Verb::Check(args) => check::run(args, report),
+        Verb::Map(args) => map::run(args, report),
+        Verb::Convert(args) => convert::run(args, report, typed.global.progress),
+        Verb::Bench(args) => bench::run(args, report),
+        Verb::Load(LoadVerb::Run(args)) => load::run(args, report),
+        Verb::Load(LoadVerb::Verify(args)) => load::verify(args, report),
         Verb::Completions(args) => completions::run(args),
         Verb::Man(args) => man::run(args),
     }
