@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::{MemoryStorage, Storage};
 
 /// The unit in which a write may be torn.
-pub const SECTOR: u64 = 512;
+const SECTOR: u64 = 512;
 
 /// One change of the file that may or may not survive.
 #[derive(Clone, Debug)]

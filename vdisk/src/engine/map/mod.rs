@@ -222,13 +222,6 @@ impl BlockMap {
 
 /// What only the engine may do. It calls these from one thread at a time.
 impl BlockMap {
-    /// Whether `page` is here.
-    pub(crate) fn holds(&self, page: u64) -> bool {
-        self.directory
-            .get(page as usize)
-            .is_some_and(|slot| slot.load(Ordering::Relaxed) != 0)
-    }
-
     /// How many pages it can hold at once.
     pub(crate) fn frame_count(&self) -> usize {
         self.frames.len()
