@@ -133,15 +133,14 @@ fn unused(used: &SpaceMap, image: &Image, block: u64) -> Vec<u64> {
 
 fn image_state(storage: &mut dyn Storage, image: Image) -> Result<ImageState> {
     let at = image.metadata_region.at.0;
-    let page = match image.overlay.get(&at) {
-        Some(page) => page.clone(),
-        None => {
-            let mut page = vec![0; 4096];
-            storage
-                .read_at(at, &mut page)
-                .map_err(|error| Error::io("the metadata can not be read", error).at(at))?;
-            page.into()
-        }
+    let page = if let Some(page) = image.overlay.get(&at) {
+        page.clone()
+    } else {
+        let mut page = vec![0; 4096];
+        storage
+            .read_at(at, &mut page)
+            .map_err(|error| Error::io("the metadata can not be read", error).at(at))?;
+        page.into()
     };
     let block = u64::from(image.geometry.block_size());
     let unused = image

@@ -96,7 +96,7 @@ impl Engine {
                     break;
                 }
                 Run::File { at, len } => self.emit_file(id, &request, cursor, (at, len)),
-                Run::Zero { len } => self.emit_zero(id, &request, cursor, len),
+                Run::Zero { len } => Some(self.emit_zero(id, &request, cursor, len)),
             };
             let Some(moved) = moved else { return };
             if let Some(active) = self.requests.get_mut(id) {
@@ -164,7 +164,7 @@ impl Engine {
         Some(len)
     }
 
-    fn emit_zero(&mut self, id: RequestId, request: &Request, start: u64, len: u64) -> Option<u64> {
+    fn emit_zero(&mut self, id: RequestId, request: &Request, start: u64, len: u64) -> u64 {
         match request {
             Request::Read { .. } => {
                 self.push_part(
@@ -188,7 +188,7 @@ impl Engine {
             }
             _ => {}
         }
-        Some(len)
+        len
     }
 
     /// Hand out an operation for `id` that keeps the map's generation in use until it ends.

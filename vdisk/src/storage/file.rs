@@ -47,9 +47,10 @@ impl FileStorage {
     }
 
     fn lock(file: File, path: &Path, writable: bool) -> Result<Self> {
-        let how = match writable {
-            true => FlockOperation::NonBlockingLockExclusive,
-            false => FlockOperation::NonBlockingLockShared,
+        let how = if writable {
+            FlockOperation::NonBlockingLockExclusive
+        } else {
+            FlockOperation::NonBlockingLockShared
         };
         match rustix::fs::flock(&file, how) {
             Ok(()) => Ok(Self {

@@ -69,13 +69,13 @@ impl MemoryStorage {
     pub fn clear(&mut self, offset: u64, len: u64) {
         let end = offset.saturating_add(len).min(self.len);
         let (first, last) = (offset.div_ceil(PAGE as u64), end / PAGE as u64);
-        let whole: Vec<u64> = match first < last {
-            true => self
-                .pages
+        let whole: Vec<u64> = if first < last {
+            self.pages
                 .range(first..last)
                 .map(|(page, _)| *page)
-                .collect(),
-            false => Vec::new(),
+                .collect()
+        } else {
+            Vec::new()
         };
         for page in whole {
             self.pages.remove(&page);

@@ -36,14 +36,13 @@ impl Model {
         self.next_stamp
     }
 
-    /// A change was issued: `request` names it.
+    /// A change was issued: `request` names it; a `weak` one (a discard) may have no effect.
     pub fn issue(
         &mut self,
-        request: u64,
+        (request, weak): (u64, bool),
         (first, count): (u64, u64),
         stamp: Stamp,
         now: u64,
-        weak: bool,
     ) {
         for sector in first..first + count {
             let versions = self

@@ -113,7 +113,7 @@ impl World {
         if request.changes() {
             let weak = matches!(request, Request::Discard { .. });
             self.model
-                .issue(id, (offset / SECTOR, len / SECTOR), stamp, self.now, weak);
+                .issue((id, weak), (offset / SECTOR, len / SECTOR), stamp, self.now);
         }
         let worker = self.random.below(self.workers.len() as u64) as usize;
         let open = Open {

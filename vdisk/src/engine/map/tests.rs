@@ -36,7 +36,7 @@ fn a_page_that_is_not_here_is_the_engines_business() {
 fn a_present_block_is_found_at_its_place_and_a_run_ends_with_it() {
     let map = map(2);
     let mut entries = [0; 512];
-    entries[3] = 7 * MIB | 6;
+    entries[3] = (7 * MIB) | 6;
     map.install(1, 0, &entries);
     let found = map.lookup(GuestOffset(4 * MIB - 512), 4096, Access::Read);
     assert_eq!(
@@ -51,7 +51,7 @@ fn a_present_block_is_found_at_its_place_and_a_run_ends_with_it() {
 #[test]
 fn writes_go_to_the_engine_until_armed_and_when_unaligned_or_absent() {
     let map = map(2);
-    map.install(0, 0, &[7 * MIB | 6]);
+    map.install(0, 0, &[(7 * MIB) | 6]);
     let write = |at, len| map.lookup(GuestOffset(at), len, Access::Write);
     assert_eq!(write(0, 512), Lookup::Engine);
     map.set_armed(true);
@@ -72,7 +72,7 @@ fn writes_go_to_the_engine_until_armed_and_when_unaligned_or_absent() {
 fn an_entry_behind_a_bitmap_slot_is_found() {
     let map = map(32);
     // Block 4096 has BAT index 4097: entry 1 of page 8.
-    map.install(0, 8, &[0, 9 * MIB | 6]);
+    map.install(0, 8, &[0, (9 * MIB) | 6]);
     let found = map.lookup(GuestOffset(4096 * MIB), 1, Access::Read);
     assert_eq!(
         found,
@@ -86,8 +86,8 @@ fn an_entry_behind_a_bitmap_slot_is_found() {
 #[test]
 fn a_frame_given_away_forgets_its_old_page() {
     let map = map(1);
-    map.install(0, 0, &[7 * MIB | 6]);
-    map.install(0, 1, &[8 * MIB | 6]);
+    map.install(0, 0, &[(7 * MIB) | 6]);
+    map.install(0, 1, &[(8 * MIB) | 6]);
     assert_eq!(map.entry(0), None);
     assert_eq!(map.lookup(GuestOffset(0), 1, Access::Read), Lookup::Engine);
     let found = map.lookup(GuestOffset(512 * MIB), 1, Access::Read);

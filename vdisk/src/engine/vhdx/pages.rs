@@ -45,9 +45,10 @@ pub(in crate::engine) struct Pages {
 pub(super) fn pending_limit(map: &BlockMap, log_len: u64) -> usize {
     let sectors = (log_len / PAGE) as usize;
     let by_log = (sectors / 3 * 120 / 128).saturating_sub(2);
-    let by_frames = match map.frame_count() as u64 >= map.page_count() {
-        true => usize::MAX,
-        false => map.frame_count() / 4,
+    let by_frames = if map.frame_count() as u64 >= map.page_count() {
+        usize::MAX
+    } else {
+        map.frame_count() / 4
     };
     by_log.min(by_frames).clamp(1, MOST_PENDING)
 }
@@ -221,7 +222,7 @@ impl Engine {
             self.requests.block(id);
             if pages.reserving.insert(granule) {
                 let at = granule * GRANULE;
-                let len = GRANULE.min(u64::from(vhdx.layout.bat.len) - at);
+                let len = GRANULE.min(vhdx.layout.bat.len - at);
                 let at = FileOffset(vhdx.layout.bat.at.0 + at);
                 self.ops.push(
                     Purpose::ReserveBat(granule),
