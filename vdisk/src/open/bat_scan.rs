@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::format::bat::{ENTRY_BYTES, Slot};
 use crate::format::{BatEntry, BlockState, Finding, Geometry, PAGE_BYTES, Region, Severity};
 use crate::space::SpaceMap;
-use crate::units::{BatIndex, MIB};
+use crate::units::{BatIndex, BlockIndex, MIB};
 
 use super::view::View;
 use super::{BlockCounts, Judge};
@@ -99,16 +99,16 @@ impl<'a> BatScan<'a> {
             }
             Slot::Bitmap(chunk) => self.bitmap(index, chunk, entry),
             Slot::Payload(block) => {
-                let what = format!("block {}", block.0);
+                let what = Slot::Payload(block);
                 match BatEntry::decode(entry) {
-                    Ok(entry) => self.payload(index, &what, entry),
-                    Err(error) => self.fault(index, format!("{what}: {error}")),
+                    Ok(entry) => self.payload(index, block, entry),
+                    Err(error) => self.fault(index, format!("{}: {error}", name(what))),
                 }
             }
         }
     }
 
-    fn payload(&mut self, index: BatIndex, what: &str, entry: BatEntry) -> Result<()> {
+    fn payload(&mut self, index: BatIndex, block: BlockIndex, entry: BatEntry) -> Result<()> {
         let count = match entry.state {
             BlockState::NotPresent => return Ok(()),
             BlockState::Undefined => &mut self.counts.undefined,
@@ -120,38 +120,42 @@ impl<'a> BatScan<'a> {
         *count += 1;
         if entry.state == BlockState::PartiallyPresent {
             if !self.geometry.differencing() {
-                let message = format!("{what} is partially present and the disk has no parent");
+                let message = format!(
+                    "block {} is partially present and the disk has no parent",
+                    block.0
+                );
                 return self.fault(index, message);
             }
             let chunk = index.0 / (self.geometry.chunk_ratio() + 1);
             self.bitmap_is_missing(chunk)?;
             self.partial = Some((chunk, self.bat.at.0 + index.0 * ENTRY_BYTES));
         }
-        let last = self.geometry.payload_blocks() - 1;
-        let may_be_cut =
-            self.geometry.classify(index) == Slot::Payload(crate::units::BlockIndex(last));
+        let may_be_cut = block.0 + 1 == self.geometry.payload_blocks();
         match entry.space() {
             Some(at) => {
                 let size = u64::from(self.geometry.block_size());
                 let needed = if may_be_cut { 1 } else { size };
-                self.claim(index, what, (at.0, size, needed))
+                self.claim(index, Slot::Payload(block), (at.0, size, needed))
             }
             None => Ok(()),
         }
     }
 
     fn bitmap(&mut self, index: BatIndex, chunk: u64, entry: u64) -> Result<()> {
-        let what = format!("the bitmap of chunk {chunk}");
+        let what = Slot::Bitmap(chunk);
         match BatEntry::decode(entry) {
             Ok(entry) if entry.state == BlockState::FullyPresent => {
                 if self.partial.is_some_and(|(waiting, _)| waiting == chunk) {
                     self.partial = None;
                 }
-                self.claim(index, &what, (entry.offset.0, MIB, MIB))
+                self.claim(index, what, (entry.offset.0, MIB, MIB))
             }
             Ok(entry) if entry.state == BlockState::NotPresent => Ok(()),
-            Ok(entry) => self.fault(index, format!("{what} has the state {:?}", entry.state)),
-            Err(error) => self.fault(index, format!("{what}: {error}")),
+            Ok(entry) => self.fault(
+                index,
+                format!("{} has the state {:?}", name(what), entry.state),
+            ),
+            Err(error) => self.fault(index, format!("{}: {error}", name(what))),
         }
     }
 
@@ -168,11 +172,12 @@ impl<'a> BatScan<'a> {
     }
 
     /// Takes the space at byte `at`: `size` bytes, of which the file must hold `needed`.
-    fn claim(&mut self, index: BatIndex, what: &str, place: (u64, u64, u64)) -> Result<()> {
+    fn claim(&mut self, index: BatIndex, what: Slot, place: (u64, u64, u64)) -> Result<()> {
         let (at, size, needed) = place;
         if at.checked_add(needed).is_none_or(|end| end > self.file_len) {
             let message = format!(
-                "{what} lies at {at:#x}, beyond the end of the file ({:#x} bytes)",
+                "{} lies at {at:#x}, beyond the end of the file ({:#x} bytes)",
+                name(what),
                 self.file_len
             );
             return self.fault(index, message);
@@ -181,11 +186,21 @@ impl<'a> BatScan<'a> {
             Ok(()) => Ok(()),
             Err(taken) => {
                 let message = format!(
-                    "{what} at {at:#x} overlaps what is already at {:#x}",
+                    "{} at {at:#x} overlaps what is already at {:#x}",
+                    name(what),
                     taken * MIB
                 );
                 self.fault(index, message)
             }
         }
+    }
+}
+
+/// What an entry is for, in words.
+fn name(slot: Slot) -> String {
+    match slot {
+        Slot::Payload(block) => format!("block {}", block.0),
+        Slot::Bitmap(chunk) => format!("the bitmap of chunk {chunk}"),
+        Slot::Unused => "a spare entry".to_owned(),
     }
 }
