@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | driver | [`storage`], [`disk`] | hold policy |
 //! | machine | [`engine`] | do I/O, read a clock, take randomness, block |
-//! | codec | [`format`] | anything but bytes to checked types and back |
+//! | codec | [`mod@format`] | anything but bytes to checked types and back |
 //!
 //! The engine answers *where* bytes are; whoever holds the buffers moves them. That lets one engine
 //! run under `io_uring`, under plain `pread`/`pwrite`, in memory, and in a simulator that cuts the
