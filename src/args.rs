@@ -92,6 +92,8 @@ pub(crate) enum Verb {
     Map(MapArgs),
     /// Copy a disk into another format, or the same
     Convert(ConvertArgs),
+    /// Serve disks to NBD clients until a signal
+    Serve(ServeArgs),
     /// Measure how fast a disk or a server is
     Bench(BenchArgs),
     /// Write at a steady rate and keep a ledger, or check a disk against one
@@ -213,6 +215,33 @@ pub(crate) struct ConvertArgs {
     /// Replace the target if it exists
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry serve disk.vhdx --listen unix:/run/disk.sock
+  diskferry serve disk.vhdx --listen tcp:127.0.0.1:10809 --read-only
+  diskferry serve root=a.vhdx data=b.vhdx --listen tcp:0.0.0.0:10809 --listen unix:/run/disks.sock
+
+Each disk is an export with the name of its file without the suffix, or the name given. A single
+disk is also the default export, the one with the empty name. SIGINT and SIGTERM end it in order:
+what is in flight is answered, and every disk is closed cleanly.")]
+pub(crate) struct ServeArgs {
+    /// The disks: a file, or NAME=FILE
+    #[arg(required = true, value_name = "DISK")]
+    pub(crate) disks: Vec<PathBuf>,
+    /// Where to listen: unix:PATH or tcp:HOST:PORT; may be given several times
+    #[arg(long, required = true, value_name = "ADDRESS")]
+    pub(crate) listen: Vec<String>,
+    /// Refuse all changes; others may read the disk too
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// The format of the disks, whatever their suffix says
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<FormatName>,
+    /// Threads that serve [default: one for each processor]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<usize>,
 }
 
 /// What a bench does.

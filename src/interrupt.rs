@@ -1,12 +1,14 @@
 //! Ctrl-C and SIGTERM: the first asks the work to stop at a safe point, the second ends the process.
 
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, Once, PoisonError};
 use std::thread;
 
 use crate::failure::{Exit, Failure, Result};
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
+/// Wakes [`wait`]; the flag is [`REQUESTED`].
+static WAKE: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
 static LISTENING: Once = Once::new();
 
 /// Catches signals from here on. Called by work that has something to put in order before it ends.
@@ -19,6 +21,15 @@ pub(crate) fn listen() {
 /// Whether somebody asked to stop.
 pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)
+}
+
+/// Waits until somebody asks to stop; [`listen`] must have been called.
+pub(crate) fn wait() {
+    let (lock, wake) = &WAKE;
+    let mut guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+    while !requested() {
+        guard = wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+    }
 }
 
 /// Fails once somebody asked to stop; `state` says what holds then.
@@ -49,9 +60,12 @@ fn watch() {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
+            let guard = WAKE.0.lock().unwrap_or_else(PoisonError::into_inner);
             if REQUESTED.swap(true, Ordering::Relaxed) {
                 std::process::exit(Exit::Interrupted as i32);
             }
+            WAKE.1.notify_all();
+            drop(guard);
         }
     });
 }

@@ -6,10 +6,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blockserver::nbd::uri::{Address, AddressError};
+use blockserver::nbd::uri::{Address, AddressError, Endpoint};
 use vdisk::disk::ImageFormat;
 
-use crate::args::{BenchArgs, ConvertArgs, CreateArgs, FormatName, LoadRunArgs, MapArgs, Pattern};
+use crate::args::{
+    BenchArgs, ConvertArgs, CreateArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ServeArgs,
+};
 use crate::failure::{Failure, Result};
 use crate::load::ledger::Area;
 use crate::size;
@@ -85,6 +87,25 @@ pub(crate) struct Bench {
     pub(crate) prepare: bool,
     pub(crate) until: Until,
     pub(crate) seed: u64,
+}
+
+/// A disk to be served, under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Served {
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+    /// Its format if it was given; else its suffix says.
+    pub(crate) format: Option<FormatName>,
+}
+
+/// What `serve` means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Serve {
+    pub(crate) disks: Vec<Served>,
+    pub(crate) listen: Vec<Endpoint>,
+    pub(crate) read_only: bool,
+    /// 0: one for each processor.
+    pub(crate) workers: usize,
 }
 
 /// What `load run` means.
@@ -218,6 +239,61 @@ impl Map {
             length: length.map(|text| bytes("the length", text)).transpose()?,
         })
     }
+}
+
+impl Served {
+    /// `DISK` or `NAME=DISK`; a file whose own name holds a `=` is taken as it is.
+    pub(crate) fn new(typed: &Path, format: Option<FormatName>) -> Result<Self> {
+        let named = typed.to_str().and_then(|text| text.split_once('='));
+        let (name, path) = match named {
+            Some((name, path)) if !typed.exists() => (name.to_owned(), PathBuf::from(path)),
+            _ => {
+                let stem = typed.file_stem().and_then(|stem| stem.to_str());
+                (stem.unwrap_or_default().to_owned(), typed.to_owned())
+            }
+        };
+        if name.is_empty() || name.len() > 255 {
+            let what = format!("{}: makes no name for an export", typed.display());
+            return Err(Failure::usage(what).hint("give it one: NAME=DISK"));
+        }
+        Ok(Self { name, path, format })
+    }
+}
+
+impl Serve {
+    pub(crate) fn new(args: &ServeArgs) -> Result<Self> {
+        let mut disks: Vec<Served> = Vec::new();
+        for typed in &args.disks {
+            let disk = Served::new(typed, args.format)?;
+            if let Some(other) = disks.iter().find(|other| other.name == disk.name) {
+                let what = format!(
+                    "{} and {} would both be called `{}`",
+                    other.path.display(),
+                    disk.path.display(),
+                    disk.name
+                );
+                return Err(Failure::usage(what).hint("give one another name: NAME=DISK"));
+            }
+            disks.push(disk);
+        }
+        Ok(Self {
+            disks,
+            listen: args
+                .listen
+                .iter()
+                .map(|text| endpoint(text))
+                .collect::<Result<_>>()?,
+            read_only: args.read_only,
+            workers: args.workers.unwrap_or(0),
+        })
+    }
+}
+
+/// Where to listen or to connect.
+pub(crate) fn endpoint(text: &str) -> Result<Endpoint> {
+    text.parse().map_err(|_: AddressError| {
+        Failure::usage(format!("`{text}` is no address")).hint("use unix:PATH or tcp:HOST:PORT")
+    })
 }
 
 impl Bench {

@@ -6,5 +6,7 @@ mod cli {
     mod disk;
     mod load;
     mod run;
+    mod serve;
+    mod serving;
     mod text;
 }

@@ -62,7 +62,7 @@ pub(crate) fn run(args: &ConvertArgs, report: Report, mode: ProgressMode) -> Res
     target.finish()?;
     let converted = Converted {
         path: plan.target.display().to_string(),
-        known: image::know(&plan.target, plan.shape.format)?,
+        known: image::know(&plan.target, Some(plan.shape.format))?,
         size_on_disk: image::size_on_disk(&plan.target)?,
         copied_bytes: progress.moved(),
         seconds: progress.elapsed().as_secs_f64(),

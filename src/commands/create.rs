@@ -25,7 +25,7 @@ pub(crate) fn run(args: &CreateArgs, report: Report) -> Result<()> {
     target.finish()?;
     let created = Created {
         path: plan.disk.display().to_string(),
-        known: image::know(&plan.disk, plan.shape.format)?,
+        known: image::know(&plan.disk, Some(plan.shape.format))?,
         size_on_disk: image::size_on_disk(&plan.disk)?,
     };
     report.event("created", &created, &sentence(&created))

@@ -1,8 +1,11 @@
 //! Opening and making image files: where a path and a format become one of the library's storages.
 
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use vdisk::ErrorKind;
 use vdisk::create::CreateOptions;
 use vdisk::disk::{Disk, ImageFormat, OpenOptions, random_bits};
 use vdisk::info::Info;
@@ -10,19 +13,46 @@ use vdisk::storage::{FileStorage, Storage as _};
 
 use crate::args::FormatName;
 use crate::failure::{Failure, Result};
-use crate::plan::Shape;
+use crate::plan::{self, Shape};
+
+/// How long a lock is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Opens the disk at `path`; without a format its suffix says.
 pub(crate) fn open(path: &Path, format: Option<FormatName>, read_only: bool) -> Result<Disk> {
-    let options = OpenOptions {
+    patiently(|| Disk::open(path, &options(format, read_only)))
+}
+
+/// Tries again for a while if the file is locked: the kernel gives a killed server's lock back only
+/// when the last of its requests has ended.
+pub(crate) fn patiently<T>(mut open: impl FnMut() -> vdisk::Result<T>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match open() {
+            Err(e) if e.kind() == ErrorKind::Locked && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// How the library is to open a disk.
+pub(crate) fn options(format: Option<FormatName>, read_only: bool) -> OpenOptions {
+    OpenOptions {
         read_only,
         format: format.map(|format| match format {
             FormatName::Vhdx => ImageFormat::Vhdx,
             FormatName::Raw => ImageFormat::Raw,
         }),
         ..OpenOptions::default()
-    };
-    Ok(Disk::open(path, &options)?)
+    }
+}
+
+/// Opens an image's file beside others, to ask about the file itself.
+pub(crate) fn open_storage_shared(path: &Path) -> Result<std::fs::File> {
+    let opened = std::fs::File::open(path);
+    opened.map_err(|e| Failure::io(format!("{}: cannot be opened", path.display()), &e))
 }
 
 /// Makes an empty image of `shape` with a disk of `size` bytes; the file must not exist.
@@ -83,7 +113,7 @@ impl Known {
 
 /// Opens an image's file for reading, without looking into it.
 pub(crate) fn open_storage(path: &Path) -> Result<FileStorage> {
-    let storage = FileStorage::open(path, false)?;
+    let storage = patiently(|| FileStorage::open(path, false))?;
     let kind = storage
         .file()
         .metadata()
@@ -98,8 +128,12 @@ pub(crate) fn open_storage(path: &Path) -> Result<FileStorage> {
 }
 
 /// Reads what is known of the image at `path`.
-pub(crate) fn know(path: &Path, format: FormatName) -> Result<Known> {
+pub(crate) fn know(path: &Path, given: Option<FormatName>) -> Result<Known> {
     let mut storage = open_storage(path)?;
+    let format = given.unwrap_or_else(|| plan::format_of(path));
+    if given.is_none() && format == FormatName::Raw {
+        refuse_disguised(&mut storage, path)?;
+    }
     let file_len = storage
         .len()
         .map_err(|e| Failure::io(format!("{}: cannot be examined", path.display()), &e))?;
@@ -113,6 +147,19 @@ pub(crate) fn know(path: &Path, format: FormatName) -> Result<Known> {
             file_len,
         }),
     })
+}
+
+/// A file that looks like VHDX and is not called so: somebody must say which it is.
+fn refuse_disguised(storage: &mut FileStorage, path: &Path) -> Result<()> {
+    let mut start = [0; 8];
+    storage
+        .read_at(0, &mut start)
+        .map_err(|e| Failure::io(format!("{}: cannot be read", path.display()), &e))?;
+    if &start == b"vhdxfile" {
+        let what = format!("{}: its name says raw, its content VHDX", path.display());
+        return Err(Failure::usage(what).hint("say which it is: --format vhdx or --format raw"));
+    }
+    Ok(())
 }
 
 /// Bytes that the file takes on the host.

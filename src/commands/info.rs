@@ -8,7 +8,6 @@ use vdisk::info::Info;
 use super::image::{self, Known};
 use crate::args::InfoArgs;
 use crate::failure::Result;
-use crate::plan;
 use crate::report::Report;
 use crate::size;
 
@@ -21,10 +20,9 @@ struct Body {
 }
 
 pub(crate) fn run(args: &InfoArgs, report: Report) -> Result<()> {
-    let format = args.format.unwrap_or_else(|| plan::format_of(&args.disk));
     let body = Body {
         path: args.disk.display().to_string(),
-        known: image::know(&args.disk, format)?,
+        known: image::know(&args.disk, args.format)?,
         size_on_disk: image::size_on_disk(&args.disk)?,
     };
     report.result("info", &body, people)

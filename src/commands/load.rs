@@ -255,7 +255,10 @@ fn open_ledger(path: &Path, area: Area) -> Result<(BufWriter<File>, u64)> {
     // A line that a killed client left without its end is no entry.
     let whole = text.rfind('\n').map_or(0, |end| end as u64 + 1);
     file.set_len(whole).map_err(failed)?;
-    Ok((BufWriter::new(file), known.last))
+    let mut ledger = BufWriter::new(file);
+    let sequence = known.last;
+    writeln!(ledger, "{}", Entry::Restarted { sequence }).map_err(failed)?;
+    Ok((ledger, sequence))
 }
 
 fn parse(path: &Path, text: &str) -> Result<Ledger> {

@@ -10,6 +10,7 @@ mod info;
 mod load;
 mod man;
 mod map;
+mod serve;
 
 use crate::args::{CommandLine, LoadVerb, Verb};
 use crate::failure::Result;
@@ -23,6 +24,7 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Check(args) => check::run(args, report),
         Verb::Map(args) => map::run(args, report),
         Verb::Convert(args) => convert::run(args, report, typed.global.progress),
+        Verb::Serve(args) => serve::run(args, report),
         Verb::Bench(args) => bench::run(args, report),
         Verb::Load(LoadVerb::Run(args)) => load::run(args, report),
         Verb::Load(LoadVerb::Verify(args)) => load::verify(args, report),

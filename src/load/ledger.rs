@@ -6,6 +6,8 @@
 //! a 12            it was acknowledged
 //! s 13            flush 13 was sent: it covers every write acknowledged above this line
 //! f 13            it was acknowledged
+//! r 13            the load began anew: what was under way above this line stays unknown, and no
+//!                 flush below it covers what was acknowledged above it
 //! ```
 //!
 //! Writes and flushes share one sequence, from 1. Two writes to one block are never in flight at
@@ -83,6 +85,8 @@ pub(crate) enum Entry {
     FlushSent { sequence: u64 },
     /// It was acknowledged.
     Flushed { sequence: u64 },
+    /// The load began anew after this number; the server may have been killed in between.
+    Restarted { sequence: u64 },
 }
 
 impl fmt::Display for Entry {
@@ -92,6 +96,7 @@ impl fmt::Display for Entry {
             Self::Acknowledged { sequence } => write!(f, "a {sequence}"),
             Self::FlushSent { sequence } => write!(f, "s {sequence}"),
             Self::Flushed { sequence } => write!(f, "f {sequence}"),
+            Self::Restarted { sequence } => write!(f, "r {sequence}"),
         }
     }
 }
@@ -109,6 +114,7 @@ impl Entry {
             "a" => Some(Self::Acknowledged { sequence }),
             "s" => Some(Self::FlushSent { sequence }),
             "f" => Some(Self::Flushed { sequence }),
+            "r" => Some(Self::Restarted { sequence }),
             _ => None,
         }
     }
@@ -214,6 +220,7 @@ impl Ledger {
                     under_way.unflushed.retain(|(other, _)| *other != write);
                 }
             }
+            Entry::Restarted { .. } => *under_way = UnderWay::default(),
         }
         Some(())
     }
@@ -261,6 +268,13 @@ mod tests {
         );
         assert_eq!((ledger.last, ledger.acknowledged), (3, 2));
         assert_eq!(self::ledger("i 1 5\na 1\ns 2\n").blocks[&5].flushed, 0);
+    }
+
+    #[test]
+    fn a_flush_covers_nothing_from_before_a_restart() {
+        let ledger = ledger("i 1 5\na 1\nr 1\ni 2 9\na 2\ns 3\nf 3\n");
+        assert_eq!(ledger.blocks[&5].flushed, 0);
+        assert_eq!(ledger.blocks[&9].flushed, 2);
     }
 
     #[test]
