@@ -88,6 +88,11 @@ impl Model {
         self.sectors.keys().copied()
     }
 
+    /// Whether anything was ever written to `sector`.
+    pub fn knows(&self, sector: u64) -> bool {
+        self.sectors.contains_key(&sector)
+    }
+
     /// Whether a read that began at `began` may see `stamp` in `sector`.
     pub fn may_read(&self, sector: u64, stamp: Stamp, began: u64) -> bool {
         let Some(versions) = self.sectors.get(&sector) else {

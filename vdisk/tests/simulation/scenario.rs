@@ -17,6 +17,8 @@ pub const MIB: u64 = 1 << 20;
 /// Size of the disk: its BAT has nine pages of 1 MiB blocks.
 const SIZE: u64 = 4200 * MIB;
 
+const ZEROES: &[u8] = &[0; SECTOR as usize];
+
 /// What a scenario varies.
 #[derive(Clone, Copy, Debug)]
 pub struct Variant {
@@ -172,6 +174,10 @@ fn verify_block(
     let data = super::world::read(engine, image, block * size, len);
     for (number, bytes) in data.chunks_exact(SECTOR as usize).enumerate() {
         let sector = block * size / SECTOR + number as u64;
+        // Most of a block was never written; comparing slices is what makes that cheap.
+        if bytes == ZEROES && !model.knows(sector) {
+            continue;
+        }
         let stamp = whole_stamp(bytes);
         assert!(
             stamp.is_some_and(|stamp| model.may_survive(sector, stamp)),
