@@ -37,6 +37,8 @@ pub struct CreateOptions<'a> {
     pub physical_sector: u32,
     /// Whether every block is allocated from the start.
     pub fixed: bool,
+    /// Bytes of the log, a multiple of 1 MiB up to 64 MiB; `None` for [`default_log_len`].
+    pub log_len: Option<u32>,
     /// The mark to leave in the image.
     pub mark: Option<Mark>,
     /// The disk's identity; `None` for a random one.
@@ -57,6 +59,7 @@ impl<'a> CreateOptions<'a> {
             logical_sector: 512,
             physical_sector: 4096,
             fixed: false,
+            log_len: None,
             mark: None,
             disk_id: None,
             creator: concat!("Diskferry ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -97,12 +100,12 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(geometry: &Geometry, fixed: bool) -> Self {
+    fn new(geometry: &Geometry, log_len: u64, fixed: bool) -> Self {
         let region = |at: u64, len: u64| Region {
             at: FileOffset(at),
             len,
         };
-        let log = region(MIB, default_log_len(geometry));
+        let log = region(MIB, log_len);
         let metadata = region(log.end(), METADATA_LEN);
         let bat_len = geometry.bat_len().next_multiple_of(MIB);
         let bat = region(metadata.end(), bat_len);
@@ -122,6 +125,16 @@ impl Layout {
     }
 }
 
+fn checked_log_len(len: u32) -> Result<u64> {
+    let len = u64::from(len);
+    if len.is_multiple_of(MIB) && (MIB..=MAX_LOG).contains(&len) {
+        return Ok(len);
+    }
+    Err(Error::invalid(format!(
+        "a log has whole mebibytes, 1 to 64 of them, not {len} bytes"
+    )))
+}
+
 /// Makes an image in an empty storage, durable when it returns. On failure the storage holds
 /// nothing that anyone takes for an image; removing it is the caller's business.
 ///
@@ -129,7 +142,11 @@ impl Layout {
 /// cannot hold a file of that length.
 pub fn create(storage: &mut dyn Storage, options: CreateOptions<'_>) -> Result<()> {
     let geometry = validate(&options)?;
-    let layout = Layout::new(&geometry, options.fixed);
+    let log_len = match options.log_len {
+        None => default_log_len(&geometry),
+        Some(len) => checked_log_len(len)?,
+    };
+    let layout = Layout::new(&geometry, log_len, options.fixed);
     let failed = |source| Error::io("cannot write the new image", source);
     let len = storage.len().map_err(failed)?;
     if len != 0 {

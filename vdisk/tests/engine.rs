@@ -26,6 +26,7 @@ const VARIANT: Variant = Variant {
     alignment: 1,
     cache: 1 << 20,
     block: 1 << 20,
+    flush: 10,
 };
 
 fn write(offset: u64, len: u64) -> Request {

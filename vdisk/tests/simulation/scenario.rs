@@ -25,6 +25,8 @@ pub struct Variant {
     pub alignment: u64,
     pub cache: usize,
     pub block: u32,
+    /// One request in so many is a flush; many flushes take the log round and round.
+    pub flush: u64,
 }
 
 impl Variant {
@@ -33,6 +35,7 @@ impl Variant {
             alignment: [1, 512, 4096][(seed % 3) as usize],
             cache: [1 << 20, 4 * 4096, 3 * 4096][(seed / 3 % 3) as usize],
             block: [1 << 20, 1 << 20, 2 << 20][(seed / 9 % 3) as usize],
+            flush: [3, 12, 30][(seed / 27 % 3) as usize],
         }
     }
 }
@@ -42,6 +45,7 @@ pub fn new_image(variant: &Variant, random: &mut Random) -> MemoryStorage {
     let mut bits = || u128::from(random.next()) << 64 | u128::from(random.next());
     let mut options = CreateOptions::new(SIZE, &mut bits);
     options.block_size = Some(variant.block);
+    options.log_len = Some(1 << 20);
     create(&mut storage, options).expect("an image is created");
     storage
 }
@@ -67,7 +71,11 @@ pub fn open(
 }
 
 /// A request on one of the interesting blocks.
-pub fn random_request(random: &mut Random, block: u64) -> Request {
+pub fn random_request(random: &mut Random, variant: &Variant) -> Request {
+    let block = u64::from(variant.block);
+    if random.one_in(variant.flush) {
+        return Request::Flush;
+    }
     let blocks = SIZE / block;
     // A few neighbours at the beginning, at chunk and page borders, at the end.
     let interesting = [
@@ -111,7 +119,11 @@ pub fn random_request(random: &mut Random, block: u64) -> Request {
             fua: random.one_in(10),
         },
         9..=12 => Request::Read { offset: at, len },
-        13 | 14 => Request::Flush,
+        13 | 14 => Request::Write {
+            offset: at,
+            len,
+            fua: false,
+        },
         15 | 16 if whole => Request::Discard {
             offset: GuestOffset(chosen * block),
             len: block.min(SIZE - chosen * block),
@@ -280,7 +292,7 @@ fn session(world: &mut World, variant: &Variant, random: &mut Random) -> u64 {
     let depth = 1 + random.below(24) as usize;
     for _ in 0..60 + random.below(240) {
         if world.busy() < depth {
-            let request = random_request(random, u64::from(variant.block));
+            let request = random_request(random, variant);
             world.submit(request);
         }
         for _ in 0..random.below(4) {

@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::{Bytes, BytesMut};
 
 use super::PAGE;
+use crate::create::default_log_len;
 use crate::engine::flush::Phase;
 use crate::engine::ops::Purpose;
 use crate::engine::{Engine, FileOpKind};
-use crate::format::Guid;
 use crate::format::log::{EntryPlan, encode_entry, entry_len};
+use crate::format::{Geometry, Guid};
 use crate::units::{FileOffset, MIB};
 
 /// Pages in one entry at most; more make several entries.
@@ -76,14 +77,14 @@ struct Round {
     logged: Vec<(u64, Vec<(u64, Bytes)>)>,
 }
 
-/// Length a log shall have for a BAT of `bat_pages`: eight times the BAT, so that pages are logged
-/// several times before they must be written to their places; 1 MiB to 64 MiB, never shorter than it is.
-pub(super) fn wanted_len(bat_pages: u64, asked: Option<u32>, now: u32) -> u64 {
-    let rule = (bat_pages * PAGE * 8)
-        .next_power_of_two()
-        .clamp(MIB, 64 * MIB);
-    let asked = asked.map_or(rule, |len| u64::from(len).clamp(MIB, 64 * MIB));
-    asked.next_multiple_of(MIB).max(u64::from(now))
+/// Length a log shall have: what was asked, else what a new image of that geometry would get; never
+/// shorter than it is.
+pub(super) fn wanted_len(geometry: &Geometry, asked: Option<u32>, now: u32) -> u64 {
+    let asked = asked.map_or_else(|| default_log_len(geometry), u64::from);
+    asked
+        .clamp(MIB, 64 * MIB)
+        .next_multiple_of(MIB)
+        .max(u64::from(now))
 }
 
 impl Log {

@@ -23,7 +23,7 @@ use self::log::Log;
 use self::pages::Pages;
 use self::session::Session;
 use self::space::Space;
-use super::{BlockMap, Engine, MapShape, Mark, PAGE_ENTRIES};
+use super::{BlockMap, Engine, MapShape, Mark};
 use crate::format::header::Slot;
 use crate::format::{Geometry, Guid, Header, Region};
 
@@ -125,8 +125,7 @@ impl Engine {
         let entries = geometry.bat_entries();
         let frames = (options.cache / PAGE as usize).max(2);
         let map = Arc::new(BlockMap::new(shape, entries, frames));
-        let bat_pages = entries.div_ceil(PAGE_ENTRIES as u64);
-        let log_len = log::wanted_len(bat_pages, options.log_len, image.header.log_len);
+        let log_len = log::wanted_len(&geometry, options.log_len, image.header.log_len);
         let limit = pages::pending_limit(&map, log_len);
         let vhdx = Vhdx {
             pages: Pages::new(map.frame_count(), limit),
