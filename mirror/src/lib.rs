@@ -1,1 +1,31 @@
-//! placeholder
+//! Moving a virtual disk to another host while it is in use.
+//!
+//! | floor | modules | may not |
+//! |---|---|---|
+//! | driver | [`net`], [`files`] | hold policy |
+//! | machine | [`session`], [`switchover`], [`tracker`], [`pacing`] | do I/O, read a clock, take randomness, block |
+//! | codec | [`wire`], [`record`] | anything but bytes to checked types and back |
+//!
+//! The protocol, its phases, the order of the switchover and what a crash in each of them leaves
+//! are written down in `docs/mirror-protocol.md`.
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod dirty;
+pub mod error;
+pub mod pacing;
+pub mod record;
+pub mod session;
+#[cfg(test)]
+mod sim;
+pub mod switchover;
+pub mod tracker;
+pub mod wire;
+
+pub use clock::Micros;
+pub use error::{Error, ErrorKind, Result};
+
+/// The unit in which changes are remembered once they are no longer kept one by one: 4 KiB.
+///
+/// Coarser units multiply random writes (a 64 KiB unit makes 16 times the traffic of 4 KiB writes).
+pub const GRANULE: u64 = 4096;

@@ -1,0 +1,63 @@
+//! What a session tells people about itself.
+//!
+//! Must never be used to decide anything.
+
+use serde::Serialize;
+
+/// Where a session stands, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Reaching the other host.
+    Connecting,
+    /// Copying what is allocated and what changed since.
+    Copying,
+    /// The target follows; only new writes travel.
+    Synced,
+    /// Switching over: requests are held.
+    Switching,
+    /// Handed over: waiting for the target to run.
+    Released,
+    /// The target runs; requests are forwarded.
+    Forwarding,
+    /// Over, without a move.
+    Ended,
+}
+
+/// Figures of a session at one moment. Bytes, bytes a second.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    /// Where it stands.
+    pub stage: Stage,
+    /// Whether the other host is reached now.
+    pub connected: bool,
+    /// Size of the disk.
+    pub size: u64,
+    /// How far the disk was asked for what is allocated.
+    pub scanned: u64,
+    /// Allocated bytes found so far.
+    pub found: u64,
+    /// Bytes of chunks that are durable at the target, those counted twice that were sent twice.
+    pub copied: u64,
+    /// Bytes of new writes that are durable at the target.
+    pub streamed: u64,
+    /// Bytes dirty or on the way.
+    pub remaining: u64,
+    /// Bytes of new writes not yet durable at the target.
+    pub unacknowledged: u64,
+    /// Changes that went to the bitmap because the queue was full.
+    pub fallen_back: u64,
+    /// Bytes a second that became durable at the target lately.
+    pub rate: u64,
+    /// Seconds until the copy is complete at this rate.
+    pub seconds_remaining: Option<u64>,
+    /// How often the link was lost.
+    pub reconnects: u64,
+    /// Attempts to switch over that were given up.
+    pub given_up: u64,
+    /// How long requests were held at the switchover, in microseconds, up to the target's word that
+    /// it runs.
+    pub pause: Option<u64>,
+    /// Why the last connection or the session ended.
+    pub trouble: Option<String>,
+}

@@ -1,0 +1,514 @@
+//! The source of a migration: copies its disk, streams its writes, hands it over.
+//!
+//! Must never make a client wait for the network, except while it switches over, and never let a
+//! client write once the deciding record may be durable. Phases and invariants: [`super`].
+
+mod handover;
+mod local;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+pub use self::words::{Command, SourceAction, SourceConfig, SourceEvent};
+use super::copy::BulkCopy;
+use super::link::{Control, Link, LinkAction};
+use super::stream::RecordStream;
+use super::{ConnId, OpId, Progress, Stage};
+use crate::clock::Micros;
+use crate::error::{Error, ErrorKind, Result};
+use crate::pacing::{Bucket, Meter};
+use crate::record::{Ownership, State};
+use crate::switchover::{Phase, SourceSwitch};
+use crate::tracker::Tracker;
+use crate::wire::{Begin, Chunk, Hello, Join, Message, Standing};
+
+/// How often the machine wants to be woken when nothing happens.
+const TICK: Micros = Micros::from_millis(20);
+
+/// What concerns this host's disk and its clients.
+#[derive(Debug, Default)]
+struct Local {
+    attach_asked: bool,
+    attached: bool,
+    /// Since when requests are held.
+    held_since: Option<Micros>,
+    /// The final marker of the attempt was sent in this incarnation.
+    final_sent: bool,
+    granted_at: Option<Micros>,
+    pause: Option<u64>,
+    /// The user wants a switchover, with at most this estimated pause.
+    cutover: Option<Micros>,
+    not_before: Micros,
+    given_up: u64,
+    reconnects: u64,
+}
+
+/// How a session ended, and the last trouble on the way.
+#[derive(Debug, Default)]
+struct End {
+    outcome: Option<Result<()>>,
+    trouble: Option<String>,
+    /// The target has had data of this session: it may not claim to have none.
+    begun: bool,
+}
+
+/// The machine. See [`super`] for its contract.
+#[derive(Debug)]
+pub struct Source {
+    config: SourceConfig,
+    disk: Uuid,
+    tracker: Arc<Tracker>,
+    link: Link,
+    stream: RecordStream,
+    copy: BulkCopy,
+    switch: SourceSwitch,
+    meter: Meter,
+    bucket: Bucket,
+    local: Local,
+    end: End,
+    actions: VecDeque<SourceAction>,
+    wake_at: Micros,
+}
+
+impl Source {
+    /// A session that moves the disk which `record` says this host owns.
+    ///
+    /// Fails with [`ErrorKind::NotOwned`] when it does not.
+    pub fn new(config: SourceConfig, record: &Ownership, tracker: Arc<Tracker>) -> Result<Self> {
+        let State::Owner { epoch, .. } = record.state else {
+            return Err(Error::new(
+                ErrorKind::NotOwned,
+                "this host does not own the disk",
+            ));
+        };
+        let switch = SourceSwitch::new(record.disk, epoch, config.session, config.to.clone());
+        Ok(Self::with(config, record.disk, tracker, switch))
+    }
+
+    /// A source that finds, after a restart, that it has handed its disk over: it repeats the
+    /// grant until the new owner runs, and forwards to it.
+    ///
+    /// Fails with [`ErrorKind::InvalidArgument`] when `record` does not say so.
+    pub fn released(mut config: SourceConfig, record: &Ownership) -> Result<Self> {
+        let (Some(switch), State::Released { session, .. }) =
+            (SourceSwitch::released(record), &record.state)
+        else {
+            let what = "the disk was not handed over";
+            return Err(Error::new(ErrorKind::InvalidArgument, what));
+        };
+        config.session = *session;
+        Ok(Self::with(
+            config,
+            record.disk,
+            Arc::new(Tracker::new(0, 0)),
+            switch,
+        ))
+    }
+
+    fn with(config: SourceConfig, disk: Uuid, tracker: Arc<Tracker>, switch: SourceSwitch) -> Self {
+        Self {
+            disk,
+            link: Link::new(config.lanes),
+            stream: RecordStream::new(),
+            copy: BulkCopy::new(config.description.size),
+            meter: Meter::default(),
+            bucket: Bucket::new(config.limits.rate),
+            local: Local::default(),
+            end: End::default(),
+            actions: VecDeque::new(),
+            wake_at: Micros(0),
+            config,
+            tracker,
+            switch,
+        }
+    }
+
+    /// Something happened.
+    pub fn handle(&mut self, now: Micros, event: SourceEvent) {
+        match event {
+            SourceEvent::Tick => {}
+            SourceEvent::Connected(conn) => self.on_connected(now, conn),
+            SourceEvent::Closed(conn, why) => self.on_closed(now, conn, why),
+            SourceEvent::Message(conn, message) => self.on_message(now, conn, message),
+            SourceEvent::Malformed(conn, e) => self.on_malformed(now, conn, &e),
+            SourceEvent::Attached(result) => self.on_attached(now, result),
+            SourceEvent::Read(op, result) => self.on_read(now, op, result),
+            SourceEvent::Status(op, result) => self.on_status(now, op, result),
+            SourceEvent::Held(attempt) => {
+                self.switch.held(attempt);
+            }
+            SourceEvent::Parked(result) => self.on_parked(now, &result),
+            SourceEvent::Persisted(result) => self.on_persisted(now, result),
+            SourceEvent::Command(command) => self.on_command(now, command),
+        }
+        self.pump(now);
+        self.wake_at = now + TICK;
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<SourceAction> {
+        self.actions.pop_front()
+    }
+
+    /// When to call with [`SourceEvent::Tick`] at the latest.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Micros> {
+        (!self.is_over()).then_some(self.wake_at)
+    }
+
+    /// Whether nothing more will be done: the target runs, or the session ended and the disk is
+    /// served here as before.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.end.outcome.is_some()
+            && matches!(self.switch.phase(), Phase::Owner | Phase::Forwarding)
+    }
+
+    /// How it ended; `Ok` when the target runs. `None` while it has not.
+    #[must_use]
+    pub fn outcome(&self) -> Option<&Result<()>> {
+        self.end.outcome.as_ref()
+    }
+
+    /// Where the switchover stands.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.switch.phase()
+    }
+
+    #[cfg(test)]
+    fn broken(&self, rule: super::Sabotage) -> bool {
+        self.config.sabotage == Some(rule)
+    }
+
+    /// Figures for people.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let figures = self.tracker.figures();
+        let remaining = figures.dirty + self.copy.flying();
+        let stage = match self.switch.phase() {
+            Phase::Forwarding => Stage::Forwarding,
+            Phase::Released => Stage::Released,
+            _ if self.end.outcome.is_some() => Stage::Ended,
+            Phase::Owner | Phase::Preparing if !self.end.begun => Stage::Connecting,
+            Phase::Owner | Phase::Preparing if remaining == 0 && self.copy.scan_complete() => {
+                Stage::Synced
+            }
+            Phase::Owner | Phase::Preparing => Stage::Copying,
+            _ => Stage::Switching,
+        };
+        let rate = self.meter.rate();
+        Progress {
+            stage,
+            connected: self.link.is_up(),
+            size: self.config.description.size,
+            scanned: self.copy.scanned(),
+            found: self.copy.found(),
+            copied: self.meter.total().saturating_sub(self.stream.streamed()),
+            streamed: self.stream.streamed(),
+            remaining,
+            unacknowledged: self.stream.outstanding(),
+            fallen_back: figures.fallen_back,
+            rate,
+            seconds_remaining: (rate > 0 && remaining > 0).then(|| remaining.div_ceil(rate)),
+            reconnects: self.local.reconnects,
+            given_up: self.local.given_up,
+            pause: self.local.pause,
+            trouble: self.end.trouble.clone(),
+        }
+    }
+
+    fn send(&mut self, now: Micros, conn: ConnId, message: Message) {
+        if self.link.control_conn() == Some(conn) {
+            self.link.spoke(now);
+        }
+        self.actions.push_back(SourceAction::Send(conn, message));
+    }
+
+    /// Over the ordered lane, if it was greeted.
+    fn send_control(&mut self, now: Micros, message: Message) {
+        if let Control::Beginning(conn) | Control::Up(conn) = self.link.control() {
+            self.send(now, conn, message);
+        }
+    }
+
+    fn push_link(&mut self, actions: Vec<LinkAction>) {
+        self.actions
+            .extend(actions.into_iter().map(|action| match action {
+                LinkAction::Connect(conn, lane) => SourceAction::Connect(conn, lane),
+                LinkAction::Close(conn) => SourceAction::Close(conn),
+            }));
+    }
+
+    fn on_connected(&mut self, now: Micros, conn: ConnId) {
+        let incarnation = self.link.incarnation();
+        let first = match self.link.connected(conn, now) {
+            Some(0) => Message::Hello(Hello {
+                session: self.config.session,
+                disk: self.disk,
+                epoch: self.switch.next_epoch().saturating_sub(1),
+                incarnation,
+                description: self.config.description.clone(),
+            }),
+            Some(lane) => Message::Join(Join {
+                session: self.config.session,
+                incarnation,
+                lane,
+            }),
+            None => {
+                self.actions.push_back(SourceAction::Close(conn));
+                return;
+            }
+        };
+        self.send(now, conn, first);
+    }
+
+    fn on_closed(&mut self, now: Micros, conn: ConnId, why: String) {
+        if self.link.control_conn() == Some(conn) {
+            self.end.trouble = Some(why);
+            self.lose_link(now);
+        } else if self.link.lane_down(conn, now) {
+            self.copy.lane_lost(conn, &self.tracker);
+        }
+    }
+
+    fn on_malformed(&mut self, now: Micros, conn: ConnId, e: &crate::wire::DecodeError) {
+        if self.link.control_conn() == Some(conn) {
+            self.end.trouble = Some(format!("from the target: {e}"));
+            self.lose_link(now);
+        }
+    }
+
+    /// Whatever the reason, the link starts anew; nothing that is not durable counts as sent.
+    fn lose_link(&mut self, now: Micros) {
+        let actions = self.link.reset(now);
+        self.push_link(actions);
+        self.local.final_sent = false;
+        self.local.reconnects += 1;
+        #[cfg(test)]
+        if self.broken(super::Sabotage::ForgetChunksOnTheWay) {
+            self.copy.forget_on_the_way();
+        }
+        self.copy.restart(&self.tracker);
+    }
+
+    fn on_message(&mut self, now: Micros, conn: ConnId, message: Message) {
+        if self.link.control_conn() != Some(conn) {
+            return;
+        }
+        self.link.heard(now);
+        let result = match message {
+            Message::Beat => Ok(()),
+            Message::Welcome(standing) => self.on_welcome(now, conn, &standing),
+            Message::Begun { window } => self.on_begun(now, window),
+            Message::ChunksDone(ids) => self.on_chunks_done(now, &ids),
+            Message::Durable { marker, chunks } => self.on_durable(now, marker, chunks),
+            Message::Ready { attempt } => {
+                self.on_ready(now, attempt);
+                Ok(())
+            }
+            Message::CommitRequest { attempt } => {
+                self.on_commit_request(attempt);
+                Ok(())
+            }
+            Message::Running { epoch, address } => {
+                self.on_running(now, epoch, address);
+                Ok(())
+            }
+            Message::Refused { text, .. } => Err(Error::new(
+                ErrorKind::Refused,
+                format!("the target refused: {text}"),
+            )),
+            Message::Failed { text } => Err(Error::new(
+                ErrorKind::Refused,
+                format!("the target failed: {text}"),
+            )),
+            other => {
+                let what = format!("the target sent {other:?}, which only a source sends");
+                Err(Error::misbehaved(what))
+            }
+        };
+        if let Err(e) = result {
+            self.fail(now, e);
+        }
+    }
+
+    fn on_welcome(&mut self, now: Micros, conn: ConnId, standing: &Standing) -> Result<()> {
+        if self.link.control() != Control::Greeting(conn) {
+            return Err(Error::misbehaved("the target greeted twice"));
+        }
+        self.link.greeted();
+        if self.switch.decided() {
+            // Whatever it says it has: the grant is repeated until it runs.
+            self.local.granted_at = None;
+            return Ok(());
+        }
+        let fresh = match standing {
+            Standing::Owner { epoch } => {
+                let what = format!(
+                    "the target says that it owns the disk under epoch {epoch}; was it forced \
+                     there? Nothing was handed over"
+                );
+                return Err(Error::new(ErrorKind::Refused, what));
+            }
+            Standing::Prepared { attempt } if *attempt > self.switch.aborted() => {
+                // The commit request was lost with the link. No data flows on this connection.
+                self.on_commit_request(*attempt);
+                return Ok(());
+            }
+            Standing::Prepared { .. } | Standing::Receiving => false,
+            Standing::Empty if self.end.begun => {
+                let what = "the target no longer has what it acknowledged; start a new session";
+                return Err(Error::new(ErrorKind::PeerLostState, what));
+            }
+            Standing::Empty => true,
+        };
+        let aborted = self.switch.aborted();
+        self.send(
+            now,
+            conn,
+            Message::Begin(Begin {
+                fresh,
+                acked: self.stream.acked(),
+                aborted,
+            }),
+        );
+        Ok(())
+    }
+
+    fn on_begun(&mut self, now: Micros, window: u64) -> Result<()> {
+        if !matches!(self.link.control(), Control::Beginning(_)) {
+            return Err(Error::misbehaved("the target began twice"));
+        }
+        self.link.begun();
+        self.end.begun = true;
+        self.config.limits.window = self.config.limits.window.min(window);
+        self.stream.restart(self.config.limits.window);
+        self.copy.restart(&self.tracker);
+        self.meter.tick(now);
+        if !self.local.attach_asked {
+            self.local.attach_asked = true;
+            self.actions.push_back(SourceAction::AttachTap);
+        }
+        Ok(())
+    }
+
+    fn on_chunks_done(&mut self, now: Micros, ids: &[u64]) -> Result<()> {
+        for id in ids {
+            if let Some((conn, len)) = self.copy.chunk_done(*id)? {
+                self.link.unload(conn, len, now);
+            }
+        }
+        Ok(())
+    }
+
+    fn on_durable(&mut self, now: Micros, marker: u64, chunks: u64) -> Result<()> {
+        let Some(streamed) = self.stream.durable(marker, &self.tracker) else {
+            return Err(Error::misbehaved(
+                "the target acknowledged a marker that was never sent",
+            ));
+        };
+        #[cfg(test)]
+        let early = self.broken(super::Sabotage::ForgetChunksEarly);
+        #[cfg(not(test))]
+        let early = false;
+        let copied = self.copy.durable(chunks, self.stream.acked(), early);
+        self.meter.add(now, streamed + copied);
+        Ok(())
+    }
+
+    fn send_chunk(&mut self, now: Micros, conn: ConnId, chunk: Chunk) {
+        self.link.load(conn, chunk.content.covers(), now);
+        self.bucket.spend(chunk.content.held());
+        self.actions
+            .push_back(SourceAction::Send(conn, Message::Chunk(chunk)));
+    }
+
+    /// Do whatever can be done now.
+    fn pump(&mut self, now: Micros) {
+        self.meter.tick(now);
+        self.watch_the_clock(now);
+        if self.end.outcome.is_none() || self.switch.decided() {
+            let actions = self.link.connect(now);
+            self.push_link(actions);
+        }
+        if self.link.should_beat(now) {
+            self.send_control(now, Message::Beat);
+        }
+        if self.link.is_up() && self.local.attached && !self.switch.decided() {
+            self.pump_copy(now);
+            self.pump_stream(now);
+            self.pump_switch(now);
+        }
+        self.pump_grant(now);
+    }
+
+    fn pump_copy(&mut self, now: Micros) {
+        if matches!(self.switch.phase(), Phase::Marking | Phase::Unmarking) {
+            return;
+        }
+        if let Some((op, offset, len)) = self.copy.ask(&self.tracker) {
+            self.actions
+                .push_back(SourceAction::Status(op, offset, len));
+        }
+        while self.link.lightest().is_some() && self.bucket.open(now) {
+            let Some((op, claim)) = self.copy.read(&self.config.limits, &self.tracker) else {
+                break;
+            };
+            self.actions
+                .push_back(SourceAction::Read(op, claim.offset, claim.len as u32));
+        }
+    }
+
+    fn pump_stream(&mut self, now: Micros) {
+        let Control::Up(conn) = self.link.control() else {
+            return;
+        };
+        if self.local.final_sent {
+            return;
+        }
+        let floor = self.copy.floor();
+        while let Some(record) = self.stream.next(&self.tracker, floor) {
+            self.send(now, conn, record);
+        }
+        let every = self.config.limits.marker_every;
+        if self
+            .stream
+            .marker_due(now, every, self.copy.awaits_marker())
+        {
+            let marker = self.stream.marker(now, &self.tracker, floor);
+            self.send(now, conn, Message::Marker(marker));
+        }
+    }
+
+    /// Silence, held requests, stuck lanes.
+    fn watch_the_clock(&mut self, now: Micros) {
+        if self.link.is_dead(now) {
+            self.end.trouble = Some("the target has fallen silent".into());
+            self.lose_link(now);
+        }
+        for conn in self.link.stuck_lanes(now) {
+            self.actions.push_back(SourceAction::Close(conn));
+            self.link.lane_down(conn, now);
+            self.copy.lane_lost(conn, &self.tracker);
+        }
+        let waited = self
+            .local
+            .held_since
+            .is_some_and(|t| now.since(t) > self.config.give_up_after);
+        #[cfg(test)]
+        if waited && self.broken(super::Sabotage::GiveUpTooLate) && self.switch.decided() {
+            self.local.held_since = None;
+            self.actions.push_back(SourceAction::Release);
+        }
+        if waited && !self.switch.decided() {
+            self.end.trouble = Some("the switchover took too long and was given up".into());
+            self.give_up(now);
+        }
+    }
+}

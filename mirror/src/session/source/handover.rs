@@ -1,0 +1,191 @@
+//! The switchover as the source carries it out: the rules are in [`crate::switchover`].
+
+use super::{Command, Control, Error, ErrorKind, Micros, Phase, Source, SourceAction};
+use vdisk::engine::Mark;
+
+use crate::switchover::{GivenUp, Parked};
+use crate::wire::{Final, Message};
+
+/// How often the grant is repeated.
+const GRANT_EVERY: Micros = Micros::from_millis(500);
+/// How long after an attempt was given up the next one begins by itself.
+const RETRY_AFTER: Micros = Micros::from_secs(5);
+
+impl Source {
+    pub(super) fn on_command(&mut self, now: Micros, command: Command) {
+        match command {
+            Command::Cutover { max_pause } => {
+                self.local.cutover = Some(max_pause.unwrap_or(self.config.max_pause));
+                self.local.not_before = now;
+            }
+            Command::SetRate(rate) => self.bucket.set_rate(rate),
+            Command::Cancel => {
+                let what = "the migration was cancelled; the disk stays here";
+                if !self.switch.decided() {
+                    self.fail(now, Error::new(ErrorKind::Cancelled, what));
+                }
+            }
+        }
+    }
+
+    /// Begin an attempt when one is wanted and would be short; send the final marker in one.
+    pub(super) fn pump_switch(&mut self, now: Micros) {
+        match self.switch.phase() {
+            Phase::Owner => self.maybe_prepare(now),
+            Phase::Draining => self.maybe_final(now),
+            _ => {}
+        }
+    }
+
+    fn maybe_prepare(&mut self, now: Micros) {
+        let wanted = match self.local.cutover {
+            Some(max_pause) => Some(max_pause),
+            None => self.config.automatic.then_some(self.config.max_pause),
+        };
+        let Some(max_pause) = wanted else { return };
+        if now < self.local.not_before || !self.copy.scan_complete() || self.end.outcome.is_some() {
+            return;
+        }
+        let left = self.tracker.figures().dirty + self.copy.flying() + self.stream.outstanding();
+        let short = self
+            .meter
+            .time_for(left)
+            .is_some_and(|pause| pause <= max_pause);
+        if short && let Some(attempt) = self.switch.prepare() {
+            self.local.final_sent = false;
+            self.send_control(now, Message::Prepare { attempt });
+            // From here on it counts as held: a target that does not answer is given up on too.
+            self.local.held_since = Some(now);
+        }
+    }
+
+    pub(super) fn on_ready(&mut self, now: Micros, attempt: u64) {
+        if self.switch.ready(attempt) {
+            self.local.held_since = Some(now);
+            self.actions.push_back(SourceAction::Hold(attempt));
+        }
+    }
+
+    /// Requests are held and none is in flight: once nothing is dirty or on the way, say so.
+    fn maybe_final(&mut self, now: Micros) {
+        let Control::Up(conn) = self.link.control() else {
+            return;
+        };
+        let complete = self.copy.scan_complete()
+            && self.tracker.figures().dirty == 0
+            && self.copy.landed()
+            && self.stream.drained(&self.tracker);
+        if !complete || self.local.final_sent {
+            return;
+        }
+        let floor = self.copy.floor();
+        let marker = self.stream.marker(now, &self.tracker, floor);
+        let chunks = self.copy.done_count();
+        let attempt = self.switch.attempt();
+        self.local.final_sent = true;
+        self.send(
+            now,
+            conn,
+            Message::Final(Final {
+                attempt,
+                chunks,
+                marker,
+            }),
+        );
+    }
+
+    pub(super) fn on_commit_request(&mut self, attempt: u64) {
+        if self.switch.commit_requested(attempt) {
+            self.actions
+                .push_back(SourceAction::Park(Some(Mark::HandedOver)));
+        }
+    }
+
+    pub(super) fn on_parked(&mut self, now: Micros, result: &std::io::Result<()>) {
+        if let Err(e) = result {
+            self.end.trouble = Some(format!("cannot mark the image: {e}"));
+        }
+        match self.switch.parked(result.is_ok()) {
+            Some(Parked::Decide(record)) => {
+                self.actions.push_back(SourceAction::Persist(record));
+                #[cfg(test)]
+                if self.broken(crate::session::Sabotage::GrantBeforeRecord) {
+                    self.send_grant(now);
+                }
+            }
+            Some(Parked::Unmark) => {
+                self.actions.push_back(SourceAction::Park(None));
+            }
+            Some(Parked::Resume) => self.resume(now),
+            None => {}
+        }
+    }
+
+    pub(super) fn on_persisted(&mut self, now: Micros, result: std::io::Result<()>) {
+        match result {
+            Ok(()) => {
+                self.switch.recorded();
+                self.local.granted_at = None;
+            }
+            // It may be durable or not: only writing it again leads anywhere.
+            Err(e) => {
+                self.end.trouble = Some(format!("cannot write the deciding record: {e}"));
+                let record = self.switch.deciding_record();
+                self.actions.push_back(SourceAction::Persist(record));
+            }
+        }
+        self.pump_grant(now);
+    }
+
+    /// Repeat the grant for as long as the target does not run.
+    pub(super) fn pump_grant(&mut self, now: Micros) {
+        let due = self
+            .local
+            .granted_at
+            .is_none_or(|t| now.since(t) >= GRANT_EVERY);
+        if self.switch.phase() == Phase::Released && due {
+            self.send_grant(now);
+        }
+    }
+
+    fn send_grant(&mut self, now: Micros) {
+        if let Control::Beginning(_) | Control::Up(_) = self.link.control() {
+            let (attempt, epoch) = (self.switch.attempt(), self.switch.next_epoch());
+            self.local.granted_at = Some(now);
+            self.send_control(now, Message::Grant { attempt, epoch });
+        }
+    }
+
+    pub(super) fn on_running(&mut self, now: Micros, epoch: u64, address: String) {
+        if self.switch.running(epoch) {
+            self.local.pause = self.local.held_since.map(|t| now.since(t).0);
+            self.local.held_since = None;
+            self.actions.push_back(SourceAction::Forward(address));
+            if self.local.attached {
+                self.actions.push_back(SourceAction::DetachTap);
+            }
+            let actions = self.link.reset(now);
+            self.push_link(actions);
+            self.end.outcome = Some(Ok(()));
+        }
+    }
+
+    /// Give the attempt under way up, if there is a way back.
+    pub(super) fn give_up(&mut self, now: Micros) {
+        match self.switch.give_up() {
+            GivenUp::Resume => self.resume(now),
+            GivenUp::Nothing | GivenUp::Later | GivenUp::TooLate => {}
+        }
+    }
+
+    fn resume(&mut self, now: Micros) {
+        self.local.held_since = None;
+        self.local.final_sent = false;
+        self.local.cutover = None;
+        self.local.not_before = now + RETRY_AFTER;
+        self.local.given_up += 1;
+        self.actions.push_back(SourceAction::Release);
+        // A fresh greeting tells the target that the attempt is over, in whatever state it is.
+        self.lose_link(now);
+    }
+}

@@ -1,0 +1,259 @@
+//! What a source makes of a target that breaks the rules, and of a user who changes their mind.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use uuid::Uuid;
+use vdisk::engine::{Extent, Mark};
+use vdisk::tap::{Change, WriteTap};
+use vdisk::units::GuestOffset;
+
+use super::*;
+use crate::wire::{DiskDescription, DiskFormat};
+
+const SIZE: u64 = 1 << 20;
+
+fn source() -> (Source, Arc<Tracker>) {
+    let description = DiskDescription {
+        name: "disk".into(),
+        size: SIZE,
+        block_size: 1 << 20,
+        logical_sector: 512,
+        physical_sector: 4096,
+        format: DiskFormat::Vhdx,
+    };
+    let config = SourceConfig::new(Uuid::from_u128(5), "b".into(), description);
+    let tracker = Arc::new(Tracker::new(SIZE, 1 << 20));
+    let record = Ownership::first(Uuid::from_u128(1));
+    (
+        Source::new(config, &record, Arc::clone(&tracker)).unwrap(),
+        tracker,
+    )
+}
+
+fn actions(source: &mut Source) -> Vec<SourceAction> {
+    std::iter::from_fn(|| source.poll_action()).collect()
+}
+
+fn tell(source: &mut Source, event: SourceEvent) -> Vec<SourceAction> {
+    source.handle(Micros::from_secs(1), event);
+    actions(source)
+}
+
+fn say(source: &mut Source, message: Message) -> Vec<SourceAction> {
+    tell(source, SourceEvent::Message(ConnId(1), message))
+}
+
+/// Connected, begun, the tap on, nothing allocated.
+fn synced() -> (Source, Arc<Tracker>) {
+    let (mut source, tracker) = source();
+    let first = tell(&mut source, SourceEvent::Tick);
+    assert!(matches!(first[..], [SourceAction::Connect(ConnId(1), 0)]));
+    tell(&mut source, SourceEvent::Connected(ConnId(1)));
+    let begin = say(&mut source, Message::Welcome(Standing::Empty));
+    assert!(matches!(
+        begin[..],
+        [SourceAction::Send(
+            _,
+            Message::Begin(Begin {
+                fresh: true,
+                acked: 0,
+                aborted: 0
+            })
+        )]
+    ));
+    let set = say(&mut source, Message::Begun { window: 1 << 20 });
+    assert!(set.iter().any(|a| matches!(a, SourceAction::AttachTap)));
+    let asked = tell(&mut source, SourceEvent::Attached(Ok(())));
+    let Some(op) = asked.iter().find_map(|a| match a {
+        SourceAction::Status(op, 0, SIZE) => Some(*op),
+        _ => None,
+    }) else {
+        panic!("must ask what is allocated: {asked:?}")
+    };
+    let nothing = vec![Extent {
+        len: SIZE,
+        allocated: false,
+        zero: true,
+    }];
+    tell(&mut source, SourceEvent::Status(op, Ok(nothing)));
+    assert_eq!(source.progress().stage, Stage::Synced);
+    (source, tracker)
+}
+
+/// In the middle of a switchover: the target has asked for the commit.
+fn marking() -> Source {
+    let (mut source, _) = synced();
+    let prepare = tell(
+        &mut source,
+        SourceEvent::Command(Command::Cutover { max_pause: None }),
+    );
+    assert!(
+        prepare
+            .iter()
+            .any(|a| matches!(a, SourceAction::Send(_, Message::Prepare { .. })))
+    );
+    let hold = say(&mut source, Message::Ready { attempt: 1 });
+    assert!(matches!(hold[..], [SourceAction::Hold(1)]));
+    let last = tell(&mut source, SourceEvent::Held(1));
+    assert!(
+        last.iter()
+            .any(|a| matches!(a, SourceAction::Send(_, Message::Final(_))))
+    );
+    let park = say(&mut source, Message::CommitRequest { attempt: 1 });
+    assert!(matches!(
+        park[..],
+        [SourceAction::Park(Some(Mark::HandedOver))]
+    ));
+    source
+}
+
+#[test]
+fn a_target_that_acknowledges_what_was_never_sent_ends_the_session_and_nothing_else() {
+    for lie in [
+        Message::ChunksDone(vec![7]),
+        Message::Durable {
+            marker: 99,
+            chunks: 0,
+        },
+        Message::Begun { window: 1 },
+        Message::Welcome(Standing::Empty),
+        Message::Prepare { attempt: 1 },
+    ] {
+        let (mut source, _) = synced();
+        let actions = say(&mut source, lie.clone());
+        assert!(
+            actions.iter().any(|a| matches!(a, SourceAction::DetachTap)),
+            "{lie:?}"
+        );
+        assert!(source.is_over() && source.phase() == Phase::Owner);
+        let error = source
+            .outcome()
+            .and_then(|o| o.as_ref().err())
+            .map(Error::kind);
+        assert_eq!(error, Some(ErrorKind::PeerMisbehaved));
+    }
+}
+
+#[test]
+fn early_words_of_the_switchover_change_nothing() {
+    let (mut source, _) = synced();
+    for early in [
+        Message::Ready { attempt: 1 },
+        Message::CommitRequest { attempt: 1 },
+        Message::Running {
+            epoch: 2,
+            address: "b".into(),
+        },
+    ] {
+        assert!(say(&mut source, early).is_empty());
+    }
+    assert_eq!(source.phase(), Phase::Owner);
+}
+
+#[test]
+fn a_write_that_was_acknowledged_travels_and_is_kept_until_it_is_durable_there() {
+    let (mut source, tracker) = synced();
+    let data = Bytes::from(vec![7; 4096]);
+    tracker.changed(GuestOffset(8192), Change::Data(data.clone()));
+    let sent = tell(&mut source, SourceEvent::Tick);
+    let expected = crate::wire::Record {
+        seq: 1,
+        offset: 8192,
+        content: crate::wire::Content::Data(data),
+    };
+    assert!(sent.iter().any(|a| {
+        matches!(a, SourceAction::Send(_, Message::Record(record)) if *record == expected)
+    }));
+    assert!(tracker.figures().held > 4096);
+    let marker = sent.iter().find_map(|a| match a {
+        SourceAction::Send(_, Message::Marker(marker)) => Some(marker.clone()),
+        _ => None,
+    });
+    let marker = marker.unwrap();
+    assert_eq!((marker.seq, marker.count), (1, 1));
+    say(
+        &mut source,
+        Message::Durable {
+            marker: marker.id,
+            chunks: 0,
+        },
+    );
+    assert_eq!(tracker.figures().held, 0);
+}
+
+#[test]
+fn cancelling_before_the_deciding_record_takes_the_mark_out_and_lets_the_guest_go_on() {
+    let mut source = marking();
+    tell(&mut source, SourceEvent::Command(Command::Cancel));
+    let unmark = tell(&mut source, SourceEvent::Parked(Ok(())));
+    assert!(matches!(unmark[..], [SourceAction::Park(None)]));
+    let resumed = tell(&mut source, SourceEvent::Parked(Ok(())));
+    assert!(matches!(resumed[..], [SourceAction::Release, ..]));
+    assert!(source.is_over());
+}
+
+#[test]
+fn cancelling_after_the_deciding_record_was_submitted_is_too_late() {
+    let mut source = marking();
+    let decide = tell(&mut source, SourceEvent::Parked(Ok(())));
+    assert!(matches!(decide[..], [SourceAction::Persist(_)]));
+    assert!(tell(&mut source, SourceEvent::Command(Command::Cancel)).is_empty());
+    // A failed write may have happened: it is written again, and nothing is granted or released.
+    let failed = Err(std::io::Error::other("no space"));
+    let again = tell(&mut source, SourceEvent::Persisted(failed));
+    assert!(matches!(again[..], [SourceAction::Persist(_)]));
+    let grant = tell(&mut source, SourceEvent::Persisted(Ok(())));
+    let granted = Message::Grant {
+        attempt: 1,
+        epoch: 2,
+    };
+    assert!(matches!(&grant[..], [SourceAction::Send(_, message)] if *message == granted));
+    let done = say(
+        &mut source,
+        Message::Running {
+            epoch: 2,
+            address: "tcp:b:1".into(),
+        },
+    );
+    assert!(matches!(&done[0], SourceAction::Forward(to) if to == "tcp:b:1"));
+    assert!(source.is_over() && matches!(source.outcome(), Some(Ok(()))));
+}
+
+#[test]
+fn a_target_that_lost_what_it_acknowledged_is_found_out() {
+    let (mut source, _) = synced();
+    tell(&mut source, SourceEvent::Closed(ConnId(1), "cut".into()));
+    source.handle(Micros::from_secs(2), SourceEvent::Tick);
+    let conn = actions(&mut source).into_iter().find_map(|a| match a {
+        SourceAction::Connect(conn, 0) => Some(conn),
+        _ => None,
+    });
+    let conn = conn.unwrap();
+    let now = Micros::from_secs(2);
+    source.handle(now, SourceEvent::Connected(conn));
+    source.handle(
+        now,
+        SourceEvent::Message(conn, Message::Welcome(Standing::Empty)),
+    );
+    let error = source
+        .outcome()
+        .and_then(|o| o.as_ref().err())
+        .map(Error::kind);
+    assert_eq!(error, Some(ErrorKind::PeerLostState));
+}
+
+#[test]
+fn a_host_that_does_not_own_the_disk_starts_no_session() {
+    let (source, tracker) = source();
+    let state = State::Receiving {
+        session: Uuid::nil(),
+        epoch: 1,
+    };
+    let record = Ownership {
+        disk: Uuid::from_u128(1),
+        state,
+    };
+    let refused = Source::new(source.config.clone(), &record, tracker);
+    assert_eq!(refused.map(|_| ()).unwrap_err().kind(), ErrorKind::NotOwned);
+}

@@ -1,0 +1,126 @@
+//! The words in which the source and its driver talk.
+
+use bytes::Bytes;
+use uuid::Uuid;
+use vdisk::engine::{Extent, Mark};
+
+use crate::clock::Micros;
+use crate::pacing::Limits;
+use crate::record::Ownership;
+use crate::session::{ConnId, OpId};
+use crate::wire::{DiskDescription, Message};
+
+/// What a session is to do.
+#[derive(Clone, Debug)]
+pub struct SourceConfig {
+    /// The session, unique for ever: a fresh one for every start.
+    pub session: Uuid,
+    /// The target's address for migration sessions, as it goes into the deciding record.
+    pub to: String,
+    /// The disk.
+    pub description: DiskDescription,
+    /// Bulk lanes.
+    pub lanes: u16,
+    /// How hard to work.
+    pub limits: Limits,
+    /// Switch over without being asked, once the pause would be short enough.
+    pub automatic: bool,
+    /// The longest estimated pause with which to begin a switchover.
+    pub max_pause: Micros,
+    /// How long requests are held before an attempt is given up.
+    pub give_up_after: Micros,
+    /// The rule that a test breaks.
+    #[cfg(test)]
+    pub(crate) sabotage: Option<crate::session::Sabotage>,
+}
+
+impl SourceConfig {
+    /// A session with the usual limits.
+    #[must_use]
+    pub fn new(session: Uuid, to: String, description: DiskDescription) -> Self {
+        Self {
+            session,
+            to,
+            description,
+            lanes: 2,
+            limits: Limits::default(),
+            automatic: false,
+            max_pause: Micros::from_millis(300),
+            give_up_after: Micros::from_secs(10),
+            #[cfg(test)]
+            sabotage: None,
+        }
+    }
+}
+
+/// What the user wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Switch over as soon as the estimated pause is at most `max_pause`, or the configured one.
+    Cutover {
+        /// The longest estimated pause.
+        max_pause: Option<Micros>,
+    },
+    /// End the session; the disk stays here.
+    Cancel,
+    /// Copy at most so many bytes a second.
+    SetRate(Option<u64>),
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum SourceEvent {
+    /// Time passed, or the tracker called its waker.
+    Tick,
+    /// A connection asked for is there.
+    Connected(ConnId),
+    /// A connection ended or could not be made.
+    Closed(ConnId, String),
+    /// A message came.
+    Message(ConnId, Message),
+    /// What came is no message.
+    Malformed(ConnId, crate::wire::DecodeError),
+    /// The tap is on and every change that began before it has completed.
+    Attached(std::io::Result<()>),
+    /// A read ended.
+    Read(OpId, std::io::Result<Bytes>),
+    /// A question about allocation ended.
+    Status(OpId, std::io::Result<Vec<Extent>>),
+    /// No request is in flight, new ones wait. For the [`SourceAction::Hold`] of that attempt.
+    Held(u64),
+    /// The image is parked as asked, or could not be.
+    Parked(std::io::Result<()>),
+    /// The record is durable; on failure it may or may not be.
+    Persisted(std::io::Result<()>),
+    /// The user wants something.
+    Command(Command),
+}
+
+/// What to do.
+#[derive(Debug)]
+pub enum SourceAction {
+    /// Open a connection for lane 0 (ordered) or a bulk lane.
+    Connect(ConnId, u16),
+    /// Close it; nothing more is heard of it.
+    Close(ConnId),
+    /// Send a message.
+    Send(ConnId, Message),
+    /// Put the tap on the disk.
+    AttachTap,
+    /// Take it off.
+    DetachTap,
+    /// Read from the disk.
+    Read(OpId, u64, u32),
+    /// Ask what is allocated: offset, length.
+    Status(OpId, u64, u64),
+    /// Hold new requests and let those in flight finish.
+    Hold(u64),
+    /// Let held requests go on here.
+    Release,
+    /// Flush, close the image cleanly and leave this mark in it.
+    Park(Option<Mark>),
+    /// Make this the disk's durable ownership record.
+    Persist(Ownership),
+    /// Send held and all later requests to the new owner's address.
+    Forward(String),
+}

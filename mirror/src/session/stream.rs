@@ -1,0 +1,155 @@
+//! The record stream of the source: what was sent, what is durable at the target, the markers.
+//!
+//! Must never forget a record before the target has said that it is durable.
+
+use std::collections::VecDeque;
+
+use crate::clock::Micros;
+use crate::tracker::{Tracker, cost};
+use crate::wire::{Marker, Message, Record, StreamDigest};
+
+/// Records that may go ahead of the oldest chunk on the way: bounds what the target has to remember.
+const SPAN: u64 = 1 << 18;
+/// Markers that may await their answer.
+const MARKERS_OPEN: usize = 4;
+/// Bytes of records after which a marker follows whatever the time.
+const MARKER_BYTES: u64 = 8 << 20;
+
+#[derive(Debug)]
+pub(super) struct RecordStream {
+    /// Taken from the tracker and not yet durable at the target, oldest first.
+    unacked: VecDeque<Record>,
+    /// How many of them were sent in this incarnation.
+    sent: usize,
+    /// What those cost.
+    sent_cost: u64,
+    window: u64,
+    digest: StreamDigest,
+    bytes_since_marker: u64,
+    /// Markers on the way: number, last record before it, when.
+    markers: VecDeque<(u64, u64)>,
+    next_marker: u64,
+    marked_at: Micros,
+    /// Everything up to this number is durable at the target.
+    acked: u64,
+    streamed: u64,
+}
+
+impl RecordStream {
+    pub(super) fn new() -> Self {
+        Self {
+            unacked: VecDeque::new(),
+            sent: 0,
+            sent_cost: 0,
+            window: 0,
+            digest: StreamDigest::default(),
+            bytes_since_marker: 0,
+            markers: VecDeque::new(),
+            next_marker: 1,
+            marked_at: Micros(0),
+            acked: 0,
+            streamed: 0,
+        }
+    }
+
+    pub(super) fn acked(&self) -> u64 {
+        self.acked
+    }
+
+    /// Bytes of records that became durable at the target.
+    pub(super) fn streamed(&self) -> u64 {
+        self.streamed
+    }
+
+    /// A fresh incarnation: everything that is not durable is sent again.
+    pub(super) fn restart(&mut self, window: u64) {
+        self.sent = 0;
+        self.sent_cost = 0;
+        self.window = window;
+        self.digest = StreamDigest::default();
+        self.bytes_since_marker = 0;
+        self.markers.clear();
+    }
+
+    /// The next record to send, if the window and the chunks on the way allow one.
+    pub(super) fn next(&mut self, tracker: &Tracker, floor: u64) -> Option<Message> {
+        if self.sent_cost > 0 && self.sent_cost >= self.window {
+            return None;
+        }
+        if self.sent == self.unacked.len() {
+            self.unacked.push_back(tracker.take()?);
+        }
+        let record = self.unacked.get(self.sent)?;
+        if record.seq > floor.saturating_add(SPAN) {
+            return None;
+        }
+        self.sent += 1;
+        self.sent_cost += cost(record);
+        self.bytes_since_marker += record.content.held();
+        self.digest.add(record);
+        Some(Message::Record(record.clone()))
+    }
+
+    /// Whether every record there is was sent.
+    pub(super) fn drained(&self, tracker: &Tracker) -> bool {
+        self.sent == self.unacked.len() && !tracker.figures().queued
+    }
+
+    /// Bytes of records the target may not have.
+    pub(super) fn outstanding(&self) -> u64 {
+        self.unacked
+            .iter()
+            .map(|record| record.content.held())
+            .sum()
+    }
+
+    /// Whether a marker is due, `chunks` saying whether chunks await one.
+    pub(super) fn marker_due(&self, now: Micros, every: Micros, chunks: bool) -> bool {
+        let something = self.sent > 0 || chunks;
+        let enough = self.bytes_since_marker >= MARKER_BYTES || now.since(self.marked_at) >= every;
+        something && enough && self.markers.len() < MARKERS_OPEN
+    }
+
+    /// A marker after everything that was sent.
+    pub(super) fn marker(&mut self, now: Micros, tracker: &Tracker, floor: u64) -> Marker {
+        // Taken before the queue is looked at, a number would cover a record that is still in it.
+        let seq = match self.unacked.get(self.sent) {
+            Some(unsent) => unsent.seq.saturating_sub(1),
+            None => tracker.taken_through(),
+        };
+        let (digest, count) = self.digest.finish();
+        let id = self.next_marker;
+        self.next_marker += 1;
+        self.markers.push_back((id, seq));
+        self.marked_at = now;
+        self.bytes_since_marker = 0;
+        Marker {
+            id,
+            seq,
+            count,
+            digest,
+            floor: floor.min(tracker.figures().seq),
+        }
+    }
+
+    /// The target has everything before marker `id` durably: how many bytes of records that
+    /// freed, `None` when there was no such marker.
+    pub(super) fn durable(&mut self, id: u64, tracker: &Tracker) -> Option<u64> {
+        let at = self.markers.iter().position(|(marker, _)| *marker == id)?;
+        let (_, seq) = self.markers.drain(..=at).next_back()?;
+        self.acked = self.acked.max(seq);
+        let mut freed = 0;
+        while let Some(record) = self.unacked.front() {
+            if record.seq > seq || self.sent == 0 {
+                break;
+            }
+            tracker.settle(record);
+            freed += record.content.held();
+            self.sent -= 1;
+            self.sent_cost = self.sent_cost.saturating_sub(cost(record));
+            self.unacked.pop_front();
+        }
+        self.streamed += freed;
+        Some(freed)
+    }
+}

@@ -1,0 +1,517 @@
+//! The target of a migration: receives a disk, and owns it once the source has granted it.
+//!
+//! Must never serve before its `Owner` record is durable, never call durable what is not flushed,
+//! and never empty a disk that it owns. Phases and invariants: [`super`].
+//!
+//! # What it remembers
+//!
+//! On disk: the ownership record, nothing else. In memory: the version of every byte that something
+//! older may still want to write. A version `v` matters while a chunk with a base below `v` (the
+//! source announces the lowest) or a record up to `v` (they come in order) may still come. After a
+//! crash or on a fresh connection all of that is forgotten: the source then sends every record and
+//! every chunk again that it does not know to be durable, the chunks read anew.
+
+mod apply;
+mod setup;
+mod takeover;
+#[cfg(test)]
+mod tests;
+mod versions;
+mod words;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use self::apply::Applier;
+use self::setup::Setup;
+use self::takeover::Takeover;
+pub use self::words::{TargetAction, TargetConfig, TargetEvent};
+use super::link::BEAT_EVERY;
+use super::{ConnId, OpId};
+use crate::clock::Micros;
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::{Ownership, State};
+use crate::switchover::TargetSwitch;
+use crate::wire::{
+    Content, Final, Hello, Join, MAX_CHUNKS_DONE, Marker, Message, Refusal, Standing,
+};
+
+const TICK: Micros = Micros::from_millis(50);
+/// Silence of the source after which its connections are closed; it opens others when it can.
+const FORGET_AFTER: Micros = Micros::from_secs(15);
+/// How long after a failed write of its record the target tries again.
+const WRITE_AGAIN: Micros = Micros::from_millis(500);
+
+/// The lanes of the session at hand.
+#[derive(Debug, Default)]
+struct Lanes {
+    control: Option<(ConnId, Hello)>,
+    bulk: BTreeMap<ConnId, u16>,
+    heard: Micros,
+    spoke: Micros,
+}
+
+/// A marker that was reached in the stream and awaits its flush.
+#[derive(Clone, Debug)]
+struct Reached {
+    id: u64,
+    /// Everything before this operation has to be in the disk first.
+    before: OpId,
+    /// The attempt, when it is the final one.
+    attempt: Option<u64>,
+}
+
+/// The flush under way.
+#[derive(Clone, Debug)]
+struct Flushing {
+    op: OpId,
+    marker: Reached,
+    /// Chunks acknowledged when it began: it makes those durable.
+    chunks: u64,
+    /// Who asked.
+    conn: ConnId,
+}
+
+/// The machine. See [`super`] for its contract.
+#[derive(Debug)]
+pub struct Target {
+    config: TargetConfig,
+    switch: TargetSwitch,
+    lanes: Lanes,
+    setup: Setup,
+    takeover: Takeover,
+    apply: Applier,
+    markers: VecDeque<Reached>,
+    flushing: Option<Flushing>,
+    /// Chunks acknowledged in this incarnation.
+    done_count: u64,
+    /// Whether the stream may bring data now; not after the final marker.
+    streaming: bool,
+    actions: VecDeque<TargetAction>,
+    timers: Timers,
+}
+
+#[derive(Debug, Default)]
+struct Timers {
+    wake_at: Micros,
+    write_again: Option<Micros>,
+}
+
+impl Target {
+    /// The target of one disk: what a start finds. Call with [`TargetEvent::Tick`] at once: a disk
+    /// that it owns is served without anybody asking.
+    #[must_use]
+    pub fn new(config: TargetConfig, record: Option<Ownership>, image_exists: bool) -> Self {
+        let switch = TargetSwitch::new(record, image_exists);
+        let takeover = Takeover::at_start(&switch);
+        Self {
+            apply: Applier::new(config.window),
+            config,
+            switch,
+            lanes: Lanes::default(),
+            setup: Setup::default(),
+            takeover,
+            markers: VecDeque::new(),
+            flushing: None,
+            done_count: 0,
+            streaming: false,
+            actions: VecDeque::new(),
+            timers: Timers::default(),
+        }
+    }
+
+    /// Something happened.
+    pub fn handle(&mut self, now: Micros, event: TargetEvent) {
+        match event {
+            TargetEvent::Tick => {}
+            TargetEvent::Message(conn, message) => self.on_message(now, conn, message),
+            TargetEvent::Malformed(conn, e) => self.on_malformed(conn, &e),
+            TargetEvent::Closed(conn) => self.on_closed(conn),
+            TargetEvent::Opened(result) => self.on_opened(now, result),
+            TargetEvent::Disk(op, result) => self.on_disk(now, op, result),
+            TargetEvent::Persisted(result) => self.on_persisted(now, result.is_ok()),
+            TargetEvent::Parked(result) => self.on_parked(now, result.is_ok()),
+            TargetEvent::Serving(result) => self.on_serving(now, result),
+        }
+        self.pump(now);
+        self.timers.wake_at = now + TICK;
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<TargetAction> {
+        self.actions.pop_front()
+    }
+
+    /// When to call with [`TargetEvent::Tick`] at the latest.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Micros> {
+        let idle = self.lanes.control.is_none()
+            && self.lanes.bulk.is_empty()
+            && self.setup.is_idle()
+            && self.timers.write_again.is_none()
+            && self.takeover.is_idle();
+        (!idle).then_some(self.timers.wake_at)
+    }
+
+    /// The durable ownership record.
+    #[must_use]
+    pub fn record(&self) -> Option<&Ownership> {
+        self.switch.record()
+    }
+
+    /// The session that greets over the ordered lane now, and its incarnation.
+    #[must_use]
+    pub fn session(&self) -> Option<(uuid::Uuid, u64)> {
+        self.lanes
+            .control
+            .as_ref()
+            .map(|(_, hello)| (hello.session, hello.incarnation))
+    }
+
+    #[cfg(test)]
+    fn broken(&self, rule: super::Sabotage) -> bool {
+        self.config.sabotage == Some(rule)
+    }
+
+    #[cfg(not(test))]
+    #[expect(
+        clippy::unused_self,
+        reason = "the form of the function that tests have"
+    )]
+    fn overwrites(&self) -> (bool, bool) {
+        (false, false)
+    }
+
+    /// Whether records win over later chunks, and chunks over later records.
+    #[cfg(test)]
+    fn overwrites(&self) -> (bool, bool) {
+        let records = self.broken(super::Sabotage::RecordsOverChunks);
+        (records, self.broken(super::Sabotage::ChunksOverRecords))
+    }
+
+    fn send(&mut self, now: Micros, message: Message) {
+        if let Some((conn, _)) = &self.lanes.control {
+            self.lanes.spoke = now;
+            self.actions.push_back(TargetAction::Send(*conn, message));
+        }
+    }
+
+    fn refuse(&mut self, conn: ConnId, refusal: Refusal, text: String) {
+        self.actions
+            .push_back(TargetAction::Send(conn, Message::Refused { refusal, text }));
+        self.actions.push_back(TargetAction::Close(conn));
+    }
+
+    /// Close every lane; the stream is over until somebody greets again.
+    fn drop_lanes(&mut self) {
+        let control = self.lanes.control.take().map(|(conn, _)| conn);
+        let bulk = std::mem::take(&mut self.lanes.bulk);
+        for conn in control.into_iter().chain(bulk.into_keys()) {
+            self.actions.push_back(TargetAction::Close(conn));
+        }
+        self.streaming = false;
+        self.markers.clear();
+        self.apply.drop_waiting();
+    }
+
+    /// The session cannot go on; the source has to know why.
+    fn fail(&mut self, now: Micros, e: &Error) {
+        self.send(
+            now,
+            Message::Failed {
+                text: e.to_string(),
+            },
+        );
+        self.drop_lanes();
+    }
+
+    fn on_closed(&mut self, conn: ConnId) {
+        self.setup.forget(conn);
+        if self.lanes.control.as_ref().is_some_and(|(c, _)| *c == conn) {
+            self.lanes.control = None;
+            self.drop_lanes();
+        } else {
+            self.lanes.bulk.remove(&conn);
+        }
+    }
+
+    fn on_malformed(&mut self, conn: ConnId, e: &crate::wire::DecodeError) {
+        if e.fault == crate::wire::Fault::Version {
+            self.refuse(conn, Refusal::Version, e.to_string());
+        } else {
+            self.actions.push_back(TargetAction::Close(conn));
+        }
+        self.on_closed(conn);
+    }
+
+    fn on_message(&mut self, now: Micros, conn: ConnId, message: Message) {
+        match message {
+            Message::Hello(hello) => self.on_hello(now, conn, hello),
+            Message::Join(join) => self.on_join(conn, join),
+            message if self.lanes.bulk.contains_key(&conn) => {
+                self.lanes.heard = now;
+                let result = self.on_bulk(message);
+                self.settle(now, result);
+            }
+            message if self.lanes.control.as_ref().is_some_and(|(c, _)| *c == conn) => {
+                self.lanes.heard = now;
+                let result = self.on_control(now, message);
+                self.settle(now, result);
+            }
+            // From a connection that was closed here while this was under way.
+            _ => {}
+        }
+    }
+
+    fn settle(&mut self, now: Micros, result: Result<()>) {
+        if let Err(e) = result {
+            self.fail(now, &e);
+        }
+    }
+
+    fn on_join(&mut self, conn: ConnId, join: Join) {
+        let belongs = self.lanes.control.as_ref().is_some_and(|(_, hello)| {
+            hello.session == join.session && hello.incarnation == join.incarnation
+        });
+        if belongs && self.lanes.bulk.len() < 64 {
+            self.lanes.bulk.insert(conn, join.lane);
+        } else {
+            let text = "that session is not connected here".to_owned();
+            self.refuse(conn, Refusal::Unknown, text);
+        }
+    }
+
+    fn on_bulk(&mut self, message: Message) -> Result<()> {
+        match message {
+            Message::Chunk(chunk) if self.streaming => {
+                let (_, over) = self.overwrites();
+                self.apply.chunk(&chunk, over)
+            }
+            // Left over on a lane that the source gave up before it sent its final marker.
+            Message::Chunk(_) | Message::Beat => Ok(()),
+            other => Err(Error::misbehaved(format!("{other:?} came on a bulk lane"))),
+        }
+    }
+
+    fn on_control(&mut self, now: Micros, message: Message) -> Result<()> {
+        match message {
+            Message::Beat => {}
+            Message::Begin(begin) => self.on_begin(begin)?,
+            Message::Record(record) => {
+                self.must_stream()?;
+                let (over, _) = self.overwrites();
+                self.apply.record(&record, over)?;
+            }
+            Message::Marker(marker) => {
+                self.must_stream()?;
+                self.reach(&marker, None)?;
+            }
+            Message::Final(last) => self.on_final(&last)?,
+            Message::Prepare { attempt } => self.send(now, Message::Ready { attempt }),
+            Message::Grant { attempt, epoch } => self.on_grant(now, attempt, epoch),
+            Message::Abandon { .. } => self.drop_lanes(),
+            other => {
+                let what = format!("the source sent {other:?}, which only a target sends");
+                return Err(Error::misbehaved(what));
+            }
+        }
+        Ok(())
+    }
+
+    fn must_stream(&self) -> Result<()> {
+        if self.streaming {
+            return Ok(());
+        }
+        Err(Error::misbehaved("data came outside of the stream"))
+    }
+
+    fn reach(&mut self, marker: &Marker, attempt: Option<u64>) -> Result<()> {
+        self.apply.marker(marker)?;
+        let before = self.apply.next_op();
+        self.markers.push_back(Reached {
+            id: marker.id,
+            before,
+            attempt,
+        });
+        Ok(())
+    }
+
+    fn on_final(&mut self, last: &Final) -> Result<()> {
+        self.must_stream()?;
+        if last.chunks != self.done_count {
+            let what = format!(
+                "the source counts {} chunks, {} are here",
+                last.chunks, self.done_count
+            );
+            return Err(Error::misbehaved(what));
+        }
+        self.reach(&last.marker, Some(last.attempt))?;
+        self.streaming = false;
+        Ok(())
+    }
+
+    fn on_disk(&mut self, now: Micros, op: OpId, result: std::io::Result<()>) {
+        let flush = self
+            .flushing
+            .as_ref()
+            .is_some_and(|flushing| flushing.op == op);
+        if let Err(e) = result {
+            if flush {
+                self.flushing = None;
+            }
+            self.apply.complete(op);
+            let what = "the target's disk failed";
+            let error = Error::io(ErrorKind::Disk, what, e);
+            self.fail(now, &error);
+            return;
+        }
+        if flush {
+            self.on_flushed(now);
+        } else {
+            self.apply.complete(op);
+        }
+    }
+
+    fn on_flushed(&mut self, now: Micros) {
+        let Some(flushing) = self.flushing.take() else {
+            return;
+        };
+        let Some((conn, hello)) = self.lanes.control.clone() else {
+            return;
+        };
+        if conn != flushing.conn {
+            return;
+        }
+        match flushing.marker.attempt {
+            None => {
+                let (marker, chunks) = (flushing.marker.id, flushing.chunks);
+                self.send(now, Message::Durable { marker, chunks });
+            }
+            Some(attempt) => self.prepare_for(attempt, &hello),
+        }
+    }
+
+    fn prepare_for(&mut self, attempt: u64, hello: &Hello) {
+        // Given up in the meantime: the stream goes on.
+        if self.streaming {
+            return;
+        }
+        let epoch = hello.epoch.saturating_add(1);
+        self.persist(
+            hello.disk,
+            State::Prepared {
+                session: hello.session,
+                attempt,
+                epoch,
+            },
+        );
+    }
+
+    fn persist(&mut self, disk: uuid::Uuid, state: State) {
+        if let Some(record) = self.switch.write(disk, state) {
+            self.actions.push_back(TargetAction::Persist(record));
+        }
+    }
+
+    fn on_persisted(&mut self, now: Micros, ok: bool) {
+        if !ok {
+            // Durable or not: only writing it again leads anywhere.
+            self.timers.write_again = Some(now + WRITE_AGAIN);
+            return;
+        }
+        let Some(record) = self.switch.written() else {
+            return;
+        };
+        match record.state {
+            State::Prepared {
+                session, attempt, ..
+            } => self.on_prepared(now, session, attempt),
+            State::Owner { .. } => self.takeover.recorded(),
+            State::Emptying { .. } | State::Receiving { .. } | State::Released { .. } => {}
+        }
+    }
+
+    fn on_prepared(&mut self, now: Micros, session: uuid::Uuid, attempt: u64) {
+        let Some((_, hello)) = &self.lanes.control else {
+            return;
+        };
+        if hello.session != session || self.streaming {
+            return;
+        }
+        self.send(now, Message::CommitRequest { attempt });
+        #[cfg(test)]
+        if self.broken(super::Sabotage::ServeUngranted) {
+            self.actions.push_back(TargetAction::Serve);
+        }
+    }
+
+    /// Do whatever can be done now.
+    fn pump(&mut self, now: Micros) {
+        if self.timers.write_again.is_some_and(|t| now >= t) {
+            self.timers.write_again = None;
+            self.actions
+                .extend(self.switch.again().map(TargetAction::Persist));
+        }
+        while let Some(op) = self.apply.next() {
+            self.actions.push_back(match op.content {
+                Content::Data(data) => TargetAction::Write(op.id, op.offset, data),
+                Content::Zeroes(len) => TargetAction::Zero(op.id, op.offset, len),
+            });
+        }
+        let done = self.apply.take_done();
+        self.done_count += done.len() as u64;
+        for ids in done.chunks(MAX_CHUNKS_DONE) {
+            self.send(now, Message::ChunksDone(ids.to_vec()));
+        }
+        self.pump_flush(
+            #[cfg(test)]
+            now,
+        );
+        self.pump_setup(now);
+        self.pump_takeover(now);
+        self.watch_the_clock(now);
+    }
+
+    /// Flush for the newest marker that was reached, if everything before it is in the disk.
+    fn pump_flush(&mut self, #[cfg(test)] now: Micros) {
+        if self.flushing.is_some() {
+            return;
+        }
+        let mut newest = None;
+        while let Some(marker) = self.markers.front() {
+            if !self.apply.reached(marker.before) {
+                break;
+            }
+            newest = self.markers.pop_front();
+        }
+        let (Some(marker), Some((conn, _))) = (newest, &self.lanes.control) else {
+            return;
+        };
+        let conn = *conn;
+        let op = self.apply.take_op();
+        #[cfg(test)]
+        if self.broken(super::Sabotage::DurableBeforeFlush) && marker.attempt.is_none() {
+            let (id, chunks) = (marker.id, self.done_count);
+            self.send(now, Message::Durable { marker: id, chunks });
+            return;
+        }
+        let chunks = self.done_count;
+        self.flushing = Some(Flushing {
+            op,
+            marker,
+            chunks,
+            conn,
+        });
+        self.actions.push_back(TargetAction::Flush(op));
+    }
+
+    fn watch_the_clock(&mut self, now: Micros) {
+        if self.lanes.control.is_none() {
+            return;
+        }
+        if now.since(self.lanes.heard) > FORGET_AFTER {
+            self.drop_lanes();
+        } else if now.since(self.lanes.spoke) >= BEAT_EVERY {
+            self.send(now, Message::Beat);
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Puts records and chunks into the target's disk in an order that ends with the right content.
+//!
+//! Operations that overlap are run one after the other in the order they came; all others at once.
+//! Must never hold more than the window it announced, and never call a chunk done before it is in
+//! the disk.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::versions::Versions;
+use crate::error::{Error, ErrorKind, Result};
+use crate::session::OpId;
+use crate::wire::{Chunk, Content, Marker, Record, StreamDigest};
+
+/// Operations on the disk at once.
+const MOST_RUNNING: usize = 32;
+/// Waiting operations looked at for one that may run.
+const LOOK_AHEAD: usize = 128;
+/// Ranges remembered with their numbers. A source that keeps the rules needs far fewer.
+const MOST_VERSIONS: usize = 1 << 20;
+/// What an operation is counted for beside its bytes.
+const OP_COST: u64 = 128;
+
+/// A write or zeroing of the target's disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DiskOp {
+    pub(super) id: OpId,
+    pub(super) offset: u64,
+    pub(super) content: Content,
+    chunk: Option<u64>,
+}
+
+impl DiskOp {
+    fn end(&self) -> u64 {
+        self.offset + self.content.covers()
+    }
+
+    fn meets(&self, other: &Self) -> bool {
+        self.offset < other.end() && other.offset < self.end()
+    }
+
+    fn cost(&self) -> u64 {
+        OP_COST + self.content.held()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Applier {
+    size: u64,
+    window: u64,
+    versions: Versions,
+    waiting: VecDeque<DiskOp>,
+    running: BTreeMap<OpId, DiskOp>,
+    next_op: u64,
+    /// Cost of everything waiting and running.
+    held: u64,
+    /// Operations left of each chunk, and chunks that are done and not yet reported.
+    parts: BTreeMap<u64, usize>,
+    done: Vec<u64>,
+    /// No record up to this number, and no chunk with a base below the second, is to come.
+    seen: u64,
+    floor: u64,
+    /// The last marker of this incarnation.
+    marker: Option<u64>,
+    digest: StreamDigest,
+}
+
+impl Applier {
+    pub(super) fn new(window: u64) -> Self {
+        Self {
+            size: 0,
+            window,
+            versions: Versions::default(),
+            waiting: VecDeque::new(),
+            running: BTreeMap::new(),
+            next_op: 0,
+            held: 0,
+            parts: BTreeMap::new(),
+            done: Vec::new(),
+            seen: 0,
+            floor: 0,
+            marker: None,
+            digest: StreamDigest::default(),
+        }
+    }
+
+    /// The disk is open and has `size` bytes.
+    pub(super) fn set_size(&mut self, size: u64) {
+        self.size = size;
+    }
+
+    /// A number for an operation of the caller's own.
+    pub(super) fn take_op(&mut self) -> OpId {
+        self.next_op += 1;
+        OpId(self.next_op - 1)
+    }
+
+    /// A fresh incarnation, in which every record after `acked` comes again. What is running has
+    /// ended before.
+    pub(super) fn restart(&mut self, acked: u64) {
+        self.drop_waiting();
+        self.seen = acked;
+        self.floor = 0;
+        self.marker = None;
+    }
+
+    /// Forget what has not been begun.
+    pub(super) fn drop_waiting(&mut self) {
+        self.versions.clear();
+        self.waiting.clear();
+        self.parts.clear();
+        self.done.clear();
+        self.held = self.running.values().map(DiskOp::cost).sum();
+        self.digest = StreamDigest::default();
+    }
+
+    /// Whether no operation is running.
+    pub(super) fn is_still(&self) -> bool {
+        self.running.is_empty()
+    }
+
+    /// The number the next operation will have: all before it were asked for by now.
+    pub(super) fn next_op(&self) -> OpId {
+        OpId(self.next_op)
+    }
+
+    /// Whether every operation before `op` is in the disk.
+    pub(super) fn reached(&self, op: OpId) -> bool {
+        let oldest_running = self.running.keys().next().copied();
+        let oldest_waiting = self.waiting.front().map(|op| op.id);
+        [oldest_running, oldest_waiting]
+            .into_iter()
+            .flatten()
+            .all(|id| id >= op)
+    }
+
+    fn check_place(&self, offset: u64, len: u64) -> Result<()> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size => Ok(()),
+            _ => {
+                let what = format!(
+                    "{len} bytes at {offset} lie beyond the disk of {}",
+                    self.size
+                );
+                Err(Error::misbehaved(what))
+            }
+        }
+    }
+
+    /// A record came. `over` breaks the rule that a later chunk wins.
+    pub(super) fn record(&mut self, record: &Record, over: bool) -> Result<()> {
+        self.check_place(record.offset, record.content.covers())?;
+        if record.seq <= self.seen {
+            let what = format!("record {} came after number {}", record.seq, self.seen);
+            return Err(Error::misbehaved(what));
+        }
+        self.seen = record.seq;
+        self.digest.add(record);
+        let seq = record.seq;
+        let end = record.offset + record.content.covers();
+        let parts = self
+            .versions
+            .claim(record.offset, end, seq, |n| over || n < seq);
+        self.submit(record.offset, &record.content, &parts, None)
+    }
+
+    /// A chunk came. `over` breaks the rule that a later record wins.
+    pub(super) fn chunk(&mut self, chunk: &Chunk, over: bool) -> Result<()> {
+        self.check_place(chunk.offset, chunk.content.covers())?;
+        if let Content::Data(data) = &chunk.content
+            && *blake3::hash(data).as_bytes() != chunk.hash
+        {
+            let what = format!("the chunk at {} arrived damaged", chunk.offset);
+            return Err(Error::new(ErrorKind::Damaged, what));
+        }
+        // It was on a lane that broke; the source has sent it again since.
+        if chunk.base < self.floor {
+            return Ok(());
+        }
+        let base = chunk.base;
+        let end = chunk.offset + chunk.content.covers();
+        let parts = self
+            .versions
+            .claim(chunk.offset, end, base, |n| over || n <= base);
+        if parts.is_empty() {
+            self.done.push(chunk.id);
+        } else {
+            self.parts.insert(chunk.id, parts.len());
+        }
+        self.submit(chunk.offset, &chunk.content, &parts, Some(chunk.id))
+    }
+
+    fn submit(
+        &mut self,
+        offset: u64,
+        content: &Content,
+        parts: &[(u64, u64)],
+        chunk: Option<u64>,
+    ) -> Result<()> {
+        for (a, b) in parts {
+            let content = match content {
+                Content::Zeroes(_) => Content::Zeroes(b - a),
+                Content::Data(data) => Content::Data(part_of(data, a - offset, b - offset)),
+            };
+            let op = DiskOp {
+                id: self.take_op(),
+                offset: *a,
+                content,
+                chunk,
+            };
+            self.held += op.cost();
+            self.waiting.push_back(op);
+        }
+        // Records and chunks have a window each, and what a record costs may be mostly overhead.
+        let room = self.window.saturating_mul(4).saturating_add(64 << 20);
+        if self.held > room || self.versions.len() > MOST_VERSIONS {
+            return Err(Error::misbehaved(
+                "the source sent more than its window allows",
+            ));
+        }
+        Ok(())
+    }
+
+    /// A marker came: checks the records since the last one.
+    pub(super) fn marker(&mut self, marker: &Marker) -> Result<()> {
+        let (digest, count) = self.digest.finish();
+        if count != marker.count || digest != marker.digest {
+            let what = format!("the records before marker {} arrived damaged", marker.id);
+            return Err(Error::new(ErrorKind::Damaged, what));
+        }
+        let follows = self
+            .marker
+            .is_none_or(|last| last.checked_add(1) == Some(marker.id));
+        if !follows || marker.seq < self.seen || marker.floor < self.floor {
+            return Err(Error::misbehaved("a marker is missing or went back"));
+        }
+        self.marker = Some(marker.id);
+        self.seen = marker.seq;
+        self.floor = marker.floor;
+        // Numbers up to both bounds can meet nothing older any more.
+        self.versions.forget(self.seen.min(self.floor));
+        Ok(())
+    }
+
+    /// The next operation that may run now.
+    pub(super) fn next(&mut self) -> Option<DiskOp> {
+        if self.running.len() >= MOST_RUNNING {
+            return None;
+        }
+        let at = (0..self.waiting.len().min(LOOK_AHEAD)).find(|at| {
+            self.waiting.get(*at).is_some_and(|op| {
+                let earlier = self.waiting.iter().take(*at);
+                !self
+                    .running
+                    .values()
+                    .chain(earlier)
+                    .any(|other| op.meets(other))
+            })
+        })?;
+        let op = self.waiting.remove(at)?;
+        self.running.insert(op.id, op.clone());
+        Some(op)
+    }
+
+    /// An operation ended.
+    pub(super) fn complete(&mut self, id: OpId) {
+        let Some(op) = self.running.remove(&id) else {
+            return;
+        };
+        self.held = self.held.saturating_sub(op.cost());
+        let Some(chunk) = op.chunk else { return };
+        if let Some(left) = self.parts.get_mut(&chunk) {
+            *left -= 1;
+            if *left == 0 {
+                self.parts.remove(&chunk);
+                self.done.push(chunk);
+            }
+        }
+    }
+
+    /// Chunks that are in the disk since the last call.
+    pub(super) fn take_done(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.done)
+    }
+}
+
+/// Bytes `from..to` of `data`, which holds them.
+fn part_of(data: &Bytes, from: u64, to: u64) -> Bytes {
+    data.slice(from as usize..to as usize)
+}

@@ -1,0 +1,221 @@
+//! The target's way from a greeting to the stream: quiet the disk, empty it if need be, write down
+//! for whom it is.
+//!
+//! Must never let a session's record be durable before the disk it speaks of is empty or its own.
+
+use super::{
+    ConnId, Error, ErrorKind, Hello, Message, Micros, Result, Standing, State, Target, TargetAction,
+};
+use crate::wire::Begin;
+
+/// What is done for the source that said `Begin`, in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Step {
+    #[default]
+    Idle,
+    /// Operations and the flush of an earlier stream end.
+    Quieting,
+    /// The record says that what the disk holds means nothing.
+    Emptying,
+    /// The image is created or opened.
+    Opening,
+    /// The record says whose data the disk holds.
+    Recording,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Setup {
+    step: Step,
+    /// What was said, by whom.
+    begin: Option<(Hello, Begin)>,
+    /// A step's action is under way.
+    asked: bool,
+    /// A greeting that waits until nothing is half-way.
+    waiting: Option<(ConnId, Hello)>,
+    /// Whether the image is open, and for which session.
+    open_for: Option<uuid::Uuid>,
+}
+
+impl Setup {
+    pub(super) fn is_idle(&self) -> bool {
+        self.step == Step::Idle && self.waiting.is_none()
+    }
+
+    pub(super) fn forget(&mut self, conn: ConnId) {
+        if self.waiting.as_ref().is_some_and(|(c, _)| *c == conn) {
+            self.waiting = None;
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.open_for.is_some()
+    }
+
+    pub(super) fn opened_for_takeover(&mut self, session: uuid::Uuid) {
+        self.open_for = Some(session);
+    }
+}
+
+impl Target {
+    pub(super) fn on_hello(&mut self, now: Micros, conn: ConnId, hello: Hello) {
+        let known = [&self.lanes.control, &self.setup.waiting];
+        let newer = known.into_iter().flatten().any(|(_, other)| {
+            other.session == hello.session && other.incarnation >= hello.incarnation
+        });
+        if newer {
+            let text = "a newer connection of that session is here".to_owned();
+            self.refuse(conn, crate::wire::Refusal::Unknown, text);
+            return;
+        }
+        if let Some((old, _)) = self.setup.waiting.replace((conn, hello)) {
+            self.actions.push_back(TargetAction::Close(old));
+        }
+        self.pump_setup(now);
+    }
+
+    /// Answer a greeting: only what is durable, so not while a record is being written.
+    fn greet(&mut self, now: Micros) {
+        if self.setup.step != Step::Idle || self.switch.busy() {
+            return;
+        }
+        let Some((conn, hello)) = self.setup.waiting.take() else {
+            return;
+        };
+        match self.switch.standing(&hello) {
+            Err((refusal, text)) => self.refuse(conn, refusal, text),
+            Ok(standing) => {
+                self.drop_lanes();
+                self.lanes.control = Some((conn, hello));
+                self.lanes.heard = now;
+                self.send(now, Message::Welcome(standing));
+            }
+        }
+    }
+
+    pub(super) fn on_begin(&mut self, begin: Begin) -> Result<()> {
+        let Some((_, hello)) = self.lanes.control.clone() else {
+            return Ok(());
+        };
+        if self.setup.step != Step::Idle || self.streaming || self.switch.busy() {
+            return Err(Error::misbehaved("the source began twice"));
+        }
+        let standing = self
+            .switch
+            .standing(&hello)
+            .map_err(|(_, text)| Error::new(ErrorKind::PeerMisbehaved, text))?;
+        let allowed = match standing {
+            Standing::Empty => begin.fresh,
+            Standing::Receiving => !begin.fresh,
+            Standing::Prepared { attempt } => !begin.fresh && begin.aborted >= attempt,
+            Standing::Owner { .. } => false,
+        };
+        if !allowed {
+            let what = format!("the source began in a way that {standing:?} does not allow");
+            return Err(Error::misbehaved(what));
+        }
+        self.setup.begin = Some((hello, begin));
+        self.setup.step = Step::Quieting;
+        self.setup.asked = false;
+        Ok(())
+    }
+
+    /// Carry the setup on as far as it goes now.
+    pub(super) fn pump_setup(&mut self, now: Micros) {
+        self.greet(now);
+        let Some((hello, begin)) = self.setup.begin.clone() else {
+            return;
+        };
+        if self.setup.step == Step::Quieting && self.apply.is_still() && self.flushing.is_none() {
+            self.setup.step = if begin.fresh {
+                Step::Emptying
+            } else {
+                Step::Opening
+            };
+        }
+        let (session, epoch) = (hello.session, hello.epoch);
+        if self.setup.step == Step::Emptying {
+            let state = State::Emptying { session, epoch };
+            if self.wrote(&hello, &state) {
+                self.setup.step = Step::Opening;
+                self.setup.asked = false;
+            }
+        }
+        if self.setup.step == Step::Opening && !self.setup.asked {
+            if !begin.fresh && self.setup.open_for == Some(session) {
+                self.setup.step = Step::Recording;
+            } else {
+                self.setup.asked = true;
+                let description = Some(hello.description.clone());
+                self.actions.push_back(TargetAction::Open {
+                    description,
+                    fresh: begin.fresh,
+                });
+            }
+        }
+        if self.setup.step == Step::Recording
+            && self.wrote(&hello, &State::Receiving { session, epoch })
+        {
+            self.setup.step = Step::Idle;
+            self.setup.begin = None;
+            self.begun(now, &hello, begin);
+        }
+    }
+
+    /// Whether `state` is the durable one; has it written if not.
+    fn wrote(&mut self, hello: &Hello, state: &State) -> bool {
+        if self.switch.busy() {
+            return false;
+        }
+        if self.switch.state() == Some(state) {
+            return true;
+        }
+        self.persist(hello.disk, state.clone());
+        false
+    }
+
+    fn begun(&mut self, now: Micros, hello: &Hello, begin: Begin) {
+        let current = self.lanes.control.as_ref().is_some_and(|(_, current)| {
+            current.session == hello.session && current.incarnation == hello.incarnation
+        });
+        if current {
+            self.apply.restart(begin.acked);
+            self.markers.clear();
+            self.done_count = 0;
+            self.streaming = true;
+            self.send(
+                now,
+                Message::Begun {
+                    window: self.config.window,
+                },
+            );
+        }
+        self.greet(now);
+    }
+
+    pub(super) fn on_opened(&mut self, now: Micros, result: std::io::Result<()>) {
+        if self.takeover.is_opening() {
+            self.on_opened_for_takeover(now, result.is_ok());
+            return;
+        }
+        let Some((hello, _)) = self.setup.begin.clone() else {
+            return;
+        };
+        self.setup.asked = false;
+        match result {
+            Ok(()) => {
+                self.setup.open_for = Some(hello.session);
+                self.apply.set_size(hello.description.size);
+                self.setup.step = Step::Recording;
+            }
+            Err(e) => {
+                self.setup.open_for = None;
+                self.setup.step = Step::Idle;
+                self.setup.begin = None;
+                let text = format!("cannot create the disk: {e}");
+                let refusal = crate::wire::Refusal::CannotCreate;
+                self.send(now, Message::Refused { refusal, text });
+                self.drop_lanes();
+            }
+        }
+    }
+}

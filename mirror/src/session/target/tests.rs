@@ -1,0 +1,275 @@
+//! What a target makes of a source that breaks the rules.
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::*;
+use crate::wire::{Begin, Chunk, DiskDescription, DiskFormat, Record, StreamDigest};
+
+const SIZE: u64 = 1 << 20;
+const CONTROL: ConnId = ConnId(1);
+const BULK: ConnId = ConnId(2);
+const SESSION: Uuid = Uuid::from_u128(5);
+
+fn hello() -> Hello {
+    Hello {
+        session: SESSION,
+        disk: Uuid::from_u128(1),
+        epoch: 1,
+        incarnation: 1,
+        description: DiskDescription {
+            name: "disk".into(),
+            size: SIZE,
+            block_size: 1 << 20,
+            logical_sector: 512,
+            physical_sector: 4096,
+            format: DiskFormat::Vhdx,
+        },
+    }
+}
+
+fn tell(target: &mut Target, event: TargetEvent) -> Vec<TargetAction> {
+    target.handle(Micros::from_secs(1), event);
+    std::iter::from_fn(|| target.poll_action()).collect()
+}
+
+fn say(target: &mut Target, conn: ConnId, message: Message) -> Vec<TargetAction> {
+    tell(target, TargetEvent::Message(conn, message))
+}
+
+/// Empty, begun, with a bulk lane.
+fn streaming() -> Target {
+    let mut target = Target::new(TargetConfig::default(), None, false);
+    let welcome = say(&mut target, CONTROL, Message::Hello(hello()));
+    assert!(matches!(
+        welcome[..],
+        [TargetAction::Send(_, Message::Welcome(Standing::Empty))]
+    ));
+    let begin = Begin {
+        fresh: true,
+        acked: 0,
+        aborted: 0,
+    };
+    let emptying = say(&mut target, CONTROL, Message::Begin(begin));
+    assert!(
+        matches!(&emptying[..], [TargetAction::Persist(r)] if matches!(r.state, State::Emptying { .. }))
+    );
+    let open = tell(&mut target, TargetEvent::Persisted(Ok(())));
+    assert!(matches!(open[..], [TargetAction::Open { fresh: true, .. }]));
+    let receiving = tell(&mut target, TargetEvent::Opened(Ok(())));
+    assert!(
+        matches!(&receiving[..], [TargetAction::Persist(r)] if matches!(r.state, State::Receiving { .. }))
+    );
+    let set = tell(&mut target, TargetEvent::Persisted(Ok(())));
+    assert!(matches!(
+        set[..],
+        [TargetAction::Send(_, Message::Begun { .. })]
+    ));
+    let join = Join {
+        session: SESSION,
+        incarnation: 1,
+        lane: 1,
+    };
+    assert!(say(&mut target, BULK, Message::Join(join)).is_empty());
+    target
+}
+
+fn record(seq: u64, offset: u64) -> Record {
+    Record {
+        seq,
+        offset,
+        content: Content::Data(Bytes::from(vec![seq as u8; 512])),
+    }
+}
+
+fn fails(actions: &[TargetAction]) -> bool {
+    actions
+        .iter()
+        .any(|a| matches!(a, TargetAction::Send(_, Message::Failed { .. })))
+}
+
+#[test]
+fn damage_on_the_way_ends_the_session_loudly() {
+    let mut target = streaming();
+    let data = Bytes::from(vec![1; 4096]);
+    let chunk = Chunk {
+        id: 1,
+        base: 0,
+        offset: 0,
+        content: Content::Data(data),
+        hash: [0; 32],
+    };
+    assert!(fails(&say(&mut target, BULK, Message::Chunk(chunk))));
+
+    let mut target = streaming();
+    say(&mut target, CONTROL, Message::Record(record(1, 0)));
+    let mut digest = StreamDigest::default();
+    digest.add(&record(1, 512));
+    let (digest, count) = digest.finish();
+    let marker = Marker {
+        id: 1,
+        seq: 1,
+        count,
+        digest,
+        floor: 1,
+    };
+    assert!(fails(&say(&mut target, CONTROL, Message::Marker(marker))));
+}
+
+#[test]
+fn messages_out_of_place_end_the_session() {
+    let zero = |len| Content::Zeroes(len);
+    let chunk = Chunk {
+        id: 1,
+        base: 0,
+        offset: SIZE - 512,
+        content: zero(1024),
+        hash: [0; 32],
+    };
+    let begin = Begin {
+        fresh: false,
+        acked: 0,
+        aborted: 0,
+    };
+    for (conn, message) in [
+        (BULK, Message::Chunk(chunk)),
+        (BULK, Message::Record(record(1, 0))),
+        (CONTROL, Message::Record(record(1, SIZE))),
+        (CONTROL, Message::Begin(begin)),
+        (
+            CONTROL,
+            Message::Durable {
+                marker: 1,
+                chunks: 0,
+            },
+        ),
+        (CONTROL, Message::Begun { window: 1 }),
+    ] {
+        let mut target = streaming();
+        let actions = say(&mut target, conn, message.clone());
+        assert!(fails(&actions), "{message:?} passed: {actions:?}");
+    }
+    let mut target = streaming();
+    say(&mut target, CONTROL, Message::Record(record(5, 0)));
+    assert!(fails(&say(
+        &mut target,
+        CONTROL,
+        Message::Record(record(5, 0))
+    )));
+}
+
+#[test]
+fn a_source_that_ignores_the_window_is_cut_off_before_memory_is_gone() {
+    let mut target = streaming();
+    let data = Bytes::from(vec![1; 1 << 20]);
+    let hash = *blake3::hash(&data).as_bytes();
+    let mut sent = 0_u64;
+    for id in 0..100_000 {
+        let content = Content::Data(data.clone());
+        let chunk = Chunk {
+            id,
+            base: 0,
+            offset: 0,
+            content,
+            hash,
+        };
+        sent += 1 << 20;
+        if fails(&say(&mut target, BULK, Message::Chunk(chunk))) {
+            break;
+        }
+    }
+    assert!(sent < 1 << 30, "took {sent} bytes");
+}
+
+#[test]
+fn a_grant_for_an_attempt_it_is_not_prepared_for_is_not_taken() {
+    let mut target = streaming();
+    assert!(
+        say(
+            &mut target,
+            CONTROL,
+            Message::Grant {
+                attempt: 1,
+                epoch: 2
+            }
+        )
+        .is_empty()
+    );
+    let (digest, count) = StreamDigest::default().finish();
+    let marker = Marker {
+        id: 1,
+        seq: 0,
+        count,
+        digest,
+        floor: 0,
+    };
+    let last = Final {
+        attempt: 3,
+        chunks: 0,
+        marker,
+    };
+    let flush = say(&mut target, CONTROL, Message::Final(last));
+    let [TargetAction::Flush(op)] = flush[..] else {
+        panic!("must flush first: {flush:?}")
+    };
+    let persist = tell(&mut target, TargetEvent::Disk(op, Ok(())));
+    assert!(matches!(&persist[..], [TargetAction::Persist(r)]
+        if matches!(r.state, State::Prepared { attempt: 3, epoch: 2, .. })));
+    // Not durable yet: nothing may be said, nothing may be granted.
+    assert!(
+        say(
+            &mut target,
+            CONTROL,
+            Message::Grant {
+                attempt: 3,
+                epoch: 2
+            }
+        )
+        .is_empty()
+    );
+    let request = tell(&mut target, TargetEvent::Persisted(Ok(())));
+    assert!(matches!(
+        request[..],
+        [TargetAction::Send(_, Message::CommitRequest { attempt: 3 })]
+    ));
+    for (attempt, epoch) in [(2, 2), (4, 2), (3, 3), (3, 1)] {
+        assert!(say(&mut target, CONTROL, Message::Grant { attempt, epoch }).is_empty());
+    }
+    let owner = say(
+        &mut target,
+        CONTROL,
+        Message::Grant {
+            attempt: 3,
+            epoch: 2,
+        },
+    );
+    assert!(matches!(&owner[..], [TargetAction::Persist(r)]
+        if matches!(r.state, State::Owner { epoch: 2, .. })));
+    let park = tell(&mut target, TargetEvent::Persisted(Ok(())));
+    assert!(matches!(park[..], [TargetAction::Park(None)]));
+    let serve = tell(&mut target, TargetEvent::Parked(Ok(())));
+    assert!(matches!(serve[..], [TargetAction::Serve]));
+    let running = tell(&mut target, TargetEvent::Serving(Ok("tcp:b:1".into())));
+    assert!(matches!(
+        &running[..],
+        [TargetAction::Send(_, Message::Running { epoch: 2, .. })]
+    ));
+}
+
+#[test]
+fn a_failing_disk_ends_the_session_and_a_new_one_may_begin_from_an_empty_disk() {
+    let mut target = streaming();
+    let write = say(&mut target, CONTROL, Message::Record(record(1, 0)));
+    let [TargetAction::Write(op, 0, _)] = write[..] else {
+        panic!("{write:?}")
+    };
+    let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+    assert!(fails(&tell(&mut target, TargetEvent::Disk(op, Err(full)))));
+    let mut other = hello();
+    other.session = Uuid::from_u128(6);
+    let welcome = say(&mut target, ConnId(9), Message::Hello(other));
+    assert!(matches!(
+        welcome[..],
+        [TargetAction::Send(_, Message::Welcome(Standing::Empty))]
+    ));
+}

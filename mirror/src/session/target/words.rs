@@ -1,0 +1,80 @@
+//! The words in which the target and its driver talk.
+
+use bytes::Bytes;
+use vdisk::engine::Mark;
+
+use crate::record::Ownership;
+use crate::session::{ConnId, OpId};
+use crate::wire::{DiskDescription, Message};
+
+/// What a target offers.
+#[derive(Clone, Debug)]
+pub struct TargetConfig {
+    /// The most bytes of records, and of chunks, that may be on the way to it.
+    pub window: u64,
+    /// The rule that a test breaks.
+    #[cfg(test)]
+    pub(crate) sabotage: Option<crate::session::Sabotage>,
+}
+
+impl Default for TargetConfig {
+    fn default() -> Self {
+        Self {
+            window: 64 << 20,
+            #[cfg(test)]
+            sabotage: None,
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum TargetEvent {
+    /// Time passed, or the machine was just made.
+    Tick,
+    /// A message came. The first on a connection is a greeting.
+    Message(ConnId, Message),
+    /// What came is no message.
+    Malformed(ConnId, crate::wire::DecodeError),
+    /// A connection ended.
+    Closed(ConnId),
+    /// The disk is open as asked.
+    Opened(std::io::Result<()>),
+    /// A write, zeroing or flush ended.
+    Disk(OpId, std::io::Result<()>),
+    /// The record is durable; on failure it may or may not be.
+    Persisted(std::io::Result<()>),
+    /// The image is parked without a mark.
+    Parked(std::io::Result<()>),
+    /// The disk is served, at that address.
+    Serving(std::io::Result<String>),
+}
+
+/// What to do.
+#[derive(Debug)]
+pub enum TargetAction {
+    /// Send a message.
+    Send(ConnId, Message),
+    /// Close a connection after what was sent; nothing more is heard of it.
+    Close(ConnId),
+    /// Open the disk's image, marked incomplete. `fresh`: create it anew, empty, durably, in place
+    /// of what may be there.
+    Open {
+        /// What to create or to find.
+        description: Option<DiskDescription>,
+        /// Whether to begin from an empty disk.
+        fresh: bool,
+    },
+    /// Write bytes at an offset.
+    Write(OpId, u64, Bytes),
+    /// Make bytes read as zero: offset, length.
+    Zero(OpId, u64, u64),
+    /// Make every write that ended durable.
+    Flush(OpId),
+    /// Make this the disk's durable ownership record.
+    Persist(Ownership),
+    /// Flush, close the image cleanly and leave this mark in it.
+    Park(Option<Mark>),
+    /// Serve the disk from now on.
+    Serve,
+}

@@ -1,0 +1,458 @@
+//! Carries out what the machines ask for, and breaks what can break.
+
+use super::host::{Asked, Doing, Front, Machine, Op};
+use super::ledger::Promise;
+use super::network::{TO_SOURCE, TO_TARGET, through_the_codec};
+use super::world::{Event, SOURCE, TARGET, World};
+use crate::clock::Micros;
+use crate::session::{ConnId, SourceAction, SourceEvent, TargetAction, TargetEvent};
+use crate::wire::Message;
+
+impl World {
+    /// Have the machine of that host woken when it wants to be.
+    pub(super) fn arm(&mut self, host: usize) {
+        let wake = match &self.hosts[host].machine {
+            Machine::Source(machine) => machine.poll_timeout(),
+            Machine::Target(machine) => machine.poll_timeout(),
+            Machine::None => None,
+        };
+        let life = self.hosts[host].life;
+        let at = wake.unwrap_or(self.now + Micros::from_millis(50));
+        self.at(at.max(self.now + Micros(1)), Event::Wake(host, life));
+    }
+
+    pub(super) fn wake(&mut self, host: usize, life: u64) {
+        if self.hosts[host].life != life || !self.hosts[host].up {
+            return;
+        }
+        match &self.hosts[host].machine {
+            Machine::Source(m) if m.poll_timeout().is_some_and(|t| t <= self.now) => {
+                self.source_event(SourceEvent::Tick);
+            }
+            Machine::Target(m) if m.poll_timeout().is_some_and(|t| t <= self.now) => {
+                self.target_event(TargetEvent::Tick);
+            }
+            Machine::None => return,
+            _ => {}
+        }
+        self.arm(host);
+    }
+
+    pub(super) fn source_event(&mut self, event: SourceEvent) {
+        let now = self.now;
+        let mut actions = Vec::new();
+        if let Machine::Source(machine) = &mut self.hosts[SOURCE].machine {
+            machine.handle(now, event);
+            while let Some(action) = machine.poll_action() {
+                actions.push(action);
+            }
+        }
+        for action in actions {
+            self.source_action(action);
+        }
+    }
+
+    pub(super) fn target_event(&mut self, event: TargetEvent) {
+        let now = self.now;
+        let mut actions = Vec::new();
+        if let Machine::Target(machine) = &mut self.hosts[TARGET].machine {
+            machine.handle(now, event);
+            while let Some(action) = machine.poll_action() {
+                actions.push(action);
+            }
+        }
+        for action in actions {
+            self.target_action(action);
+        }
+    }
+
+    fn source_action(&mut self, action: SourceAction) {
+        if self.trace {
+            eprintln!("{:>10}   source: {action:?}", self.now.0);
+        }
+        match action {
+            SourceAction::Connect(conn, lane) => self.connect(conn, lane),
+            SourceAction::Close(conn) => self.close(conn, SOURCE),
+            SourceAction::Send(conn, message) => self.send(conn, TO_TARGET, &message),
+            SourceAction::AttachTap => {
+                self.hosts[SOURCE].tap.clone_from(&self.tracker);
+                let host = &mut self.hosts[SOURCE];
+                let before = host
+                    .ops
+                    .iter()
+                    .filter(|(_, op)| matches!(op.asked, Asked::Client(..)));
+                host.attaching = Some(before.map(|(id, _)| *id).collect());
+                self.check_attached(SOURCE);
+            }
+            SourceAction::DetachTap => self.hosts[SOURCE].tap = None,
+            SourceAction::Read(op, at, len) => {
+                let doing = Doing::Read(at, vec![0; len as usize]);
+                self.begin_op(SOURCE, Asked::Machine(op), doing);
+            }
+            SourceAction::Status(op, at, len) => {
+                self.begin_op(
+                    SOURCE,
+                    Asked::Machine(op),
+                    Doing::Status(at, len, Vec::new()),
+                );
+            }
+            SourceAction::Hold(attempt) => {
+                self.hosts[SOURCE].front = Front::Holding(attempt, false);
+                self.check_held(SOURCE);
+            }
+            SourceAction::Release => {
+                if matches!(self.hosts[SOURCE].front, Front::Holding(..)) {
+                    self.hosts[SOURCE].front = Front::Serving;
+                    self.start_waiting(SOURCE);
+                }
+            }
+            SourceAction::Park(mark) => self.step_op(SOURCE, Doing::Park(mark)),
+            SourceAction::Persist(record) => {
+                let ok = self.calm() || !self.rng.percent(3);
+                self.step_op(SOURCE, Doing::Persist(record, ok));
+            }
+            SourceAction::Forward(_) => {
+                self.hosts[SOURCE].front = Front::Forwarding;
+                for request in std::mem::take(&mut self.hosts[SOURCE].waiting) {
+                    self.submit(request);
+                }
+            }
+        }
+    }
+
+    fn target_action(&mut self, action: TargetAction) {
+        if self.trace {
+            eprintln!("{:>10}   target: {action:?}", self.now.0);
+        }
+        match action {
+            TargetAction::Send(conn, message) => self.send(conn, TO_SOURCE, &message),
+            TargetAction::Close(conn) => self.close(conn, TARGET),
+            TargetAction::Open { fresh, .. } => self.step_op(TARGET, Doing::Open(fresh)),
+            TargetAction::Write(op, at, data) => {
+                self.begin_op(TARGET, Asked::Machine(op), Doing::Write(at, data));
+            }
+            TargetAction::Zero(op, at, len) => {
+                self.begin_op(TARGET, Asked::Machine(op), Doing::Zero(at, len));
+            }
+            TargetAction::Flush(op) => {
+                let mark = self.hosts[TARGET].disk.flush_mark();
+                self.begin_op(TARGET, Asked::Machine(op), Doing::Flush(mark));
+            }
+            TargetAction::Persist(record) => {
+                let ok = self.calm() || !self.rng.percent(3);
+                self.step_op(TARGET, Doing::Persist(record, ok));
+            }
+            TargetAction::Park(mark) => self.step_op(TARGET, Doing::Park(mark)),
+            TargetAction::Serve => self.step_op(TARGET, Doing::Serve),
+        }
+    }
+
+    /// A step that matters: crashes like to fall here.
+    fn step_op(&mut self, host: usize, doing: Doing) {
+        self.begin_op(host, Asked::Step, doing);
+        self.maybe_crash_soon();
+    }
+
+    fn maybe_crash_soon(&mut self) {
+        if self.calm() || !self.rng.percent(6) {
+            return;
+        }
+        let span = Micros(self.rng.below(self.plan.op_time.0 * 3));
+        let host = self.rng.below(2) as usize;
+        if self.plan.crashes && self.rng.percent(70) {
+            let power = self.plan.power && self.rng.percent(60);
+            self.after(span, Event::Crash(host, power));
+        } else if self.plan.cuts {
+            self.cut_all(true);
+        }
+    }
+
+    pub(super) fn machine_op_done(&mut self, host: usize, op: Op) {
+        if host == SOURCE {
+            let event = match (op.asked, op.doing) {
+                (Asked::Machine(id), Doing::Read(_, data)) => {
+                    SourceEvent::Read(id, Ok(data.into()))
+                }
+                (Asked::Machine(id), Doing::Status(_, _, e)) => SourceEvent::Status(id, Ok(e)),
+                (_, Doing::Park(_)) => SourceEvent::Parked(Ok(())),
+                (_, Doing::Persist(_, ok)) => SourceEvent::Persisted(answer(ok)),
+                _ => return,
+            };
+            self.source_event(event);
+            return;
+        }
+        let event = match (op.asked, op.doing) {
+            (Asked::Machine(id), _) => {
+                let ok = self.calm() || self.rng.below(3000) > 0;
+                TargetEvent::Disk(id, answer(ok))
+            }
+            (_, Doing::Park(_)) => TargetEvent::Parked(Ok(())),
+            (_, Doing::Persist(_, ok)) => TargetEvent::Persisted(answer(ok)),
+            (_, Doing::Open(_)) => TargetEvent::Opened(Ok(())),
+            (_, Doing::Serve) => {
+                self.hosts[TARGET].front = Front::Serving;
+                self.check_takeover();
+                TargetEvent::Serving(Ok("b".into()))
+            }
+            _ => return,
+        };
+        self.target_event(event);
+    }
+
+    /// Everything that began before the tap has ended.
+    pub(super) fn check_attached(&mut self, host: usize) {
+        let state = &mut self.hosts[host];
+        let Some(before) = &state.attaching else {
+            return;
+        };
+        if !before.iter().any(|id| state.ops.contains_key(id)) {
+            state.attaching = None;
+            let life = state.life;
+            self.after(Micros(0), Event::Attached(life));
+        }
+    }
+
+    /// Requests are held and none is under way.
+    pub(super) fn check_held(&mut self, host: usize) {
+        let state = &mut self.hosts[host];
+        if let Front::Holding(attempt, false) = state.front
+            && !state.serving_now()
+        {
+            state.front = Front::Holding(attempt, true);
+            let life = state.life;
+            self.after(Micros(0), Event::Held(life, attempt));
+        }
+    }
+
+    fn connect(&mut self, conn: ConnId, lane: u16) {
+        let life = self.hosts[SOURCE].life;
+        let span = Micros(self.rng.between(50, 2 * self.net.delay.0 + 60));
+        if self.net.partitioned || !self.hosts[TARGET].up {
+            self.after(span, Event::ConnClosed(SOURCE, life, conn));
+        } else {
+            self.net.open(conn, lane, &mut self.rng);
+            self.after(span, Event::ConnUp(conn, life));
+        }
+    }
+
+    pub(super) fn conn_up(&mut self, conn: ConnId, life: u64) {
+        if self.hosts[SOURCE].life == life && self.net.arrives(conn, TO_SOURCE) {
+            self.source_event(SourceEvent::Connected(conn));
+        }
+    }
+
+    /// One end closes; what it sent before still arrives, then the other end hears of it.
+    fn close(&mut self, conn: ConnId, end: usize) {
+        let (mine, other) = if end == SOURCE {
+            (TO_SOURCE, TARGET)
+        } else {
+            (TO_TARGET, SOURCE)
+        };
+        let at = self.net.send(conn, 1 - mine, self.now, &mut self.rng);
+        if let Some(state) = self.net.conns.get_mut(&conn) {
+            state.dead[mine] = true;
+        }
+        let life = self.hosts[other].life;
+        if let Some(at) = at {
+            self.at(at, Event::ConnClosed(other, life, conn));
+        }
+    }
+
+    pub(super) fn conn_closed(&mut self, host: usize, life: u64, conn: ConnId) {
+        if self.hosts[host].life != life || !self.hosts[host].up {
+            return;
+        }
+        self.net.kill(conn);
+        if host == SOURCE {
+            self.source_event(SourceEvent::Closed(conn, "the connection ended".into()));
+        } else {
+            self.target_event(TargetEvent::Closed(conn));
+        }
+    }
+
+    fn send(&mut self, conn: ConnId, way: usize, message: &Message) {
+        let matters = matches!(
+            message,
+            Message::Final(_)
+                | Message::CommitRequest { .. }
+                | Message::Grant { .. }
+                | Message::Running { .. }
+        );
+        let message = Box::new(through_the_codec(message));
+        if let Some(at) = self.net.send(conn, way, self.now, &mut self.rng) {
+            self.at(at, Event::Deliver(conn, way, message));
+        }
+        if matters {
+            self.maybe_crash_soon();
+        }
+    }
+
+    pub(super) fn deliver(&mut self, conn: ConnId, way: usize, message: Message) {
+        let host = if way == TO_TARGET { TARGET } else { SOURCE };
+        if self
+            .net
+            .conns
+            .get(&conn)
+            .is_none_or(|state| state.dead[way])
+        {
+            return;
+        }
+        if !self.hosts[host].up || self.net.partitioned {
+            // A stream never skips: what is lost once is the end of it.
+            self.net.kill(conn);
+            return;
+        }
+        if way == TO_TARGET {
+            self.target_event(TargetEvent::Message(conn, message));
+        } else {
+            self.source_event(SourceEvent::Message(conn, message));
+        }
+    }
+
+    /// Every connection breaks; the ends hear of it, or not.
+    pub(super) fn cut_all(&mut self, loud: bool) {
+        for conn in self.net.kill_all() {
+            self.announce_cut(conn, loud);
+        }
+        self.stats.cuts += 1;
+    }
+
+    fn announce_cut(&mut self, conn: ConnId, loud: bool) {
+        for host in [SOURCE, TARGET] {
+            if loud && self.rng.percent(80) {
+                let life = self.hosts[host].life;
+                let span = Micros(self.rng.below(20_000));
+                self.after(span, Event::ConnClosed(host, life, conn));
+            }
+        }
+    }
+
+    pub(super) fn fault(&mut self) {
+        if self.calm() {
+            self.net.partitioned = false;
+            return;
+        }
+        let next = Micros(self.rng.between(5_000, 150_000));
+        self.after(next, Event::Fault);
+        match self.rng.below(10) {
+            0..=2 if self.plan.cuts => {
+                let all: Vec<ConnId> = self.net.conns.keys().rev().take(4).copied().collect();
+                if let Some(conn) = all.get(self.rng.below(all.len() as u64) as usize).copied() {
+                    // A single ordered lane's silence is found by beats, a bulk lane's by its end.
+                    let loud = self.net.conns.get(&conn).is_some_and(|c| c.lane > 0);
+                    self.net.kill(conn);
+                    let loud = loud || self.rng.percent(50);
+                    self.announce_both(conn, loud);
+                }
+            }
+            3 if self.plan.cuts => self.cut_all(true),
+            4 if self.plan.cuts => self.cut_all(false),
+            5 if self.plan.cuts => {
+                self.net.partitioned = true;
+                let span = Micros(self.rng.between(1_000, 1_200_000));
+                self.after(span, Event::Heal);
+            }
+            6..=8 if self.plan.crashes => {
+                let host = self.rng.below(2) as usize;
+                let power = self.plan.power && self.rng.percent(60);
+                self.crash(host, power);
+            }
+            _ => {}
+        }
+    }
+
+    fn announce_both(&mut self, conn: ConnId, loud: bool) {
+        if !loud {
+            return;
+        }
+        for host in [SOURCE, TARGET] {
+            let life = self.hosts[host].life;
+            let span = Micros(self.rng.below(20_000));
+            self.after(span, Event::ConnClosed(host, life, conn));
+        }
+    }
+
+    /// The process or the power of a host ends.
+    pub(super) fn crash(&mut self, host: usize, power: bool) {
+        if !self.hosts[host].up || self.calm() {
+            return;
+        }
+        self.stats.crashes += 1;
+        let doing = self.doing(host);
+        self.stats.crashed_in.insert(doing);
+        let state = &mut self.hosts[host];
+        state.up = false;
+        state.life += 1;
+        state.machine = Machine::None;
+        state.front = Front::Closed;
+        state.tap = None;
+        state.attaching = None;
+        let ops = std::mem::take(&mut state.ops);
+        let waiting = std::mem::take(&mut state.waiting);
+        let mut free: Vec<usize> = waiting.into_iter().map(|request| request.client).collect();
+        for (_, mut op) in ops {
+            while op.effects > 0 && self.rng.percent(50) {
+                self.hosts[host].effect(&mut op, &mut self.rng);
+            }
+            if let Asked::Client(request, ..) = &op.asked {
+                free.push(request.client);
+            }
+        }
+        self.check_after_crash(host, power);
+        for client in free {
+            self.client_free(client);
+        }
+        self.cut_all(true);
+        let span = Micros(self.rng.between(1_000, 500_000));
+        self.after(span, Event::Restart(host));
+    }
+
+    /// What that host is about, for the account of where crashes fell.
+    fn doing(&self, host: usize) -> String {
+        match &self.hosts[host].machine {
+            Machine::Source(source) => format!("source {:?}", source.phase()),
+            Machine::Target(target) => {
+                let state = target.record().map(|record| format!("{:?}", record.state));
+                let state = state.unwrap_or_else(|| "None".into());
+                let word = state.split(' ').next().unwrap_or_default();
+                let served = self.hosts[TARGET].front == Front::Serving;
+                format!("target {word}{}", if served { " served" } else { "" })
+            }
+            Machine::None => format!("host {host} without a session"),
+        }
+    }
+
+    fn check_after_crash(&mut self, host: usize, power: bool) {
+        let owner = self.owns(host);
+        if power {
+            self.hosts[host].disk.power_cut(&mut self.rng);
+        }
+        if !owner {
+            return;
+        }
+        let now = self.hosts[host].disk.now.clone();
+        // Granted and not yet served: nobody was told anything since the source held.
+        let untouched = host == TARGET && self.served == 0;
+        let promise = if power && !untouched {
+            Promise::Secure
+        } else {
+            Promise::Acked
+        };
+        if let Err(e) = self.ledger.check(0, &now, promise) {
+            self.failure(&format!(
+                "after a crash of host {host} (power: {power}): {e}"
+            ));
+        }
+        if power && !untouched {
+            self.ledger.restart_from(&now);
+        }
+    }
+}
+
+fn answer(ok: bool) -> std::io::Result<()> {
+    if ok {
+        Ok(())
+    } else {
+        Err(std::io::Error::other("injected"))
+    }
+}

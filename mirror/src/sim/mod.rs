@@ -1,0 +1,33 @@
+//! Two hosts, a bad link and crashes in one thread, from one seed.
+//!
+//! Must never use anything but its seed: the same seed is the same run. A failing seed is printed;
+//! `DISKFERRY_SEED=<seed>` runs it alone.
+//!
+//! # Which faults are injected
+//!
+//! | part | faults |
+//! |---|---|
+//! | disks | operations overlap and end in any order; a power cut keeps any subset of unflushed writes, sector by sector |
+//! | records, marks | a crash before, after or between effect and answer; a write that reports failure and may have happened |
+//! | link | delay, jitter, lanes overtaking each other, cuts of single lanes or all, silent death, partitions |
+//! | hosts | the process or the power of either side ends at any step, and comes back |
+//! | users | cut over at any time, cancel, start again |
+//!
+//! # What is checked
+//!
+//! * At every step: at most one side accepts writes, and at most one would after a restart.
+//! * At every read of a client: it sees every write acknowledged before.
+//! * After every power cut of the owner: everything acknowledged before a flush is there.
+//! * When the target begins to serve: its disk equals the source's, byte for byte and durably.
+//! * In the end, once the faults stop: the target owns and serves, nobody else does, and every
+//!   acknowledged write is there.
+
+mod clients;
+mod disk;
+mod drive;
+mod host;
+mod ledger;
+mod network;
+mod rng;
+mod tests;
+mod world;

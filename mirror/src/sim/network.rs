@@ -1,0 +1,108 @@
+//! Connections between the hosts: each direction in order, all else by chance.
+//!
+//! Must never deliver anything of a connection that is dead in that direction.
+
+use std::collections::BTreeMap;
+
+use super::rng::Rng;
+use crate::clock::Micros;
+use crate::session::ConnId;
+use crate::wire::{self, Decoder, Message};
+
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub(super) lane: u16,
+    /// Nothing more arrives at the target, at the source.
+    pub(super) dead: [bool; 2],
+    /// When the last message of each direction arrives.
+    last: [Micros; 2],
+    delay: Micros,
+}
+
+#[derive(Debug)]
+pub(super) struct Network {
+    pub(super) conns: BTreeMap<ConnId, Conn>,
+    /// Nothing gets through at all.
+    pub(super) partitioned: bool,
+    pub(super) delay: Micros,
+}
+
+/// Direction of a message.
+pub(super) const TO_TARGET: usize = 0;
+/// Direction of a message.
+pub(super) const TO_SOURCE: usize = 1;
+
+impl Network {
+    pub(super) fn new(delay: Micros) -> Self {
+        Self {
+            conns: BTreeMap::new(),
+            partitioned: false,
+            delay,
+        }
+    }
+
+    pub(super) fn open(&mut self, conn: ConnId, lane: u16, rng: &mut Rng) {
+        let delay = Micros(rng.between(self.delay.0 / 2, self.delay.0 * 2 + 1));
+        let dead = [false; 2];
+        self.conns.insert(
+            conn,
+            Conn {
+                lane,
+                dead,
+                last: [Micros(0); 2],
+                delay,
+            },
+        );
+    }
+
+    /// When a message sent now arrives; `None` when it never will.
+    pub(super) fn send(
+        &mut self,
+        conn: ConnId,
+        way: usize,
+        now: Micros,
+        rng: &mut Rng,
+    ) -> Option<Micros> {
+        let conn = self.conns.get_mut(&conn)?;
+        if conn.dead[way] {
+            return None;
+        }
+        let mut jitter = rng.below(conn.delay.0 / 2 + 1);
+        if rng.percent(2) {
+            jitter += rng.below(conn.delay.0 * 20 + 1);
+        }
+        let at = (now + conn.delay + Micros(jitter)).max(conn.last[way]);
+        conn.last[way] = at;
+        Some(at)
+    }
+
+    pub(super) fn arrives(&self, conn: ConnId, way: usize) -> bool {
+        !self.partitioned && self.conns.get(&conn).is_some_and(|c| !c.dead[way])
+    }
+
+    pub(super) fn kill(&mut self, conn: ConnId) {
+        if let Some(conn) = self.conns.get_mut(&conn) {
+            conn.dead = [true; 2];
+        }
+    }
+
+    pub(super) fn kill_all(&mut self) -> Vec<ConnId> {
+        let all: Vec<ConnId> = self.conns.keys().copied().collect();
+        for conn in &all {
+            self.kill(*conn);
+        }
+        all
+    }
+}
+
+/// Through the codec, as on a real link.
+pub(super) fn through_the_codec(message: &Message) -> Message {
+    let frame = wire::encode(message);
+    let mut decoder = Decoder::default();
+    decoder.feed(&frame.head);
+    decoder.feed(&frame.payload);
+    match decoder.next() {
+        Ok(Some(message)) => message,
+        other => panic!("{message:?} did not come through the codec: {other:?}"),
+    }
+}

@@ -1,0 +1,93 @@
+//! The promises of a migration, each held against thousands of seeds.
+
+use super::world::{Stats, World};
+use crate::session::Sabotage;
+
+/// A number from the environment.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name)
+        .ok()
+        .and_then(|number| number.parse().ok())
+}
+
+/// Run the first `count` seeds (`DISKFERRY_SEEDS` of them), or the one that `DISKFERRY_SEED` names.
+fn run(count: u64) -> Stats {
+    let count = number("DISKFERRY_SEEDS").unwrap_or(count);
+    let seeds = number("DISKFERRY_SEED").map_or(0..count, |seed| seed..seed + 1);
+    let mut total = Stats::default();
+    for seed in seeds {
+        let (stats, result) = World::new(seed, None).run();
+        if let Err(e) = result {
+            panic!("seed {seed} (run it alone with DISKFERRY_SEED={seed}): {e}");
+        }
+        total.acked += stats.acked;
+        total.sessions += stats.sessions;
+        total.crashes += stats.crashes;
+        total.cuts += stats.cuts;
+        total.given_up += stats.given_up;
+        total.fallen_back += stats.fallen_back;
+        total.steps += stats.steps;
+        total.crashed_in.extend(stats.crashed_in);
+    }
+    println!("{total:?}");
+    total
+}
+
+#[test]
+fn no_fault_ever_makes_two_owners_or_loses_a_write() {
+    let total = run(5000);
+    if number("DISKFERRY_SEED").is_some() || number("DISKFERRY_SEEDS").is_some() {
+        return;
+    }
+    // A check that cannot fail is none: what is promised of every phase was tried in every phase.
+    for doing in [
+        "source Owner",
+        "source Preparing",
+        "source Holding",
+        "source Draining",
+        "source Marking",
+        "source Unmarking",
+        "source Deciding",
+        "source Released",
+        "source Forwarding",
+        "host 0 without a session",
+        "target None",
+        "target Emptying",
+        "target Receiving",
+        "target Prepared",
+        "target Owner",
+        "target Owner served",
+    ] {
+        assert!(total.crashed_in.contains(doing), "no crash in: {doing}");
+    }
+    assert!(total.cuts > 5000 && total.given_up > 1000 && total.fallen_back > 10_000);
+}
+
+/// Some seed notices that the rule is broken.
+fn is_noticed(rule: Sabotage) {
+    let noticed = (0..3000).find_map(|seed| {
+        // Running into the time limit would be noticing nothing.
+        let noticed = World::new(seed, Some(rule)).run().1.err();
+        noticed.filter(|e| !e.contains("no end")).map(|e| (seed, e))
+    });
+    println!("{rule:?} noticed: {noticed:?}");
+    assert!(noticed.is_some(), "no seed notices {rule:?}");
+}
+
+#[test]
+fn the_simulation_notices_broken_rules_of_ownership() {
+    is_noticed(Sabotage::GrantBeforeRecord);
+    is_noticed(Sabotage::GiveUpTooLate);
+    is_noticed(Sabotage::ServeUngranted);
+}
+
+#[test]
+fn the_simulation_notices_broken_rules_of_the_data() {
+    is_noticed(Sabotage::ForgetChunksEarly);
+    is_noticed(Sabotage::ForgetChunksOnTheWay);
+    is_noticed(Sabotage::LateBase);
+    is_noticed(Sabotage::ChunksOverRecords);
+    is_noticed(Sabotage::RecordsOverChunks);
+    is_noticed(Sabotage::DurableBeforeFlush);
+    is_noticed(Sabotage::KeepOldDisk);
+}

@@ -1,0 +1,487 @@
+//! The world: time, chance, two hosts, and the checks after every step.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::clients::Client;
+use super::host::{Asked, Doing, Front, Host, Machine, Op, Request};
+use super::ledger::{Ledger, Promise};
+use super::network::Network;
+use super::rng::Rng;
+use crate::clock::Micros;
+use crate::record::{Ownership, State};
+use crate::session::{
+    Command, ConnId, Sabotage, Source, SourceConfig, SourceEvent, Stage, Target, TargetConfig,
+    TargetEvent,
+};
+use crate::switchover::{Verdict, verdict};
+use crate::tracker::Tracker;
+use crate::wire::{DiskDescription, DiskFormat, Message};
+
+pub(super) const SOURCE: usize = 0;
+pub(super) const TARGET: usize = 1;
+
+/// What a run is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) size: usize,
+    pub(super) think: Micros,
+    pub(super) op_time: Micros,
+    /// Faults of the link, crashes of processes, of power.
+    pub(super) cuts: bool,
+    pub(super) crashes: bool,
+    pub(super) power: bool,
+    pub(super) fault_until: Micros,
+    pub(super) sabotage: Option<Sabotage>,
+    pub(super) config: SourceConfig,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    Client(usize),
+    Submit(Request),
+    Effect(usize, u64, u64),
+    Done(usize, u64, u64),
+    ConnUp(ConnId, u64),
+    /// The other end or the path is gone, as seen by that host.
+    ConnClosed(usize, u64, ConnId),
+    Deliver(ConnId, usize, Box<Message>),
+    Wake(usize, u64),
+    Attached(u64),
+    Held(u64, u64),
+    Fault,
+    Heal,
+    Crash(usize, bool),
+    Restart(usize),
+    Operator,
+}
+
+/// What happened in a run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stats {
+    pub(super) acked: u64,
+    pub(super) sessions: u64,
+    pub(super) crashes: u64,
+    pub(super) cuts: u64,
+    pub(super) given_up: u64,
+    pub(super) fallen_back: u64,
+    pub(super) steps: u64,
+    /// What the crashed hosts were doing.
+    pub(super) crashed_in: BTreeSet<String>,
+}
+
+pub(super) struct World {
+    pub(super) now: Micros,
+    events: BTreeMap<(Micros, u64), Event>,
+    count: u64,
+    pub(super) rng: Rng,
+    pub(super) plan: Plan,
+    pub(super) hosts: [Host; 2],
+    pub(super) net: Network,
+    pub(super) ledger: Ledger,
+    pub(super) clients: Vec<Client>,
+    pub(super) next_tag: u64,
+    pub(super) stats: Stats,
+    pub(super) failed: Option<String>,
+    /// The tap of the session at hand, and how often the target began to serve.
+    pub(super) tracker: Option<Arc<Tracker>>,
+    pub(super) served: u64,
+    pub(super) trace: bool,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, sabotage: Option<Sabotage>) -> Self {
+        let mut rng = Rng::new(seed);
+        let plan = Plan::from_seed(&mut rng, sabotage);
+        let net = Network::new(Micros([100, 1000, 8000][rng.below(3) as usize]));
+        // Shorter than a few round trips and every attempt is given up.
+        let patience = plan.config.give_up_after.max(Micros(net.delay.0 * 60));
+        let mut plan = plan;
+        plan.config.give_up_after = patience;
+        let mut hosts = [Host::new(plan.size), Host::new(plan.size)];
+        let disk = Uuid::from_u128(1);
+        hosts[SOURCE].record = Some(Ownership::first(disk));
+        hosts[SOURCE].front = Front::Serving;
+        hosts[SOURCE].image = true;
+        // What was there before: every other granule, never seen by a tap.
+        for at in (0..plan.size - 4096).step_by(8192) {
+            let tag = (1_000_000_000 + at as u64).to_le_bytes();
+            hosts[SOURCE].disk.write(at as u64, &tag.repeat(512));
+        }
+        hosts[SOURCE].disk.flushed(u64::MAX);
+        let ledger = Ledger::new(&hosts[SOURCE].disk.now);
+        let clients = vec![
+            Client {
+                outstanding: false,
+                left: u64::MAX
+            };
+            3
+        ];
+        let mut world = Self {
+            now: Micros::from_secs(1),
+            events: BTreeMap::new(),
+            count: 0,
+            rng,
+            plan,
+            hosts,
+            net,
+            ledger,
+            clients,
+            next_tag: 0,
+            stats: Stats::default(),
+            failed: None,
+            tracker: None,
+            served: 0,
+            trace: std::env::var_os("DISKFERRY_TRACE").is_some(),
+        };
+        for client in 0..3 {
+            world.after(Micros(client as u64 * 100), Event::Client(client));
+        }
+        world.after(Micros(1), Event::Restart(TARGET));
+        world.after(Micros::from_millis(5), Event::Operator);
+        world.after(Micros::from_millis(10), Event::Fault);
+        world
+    }
+
+    pub(super) fn after(&mut self, span: Micros, event: Event) {
+        self.count += 1;
+        self.events.insert((self.now + span, self.count), event);
+    }
+
+    pub(super) fn at(&mut self, at: Micros, event: Event) {
+        self.count += 1;
+        self.events.insert((at.max(self.now), self.count), event);
+    }
+
+    pub(super) fn failure(&mut self, what: &str) {
+        if self.failed.is_none() {
+            self.failed = Some(format!("at {} us: {what}", self.now.0));
+        }
+    }
+
+    pub(super) fn calm(&self) -> bool {
+        self.now >= self.plan.fault_until
+    }
+
+    /// Run to the end; what was wrong, if something was.
+    pub(super) fn run(mut self) -> (Stats, Result<(), String>) {
+        let limit = self.plan.fault_until + Micros::from_secs(120);
+        let mut finishing = false;
+        while let Some(((at, _), event)) = self.events.pop_first() {
+            self.now = at;
+            self.stats.steps += 1;
+            if self.trace {
+                eprintln!("{:>10} {event:?}", self.now.0);
+            }
+            self.step(event);
+            self.check_owners();
+            if self.calm() && !finishing && self.moved() {
+                finishing = true;
+                self.clients.iter_mut().for_each(|client| client.left = 5);
+            }
+            let idle = self.clients.iter().all(|c| c.left == 0 && !c.outstanding);
+            if self.failed.is_some() || (finishing && idle) {
+                break;
+            }
+            if at > limit || self.stats.steps > 2_000_000 {
+                self.failure(&format!("no end: {}", self.describe()));
+                break;
+            }
+        }
+        self.check_end();
+        let result = self.failed.take().map_or(Ok(()), Err);
+        (self.stats, result)
+    }
+
+    /// The disk is where it was to go.
+    fn moved(&self) -> bool {
+        self.hosts[TARGET].front == Front::Serving && self.hosts[SOURCE].front == Front::Forwarding
+    }
+
+    fn describe(&self) -> String {
+        let host = |h: &Host| {
+            let phase = match &h.machine {
+                Machine::Source(s) => format!("{:?} {:?}", s.phase(), s.progress()),
+                Machine::Target(t) => format!("{t:?}"),
+                Machine::None => "nothing runs".into(),
+            };
+            format!("up {}, {:?}, {:?}, {phase}", h.up, h.front, h.record)
+        };
+        format!(
+            "source: {}; target: {}",
+            host(&self.hosts[SOURCE]),
+            host(&self.hosts[TARGET])
+        )
+    }
+
+    fn step(&mut self, event: Event) {
+        match event {
+            Event::Client(client) => self.client_acts(client),
+            Event::Submit(request) => self.submit(request),
+            Event::Effect(host, life, id) => self.op_effect(host, life, id),
+            Event::Done(host, life, id) => self.op_done(host, life, id),
+            Event::ConnUp(conn, life) => self.conn_up(conn, life),
+            Event::ConnClosed(host, life, conn) => self.conn_closed(host, life, conn),
+            Event::Deliver(conn, way, message) => self.deliver(conn, way, *message),
+            Event::Wake(host, life) => self.wake(host, life),
+            Event::Attached(life) if life == self.hosts[SOURCE].life => {
+                self.source_event(SourceEvent::Attached(Ok(())));
+            }
+            Event::Held(life, attempt) if life == self.hosts[SOURCE].life => {
+                self.source_event(SourceEvent::Held(attempt));
+            }
+            Event::Attached(_) | Event::Held(..) => {}
+            Event::Fault => self.fault(),
+            Event::Heal => self.net.partitioned = false,
+            Event::Crash(host, power) => self.crash(host, power),
+            Event::Restart(host) => self.restart(host),
+            Event::Operator => self.operator(),
+        }
+    }
+
+    /// At most one side accepts writes; at most one would after a restart of both.
+    fn check_owners(&mut self) {
+        if self.hosts.iter().all(Host::accepts) {
+            self.failure(&format!("both sides accept writes: {}", self.describe()));
+        }
+        let serves = |h: &Host| {
+            h.record.is_some()
+                && matches!(verdict(h.record.as_ref(), h.mark), Verdict::Serve { .. })
+        };
+        if self.hosts.iter().all(serves) {
+            self.failure("both sides' records would let them serve");
+        }
+    }
+
+    fn check_end(&mut self) {
+        if self.failed.is_some() {
+            return;
+        }
+        let target = &self.hosts[TARGET];
+        let result = if self.hosts[SOURCE].accepts() || !target.accepts() {
+            Err("not exactly the target serves".to_owned())
+        } else {
+            self.ledger.check(0, &target.disk.now, Promise::Acked)
+        };
+        if let Err(e) = result {
+            self.failure(&format!("in the end: {e}"));
+        }
+    }
+
+    /// The target begins to serve.
+    pub(super) fn check_takeover(&mut self) {
+        self.served += 1;
+        if self.served > 1 {
+            return;
+        }
+        let (source, target) = (&self.hosts[SOURCE].disk, &self.hosts[TARGET].disk);
+        let first = |a: &[u8], b: &[u8]| a.iter().zip(b).position(|(a, b)| a != b);
+        if let Some(at) = first(&source.now, &target.now) {
+            self.failure(&format!("the target serves something else at byte {at}"));
+        } else if let Some(at) = first(&target.now, &target.durable) {
+            self.failure(&format!(
+                "the target serves what is not durable at byte {at}"
+            ));
+        }
+        let now = self.hosts[TARGET].disk.now.clone();
+        if let Err(e) = self.ledger.check(0, &now, Promise::Acked) {
+            self.failure(&format!("the target takes over: {e}"));
+        }
+        let acked = self.ledger.acked();
+        self.ledger.secure(&acked);
+    }
+
+    /// Begin an operation on a host's disk.
+    pub(super) fn begin_op(&mut self, host: usize, asked: Asked, doing: Doing) {
+        let effects = match &doing {
+            Doing::Read(..) => 2,
+            Doing::Persist(_, ok) => u8::from(*ok || self.rng.percent(50)),
+            _ => 1,
+        };
+        self.count += 1;
+        let id = self.count;
+        let life = self.hosts[host].life;
+        let mut span = 0;
+        for _ in 0..effects {
+            span += self.rng.below(self.plan.op_time.0) + 1;
+            self.after(Micros(span), Event::Effect(host, life, id));
+        }
+        span += self.rng.below(self.plan.op_time.0) + 1;
+        self.after(Micros(span), Event::Done(host, life, id));
+        self.hosts[host].ops.insert(
+            id,
+            Op {
+                asked,
+                doing,
+                effects,
+            },
+        );
+    }
+
+    fn op_effect(&mut self, host: usize, life: u64, id: u64) {
+        let state = &mut self.hosts[host];
+        if state.life != life {
+            return;
+        }
+        if let Some(mut op) = state.ops.remove(&id) {
+            state.effect(&mut op, &mut self.rng);
+            state.ops.insert(id, op);
+        }
+    }
+
+    fn op_done(&mut self, host: usize, life: u64, id: u64) {
+        if self.hosts[host].life != life {
+            return;
+        }
+        let Some(op) = self.hosts[host].ops.remove(&id) else {
+            return;
+        };
+        match &op.asked {
+            Asked::Client(..) => self.client_op_done(host, &op),
+            Asked::Machine(_) | Asked::Step => self.machine_op_done(host, op),
+        }
+        self.check_attached(host);
+        self.check_held(host);
+    }
+
+    /// The user: starts sessions, switches over, cancels.
+    fn operator(&mut self) {
+        let next = Micros(self.rng.between(5_000, 60_000));
+        self.after(next, Event::Operator);
+        if !self.hosts[SOURCE].up {
+            return;
+        }
+        if let Machine::Source(source) = &self.hosts[SOURCE].machine {
+            let progress = source.progress();
+            if source.is_over() {
+                self.stats.given_up += progress.given_up;
+                self.stats.fallen_back += progress.fallen_back;
+                if matches!(source.outcome(), Some(Err(_))) {
+                    self.hosts[SOURCE].machine = Machine::None;
+                }
+                return;
+            }
+            let ready = matches!(progress.stage, Stage::Copying | Stage::Synced);
+            if ready && (self.calm() || self.rng.percent(30)) {
+                let patient = Micros(self.plan.config.give_up_after.0 / 3);
+                let max_pause = if self.calm() {
+                    patient
+                } else {
+                    Micros::from_secs(3600)
+                };
+                let max_pause = Some(max_pause);
+                self.source_event(SourceEvent::Command(Command::Cutover { max_pause }));
+            } else if !self.calm() && self.rng.percent(1) {
+                self.source_event(SourceEvent::Command(Command::Cancel));
+            }
+        } else if self.hosts[SOURCE].front == Front::Serving {
+            self.start_session();
+        }
+    }
+
+    fn start_session(&mut self) {
+        self.stats.sessions += 1;
+        let mut config = self.plan.config.clone();
+        config.session = match self.plan.sabotage {
+            // The same session after a crash, as if the source remembered what it cannot know.
+            Some(Sabotage::KeepOldDisk) => Uuid::from_u128(100),
+            _ => Uuid::from_u128(100 + u128::from(self.stats.sessions)),
+        };
+        let tracker = Arc::new(Tracker::new(self.plan.size as u64, config.limits.queue));
+        let Some(record) = self.hosts[SOURCE].record.clone() else {
+            return;
+        };
+        match Source::new(config, &record, Arc::clone(&tracker)) {
+            Ok(source) => {
+                self.tracker = Some(tracker);
+                self.hosts[SOURCE].machine = Machine::Source(Box::new(source));
+                self.source_event(SourceEvent::Tick);
+                self.arm(SOURCE);
+            }
+            Err(e) => self.failure(&format!("cannot start a session: {e}")),
+        }
+    }
+
+    fn restart(&mut self, host: usize) {
+        if host == SOURCE && self.hosts[host].up {
+            return;
+        }
+        self.hosts[host].up = true;
+        let record = self.hosts[host].record.clone();
+        if host == TARGET {
+            let config = TargetConfig {
+                window: 2 << 20,
+                sabotage: self.plan.sabotage,
+            };
+            let target = Target::new(config, record, self.hosts[host].image);
+            self.hosts[host].machine = Machine::Target(Box::new(target));
+            self.target_event(TargetEvent::Tick);
+            self.arm(TARGET);
+            return;
+        }
+        match verdict(record.as_ref(), self.hosts[host].mark) {
+            Verdict::Serve { .. } => {
+                self.hosts[host].mark = None;
+                self.hosts[host].front = Front::Serving;
+            }
+            Verdict::Forward { .. } => {
+                let released = record.ok_or(()).and_then(|record| {
+                    Source::released(self.plan.config.clone(), &record).map_err(|_| ())
+                });
+                let Ok(source) = released else {
+                    self.failure("cannot resume the handover");
+                    return;
+                };
+                self.hosts[host].machine = Machine::Source(Box::new(source));
+                self.source_event(SourceEvent::Tick);
+                self.arm(SOURCE);
+            }
+            Verdict::Refuse(why) => self.failure(&format!("the source refuses its disk: {why}")),
+        }
+    }
+
+    /// The host's durable record lets it serve.
+    pub(super) fn owns(&self, host: usize) -> bool {
+        let record = self.hosts[host].record.as_ref();
+        record.is_some_and(|record| matches!(record.state, State::Owner { .. }))
+    }
+}
+
+impl Plan {
+    fn from_seed(rng: &mut Rng, sabotage: Option<Sabotage>) -> Self {
+        let size = 24 * 4096 + 1024;
+        let description = DiskDescription {
+            name: "disk".into(),
+            size: size as u64,
+            block_size: 1 << 20,
+            logical_sector: 512,
+            physical_sector: 4096,
+            format: DiskFormat::Vhdx,
+        };
+        let mut config = SourceConfig::new(Uuid::nil(), "b".into(), description);
+        config.lanes = 1 + rng.below(3) as u16;
+        config.limits.chunk = [4096, 8192, 16384][rng.below(3) as usize];
+        config.limits.reads = 1 + rng.below(4) as usize;
+        config.limits.window = [8 << 10, 40 << 10, 1 << 20][rng.below(3) as usize];
+        config.limits.queue = [0, 6 << 10, 40 << 10, 1 << 20][rng.below(4) as usize];
+        config.limits.marker_every = Micros([2_000, 20_000, 100_000][rng.below(3) as usize]);
+        config.give_up_after = Micros::from_millis([150, 400, 2000][rng.below(3) as usize]);
+        config.sabotage = sabotage;
+        let kind = rng.below(5);
+        let spans = [(50, 200), (200, 800), (500, 2000)];
+        let (low, high) = spans[rng.below(3) as usize];
+        Self {
+            size,
+            think: Micros([1_500, 6_000, 30_000][rng.below(3) as usize]),
+            op_time: Micros([60, 400, 1_500][rng.below(3) as usize]),
+            cuts: kind != 0,
+            crashes: kind >= 2,
+            power: kind >= 3,
+            fault_until: Micros::from_secs(1) + Micros::from_millis(rng.between(low, high)),
+            sabotage,
+            config,
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The rules of ownership one by one; the simulation tries them together.
+
+use super::*;
+use crate::wire::{DiskDescription, DiskFormat};
+
+const DISK: Uuid = Uuid::from_u128(1);
+const SESSION: Uuid = Uuid::from_u128(2);
+
+fn hello(session: Uuid, epoch: u64) -> Hello {
+    Hello {
+        session,
+        disk: DISK,
+        epoch,
+        incarnation: 1,
+        description: DiskDescription {
+            name: "d".into(),
+            size: 4096,
+            block_size: 0,
+            logical_sector: 512,
+            physical_sector: 4096,
+            format: DiskFormat::Raw,
+        },
+    }
+}
+
+fn target(state: State) -> TargetSwitch {
+    TargetSwitch::new(Some(Ownership { disk: DISK, state }), true)
+}
+
+fn draining() -> SourceSwitch {
+    let mut switch = SourceSwitch::new(DISK, 1, SESSION, "b".into());
+    assert_eq!(switch.prepare(), Some(1));
+    assert!(switch.ready(1) && switch.held(1));
+    switch
+}
+
+#[test]
+fn the_deciding_record_is_written_after_the_mark_and_granted_after_the_record() {
+    let mut switch = draining();
+    assert!(!switch.recorded(), "nothing was written yet");
+    assert!(switch.commit_requested(1));
+    let Some(Parked::Decide(record)) = switch.parked(true) else {
+        panic!("must decide")
+    };
+    assert!(matches!(
+        record.state,
+        State::Released {
+            epoch: 2,
+            attempt: 1,
+            ..
+        }
+    ));
+    assert!(!switch.running(2), "runs before it was granted");
+    assert!(switch.recorded());
+    assert!(!switch.running(1), "an older epoch");
+    assert!(switch.running(2));
+}
+
+#[test]
+fn an_attempt_can_be_given_up_until_the_deciding_record_is_on_its_way() {
+    let mut switch = draining();
+    assert_eq!(switch.give_up(), GivenUp::Resume);
+    assert_eq!(switch.aborted(), 1);
+    assert!(
+        !switch.commit_requested(1),
+        "a late commit request for an attempt given up"
+    );
+
+    let mut switch = draining();
+    assert!(switch.commit_requested(1));
+    assert_eq!(switch.give_up(), GivenUp::Later);
+    assert_eq!(switch.parked(true), Some(Parked::Unmark));
+    assert_eq!(switch.parked(true), Some(Parked::Resume));
+    assert_eq!((switch.phase(), switch.aborted()), (Phase::Owner, 1));
+    assert_eq!(switch.prepare(), Some(2));
+    assert_eq!(switch.aborted(), 1);
+
+    let mut switch = draining();
+    assert!(switch.commit_requested(1));
+    assert!(matches!(switch.parked(true), Some(Parked::Decide(_))));
+    assert_eq!(switch.give_up(), GivenUp::TooLate);
+}
+
+#[test]
+fn a_target_that_owns_or_may_own_a_disk_is_never_emptied_by_a_stranger() {
+    let other = Uuid::from_u128(3);
+    let prepared = State::Prepared {
+        session: SESSION,
+        attempt: 1,
+        epoch: 2,
+    };
+    let owner = State::Owner {
+        epoch: 2,
+        session: Some(SESSION),
+    };
+    let mut stranger = hello(other, 9);
+    stranger.disk = Uuid::from_u128(99);
+    for state in [prepared.clone(), owner.clone()] {
+        let answer = target(state).standing(&stranger);
+        assert!(matches!(answer, Err((Refusal::Occupied, _))));
+    }
+    let own = target(owner.clone()).standing(&hello(other, 2));
+    assert!(matches!(own, Err((Refusal::Newer, _))));
+    let late = target(owner).standing(&hello(SESSION, 1));
+    assert_eq!(late, Ok(Standing::Owner { epoch: 2 }));
+    assert_eq!(
+        target(prepared).standing(&hello(SESSION, 1)),
+        Ok(Standing::Prepared { attempt: 1 })
+    );
+    let image = TargetSwitch::new(None, true).standing(&hello(SESSION, 1));
+    assert!(matches!(image, Err((Refusal::Occupied, _))));
+}
+
+#[test]
+fn a_disk_may_come_back_to_the_host_that_handed_it_over() {
+    let released = State::Released {
+        epoch: 2,
+        session: SESSION,
+        attempt: 1,
+        to: "b".into(),
+    };
+    let back = hello(Uuid::from_u128(3), 2);
+    assert_eq!(target(released).standing(&back), Ok(Standing::Empty));
+}
+
+#[test]
+fn what_a_start_finds_says_who_serves() {
+    let record = |state| Ownership { disk: DISK, state };
+    let owner = record(State::Owner {
+        epoch: 2,
+        session: None,
+    });
+    assert_eq!(verdict(None, None), Verdict::Serve { remove_mark: false });
+    assert!(matches!(
+        verdict(None, Some(Mark::HandedOver)),
+        Verdict::Refuse(_)
+    ));
+    assert_eq!(
+        verdict(Some(&owner), Some(Mark::HandedOver)),
+        Verdict::Serve { remove_mark: true }
+    );
+    for state in [
+        State::Emptying {
+            session: SESSION,
+            epoch: 1,
+        },
+        State::Receiving {
+            session: SESSION,
+            epoch: 1,
+        },
+        State::Prepared {
+            session: SESSION,
+            attempt: 1,
+            epoch: 2,
+        },
+    ] {
+        assert!(matches!(
+            verdict(Some(&record(state)), None),
+            Verdict::Refuse(_)
+        ));
+    }
+    let to = "b".to_owned();
+    let released = record(State::Released {
+        epoch: 2,
+        session: SESSION,
+        attempt: 1,
+        to,
+    });
+    assert!(matches!(
+        verdict(Some(&released), None),
+        Verdict::Forward { epoch: 2, .. }
+    ));
+}

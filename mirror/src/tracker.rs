@@ -1,0 +1,315 @@
+//! The write tap: numbers every change of the served disk and keeps it until the target has it.
+//!
+//! A change is kept as a record while the queue has room, and as dirty granules of a bitmap when it
+//! has not: the guest never waits for the network and memory stays bounded. Must never block, and
+//! never drop a change without leaving its granules dirty.
+//!
+//! # The rules that make lanes independent
+//!
+//! 1. Every change takes a number, also one that only leaves dirty bits.
+//! 2. It takes it after it succeeded in the local disk. So a read submitted when the last number
+//!    was `base` sees every change up to `base`.
+//! 3. A change whose granules are all dirty needs no record: they have yet to be read. The same is
+//!    true beyond the cursor, where the bulk copy has not yet asked what is allocated.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use vdisk::tap::{Change, WriteTap};
+use vdisk::units::GuestOffset;
+
+use crate::dirty::DirtyMap;
+use crate::wire::{Content, MAX_PAYLOAD, Record};
+
+/// What a record costs beside its bytes.
+pub const RECORD_COST: u64 = 96;
+
+/// Memory that a record is counted for.
+#[must_use]
+pub fn cost(record: &Record) -> u64 {
+    RECORD_COST + record.content.held()
+}
+
+/// A part of the disk that is to be read and sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// First byte.
+    pub offset: u64,
+    /// How many bytes; ends within the disk.
+    pub len: u64,
+    /// The last number given out: the read sees every change up to it.
+    pub base: u64,
+}
+
+/// Figures of a tracker, taken at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// The last number given out.
+    pub seq: u64,
+    /// Bytes that records hold, those included that were sent and not yet acknowledged.
+    pub held: u64,
+    /// Bytes that are dirty.
+    pub dirty: u64,
+    /// Whether records wait to be taken.
+    pub queued: bool,
+    /// Changes that went to the bitmap because the queue was full.
+    pub fallen_back: u64,
+}
+
+type Waker = Box<dyn Fn() + Send + Sync>;
+
+/// The tap on one disk for one session; shared by those who serve the disk and the session.
+pub struct Tracker {
+    inner: Mutex<Inner>,
+    waker: Mutex<Option<Waker>>,
+}
+
+struct Inner {
+    size: u64,
+    limit: u64,
+    seq: u64,
+    cursor: u64,
+    queue: VecDeque<Record>,
+    held: u64,
+    dirty: DirtyMap,
+    fallen_back: u64,
+}
+
+impl fmt::Debug for Tracker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracker")
+            .field("figures", &self.figures())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tracker {
+    /// A tap for a disk of `size` bytes that keeps at most about `limit` bytes of records.
+    #[must_use]
+    pub fn new(size: u64, limit: u64) -> Self {
+        let inner = Inner {
+            size,
+            limit,
+            seq: 0,
+            cursor: 0,
+            queue: VecDeque::new(),
+            held: 0,
+            dirty: DirtyMap::default(),
+            fallen_back: 0,
+        };
+        Self {
+            inner: Mutex::new(inner),
+            waker: Mutex::new(None),
+        }
+    }
+
+    /// `waker` is called, from any thread, when something to send appears.
+    pub fn set_waker(&self, waker: Waker) {
+        *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing in here panics half-way through a change of the state.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Figures of this moment.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        let inner = self.lock();
+        Figures {
+            seq: inner.seq,
+            held: inner.held,
+            dirty: inner.dirty.bytes(),
+            queued: !inner.queue.is_empty(),
+            fallen_back: inner.fallen_back,
+        }
+    }
+
+    /// From now on changes below `cursor` count: the bulk copy asks what is allocated there.
+    ///
+    /// To be called before the question is submitted.
+    pub fn advance_cursor(&self, cursor: u64) {
+        let mut inner = self.lock();
+        inner.cursor = inner.cursor.max(cursor);
+    }
+
+    /// These bytes have to be read and sent.
+    pub fn mark(&self, offset: u64, len: u64) {
+        self.lock().dirty.mark(offset, len);
+    }
+
+    /// Take the next dirty run at or after `from`, at most `max` bytes.
+    pub fn claim(&self, from: u64, max: u64) -> Option<Claim> {
+        let mut inner = self.lock();
+        let (offset, len) = inner.dirty.claim(from, max)?;
+        let len = len.min(inner.size.saturating_sub(offset));
+        Some(Claim {
+            offset,
+            len,
+            base: inner.seq,
+        })
+    }
+
+    /// Take the oldest record. It stays counted until [`Tracker::settle`].
+    pub fn take(&self) -> Option<Record> {
+        self.lock().queue.pop_front()
+    }
+
+    /// The number up to which no record waits to be taken.
+    #[must_use]
+    pub fn taken_through(&self) -> u64 {
+        let inner = self.lock();
+        inner
+            .queue
+            .front()
+            .map_or(inner.seq, |record| record.seq.saturating_sub(1))
+    }
+
+    /// A record that was taken is durable at the target: its memory is free again.
+    pub fn settle(&self, record: &Record) {
+        let mut inner = self.lock();
+        inner.held = inner.held.saturating_sub(cost(record));
+    }
+}
+
+impl Inner {
+    /// Number and keep one change that fits one message.
+    fn add(&mut self, offset: u64, content: Content) {
+        self.seq += 1;
+        let len = content.covers();
+        let below = self.cursor.saturating_sub(offset).min(len);
+        if below == 0 || self.dirty.covers(offset, below) {
+            return;
+        }
+        let record = Record {
+            seq: self.seq,
+            offset,
+            content,
+        };
+        let cost = cost(&record);
+        if self.held.saturating_add(cost) > self.limit {
+            self.fallen_back += 1;
+            self.dirty.mark(offset, below);
+            return;
+        }
+        self.held += cost;
+        self.queue.push_back(record);
+    }
+}
+
+impl WriteTap for Tracker {
+    fn changed(&self, offset: GuestOffset, change: Change) {
+        let was_idle = {
+            let mut inner = self.lock();
+            let was_idle = inner.queue.is_empty() && inner.dirty.is_empty();
+            match change {
+                Change::Zeroes(0) => {}
+                Change::Zeroes(len) => inner.add(offset.0, Content::Zeroes(len)),
+                Change::Data(mut data) => {
+                    let mut at = offset.0;
+                    while !data.is_empty() {
+                        let piece: Bytes = data.split_to(data.len().min(MAX_PAYLOAD));
+                        let next = at + piece.len() as u64;
+                        inner.add(at, Content::Data(piece));
+                        at = next;
+                    }
+                }
+            }
+            was_idle && !(inner.queue.is_empty() && inner.dirty.is_empty())
+        };
+        if was_idle
+            && let Some(waker) = self
+                .waker
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .as_ref()
+        {
+            waker();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(tracker: &Tracker, offset: u64, len: usize) {
+        tracker.changed(GuestOffset(offset), Change::Data(Bytes::from(vec![1; len])));
+    }
+
+    #[test]
+    fn a_full_queue_leaves_the_change_in_the_bitmap() {
+        let tracker = Tracker::new(1 << 20, 10_000);
+        tracker.advance_cursor(1 << 20);
+        write(&tracker, 0, 4096);
+        write(&tracker, 4096, 4096);
+        write(&tracker, 512 * 33, 512);
+        write(&tracker, 65536, 4096);
+        let figures = tracker.figures();
+        assert_eq!(
+            (figures.seq, figures.fallen_back, figures.dirty),
+            (4, 1, 4096)
+        );
+        let kept: Vec<u64> = std::iter::from_fn(|| tracker.take())
+            .map(|r| r.seq)
+            .collect();
+        assert_eq!(kept, [1, 2, 3]);
+        assert_eq!(
+            tracker.claim(0, 1 << 20),
+            Some(Claim {
+                offset: 65536,
+                len: 4096,
+                base: 4
+            })
+        );
+    }
+
+    #[test]
+    fn a_change_beyond_the_cursor_or_of_dirty_granules_takes_a_number_and_no_memory() {
+        let tracker = Tracker::new(1 << 20, 1 << 20);
+        write(&tracker, 0, 4096);
+        tracker.advance_cursor(8192);
+        tracker.mark(0, 4096);
+        write(&tracker, 512, 512);
+        write(&tracker, 8192, 4096);
+        assert_eq!(tracker.figures().held, 0);
+        // Across the cursor: the part below it counts, so the whole change is kept.
+        write(&tracker, 4096, 8192);
+        assert_eq!(tracker.take().map(|r| (r.seq, r.offset)), Some((4, 4096)));
+    }
+
+    #[test]
+    fn the_last_granule_of_a_disk_ends_with_the_disk() {
+        let tracker = Tracker::new(4096 + 512, 0);
+        tracker.advance_cursor(4096 + 512);
+        write(&tracker, 4096, 512);
+        assert_eq!(
+            tracker.claim(0, 1 << 20),
+            Some(Claim {
+                offset: 4096,
+                len: 512,
+                base: 1
+            })
+        );
+    }
+
+    #[test]
+    fn a_large_change_is_cut_into_messages_and_each_has_its_number() {
+        let tracker = Tracker::new(1 << 30, 1 << 30);
+        tracker.advance_cursor(1 << 30);
+        write(&tracker, 512, MAX_PAYLOAD + 512);
+        let first = tracker.take().unwrap();
+        let second = tracker.take().unwrap();
+        assert_eq!(
+            (first.seq, first.offset, first.content.covers()),
+            (1, 512, 1 << 20)
+        );
+        assert_eq!(
+            (second.seq, second.offset, second.content.covers()),
+            (2, 512 + (1 << 20), 512)
+        );
+    }
+}

@@ -1,0 +1,550 @@
+//! Bytes to messages, total on every input.
+
+use std::fmt;
+
+use bytes::{Buf, Bytes, BytesMut};
+use uuid::Uuid;
+
+use super::message::{
+    Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Hello, Join, Marker, Message,
+    Record, Refusal, Standing,
+};
+use super::{
+    HEAD_LEN, MAGIC, MAX_CHUNKS_DONE, MAX_DISK, MAX_FIXED, MAX_FRAME, MAX_NAME, MAX_PAYLOAD,
+    MAX_TEXT, VERSION, kind,
+};
+
+/// What is wrong with a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The frame ends before the field does.
+    Truncated,
+    /// The frame goes on after its last field.
+    Excess,
+    /// A length or count beyond its bound.
+    TooLong,
+    /// A value that the field cannot have.
+    BadValue,
+    /// The check of the frame does not match: the bytes were damaged or are no frame.
+    BadCheck,
+    /// A protocol version that this code does not speak.
+    Version,
+}
+
+/// Why bytes are no message: which field, where, what is wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecodeError {
+    /// The field, as in the protocol document.
+    pub field: &'static str,
+    /// Its offset in the frame, in bytes.
+    pub offset: usize,
+    /// What is wrong with it.
+    pub fault: Fault,
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fault = match self.fault {
+            Fault::Truncated => "is cut off",
+            Fault::Excess => "is followed by bytes that belong to nothing",
+            Fault::TooLong => "is longer than allowed",
+            Fault::BadValue => "has a value it cannot have",
+            Fault::BadCheck => "does not match the frame: it was damaged or is no frame",
+            Fault::Version => "is a version this program does not speak",
+        };
+        write!(
+            f,
+            "malformed message: {} at byte {} {fault}",
+            self.field, self.offset
+        )
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+/// The first bytes of a frame, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameHead {
+    /// The first eight bytes as they came, for the check.
+    raw: [u8; 8],
+    kind: u8,
+    fixed: usize,
+    body: usize,
+    check: [u8; 4],
+}
+
+impl FrameHead {
+    /// Length of what follows the head, in bytes; at most [`MAX_FRAME`].
+    #[must_use]
+    pub fn body_len(&self) -> usize {
+        self.body
+    }
+}
+
+/// The check of a frame from its first eight bytes and its fixed fields.
+pub(super) fn check_of(raw: &[u8], fixed: &[u8]) -> [u8; 4] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(raw);
+    hasher.update(fixed);
+    let hash = hasher.finalize();
+    hash.as_bytes()
+        .first_chunk::<4>()
+        .copied()
+        .unwrap_or_default()
+}
+
+/// The longest payload a kind may carry; `None` for an unknown kind.
+fn payload_bound(kind: u8) -> Option<usize> {
+    match kind {
+        kind::RECORD_DATA | kind::CHUNK_DATA => Some(MAX_PAYLOAD),
+        kind::HELLO..=kind::BEAT
+        | kind::RECORD_ZERO
+        | kind::CHUNK_ZERO..=kind::DURABLE
+        | kind::PREPARE..=kind::RUNNING
+        | kind::ABANDON
+        | kind::FAILED => Some(0),
+        _ => None,
+    }
+}
+
+/// Read the head of a frame.
+pub fn decode_head(bytes: [u8; HEAD_LEN]) -> Result<FrameHead, DecodeError> {
+    let mut r = Reader {
+        rest: Bytes::copy_from_slice(&bytes),
+        at: 0,
+    };
+    let body = r.u32("body length")? as usize;
+    let kind = r.u8("kind")?;
+    let zero = r.u8("reserved byte")?;
+    let fixed = usize::from(r.u16("fixed length")?);
+    let check = r.array::<4>("check")?;
+    let bad = |field, offset, fault| {
+        Err(DecodeError {
+            field,
+            offset,
+            fault,
+        })
+    };
+    let Some(bound) = payload_bound(kind) else {
+        return bad("kind", 4, Fault::BadValue);
+    };
+    if zero != 0 {
+        return bad("reserved byte", 5, Fault::BadValue);
+    }
+    if fixed > MAX_FIXED || fixed > body {
+        return bad("fixed length", 6, Fault::TooLong);
+    }
+    if body - fixed > bound {
+        return bad("body length", 0, Fault::TooLong);
+    }
+    let raw = bytes.first_chunk::<8>().copied().unwrap_or_default();
+    Ok(FrameHead {
+        raw,
+        kind,
+        fixed,
+        body,
+        check,
+    })
+}
+
+/// Read the body of a frame; `body` is [`FrameHead::body_len`] bytes long.
+pub fn decode_body(head: &FrameHead, mut body: Bytes) -> Result<Message, DecodeError> {
+    if body.len() != head.body {
+        let fault = Fault::Truncated;
+        return Err(DecodeError {
+            field: "body",
+            offset: HEAD_LEN,
+            fault,
+        });
+    }
+    let fixed = body.split_to(head.fixed);
+    if check_of(&head.raw, &fixed) != head.check {
+        return Err(DecodeError {
+            field: "check",
+            offset: 8,
+            fault: Fault::BadCheck,
+        });
+    }
+    let mut r = Reader {
+        rest: fixed,
+        at: HEAD_LEN,
+    };
+    let message = match head.kind {
+        kind::HELLO => Message::Hello(hello(&mut r)?),
+        kind::JOIN => Message::Join(Join {
+            session: r.uuid("session")?,
+            incarnation: r.nonzero("incarnation")?,
+            lane: r.u16("lane")?,
+        }),
+        kind::WELCOME => Message::Welcome(standing(&mut r)?),
+        kind::REFUSED => Message::Refused {
+            refusal: refusal(&mut r)?,
+            text: r.text("text", MAX_TEXT)?,
+        },
+        kind::BEGIN => Message::Begin(Begin {
+            fresh: r.flag("fresh")?,
+            acked: r.u64("acked")?,
+            aborted: r.u64("aborted")?,
+        }),
+        kind::RECORD_DATA | kind::RECORD_ZERO => Message::Record(record(&mut r, head.kind, body)?),
+        kind::CHUNK_DATA | kind::CHUNK_ZERO => Message::Chunk(chunk(&mut r, head.kind, body)?),
+        kind::MARKER => Message::Marker(marker(&mut r)?),
+        kind::FINAL => Message::Final(Final {
+            attempt: r.nonzero("attempt")?,
+            chunks: r.u64("chunks")?,
+            marker: marker(&mut r)?,
+        }),
+        kind::CHUNKS_DONE => Message::ChunksDone(chunks_done(&mut r)?),
+        _ => short(&mut r, head.kind)?,
+    };
+    r.end()?;
+    Ok(message)
+}
+
+/// The messages of a number or two.
+fn short(r: &mut Reader, kind: u8) -> Result<Message, DecodeError> {
+    Ok(match kind {
+        kind::BEGUN => Message::Begun {
+            window: r.nonzero("window")?,
+        },
+        kind::DURABLE => Message::Durable {
+            marker: r.u64("marker")?,
+            chunks: r.u64("chunks")?,
+        },
+        kind::PREPARE => Message::Prepare {
+            attempt: r.nonzero("attempt")?,
+        },
+        kind::READY => Message::Ready {
+            attempt: r.nonzero("attempt")?,
+        },
+        kind::COMMIT_REQUEST => Message::CommitRequest {
+            attempt: r.nonzero("attempt")?,
+        },
+        kind::GRANT => Message::Grant {
+            attempt: r.nonzero("attempt")?,
+            epoch: r.nonzero("epoch")?,
+        },
+        kind::RUNNING => Message::Running {
+            epoch: r.nonzero("epoch")?,
+            address: r.text("address", MAX_TEXT)?,
+        },
+        kind::ABANDON => Message::Abandon {
+            text: r.text("text", MAX_TEXT)?,
+        },
+        kind::FAILED => Message::Failed {
+            text: r.text("text", MAX_TEXT)?,
+        },
+        kind::BEAT => Message::Beat,
+        _ => {
+            return Err(DecodeError {
+                field: "kind",
+                offset: 4,
+                fault: Fault::BadValue,
+            });
+        }
+    })
+}
+
+fn hello(r: &mut Reader) -> Result<Hello, DecodeError> {
+    if r.u32("magic")? != MAGIC {
+        return Err(r.bad("magic", 4));
+    }
+    if r.u16("version")? != VERSION {
+        return Err(DecodeError {
+            fault: Fault::Version,
+            ..r.bad("version", 2)
+        });
+    }
+    Ok(Hello {
+        session: r.uuid("session")?,
+        disk: r.uuid("disk")?,
+        epoch: r.nonzero("epoch")?,
+        incarnation: r.nonzero("incarnation")?,
+        description: description(r)?,
+    })
+}
+
+fn description(r: &mut Reader) -> Result<DiskDescription, DecodeError> {
+    let size = r.u64("size")?;
+    if !(512..=MAX_DISK).contains(&size) || !size.is_multiple_of(512) {
+        return Err(r.bad("size", 8));
+    }
+    let block_size = r.u32("block size")?;
+    let logical_sector = r.u32("logical sector")?;
+    if !matches!(logical_sector, 512 | 4096) {
+        return Err(r.bad("logical sector", 4));
+    }
+    let physical_sector = r.u32("physical sector")?;
+    if !matches!(physical_sector, 512 | 4096) {
+        return Err(r.bad("physical sector", 4));
+    }
+    let format = match r.u8("format")? {
+        1 => DiskFormat::Vhdx,
+        2 => DiskFormat::Raw,
+        _ => return Err(r.bad("format", 1)),
+    };
+    let at = r.at;
+    let name = r.text("name", MAX_NAME)?;
+    // The name becomes part of a path at the target: it may not lead out of its directory.
+    if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', '\0']) {
+        return Err(DecodeError {
+            field: "name",
+            offset: at,
+            fault: Fault::BadValue,
+        });
+    }
+    Ok(DiskDescription {
+        name,
+        size,
+        block_size,
+        logical_sector,
+        physical_sector,
+        format,
+    })
+}
+
+fn standing(r: &mut Reader) -> Result<Standing, DecodeError> {
+    let number = r.u8("standing")?;
+    let value = r.u64("standing value")?;
+    match (number, value) {
+        (0, 0) => Ok(Standing::Empty),
+        (1, 0) => Ok(Standing::Receiving),
+        (2, 1..) => Ok(Standing::Prepared { attempt: value }),
+        (3, 1..) => Ok(Standing::Owner { epoch: value }),
+        _ => Err(r.bad("standing", 9)),
+    }
+}
+
+fn refusal(r: &mut Reader) -> Result<Refusal, DecodeError> {
+    match r.u8("refusal")? {
+        1 => Ok(Refusal::Version),
+        2 => Ok(Refusal::Occupied),
+        3 => Ok(Refusal::Newer),
+        4 => Ok(Refusal::Unknown),
+        5 => Ok(Refusal::CannotCreate),
+        _ => Err(r.bad("refusal", 1)),
+    }
+}
+
+/// A place on a disk: it ends within 64 TiB.
+fn place(r: &Reader, offset: u64, len: u64) -> Result<(), DecodeError> {
+    match offset.checked_add(len) {
+        Some(end) if end <= MAX_DISK && len > 0 => Ok(()),
+        _ => Err(r.bad("place on the disk", 8)),
+    }
+}
+
+fn content(r: &mut Reader, zero: bool, payload: Bytes) -> Result<Content, DecodeError> {
+    if zero {
+        return Ok(Content::Zeroes(r.u64("length")?));
+    }
+    Ok(Content::Data(payload))
+}
+
+fn record(r: &mut Reader, kind: u8, payload: Bytes) -> Result<Record, DecodeError> {
+    let seq = r.nonzero("sequence number")?;
+    let offset = r.u64("offset")?;
+    let content = content(r, kind == kind::RECORD_ZERO, payload)?;
+    place(r, offset, content.covers())?;
+    Ok(Record {
+        seq,
+        offset,
+        content,
+    })
+}
+
+fn chunk(r: &mut Reader, kind: u8, payload: Bytes) -> Result<Chunk, DecodeError> {
+    let id = r.u64("chunk")?;
+    let base = r.u64("base")?;
+    let offset = r.u64("offset")?;
+    let zero = kind == kind::CHUNK_ZERO;
+    let hash = if zero {
+        [0; 32]
+    } else {
+        r.array::<32>("hash")?
+    };
+    let content = content(r, zero, payload)?;
+    place(r, offset, content.covers())?;
+    Ok(Chunk {
+        id,
+        base,
+        offset,
+        content,
+        hash,
+    })
+}
+
+fn marker(r: &mut Reader) -> Result<Marker, DecodeError> {
+    Ok(Marker {
+        id: r.u64("marker")?,
+        seq: r.u64("sequence number")?,
+        count: r.u64("record count")?,
+        floor: r.u64("floor")?,
+        digest: r.array::<32>("digest")?,
+    })
+}
+
+fn chunks_done(r: &mut Reader) -> Result<Vec<u64>, DecodeError> {
+    let count = usize::from(r.u16("chunk count")?);
+    if count == 0 || count > MAX_CHUNKS_DONE {
+        return Err(DecodeError {
+            fault: Fault::TooLong,
+            ..r.bad("chunk count", 2)
+        });
+    }
+    (0..count).map(|_| r.u64("chunk")).collect()
+}
+
+/// Reads fields off the front, counting where it is.
+struct Reader {
+    rest: Bytes,
+    at: usize,
+}
+
+impl Reader {
+    /// The field of `len` bytes just read has a value it cannot have.
+    fn bad(&self, field: &'static str, len: usize) -> DecodeError {
+        DecodeError {
+            field,
+            offset: self.at.saturating_sub(len),
+            fault: Fault::BadValue,
+        }
+    }
+
+    fn take(&mut self, field: &'static str, len: usize) -> Result<Bytes, DecodeError> {
+        if self.rest.remaining() < len {
+            return Err(DecodeError {
+                field,
+                offset: self.at,
+                fault: Fault::Truncated,
+            });
+        }
+        self.at += len;
+        Ok(self.rest.split_to(len))
+    }
+
+    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], DecodeError> {
+        let bytes = self.take(field, N)?;
+        Ok(bytes.first_chunk::<N>().copied().unwrap_or([0; N]))
+    }
+
+    fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
+        self.array::<1>(field).map(u8::from_le_bytes)
+    }
+
+    fn u16(&mut self, field: &'static str) -> Result<u16, DecodeError> {
+        self.array::<2>(field).map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
+        self.array::<4>(field).map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self, field: &'static str) -> Result<u64, DecodeError> {
+        self.array::<8>(field).map(u64::from_le_bytes)
+    }
+
+    fn nonzero(&mut self, field: &'static str) -> Result<u64, DecodeError> {
+        match self.u64(field)? {
+            0 => Err(self.bad(field, 8)),
+            value => Ok(value),
+        }
+    }
+
+    fn flag(&mut self, field: &'static str) -> Result<bool, DecodeError> {
+        match self.u8(field)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(self.bad(field, 1)),
+        }
+    }
+
+    fn uuid(&mut self, field: &'static str) -> Result<Uuid, DecodeError> {
+        self.array::<16>(field).map(Uuid::from_bytes)
+    }
+
+    fn text(&mut self, field: &'static str, bound: usize) -> Result<String, DecodeError> {
+        let len = usize::from(self.u16(field)?);
+        if len > bound {
+            return Err(DecodeError {
+                fault: Fault::TooLong,
+                ..self.bad(field, 2)
+            });
+        }
+        let at = self.at;
+        let bytes = self.take(field, len)?;
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => Ok(text.to_owned()),
+            Err(_) => Err(DecodeError {
+                field,
+                offset: at,
+                fault: Fault::BadValue,
+            }),
+        }
+    }
+
+    fn end(&self) -> Result<(), DecodeError> {
+        if self.rest.has_remaining() {
+            return Err(DecodeError {
+                field: "message",
+                offset: self.at,
+                fault: Fault::Excess,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a byte stream into messages. Holds at most one frame and what was fed after it.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    bytes: BytesMut,
+    head: Option<FrameHead>,
+}
+
+impl Decoder {
+    /// More bytes of the stream.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The buffer to read more of the stream into, behind what is there.
+    pub fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.bytes
+    }
+
+    /// How many more bytes the frame at hand needs; 0 when [`Decoder::next`] has something to do.
+    #[must_use]
+    pub fn wants(&self) -> usize {
+        let whole = self.head.map_or(HEAD_LEN, |head| head.body);
+        whole.saturating_sub(self.bytes.len()).min(MAX_FRAME)
+    }
+
+    /// The next whole message, if it is there. After an error the stream is of no use any more.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "it is not an iterator: `None` is no end"
+    )]
+    pub fn next(&mut self) -> Result<Option<Message>, DecodeError> {
+        let head = if let Some(head) = self.head {
+            head
+        } else {
+            let Some(bytes) = self.bytes.first_chunk::<HEAD_LEN>().copied() else {
+                return Ok(None);
+            };
+            let head = decode_head(bytes)?;
+            self.bytes.advance(HEAD_LEN);
+            self.head = Some(head);
+            head
+        };
+        if self.bytes.len() < head.body {
+            return Ok(None);
+        }
+        self.head = None;
+        let body = self.bytes.split_to(head.body).freeze();
+        decode_body(&head, body).map(Some)
+    }
+}
+
+const _: () = assert!(MAX_FRAME < u32::MAX as usize && MAX_FIXED <= u16::MAX as usize);
+const _: () = assert!(MAX_CHUNKS_DONE * 8 + 2 <= MAX_FIXED);

@@ -1,0 +1,235 @@
+//! Messages to bytes.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::message::{
+    Chunk, Content, DiskFormat, Final, Hello, Marker, Message, Record, Refusal, Standing,
+};
+use super::{HEAD_LEN, MAGIC, MAX_TEXT, VERSION, kind};
+
+/// An encoded message: the frame's head with its fixed fields, and the bytes that follow uncopied.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Head and fixed fields.
+    pub head: Bytes,
+    /// The payload; empty for most messages.
+    pub payload: Bytes,
+}
+
+impl Frame {
+    /// Length on the wire in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.head.len() + self.payload.len()
+    }
+
+    /// Never: every frame has a head.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+/// The frame of a message. What breaks the bounds of [`Message`] is the caller's fault and is
+/// refused by the other side's decoder; texts are cut to their bound here.
+#[must_use]
+pub fn encode(message: &Message) -> Frame {
+    let mut body = BytesMut::with_capacity(128);
+    body.put_bytes(0, HEAD_LEN);
+    let (kind, payload) = put_message(&mut body, message);
+    let fixed = body.len() - HEAD_LEN;
+    let mut head = BytesMut::with_capacity(HEAD_LEN);
+    head.put_u32_le((fixed + payload.len()) as u32);
+    head.put_u8(kind);
+    head.put_u8(0);
+    head.put_u16_le(fixed as u16);
+    let check = super::decode::check_of(&head, body.get(HEAD_LEN..).unwrap_or_default());
+    head.put_slice(&check);
+    if let Some(front) = body.get_mut(..HEAD_LEN) {
+        front.copy_from_slice(&head);
+    }
+    Frame {
+        head: body.freeze(),
+        payload,
+    }
+}
+
+fn put_message(out: &mut BytesMut, message: &Message) -> (u8, Bytes) {
+    let kind = match message {
+        Message::Hello(hello) => put_hello(out, hello),
+        Message::Join(join) => {
+            out.put_slice(join.session.as_bytes());
+            out.put_u64_le(join.incarnation);
+            out.put_u16_le(join.lane);
+            kind::JOIN
+        }
+        Message::Welcome(standing) => put_standing(out, standing),
+        Message::Refused { refusal, text } => {
+            out.put_u8(refusal_number(*refusal));
+            put_text(out, text);
+            kind::REFUSED
+        }
+        Message::Begin(begin) => {
+            out.put_u8(u8::from(begin.fresh));
+            out.put_u64_le(begin.acked);
+            out.put_u64_le(begin.aborted);
+            kind::BEGIN
+        }
+        Message::Record(record) => return put_record(out, record),
+        Message::Chunk(chunk) => return put_chunk(out, chunk),
+        Message::Marker(marker) => {
+            put_marker(out, marker);
+            kind::MARKER
+        }
+        Message::Final(last) => put_final(out, last),
+        Message::ChunksDone(ids) => {
+            out.put_u16_le(ids.len() as u16);
+            for id in ids {
+                out.put_u64_le(*id);
+            }
+            kind::CHUNKS_DONE
+        }
+        Message::Beat => kind::BEAT,
+        other => put_short(out, other),
+    };
+    (kind, Bytes::new())
+}
+
+/// The messages of a number or two.
+fn put_short(out: &mut BytesMut, message: &Message) -> u8 {
+    match message {
+        Message::Begun { window } => {
+            out.put_u64_le(*window);
+            kind::BEGUN
+        }
+        Message::Durable { marker, chunks } => {
+            out.put_u64_le(*marker);
+            out.put_u64_le(*chunks);
+            kind::DURABLE
+        }
+        Message::Prepare { attempt } => put_attempt(out, *attempt, kind::PREPARE),
+        Message::Ready { attempt } => put_attempt(out, *attempt, kind::READY),
+        Message::CommitRequest { attempt } => put_attempt(out, *attempt, kind::COMMIT_REQUEST),
+        Message::Grant { attempt, epoch } => {
+            out.put_u64_le(*attempt);
+            out.put_u64_le(*epoch);
+            kind::GRANT
+        }
+        Message::Running { epoch, address } => {
+            out.put_u64_le(*epoch);
+            put_text(out, address);
+            kind::RUNNING
+        }
+        Message::Abandon { text } => {
+            put_text(out, text);
+            kind::ABANDON
+        }
+        Message::Failed { text } => {
+            put_text(out, text);
+            kind::FAILED
+        }
+        _ => kind::BEAT,
+    }
+}
+
+fn put_attempt(out: &mut BytesMut, attempt: u64, kind: u8) -> u8 {
+    out.put_u64_le(attempt);
+    kind
+}
+
+fn put_hello(out: &mut BytesMut, hello: &Hello) -> u8 {
+    out.put_u32_le(MAGIC);
+    out.put_u16_le(VERSION);
+    out.put_slice(hello.session.as_bytes());
+    out.put_slice(hello.disk.as_bytes());
+    out.put_u64_le(hello.epoch);
+    out.put_u64_le(hello.incarnation);
+    let disk = &hello.description;
+    out.put_u64_le(disk.size);
+    out.put_u32_le(disk.block_size);
+    out.put_u32_le(disk.logical_sector);
+    out.put_u32_le(disk.physical_sector);
+    out.put_u8(match disk.format {
+        DiskFormat::Vhdx => 1,
+        DiskFormat::Raw => 2,
+    });
+    put_text(out, &disk.name);
+    kind::HELLO
+}
+
+fn put_standing(out: &mut BytesMut, standing: &Standing) -> u8 {
+    let (number, value) = match standing {
+        Standing::Empty => (0, 0),
+        Standing::Receiving => (1, 0),
+        Standing::Prepared { attempt } => (2, *attempt),
+        Standing::Owner { epoch } => (3, *epoch),
+    };
+    out.put_u8(number);
+    out.put_u64_le(value);
+    kind::WELCOME
+}
+
+fn put_record(out: &mut BytesMut, record: &Record) -> (u8, Bytes) {
+    out.put_u64_le(record.seq);
+    out.put_u64_le(record.offset);
+    match &record.content {
+        Content::Data(data) => (kind::RECORD_DATA, data.clone()),
+        Content::Zeroes(len) => {
+            out.put_u64_le(*len);
+            (kind::RECORD_ZERO, Bytes::new())
+        }
+    }
+}
+
+fn put_chunk(out: &mut BytesMut, chunk: &Chunk) -> (u8, Bytes) {
+    out.put_u64_le(chunk.id);
+    out.put_u64_le(chunk.base);
+    out.put_u64_le(chunk.offset);
+    match &chunk.content {
+        Content::Data(data) => {
+            out.put_slice(&chunk.hash);
+            (kind::CHUNK_DATA, data.clone())
+        }
+        Content::Zeroes(len) => {
+            out.put_u64_le(*len);
+            (kind::CHUNK_ZERO, Bytes::new())
+        }
+    }
+}
+
+fn put_marker(out: &mut BytesMut, marker: &Marker) {
+    out.put_u64_le(marker.id);
+    out.put_u64_le(marker.seq);
+    out.put_u64_le(marker.count);
+    out.put_u64_le(marker.floor);
+    out.put_slice(&marker.digest);
+}
+
+fn put_final(out: &mut BytesMut, last: &Final) -> u8 {
+    out.put_u64_le(last.attempt);
+    out.put_u64_le(last.chunks);
+    put_marker(out, &last.marker);
+    kind::FINAL
+}
+
+/// Cut at a character boundary so that what is sent is always valid.
+fn put_text(out: &mut BytesMut, text: &str) {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let text = text.get(..end).unwrap_or_default();
+    out.put_u16_le(text.len() as u16);
+    out.put_slice(text.as_bytes());
+}
+
+/// The number of a refusal on the wire.
+pub(super) fn refusal_number(refusal: Refusal) -> u8 {
+    match refusal {
+        Refusal::Version => 1,
+        Refusal::Occupied => 2,
+        Refusal::Newer => 3,
+        Refusal::Unknown => 4,
+        Refusal::CannotCreate => 5,
+    }
+}

@@ -1,0 +1,268 @@
+//! The messages, as checked types.
+//!
+//! Whatever is in one of these after decoding keeps the bounds written at its fields.
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+/// What kind of image the target creates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// A dynamic VHDX image.
+    Vhdx,
+    /// A sparse raw image.
+    Raw,
+}
+
+/// What the target has to create.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DiskDescription {
+    /// The disk's name: 1 to 255 bytes, no `/`, no NUL, not starting with a dot.
+    pub name: String,
+    /// Size of the disk in bytes: at least 512, at most 64 TiB, a multiple of 512.
+    pub size: u64,
+    /// Payload block size in bytes; 0 where the format has none.
+    pub block_size: u32,
+    /// Logical sector size in bytes: 512 or 4096.
+    pub logical_sector: u32,
+    /// Physical sector size in bytes: 512 or 4096.
+    pub physical_sector: u32,
+    /// The image format.
+    pub format: DiskFormat,
+}
+
+/// The first message on the ordered lane, from the source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The session: one attempt to move this disk, made anew after a crash of the source.
+    pub session: Uuid,
+    /// The disk's lineage: the same on every host it ever moves to.
+    pub disk: Uuid,
+    /// The source's ownership epoch; at least 1.
+    pub epoch: u64,
+    /// Grows with every connection of one session; at least 1.
+    pub incarnation: u64,
+    /// What to create.
+    pub description: DiskDescription,
+}
+
+/// The first message on a bulk lane, from the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Join {
+    /// The session.
+    pub session: Uuid,
+    /// The incarnation whose ordered lane this lane belongs to.
+    pub incarnation: u64,
+    /// Its number, from 1.
+    pub lane: u16,
+}
+
+/// What the target has of the session that greets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing that counts: it will begin from an empty disk.
+    Empty,
+    /// Part of this session's data.
+    Receiving,
+    /// Everything of this session up to the final marker of `attempt`, durably; awaits the grant.
+    Prepared {
+        /// Which attempt to switch over.
+        attempt: u64,
+    },
+    /// It owns the disk (or has owned it and moved it on).
+    Owner {
+        /// Its epoch.
+        epoch: u64,
+    },
+}
+
+/// How to go on, from the source after the greeting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begin {
+    /// Whether the target is to begin from an empty disk.
+    pub fresh: bool,
+    /// The last record that the source knows to be durable at the target.
+    pub acked: u64,
+    /// The last switchover attempt that the source has given up; 0 for none.
+    pub aborted: u64,
+}
+
+/// Bytes of the disk, or that they are zero.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// These bytes, 1 to [`super::MAX_PAYLOAD`] of them.
+    Data(Bytes),
+    /// This many zero bytes, at least 1.
+    Zeroes(u64),
+}
+
+impl Content {
+    /// How many bytes of the disk it covers.
+    #[must_use]
+    pub fn covers(&self) -> u64 {
+        match self {
+            Self::Data(data) => data.len() as u64,
+            Self::Zeroes(len) => *len,
+        }
+    }
+
+    /// How many bytes of memory it holds.
+    #[must_use]
+    pub fn held(&self) -> u64 {
+        match self {
+            Self::Data(data) => data.len() as u64,
+            Self::Zeroes(_) => 0,
+        }
+    }
+}
+
+/// One change that a client of the source was told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its number: grows along the stream, with gaps where changes went to the bitmap.
+    pub seq: u64,
+    /// First byte of the disk; `offset` plus what it covers is at most 64 TiB.
+    pub offset: u64,
+    /// What is there now.
+    pub content: Content,
+}
+
+/// A part of the disk as it was when no record after `base` had happened, or later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Names it in the acknowledgement.
+    pub id: u64,
+    /// The last sequence number given out when its read was submitted.
+    pub base: u64,
+    /// First byte of the disk.
+    pub offset: u64,
+    /// What is there.
+    pub content: Content,
+    /// BLAKE3 of the data; all zero bytes for zeroes.
+    pub hash: [u8; 32],
+}
+
+/// Asks the target to make everything before it durable and to say so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Marker {
+    /// Names it in the acknowledgement; grows.
+    pub id: u64,
+    /// No record up to this number follows.
+    pub seq: u64,
+    /// How many records lie between the previous marker and this one.
+    pub count: u64,
+    /// Digest over those records.
+    pub digest: [u8; 32],
+    /// No chunk with a smaller base follows.
+    pub floor: u64,
+}
+
+/// The last marker of an attempt to switch over: nothing follows unless the attempt is aborted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Final {
+    /// Which attempt.
+    pub attempt: u64,
+    /// How many chunks the target has acknowledged in this incarnation.
+    pub chunks: u64,
+    /// The marker.
+    pub marker: Marker,
+}
+
+/// Why a target does not take a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It does not speak the source's protocol version.
+    Version,
+    /// It already has another disk of that name.
+    Occupied,
+    /// It owns this disk itself, or a newer epoch of it than the source.
+    Newer,
+    /// It does not know the session that a lane wants to join, or the disk that is granted.
+    Unknown,
+    /// It cannot create the disk (no space, no permission, a size it does not support).
+    CannotCreate,
+}
+
+/// Everything the two hosts say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Source: who I am (ordered lane).
+    Hello(Hello),
+    /// Source: this is a bulk lane.
+    Join(Join),
+    /// Target: what I have of your session.
+    Welcome(Standing),
+    /// Target: no. The connection ends.
+    Refused {
+        /// Why, to match on.
+        refusal: Refusal,
+        /// Why, for a person.
+        text: String,
+    },
+    /// Source: how to go on.
+    Begin(Begin),
+    /// Target: done, send.
+    Begun {
+        /// The most bytes of records, and the most bytes of chunks, the source may have on the way.
+        window: u64,
+    },
+    /// Either: I live.
+    Beat,
+    /// Source: a change (ordered lane).
+    Record(Record),
+    /// Source: a part of the disk (bulk lane).
+    Chunk(Chunk),
+    /// Source: make it durable (ordered lane).
+    Marker(Marker),
+    /// Target: these chunks are in the disk, not yet durable. 1 to 512 of them.
+    ChunksDone(Vec<u64>),
+    /// Target: everything before that marker is durable.
+    Durable {
+        /// Which marker.
+        marker: u64,
+        /// The first so many chunks acknowledged in this incarnation are durable too.
+        chunks: u64,
+    },
+    /// Source: I am about to switch over.
+    Prepare {
+        /// Which attempt.
+        attempt: u64,
+    },
+    /// Target: I can.
+    Ready {
+        /// Which attempt.
+        attempt: u64,
+    },
+    /// Source: this is all.
+    Final(Final),
+    /// Target: I have all of it, durably, and wait.
+    CommitRequest {
+        /// Which attempt.
+        attempt: u64,
+    },
+    /// Source: the disk is yours.
+    Grant {
+        /// Which attempt.
+        attempt: u64,
+        /// The epoch under which the target owns it.
+        epoch: u64,
+    },
+    /// Target: I serve it.
+    Running {
+        /// Its epoch.
+        epoch: u64,
+        /// Where clients find it.
+        address: String,
+    },
+    /// Source: this session is over and the disk stays here.
+    Abandon {
+        /// Why, for a person.
+        text: String,
+    },
+    /// Target: I cannot go on with this session.
+    Failed {
+        /// Why, for a person.
+        text: String,
+    },
+}
