@@ -98,6 +98,7 @@ impl World {
             }
             SourceAction::Hold(attempt) => {
                 self.hosts[SOURCE].front = Front::Holding(attempt, false);
+                self.maybe_crash_soon();
                 self.check_held(SOURCE);
             }
             SourceAction::Release => {
@@ -149,8 +150,15 @@ impl World {
 
     /// A step that matters: crashes like to fall here.
     fn step_op(&mut self, host: usize, doing: Doing) {
+        let marking = matches!(doing, Doing::Park(Some(_)));
         self.begin_op(host, Asked::Step, doing);
         self.maybe_crash_soon();
+        // A user who thinks better of it at the last moment.
+        if marking && !self.calm() && self.rng.percent(10) {
+            let life = self.hosts[host].life;
+            let span = Micros(self.rng.below(self.plan.op_time.0));
+            self.after(span, Event::Cancel(life));
+        }
     }
 
     fn maybe_crash_soon(&mut self) {

@@ -51,6 +51,7 @@ pub(super) enum Event {
     Wake(usize, u64),
     Attached(u64),
     Held(u64, u64),
+    Cancel(u64),
     Fault,
     Heal,
     Crash(usize, bool),
@@ -232,7 +233,10 @@ impl World {
             Event::Held(life, attempt) if life == self.hosts[SOURCE].life => {
                 self.source_event(SourceEvent::Held(attempt));
             }
-            Event::Attached(_) | Event::Held(..) => {}
+            Event::Cancel(life) if life == self.hosts[SOURCE].life => {
+                self.source_event(SourceEvent::Command(Command::Cancel));
+            }
+            Event::Attached(_) | Event::Held(..) | Event::Cancel(_) => {}
             Event::Fault => self.fault(),
             Event::Heal => self.net.partitioned = false,
             Event::Crash(host, power) => self.crash(host, power),
