@@ -306,9 +306,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// `io_uring`, unless this host forbids it, which is said once.
 fn choose_backend() -> io::Result<Backend> {
     static SAID: AtomicUsize = AtomicUsize::new(0);
-    let error = match Ring::<()>::new(Backend::Uring) {
-        Ok(_) => return Ok(Backend::Uring),
-        Err(error) => error,
+    // On a thread of its own: the kernel interrupts whoever made a ring once more when it is gone.
+    let tried = thread::spawn(|| Ring::<()>::new(Backend::Uring).map(drop)).join();
+    let error = match tried {
+        Ok(Ok(())) => return Ok(Backend::Uring),
+        Ok(Err(error)) => error,
+        Err(_) => io::Error::other("a thread to try io_uring panicked"),
     };
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES | libc::ENOSYS | libc::EOPNOTSUPP | libc::ENOMEM) => {

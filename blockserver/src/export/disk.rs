@@ -1,11 +1,12 @@
 //! A disk as the server holds it: the engine that decides, the map that all workers read, the file.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{AtFlags, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, statx};
+use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, statx};
+use vdisk::disk::{ImageFormat, OpenOptions, open_path};
 use vdisk::engine::{BlockMap, Engine};
 
 use crate::uring::ALIGNMENT;
@@ -23,8 +24,31 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A disk of this engine on this file. `alignment` is what [`prepare_file`] answered for the
-    /// file; the engine must have been told the same (or more) for unaligned writes.
+    /// Open and lock the image at `path`. Its file bypasses the page cache where the file system
+    /// allows that; `options.alignment` is set accordingly.
+    pub fn open(path: &Path, options: &OpenOptions) -> vdisk::Result<Arc<Self>> {
+        let format = options.format.unwrap_or_else(|| ImageFormat::of_path(path));
+        let alignment = direct_alignment(path, format == ImageFormat::Raw);
+        let mut options = *options;
+        options.alignment = alignment.map_or(1, u64::from);
+        let (storage, engine) = open_path(path, &options)?;
+        let file = storage.into_file();
+        // The engine has read what it needs through the page cache; from here on nobody does.
+        let alignment = alignment.filter(|_| set_direct(&file)).unwrap_or(1);
+        Ok(Self::new(file, engine, alignment))
+    }
+
+    /// Open the image at `path` as [`Self::open`] does, but leave its file to the page cache.
+    pub fn open_buffered(path: &Path, options: &OpenOptions) -> vdisk::Result<Arc<Self>> {
+        let mut options = *options;
+        options.alignment = 1;
+        let (storage, engine) = open_path(path, &options)?;
+        Ok(Self::new(storage.into_file(), engine, 1))
+    }
+
+    /// A disk of this engine on this file. Reads and writes of the file must be multiples of
+    /// `alignment` bytes (1 when it goes through the page cache), and the engine must have been told
+    /// the same for writes.
     #[must_use]
     pub fn new(file: File, engine: Engine, alignment: u32) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -87,22 +111,14 @@ impl Disk {
     }
 }
 
-/// Make a file bypass the page cache where its file system allows that, and answer what its reads
-/// and writes must then be multiples of, in bytes; 1 when it goes through the page cache.
+/// What reads and writes that bypass the page cache must be multiples of for the file at `path`, in
+/// bytes; `None` where its file system does not allow them, or does not say.
 ///
 /// `raw` says that the file's length is the disk's, so that a length which is not a multiple of the
 /// alignment can not be served directly.
-#[must_use]
-pub fn prepare_file(file: &File, raw: bool) -> u32 {
-    match direct_alignment(file, raw) {
-        Some(alignment) if set_direct(file) => alignment,
-        _ => 1,
-    }
-}
-
-fn direct_alignment(file: &File, raw: bool) -> Option<u32> {
+fn direct_alignment(path: &Path, raw: bool) -> Option<u32> {
     let wanted = StatxFlags::DIOALIGN | StatxFlags::SIZE;
-    let stat = statx(file.as_fd(), "", AtFlags::EMPTY_PATH, wanted).ok()?;
+    let stat = statx(CWD, path, AtFlags::empty(), wanted).ok()?;
     if stat.stx_mask & StatxFlags::DIOALIGN.bits() == 0 || stat.stx_dio_offset_align == 0 {
         return None;
     }
@@ -123,21 +139,31 @@ fn set_direct(file: &File) -> bool {
 mod tests {
     use super::*;
 
+    fn opened(len: u64) -> Arc<Disk> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.as_file().set_len(len).expect("room");
+        Disk::open(file.path(), &OpenOptions::default()).expect("a raw disk")
+    }
+
+    fn is_direct(disk: &Disk) -> bool {
+        fcntl_getfl(disk.file())
+            .expect("flags")
+            .contains(OFlags::DIRECT)
+    }
+
     #[test]
     fn a_raw_file_of_odd_length_goes_through_the_page_cache() {
-        let file = tempfile::tempfile().expect("a temporary file");
-        file.set_len(1_000_001).expect("room");
-        assert_eq!(prepare_file(&file, true), 1);
-        assert!(!fcntl_getfl(&file).expect("flags").contains(OFlags::DIRECT));
+        let disk = opened(1_000_001);
+        assert_eq!(
+            (disk.size(), disk.alignment(), is_direct(&disk)),
+            (1_000_001, 1, false)
+        );
     }
 
     #[test]
     fn a_file_is_direct_exactly_when_it_has_an_alignment() {
-        let file = tempfile::tempfile().expect("a temporary file");
-        file.set_len(1 << 20).expect("room");
-        let alignment = prepare_file(&file, true);
-        let direct = fcntl_getfl(&file).expect("flags").contains(OFlags::DIRECT);
-        assert_eq!(direct, alignment > 1);
-        assert!(alignment.is_power_of_two());
+        let disk = opened(1 << 20);
+        assert_eq!(is_direct(&disk), disk.alignment() > 1);
+        assert!(disk.alignment().is_power_of_two());
     }
 }

@@ -16,7 +16,7 @@ mod ranges;
 mod stats;
 mod table;
 
-pub use disk::{Disk, prepare_file};
+pub use disk::Disk;
 pub use handle::{ExportHandle, LocalReply, LocalRequest};
 pub use stats::{Kind, LATENCY_BUCKETS, Statistics, Totals};
 

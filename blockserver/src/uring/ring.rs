@@ -242,6 +242,10 @@ impl<C> Drop for Ring<C> {
             finished.clear();
             patience -= 1;
         }
+        if let Engine::Uring(ring) = &self.engine {
+            // A closed ring lets go of its files some time later; locks on them must end now.
+            let _ = ring.submitter().unregister_files();
+        }
         if !self.slots.is_empty() {
             // The kernel still owns this memory: it is never freed rather than freed too early.
             std::mem::forget(std::mem::replace(&mut self.slots, Slab::new()));

@@ -1,15 +1,15 @@
-//! Serves raw images over NBD: `serve_raw [--workers N] [--blocking] [--buffered] ENDPOINT FILE...`
+//! Serves images over NBD: `serve_images [--workers N] [--blocking] [--buffered] ENDPOINT FILE...`
 //!
 //! For measuring the server by itself. A single file is the default export, several are named by
 //! their paths. It ends when its standard input does.
 
 use std::error::Error;
-use std::fs::OpenOptions;
 use std::io::Read as _;
+use std::path::Path;
 
-use blockserver::export::{Disk, ExportOptions, prepare_file};
+use blockserver::export::{Disk, ExportOptions};
 use blockserver::server::{Server, ServerConfig};
-use vdisk::engine::Engine;
+use vdisk::disk::OpenOptions;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut config = ServerConfig::default();
@@ -29,15 +29,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         .ok_or("an endpoint and files are needed")?;
     let server = Server::start(config)?;
     for path in files {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        let size = file.metadata()?.len();
-        let alignment = if direct { prepare_file(&file, true) } else { 1 };
-        let engine = Engine::raw(size, alignment.into(), false);
-        server.add_export(
-            path,
-            Disk::new(file, engine, alignment),
-            ExportOptions::default(),
-        )?;
+        let open = if direct {
+            Disk::open
+        } else {
+            Disk::open_buffered
+        };
+        let disk = open(Path::new(path), &OpenOptions::default())?;
+        server.add_export(path, disk, ExportOptions::default())?;
     }
     let address = server.listen(&endpoint.parse()?)?;
     println!("listening on {address}");

@@ -1,0 +1,18 @@
+//! The server on its workers: what clients, taps and the owner of an export are promised.
+//!
+//! Every promise that does not need a real program is held to on `io_uring` and on blocking threads.
+//! A real program that is not installed fails its test with the name of the Debian package, unless
+//! `DISKFERRY_NO_INTEROP=1`.
+
+#[path = "serve/clients.rs"]
+mod clients;
+#[path = "serve/control.rs"]
+mod control;
+#[path = "serve/forwarding.rs"]
+mod forwarding;
+#[path = "serve/interop.rs"]
+mod interop;
+#[path = "serve/site.rs"]
+mod site;
+#[path = "serve/tapping.rs"]
+mod tapping;
