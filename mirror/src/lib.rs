@@ -13,6 +13,8 @@
 pub mod clock;
 pub mod dirty;
 pub mod error;
+pub mod files;
+pub mod net;
 pub mod pacing;
 pub mod record;
 pub mod session;

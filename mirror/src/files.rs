@@ -1,0 +1,377 @@
+//! The mirror's own files: small, replaced whole, durable when that is said.
+//!
+//! One thread does all of them, one after the other, through a tokio-uring runtime; where io_uring
+//! is forbidden the same thread uses blocking calls and says so once. Must never leave a file half
+//! written: the new content is written beside it, made durable, and renamed over it.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::thread;
+
+use rustix::io::Errno;
+use tokio::sync::mpsc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::record::{MAX_LEN, Ownership};
+
+/// What the name of an ownership record ends with.
+pub const RECORD_SUFFIX: &str = ".ownership";
+/// What the name of a file ends with that is being written in place of another.
+const NEW_SUFFIX: &str = ".new";
+
+/// Where the ownership record of the disk at `disk` lies: beside it.
+#[must_use]
+pub fn sidecar_path(disk: &Path) -> PathBuf {
+    with_suffix(disk, RECORD_SUFFIX)
+}
+
+/// The ownership record at `path`, `None` when there is none. Blocks.
+///
+/// Fails with [`ErrorKind::Record`] when it cannot be read or is damaged; then the disk may not be
+/// served without the user's explicit word.
+pub fn load_record(path: &Path) -> Result<Option<Ownership>> {
+    RecordStore::open(path).load()
+}
+
+/// The place of one ownership record.
+#[derive(Clone, Debug)]
+pub struct RecordStore {
+    path: PathBuf,
+    files: FileThread,
+}
+
+impl RecordStore {
+    /// The record at `path`, which need not exist.
+    #[must_use]
+    pub fn open(path: impl Into<PathBuf>) -> Self {
+        static FILES: OnceLock<FileThread> = OnceLock::new();
+        let files = FILES.get_or_init(|| FileThread::start(true)).clone();
+        Self {
+            path: path.into(),
+            files,
+        }
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Make `record` the durable one; `done` is told on another thread when it is. On failure it may
+    /// or may not be.
+    pub fn persist(&self, record: &Ownership, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        match record.to_bytes() {
+            Ok(bytes) => self.files.ask(Request::Replace {
+                path: self.path.clone(),
+                bytes,
+                done: Box::new(done),
+            }),
+            Err(e) => done(Err(io::Error::other(e.to_string()))),
+        }
+    }
+
+    /// [`RecordStore::persist`], waiting for it. Not for threads that serve others.
+    pub fn persist_and_wait(&self, record: &Ownership) -> Result<()> {
+        let (send, answer) = std::sync::mpsc::sync_channel(1);
+        self.persist(record, move |result| {
+            let _ = send.send(result);
+        });
+        answer
+            .recv()
+            .unwrap_or_else(|_| Err(gone()))
+            .map_err(|e| self.failure("write", e))
+    }
+
+    /// The record, `None` when there is none. Waits; see [`load_record`].
+    pub fn load(&self) -> Result<Option<Ownership>> {
+        let (send, answer) = std::sync::mpsc::sync_channel(1);
+        let done = Box::new(move |result| {
+            let _ = send.send(result);
+        });
+        self.files.ask(Request::Load {
+            path: self.path.clone(),
+            done,
+        });
+        let bytes = answer.recv().unwrap_or_else(|_| Err(gone()));
+        let Some(bytes) = bytes.map_err(|e| self.failure("read", e))? else {
+            return Ok(None);
+        };
+        Ownership::from_bytes(&bytes)
+            .map(Some)
+            .map_err(|e| Error::new(ErrorKind::Record, format!("{}: {e}", self.path.display())))
+    }
+
+    fn failure(&self, doing: &str, e: io::Error) -> Error {
+        let what = format!(
+            "cannot {doing} the ownership record {}",
+            self.path.display()
+        );
+        Error::io(ErrorKind::Record, what, e)
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the thread for the mirror's files has ended")
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The directory that names the file at `path`.
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+type Loaded = Box<dyn FnOnce(io::Result<Option<Vec<u8>>>) + Send>;
+
+enum Request {
+    Load {
+        path: PathBuf,
+        done: Loaded,
+    },
+    Replace {
+        path: PathBuf,
+        bytes: Vec<u8>,
+        done: Box<dyn FnOnce(io::Result<()>) + Send>,
+    },
+}
+
+impl Request {
+    fn fail(self, e: io::Error) {
+        match self {
+            Self::Load { done, .. } => done(Err(e)),
+            Self::Replace { done, .. } => done(Err(e)),
+        }
+    }
+}
+
+/// The thread; it ends with the last of its clones.
+#[derive(Clone, Debug)]
+struct FileThread {
+    requests: mpsc::UnboundedSender<Request>,
+}
+
+impl FileThread {
+    /// `ring`: whether to try io_uring.
+    fn start(ring: bool) -> Self {
+        let (requests, waiting) = mpsc::unbounded_channel();
+        let thread = thread::Builder::new().name("mirror-files".into());
+        if let Err(e) = thread.spawn(move || run(waiting, ring)) {
+            tracing::error!("cannot start the thread for the mirror's files: {e}");
+        }
+        Self { requests }
+    }
+
+    fn ask(&self, request: Request) {
+        if let Err(unsent) = self.requests.send(request) {
+            unsent.0.fail(gone());
+        }
+    }
+}
+
+fn run(mut waiting: mpsc::UnboundedReceiver<Request>, ring: bool) {
+    let runtime = if ring {
+        tokio_uring::Runtime::new(tokio_uring::builder().entries(16))
+    } else {
+        Err(Errno::NOSYS.into())
+    };
+    match runtime {
+        Ok(runtime) => runtime.block_on(async {
+            while let Some(request) = waiting.recv().await {
+                serve(request).await;
+            }
+        }),
+        Err(e) => {
+            tracing::warn!("io_uring cannot be used ({e}); the mirror's files go without it");
+            while let Some(request) = waiting.blocking_recv() {
+                serve_blocking(request);
+            }
+        }
+    }
+}
+
+async fn serve(request: Request) {
+    match request {
+        Request::Load { path, done } => {
+            let result = match load(&path).await {
+                Err(e) if unsupported(&e) => load_blocking(&path),
+                result => result,
+            };
+            done(result);
+        }
+        Request::Replace { path, bytes, done } => {
+            let result = match replace(&path, bytes.clone()).await {
+                Err(e) if unsupported(&e) => replace_blocking(&path, &bytes),
+                result => result,
+            };
+            done(result);
+        }
+    }
+}
+
+fn serve_blocking(request: Request) {
+    match request {
+        Request::Load { path, done } => done(load_blocking(&path)),
+        Request::Replace { path, bytes, done } => done(replace_blocking(&path, &bytes)),
+    }
+}
+
+/// Whether an operation may have failed only because the ring of an old kernel lacks it.
+fn unsupported(e: &io::Error) -> bool {
+    let errno = Errno::from_io_error(e);
+    errno.is_some_and(|e| [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP].contains(&e))
+}
+
+fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+async fn load(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let Some(file) = absent_is_none(tokio_uring::fs::File::open(path).await)? else {
+        return Ok(None);
+    };
+    // One byte more than a record has, so that a longer file is noticed.
+    let mut bytes = Vec::new();
+    while bytes.len() <= MAX_LEN {
+        let room = Vec::with_capacity(MAX_LEN + 1 - bytes.len());
+        let (count, room) = file.read_at(room, bytes.len() as u64).await;
+        if count? == 0 {
+            break;
+        }
+        bytes.extend_from_slice(&room);
+    }
+    file.close().await?;
+    Ok(Some(bytes))
+}
+
+fn load_blocking(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let Some(file) = absent_is_none(fs::File::open(path))? else {
+        return Ok(None);
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_LEN as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+async fn replace(path: &Path, bytes: Vec<u8>) -> io::Result<()> {
+    let new = with_suffix(path, NEW_SUFFIX);
+    let file = tokio_uring::fs::File::create(&new).await?;
+    file.write_all_at(bytes, 0).await.0?;
+    file.sync_all().await?;
+    file.close().await?;
+    tokio_uring::fs::rename(&new, path).await?;
+    let directory = tokio_uring::fs::File::open(directory_of(path)).await?;
+    directory.sync_all().await?;
+    directory.close().await
+}
+
+fn replace_blocking(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = with_suffix(path, NEW_SUFFIX);
+    let mut file = fs::File::create(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&new, path)?;
+    fs::File::open(directory_of(path))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::State;
+    use uuid::Uuid;
+
+    fn record(epoch: u64) -> Ownership {
+        Ownership {
+            disk: Uuid::from_u128(7),
+            state: State::Owner {
+                epoch,
+                session: None,
+            },
+        }
+    }
+
+    fn both_ways(test: impl Fn(FileThread)) {
+        test(FileThread::start(true));
+        test(FileThread::start(false));
+    }
+
+    #[test]
+    fn a_record_is_absent_and_then_what_was_written_last() {
+        both_ways(|files| {
+            let dir = tempfile::tempdir().unwrap();
+            let path = sidecar_path(&dir.path().join("disk.vhdx"));
+            assert!(path.ends_with("disk.vhdx.ownership"));
+            let store = RecordStore {
+                path: path.clone(),
+                files,
+            };
+            assert_eq!(store.load().unwrap(), None);
+            for epoch in 1..20 {
+                store.persist_and_wait(&record(epoch)).unwrap();
+                assert_eq!(store.load().unwrap(), Some(record(epoch)));
+            }
+            assert_eq!(load_record(&path).unwrap(), Some(record(19)));
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        });
+    }
+
+    #[test]
+    fn what_is_left_of_a_write_that_a_crash_cut_off_changes_nothing() {
+        both_ways(|files| {
+            let dir = tempfile::tempdir().unwrap();
+            let store = RecordStore {
+                path: dir.path().join("a.ownership"),
+                files,
+            };
+            store.persist_and_wait(&record(1)).unwrap();
+            fs::write(dir.path().join("a.ownership.new"), vec![b'x'; 9000]).unwrap();
+            assert_eq!(store.load().unwrap(), Some(record(1)));
+            store.persist_and_wait(&record(2)).unwrap();
+            assert_eq!(store.load().unwrap(), Some(record(2)));
+        });
+    }
+
+    #[test]
+    fn a_damaged_or_endless_record_is_an_error_and_never_an_absent_one() {
+        both_ways(|files| {
+            let dir = tempfile::tempdir().unwrap();
+            let store = RecordStore {
+                path: dir.path().join("a.ownership"),
+                files,
+            };
+            for content in [vec![], vec![b'x'; 100], vec![b' '; 10 * MAX_LEN]] {
+                fs::write(store.path(), content).unwrap();
+                let error = store.load().unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Record);
+                assert!(error.to_string().contains("a.ownership"), "{error}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_directory_that_is_missing_fails_the_write_and_says_where() {
+        both_ways(|files| {
+            let dir = tempfile::tempdir().unwrap();
+            let store = RecordStore {
+                path: dir.path().join("gone/a.ownership"),
+                files,
+            };
+            let error = store.persist_and_wait(&record(1)).unwrap_err();
+            assert!(error.to_string().contains("gone/a.ownership"), "{error}");
+        });
+    }
+}

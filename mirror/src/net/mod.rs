@@ -1,0 +1,49 @@
+//! The driver of the sessions: sockets, threads, clocks and the disk for the two machines.
+//!
+//! Carries out what [`crate::session`] asks for and tells it what happened. Must never decide: what
+//! is sent, when a link is given up, who owns the disk is all said by the machines. What it adds is
+//! bounded: frames by the codec, what waits to be sent by the machines' windows, what was received
+//! and not yet handled by 64 messages.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`port`] | what is needed of the disk and the site, as traits |
+//! | [`source`] | drives one source session, on a thread of its own |
+//! | [`target`] | listens, and drives one target machine for each disk, on one thread |
+//! | `lane` | one connection: frames in, frames out |
+//! | `socket` | addresses and socket options |
+
+mod lane;
+pub mod port;
+mod socket;
+pub mod source;
+pub mod target;
+
+pub use port::{DiskPort, Done, ReadDone, ServedDisk, Signal, StatusDone, TargetHost};
+pub use source::{SourceDriver, SourceHandle, SourceStatus};
+pub use target::{TargetDriver, TargetHandle, TargetStatus};
+
+use std::time::Instant;
+
+use crate::clock::Micros;
+
+/// The clock of one driver, in the machines' unit.
+#[derive(Clone, Copy, Debug)]
+struct Clock(Instant);
+
+impl Clock {
+    fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Now. Never near zero, which machines take for "long ago".
+    fn now(&self) -> Micros {
+        let passed = u64::try_from(self.0.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Micros::from_secs(60) + Micros(passed)
+    }
+
+    /// How long it is until `at`.
+    fn until(&self, at: Micros) -> std::time::Duration {
+        std::time::Duration::from_micros(at.since(self.now()).0)
+    }
+}

@@ -1,0 +1,106 @@
+//! What a driver needs of the disk and of the site it runs in, as traits.
+//!
+//! Nothing in here does anything: the program that composes the crates implements these over its
+//! block server. Must never name that server.
+//!
+//! Callbacks may come on any thread, also on the calling one before the call returns, and never
+//! block. Each is called exactly once, unless the disk goes away.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use vdisk::engine::{Extent, Mark};
+use vdisk::tap::WriteTap;
+
+use crate::wire::DiskDescription;
+
+/// Told how something ended.
+pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
+/// Told that something is so now.
+pub type Signal = Box<dyn FnOnce() + Send>;
+/// Told what was read.
+pub type ReadDone = Box<dyn FnOnce(io::Result<Bytes>) + Send>;
+/// Told what is allocated.
+pub type StatusDone = Box<dyn FnOnce(io::Result<Vec<Extent>>) + Send>;
+
+/// An open disk. Offsets and lengths are bytes of the disk.
+pub trait DiskPort: Send + Sync + 'static {
+    /// Size of the disk.
+    fn size(&self) -> u64;
+
+    /// Read `len` bytes at `offset`; the answer has exactly that many.
+    fn read(&self, offset: u64, len: u32, done: ReadDone);
+
+    /// Write; the change need not be durable when it is done.
+    fn write(&self, offset: u64, data: Bytes, done: Done);
+
+    /// Make a range read as zero; space may be given back.
+    fn zero(&self, offset: u64, len: u64, done: Done);
+
+    /// Make every change durable that was done before this call.
+    fn flush(&self, done: Done);
+
+    /// What is allocated from `offset` on: at least one extent, together at most `len` bytes.
+    fn status(&self, offset: u64, len: u64, done: StatusDone);
+
+    /// Flush, close the image cleanly and leave `mark` in it, durably; `None` removes one.
+    ///
+    /// Called only while no change is in flight.
+    fn park(&self, mark: Option<Mark>, done: Done);
+}
+
+/// A disk that clients use while it is mirrored.
+pub trait ServedDisk: DiskPort {
+    /// Show `tap` every change from now on, by the rules of [`WriteTap`]; `attached` is called when
+    /// every change that began before has completed.
+    fn attach_tap(&self, tap: Arc<dyn WriteTap>, attached: Signal);
+
+    /// Take the tap off again.
+    fn detach_tap(&self, detached: Signal);
+
+    /// Hold new requests of clients; `held` is called when none is in flight any more. The calls of
+    /// [`DiskPort`] go on working. A [`ServedDisk::release`] before that makes it void.
+    fn hold(&self, held: Signal);
+
+    /// Let held requests go on here.
+    fn release(&self);
+
+    /// Send held and all later requests of clients to the NBD server at `address`, which is what the
+    /// target's [`TargetHost::serve`] returned. Never undone.
+    fn forward(&self, address: &str);
+}
+
+/// A site that receives disks: makes, opens and serves them by name.
+///
+/// Names were checked by the codec: 1 to 255 bytes, no `/`, no NUL, not starting with a dot; the
+/// driver refuses those that end like an ownership record. Calls may block; they come on threads
+/// meant for that, for one disk one after the other.
+pub trait TargetHost: Send + Sync + 'static {
+    /// The disks whose record has to be looked at when the driver starts: those that were being
+    /// received, are prepared, or came here and are to be served again. One whose record says that
+    /// it is owned here is opened, its mark removed, and served, unless it is
+    /// [served](TargetHost::served) already.
+    fn disks(&self) -> io::Result<Vec<String>>;
+
+    /// Where the disk's ownership record lies; see [`crate::files::sidecar_path`].
+    fn record_path(&self, name: &str) -> PathBuf;
+
+    /// Whether there is an image of that name, whatever its state.
+    fn image_exists(&self, name: &str) -> bool;
+
+    /// Make the disk anew, empty, marked [`Mark::Incomplete`], durably, in place of an image that
+    /// may be there. Ports to that image given out before are not used any more.
+    fn create(&self, description: &DiskDescription) -> io::Result<Arc<dyn DiskPort>>;
+
+    /// Open the disk as it is, marked [`Mark::Incomplete`] or not.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskPort>>;
+
+    /// Serve the disk to clients from now on and say at which NBD address they reach it. Called when
+    /// this host durably owns it and no mark is in the image.
+    fn serve(&self, name: &str) -> io::Result<String>;
+
+    /// The NBD address at which the disk is served now, if it is.
+    fn served(&self, name: &str) -> Option<String>;
+}

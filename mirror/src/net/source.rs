@@ -1,0 +1,454 @@
+//! Drives one source session: its machine, its lanes, its disk, on a thread of its own.
+//!
+//! Must never decide anything and never block on the disk; see [`super`].
+
+mod handed_over;
+mod handle;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+use vdisk::tap::WriteTap;
+
+pub use self::handle::{SourceHandle, SourceStatus};
+
+use self::handed_over::HandedOver;
+use self::handle::{SayStopped, Shared, SharedState};
+use super::Clock;
+use super::lane::{Heard, INBOX, Inbox, Lane};
+use super::port::{ServedDisk, Signal};
+use super::socket::{Traffic, connect, host_and_port};
+use crate::clock::Micros;
+use crate::error::{Error, ErrorKind, Result};
+use crate::files::RecordStore;
+use crate::record::{Ownership, State};
+use crate::session::{ConnId, Source, SourceAction, SourceConfig, SourceEvent};
+use crate::switchover::Phase;
+use crate::tracker::Tracker;
+use crate::wire::Decoder;
+
+/// How often the figures are renewed while nothing decisive happens.
+const FIGURES_EVERY: Duration = Duration::from_millis(100);
+/// How long a failed write of the deciding record waits before the machine hears of it: it asks for
+/// the next attempt at once.
+const RECORD_AGAIN: Duration = Duration::from_millis(200);
+
+/// Starts source sessions.
+#[derive(Debug)]
+pub struct SourceDriver;
+
+impl SourceDriver {
+    /// Move `disk` to `config.to` while it is served.
+    ///
+    /// The record in `store` has to say that this host owns the disk; when there is none the disk
+    /// never moved, and a first one is written. The caller has looked at marks in the image before
+    /// ([`crate::switchover::verdict`]). Blocks for the record only.
+    ///
+    /// Fails with [`ErrorKind::NotOwned`], [`ErrorKind::InvalidArgument`] (an address, a size),
+    /// [`ErrorKind::Record`] or [`ErrorKind::Io`]; nothing has begun then.
+    pub fn start(
+        disk: Arc<dyn ServedDisk>,
+        store: RecordStore,
+        config: SourceConfig,
+    ) -> Result<SourceHandle> {
+        host_and_port(&config.to)?;
+        if disk.size() != config.description.size {
+            let what = format!(
+                "the disk has {} bytes, its description says {}",
+                disk.size(),
+                config.description.size
+            );
+            return Err(Error::new(ErrorKind::InvalidArgument, what));
+        }
+        let record = if let Some(record) = store.load()? {
+            record
+        } else {
+            let record = Ownership::first(Uuid::new_v4());
+            store.persist_and_wait(&record)?;
+            record
+        };
+        let tracker = Arc::new(Tracker::new(config.description.size, config.limits.queue));
+        let machine = Source::new(config.clone(), &record, Arc::clone(&tracker))?;
+        let parts = Parts {
+            machine,
+            config,
+            disk,
+            store: Some(store),
+            tracker,
+        };
+        parts.start()
+    }
+
+    /// Go on with a disk that was handed over, of which this host does not know that the target
+    /// runs: repeats the grant until it does, then calls `forward` with its NBD address.
+    ///
+    /// `record` is the disk's ([`State::Released`]); its session and address win over those in
+    /// `config`.
+    pub fn resume_released(
+        record: &Ownership,
+        mut config: SourceConfig,
+        forward: impl FnOnce(&str) + Send + 'static,
+    ) -> Result<SourceHandle> {
+        if let State::Released { session, to, .. } = &record.state {
+            config.session = *session;
+            config.to.clone_from(to);
+        }
+        host_and_port(&config.to)?;
+        let machine = Source::released(config.clone(), record)?;
+        let disk = Arc::new(HandedOver {
+            forward: Mutex::new(Some(Box::new(forward))),
+        });
+        let tracker = Arc::new(Tracker::new(0, 0));
+        Parts {
+            machine,
+            config,
+            disk,
+            store: None,
+            tracker,
+        }
+        .start()
+    }
+}
+
+/// What comes to the session's thread beside what its lanes hear.
+#[derive(Debug)]
+enum Order {
+    Event(SourceEvent),
+    /// The same, and it has waited enough.
+    Late(SourceEvent),
+    Stop,
+}
+
+/// What a session is started with.
+struct Parts {
+    machine: Source,
+    config: SourceConfig,
+    disk: Arc<dyn ServedDisk>,
+    store: Option<RecordStore>,
+    tracker: Arc<Tracker>,
+}
+
+impl Parts {
+    fn start(self) -> Result<SourceHandle> {
+        let (orders, incoming) = mpsc::unbounded_channel();
+        let status = SourceStatus {
+            name: self.config.description.name.clone(),
+            to: self.config.to.clone(),
+            session: self.config.session,
+            progress: self.machine.progress(),
+            sent: 0,
+            elapsed: 0,
+            ended: false,
+            error: None,
+        };
+        let state = SharedState {
+            status,
+            failed: None,
+            stopped: false,
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        });
+        let handle = SourceHandle {
+            shared: Arc::clone(&shared),
+            orders: orders.clone(),
+        };
+        let failure = |e| Error::io(ErrorKind::Io, "cannot start the session's thread", e);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(failure)?;
+        let run = move || {
+            let _stopped = SayStopped(Arc::clone(&shared));
+            runtime.block_on(async move {
+                let (inbox, heard) = mpsc::channel(INBOX);
+                let session = Session::new(self, shared, orders, inbox);
+                session.run(incoming, heard).await;
+            });
+        };
+        std::thread::Builder::new()
+            .name("mirror-source".into())
+            .spawn(run)
+            .map_err(failure)?;
+        Ok(handle)
+    }
+}
+
+/// The session as its thread has it.
+struct Session {
+    parts: Parts,
+    clock: Clock,
+    started: Micros,
+    lanes: BTreeMap<ConnId, (Traffic, Lane)>,
+    /// Connections closed here that still carry what was sent.
+    closing: JoinSet<()>,
+    orders: mpsc::UnboundedSender<Order>,
+    inbox: Inbox,
+    sent: Arc<AtomicU64>,
+    shared: Arc<Shared>,
+    said: Said,
+}
+
+/// What the figures showed last.
+#[derive(Debug)]
+struct Said {
+    at: Instant,
+    phase: Phase,
+}
+
+impl Session {
+    fn new(
+        parts: Parts,
+        shared: Arc<Shared>,
+        orders: mpsc::UnboundedSender<Order>,
+        inbox: Inbox,
+    ) -> Self {
+        let clock = Clock::start();
+        let said = Said {
+            at: Instant::now(),
+            phase: parts.machine.phase(),
+        };
+        Self {
+            parts,
+            clock,
+            started: clock.now(),
+            lanes: BTreeMap::new(),
+            closing: JoinSet::new(),
+            orders,
+            inbox,
+            sent: Arc::default(),
+            shared,
+            said,
+        }
+    }
+
+    async fn run(
+        mut self,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+        mut heard: mpsc::Receiver<(ConnId, Heard)>,
+    ) {
+        let wake = Arc::new(Notify::new());
+        let waker = Arc::clone(&wake);
+        self.parts
+            .tracker
+            .set_waker(Box::new(move || waker.notify_one()));
+        self.handle(SourceEvent::Tick);
+        while !self.parts.machine.is_over() {
+            let span = self
+                .parts
+                .machine
+                .poll_timeout()
+                .map(|at| self.clock.until(at));
+            let event = tokio::select! {
+                biased;
+                Some(order) = orders.recv() => match order {
+                    Order::Event(event @ SourceEvent::Persisted(Err(_))) => {
+                        self.delay(event);
+                        continue;
+                    }
+                    Order::Event(event) | Order::Late(event) => event,
+                    Order::Stop => return,
+                },
+                Some((conn, heard)) = heard.recv() => match self.heard(conn, heard) {
+                    Some(event) => event,
+                    None => continue,
+                },
+                () = wake.notified() => SourceEvent::Tick,
+                () = tokio::time::sleep(span.unwrap_or(FIGURES_EVERY)) => SourceEvent::Tick,
+            };
+            self.handle(event);
+        }
+        self.end().await;
+    }
+
+    /// What is left once the machine has ended: what was said last leaves the host.
+    async fn end(mut self) {
+        self.publish();
+        self.lanes.clear();
+        while self.closing.join_next().await.is_some() {}
+    }
+
+    fn delay(&self, event: SourceEvent) {
+        let orders = self.orders.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(RECORD_AGAIN).await;
+            let _ = orders.send(Order::Late(event));
+        });
+    }
+
+    /// What a lane heard, for the machine; nothing of lanes that were closed.
+    fn heard(&mut self, conn: ConnId, heard: Heard) -> Option<SourceEvent> {
+        if !self.lanes.contains_key(&conn) {
+            return None;
+        }
+        Some(match heard {
+            Heard::Connected => SourceEvent::Connected(conn),
+            Heard::Message(message) => SourceEvent::Message(conn, message),
+            Heard::Malformed(e) => {
+                tracing::error!(
+                    "{} sent bytes that are no message: {e}",
+                    self.parts.config.to
+                );
+                self.lanes.remove(&conn);
+                SourceEvent::Malformed(conn, e)
+            }
+            Heard::Closed(why) => {
+                tracing::debug!("the connection to {} ended: {why}", self.parts.config.to);
+                self.lanes.remove(&conn);
+                SourceEvent::Closed(conn, why)
+            }
+        })
+    }
+
+    fn handle(&mut self, event: SourceEvent) {
+        self.parts.machine.handle(self.clock.now(), event);
+        while let Some(action) = self.parts.machine.poll_action() {
+            self.act(action);
+        }
+        while self.closing.try_join_next().is_some() {}
+        let phase = self.parts.machine.phase();
+        if phase != self.said.phase || self.said.at.elapsed() >= FIGURES_EVERY {
+            self.said = Said {
+                at: Instant::now(),
+                phase,
+            };
+            self.publish();
+        }
+    }
+
+    fn act(&mut self, action: SourceAction) {
+        let disk = &self.parts.disk;
+        match action {
+            SourceAction::Connect(conn, lane) => self.connect(conn, lane),
+            SourceAction::Close(conn) => self.close(conn),
+            SourceAction::Send(conn, message) => {
+                if let Some((_, lane)) = self.lanes.get(&conn) {
+                    lane.send(message);
+                }
+            }
+            SourceAction::AttachTap => {
+                let tap: Arc<dyn WriteTap> = Arc::<Tracker>::clone(&self.parts.tracker);
+                disk.attach_tap(tap, self.signal(|| SourceEvent::Attached(Ok(()))));
+            }
+            SourceAction::DetachTap => disk.detach_tap(Box::new(|| {})),
+            SourceAction::Read(op, offset, len) => {
+                let tell = self.tell(move |result| SourceEvent::Read(op, whole(result, len)));
+                disk.read(offset, len, tell);
+            }
+            SourceAction::Status(op, offset, len) => {
+                disk.status(
+                    offset,
+                    len,
+                    self.tell(move |result| SourceEvent::Status(op, result)),
+                );
+            }
+            SourceAction::Hold(attempt) => {
+                tracing::debug!("holding requests for attempt {attempt}");
+                disk.hold(self.signal(move || SourceEvent::Held(attempt)));
+            }
+            SourceAction::Release => disk.release(),
+            SourceAction::Park(mark) => disk.park(mark, self.tell(SourceEvent::Parked)),
+            SourceAction::Persist(record) => self.persist(&record),
+            SourceAction::Forward(address) => {
+                tracing::info!("the target runs; requests go to {address}");
+                disk.forward(&address);
+            }
+        }
+    }
+
+    /// A callback that tells the machine how something ended.
+    fn tell<T>(
+        &self,
+        event: impl FnOnce(io::Result<T>) -> SourceEvent + Send + 'static,
+    ) -> Box<dyn FnOnce(io::Result<T>) + Send> {
+        let orders = self.orders.clone();
+        Box::new(move |result| {
+            let _ = orders.send(Order::Event(event(result)));
+        })
+    }
+
+    fn signal(&self, event: impl FnOnce() -> SourceEvent + Send + 'static) -> Signal {
+        let orders = self.orders.clone();
+        Box::new(move || {
+            let _ = orders.send(Order::Event(event()));
+        })
+    }
+
+    fn persist(&self, record: &Ownership) {
+        let done = self.tell(SourceEvent::Persisted);
+        match &self.parts.store {
+            Some(store) => store.persist(record, done),
+            None => done(Err(io::Error::other(
+                "a disk that was handed over has its record",
+            ))),
+        }
+    }
+
+    fn connect(&mut self, conn: ConnId, lane: u16) {
+        let traffic = if lane == 0 {
+            Traffic::Ordered
+        } else {
+            Traffic::Bulk
+        };
+        let address = self.parts.config.to.clone();
+        let lane = Lane::spawn(
+            conn,
+            self.inbox.clone(),
+            Arc::clone(&self.sent),
+            |ends| async move {
+                let target = host_and_port(&address).unwrap_or_default();
+                match connect(target, traffic).await {
+                    Ok(stream) => {
+                        ends.tell(Heard::Connected).await;
+                        ends.carry(stream, Decoder::default()).await;
+                    }
+                    Err(e) => {
+                        ends.tell(Heard::Closed(format!("cannot connect to {address}: {e}")))
+                            .await;
+                    }
+                }
+            },
+        );
+        self.lanes.insert(conn, (traffic, lane));
+    }
+
+    /// What waits on a bulk lane is read anew for another one; the ordered lane may carry a farewell.
+    fn close(&mut self, conn: ConnId) {
+        if let Some((Traffic::Ordered, lane)) = self.lanes.remove(&conn) {
+            lane.close(&mut self.closing);
+        }
+    }
+
+    fn publish(&self) {
+        let outcome = self.parts.machine.outcome();
+        let failed = outcome.and_then(|result| result.as_ref().err());
+        let mut state = self.shared.lock();
+        state.failed = failed.map(Error::kind);
+        state.status.progress = self.parts.machine.progress();
+        state.status.sent = self.sent.load(Ordering::Relaxed);
+        state.status.elapsed = self.clock.now().since(self.started).0;
+        state.status.ended = self.parts.machine.is_over();
+        state.status.error = failed.map(ToString::to_string);
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+}
+
+/// What was read, if it is as long as was asked for.
+fn whole(result: io::Result<Bytes>, len: u32) -> io::Result<Bytes> {
+    match result {
+        Ok(data) if data.len() != len as usize => {
+            let what = format!("the disk gave {} bytes of {len}", data.len());
+            Err(io::Error::new(io::ErrorKind::UnexpectedEof, what))
+        }
+        result => result,
+    }
+}

@@ -1,0 +1,155 @@
+//! What the rest of a program sees of a session that runs on its own thread.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::Order;
+use crate::clock::Micros;
+use crate::error::{Error, ErrorKind, Result};
+use crate::session::{Command, Progress, SourceEvent};
+
+/// What is known of a session at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SourceStatus {
+    /// The disk's name at the target.
+    pub name: String,
+    /// The target's address for migration sessions.
+    pub to: String,
+    /// The session.
+    pub session: Uuid,
+    /// The machine's figures.
+    #[serde(flatten)]
+    pub progress: Progress,
+    /// Bytes written to sockets, everything counted.
+    pub sent: u64,
+    /// Microseconds since the session started.
+    pub elapsed: u64,
+    /// Whether it is over: the target runs and requests go there, or the disk stays here.
+    pub ended: bool,
+    /// Why the disk did not move, once that is so.
+    pub error: Option<String>,
+}
+
+/// A session that runs. Clones mean the same session; dropping them does not end it.
+#[derive(Clone, Debug)]
+pub struct SourceHandle {
+    pub(super) shared: Arc<Shared>,
+    pub(super) orders: mpsc::UnboundedSender<Order>,
+}
+
+impl SourceHandle {
+    /// What is known of it now.
+    #[must_use]
+    pub fn status(&self) -> SourceStatus {
+        self.shared.lock().status.clone()
+    }
+
+    /// Switch over as soon as the estimated pause is at most `max_pause`, or the configured one.
+    pub fn cutover(&self, max_pause: Option<Duration>) {
+        let max_pause =
+            max_pause.map(|span| Micros(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)));
+        self.command(Command::Cutover { max_pause });
+    }
+
+    /// End the session; the disk stays here. Without effect once it is handed over.
+    pub fn cancel(&self) {
+        self.command(Command::Cancel);
+    }
+
+    /// Copy at most so many bytes a second.
+    pub fn set_rate(&self, rate: Option<u64>) {
+        self.command(Command::SetRate(rate));
+    }
+
+    /// Let go of the session where it stands, as if the process had died: nothing is said to the
+    /// target, held requests stay held, the tap stays on. For a program that ends.
+    pub fn stop(&self) {
+        let _ = self.orders.send(Order::Stop);
+        let mut state = self.shared.lock();
+        while !state.stopped {
+            state = self
+                .shared
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Wait until it is over. `Ok` when the target runs and requests are forwarded.
+    pub fn wait(&self) -> Result<SourceStatus> {
+        let mut state = self.shared.lock();
+        while !state.stopped {
+            state = self
+                .shared
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.result()
+    }
+
+    /// As [`SourceHandle::wait`], at most for `span`; `None` when it is not over then.
+    pub fn wait_for(&self, span: Duration) -> Option<Result<SourceStatus>> {
+        let until = Instant::now() + span;
+        let mut state = self.shared.lock();
+        while !state.stopped {
+            let left = until.checked_duration_since(Instant::now())?;
+            let waited = self.shared.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Some(state.result())
+    }
+
+    fn command(&self, command: Command) {
+        let _ = self
+            .orders
+            .send(Order::Event(SourceEvent::Command(command)));
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) state: Mutex<SharedState>,
+    pub(super) changed: Condvar,
+}
+
+#[derive(Debug)]
+pub(super) struct SharedState {
+    pub(super) status: SourceStatus,
+    pub(super) failed: Option<ErrorKind>,
+    /// The thread does nothing more.
+    pub(super) stopped: bool,
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, SharedState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SharedState {
+    fn result(&self) -> Result<SourceStatus> {
+        match (&self.status.error, self.failed) {
+            (Some(what), Some(kind)) => Err(Error::new(kind, what.clone())),
+            _ if self.status.ended => Ok(self.status.clone()),
+            _ => Err(Error::new(
+                ErrorKind::Cancelled,
+                "the session was let go of before its end",
+            )),
+        }
+    }
+}
+
+/// Whatever happens to the thread, nobody waits for it for ever.
+pub(super) struct SayStopped(pub(super) Arc<Shared>);
+
+impl Drop for SayStopped {
+    fn drop(&mut self) {
+        self.0.lock().stopped = true;
+        self.0.changed.notify_all();
+    }
+}

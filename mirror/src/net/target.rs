@@ -1,0 +1,371 @@
+//! Drives a receiving site: listens, and runs one target machine for each disk.
+//!
+//! The first message of a connection says which disk it is for. Machines come when a disk is first
+//! greeted, or at the start for those whose record asks for it, and go when the disk is owned and
+//! nobody is connected: then only the record speaks for it. See [`super`].
+
+mod disk;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use uuid::Uuid;
+
+use self::disk::{DiskTask, Happened};
+use super::lane::{Heard, answer_and_close, next_message};
+use super::port::TargetHost;
+use super::socket::{Traffic, host_and_port, tune};
+use crate::error::{Error, ErrorKind, Result};
+use crate::files::{RECORD_SUFFIX, RecordStore};
+use crate::record::{Ownership, State};
+use crate::session::{ConnId, TargetConfig};
+use crate::wire::{Decoder, Fault, Message, Refusal};
+
+/// How long a connection may take to say what it is for.
+const GREET_WITHIN: Duration = Duration::from_secs(10);
+/// Connections that have not yet said what they are for.
+const STRANGERS: usize = 64;
+/// How long no connection is taken when the host has no room for one.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Starts receiving sites.
+#[derive(Debug)]
+pub struct TargetDriver;
+
+/// What is known of one disk here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TargetStatus {
+    /// Its name.
+    pub name: String,
+    /// What its durable record says: `none`, `emptying`, `receiving`, `prepared`, `owner` or
+    /// `released`.
+    pub state: &'static str,
+    /// The session that is connected now.
+    pub session: Option<Uuid>,
+    /// Bytes written to the disk by sessions since the driver started.
+    pub written: u64,
+    /// The NBD address at which it is served, once it is.
+    pub address: Option<String>,
+    /// What failed last here.
+    pub trouble: Option<String>,
+}
+
+impl TargetDriver {
+    /// Listen at `listen` (`tcp:HOST:PORT`; port 0 for any) for sources that bring disks to `host`.
+    ///
+    /// Disks whose records ask for it are taken up again at once.
+    ///
+    /// Fails with [`ErrorKind::InvalidArgument`] or [`ErrorKind::Io`] (the address is in use, the
+    /// site cannot be listed). A record that cannot be read only concerns its disk, and is logged.
+    pub fn start(listen: &str, host: Arc<dyn TargetHost>) -> Result<TargetHandle> {
+        let at = host_and_port(listen)?;
+        let failure = |e| Error::io(ErrorKind::Io, format!("cannot listen at {listen}"), e);
+        let listener = std::net::TcpListener::bind(at).map_err(failure)?;
+        listener.set_nonblocking(true).map_err(failure)?;
+        let address = listener.local_addr().map_err(failure)?;
+        let names = host
+            .disks()
+            .map_err(|e| Error::io(ErrorKind::Io, "cannot list the disks of this site", e))?;
+        let failure = |e| Error::io(ErrorKind::Io, "cannot start the target's thread", e);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(failure)?;
+        let router = Arc::new(Router {
+            host,
+            disks: Mutex::default(),
+            next_conn: AtomicU64::new(1),
+            sent: Arc::default(),
+        });
+        let (stop, stopped) = oneshot::channel();
+        let site = Arc::clone(&router);
+        let run = move || {
+            runtime.block_on(async move {
+                site.take_up(&names);
+                tokio::select! {
+                    () = Arc::clone(&site).accept(listener) => {}
+                    _ = stopped => {}
+                }
+            });
+            // Ends every task and its connections; waits for calls to the host that are under way.
+            drop(runtime);
+        };
+        let thread = std::thread::Builder::new().name("mirror-target".into());
+        let thread = thread.spawn(run).map_err(failure)?;
+        Ok(TargetHandle {
+            address,
+            router,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+}
+
+/// A site that listens. Dropped, it stops.
+#[derive(Debug)]
+pub struct TargetHandle {
+    address: SocketAddr,
+    router: Arc<Router>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl TargetHandle {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What is known of the disks that were received or taken up since the start, by name.
+    #[must_use]
+    pub fn status(&self) -> Vec<TargetStatus> {
+        let disks = self.router.lock();
+        disks.values().map(|entry| entry.status().clone()).collect()
+    }
+
+    /// Stop as if the process had died: connections end, nothing is said to sources. Disks that are
+    /// served stay served.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the target's thread ended in a panic");
+        }
+    }
+}
+
+impl Drop for TargetHandle {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A disk that was met since the start.
+#[derive(Clone, Debug)]
+struct Entry {
+    /// To its task, while there is one.
+    task: Option<mpsc::UnboundedSender<Happened>>,
+    status: Arc<Mutex<TargetStatus>>,
+}
+
+impl Entry {
+    fn status(&self) -> MutexGuard<'_, TargetStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Finds the task for a connection.
+struct Router {
+    host: Arc<dyn TargetHost>,
+    disks: Mutex<BTreeMap<String, Entry>>,
+    next_conn: AtomicU64,
+    sent: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for Router {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Router")
+            .field("disks", &self.disks)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A connection that has said what it is for.
+#[derive(Debug)]
+struct Arrival {
+    conn: ConnId,
+    stream: TcpStream,
+    /// With what was read after the first message.
+    decoder: Decoder,
+    first: Message,
+}
+
+impl Router {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begin with the disks whose records ask for something.
+    fn take_up(self: &Arc<Self>, names: &[String]) {
+        for name in names {
+            let store = RecordStore::open(self.host.record_path(name));
+            match store.load() {
+                Ok(
+                    None
+                    | Some(Ownership {
+                        state: State::Released { .. },
+                        ..
+                    }),
+                ) => {}
+                Ok(record) => {
+                    self.begin(&mut self.lock(), name, store, record);
+                }
+                Err(e) => tracing::error!("{name} is left alone: {e}"),
+            }
+        }
+    }
+
+    /// Start the task of a disk.
+    fn begin(
+        self: &Arc<Self>,
+        disks: &mut BTreeMap<String, Entry>,
+        name: &str,
+        store: RecordStore,
+        record: Option<Ownership>,
+    ) -> mpsc::UnboundedSender<Happened> {
+        let fresh = || Entry {
+            task: None,
+            status: Arc::default(),
+        };
+        let entry = disks.entry(name.to_owned()).or_insert_with(fresh);
+        name.clone_into(&mut entry.status().name);
+        let exists = self.host.image_exists(name);
+        let machine = crate::session::Target::new(TargetConfig::default(), record, exists);
+        let (events, incoming) = mpsc::unbounded_channel();
+        entry.task = Some(events.clone());
+        let task = DiskTask::new(Arc::clone(self), entry, (name.to_owned(), store), machine);
+        tokio::spawn(task.run(incoming));
+        events
+    }
+
+    async fn accept(self: Arc<Self>, listener: std::net::TcpListener) {
+        let listener = match TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(e) => {
+                tracing::error!("cannot listen for migrations: {e}");
+                return;
+            }
+        };
+        let strangers = Arc::new(Semaphore::new(STRANGERS));
+        loop {
+            let Ok(permit) = Arc::clone(&strangers).acquire_owned().await else {
+                return;
+            };
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    let site = Arc::clone(&self);
+                    tokio::spawn(async move {
+                        site.meet(stream, peer).await;
+                        drop(permit);
+                    });
+                }
+                Err(e) => {
+                    tracing::warn!("cannot take a connection: {e}");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Hear what a connection is for.
+    async fn meet(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr) {
+        let mut decoder = Decoder::default();
+        let first = next_message(&mut stream, &mut decoder);
+        let refused = match tokio::time::timeout(GREET_WITHIN, first).await {
+            Err(_) => {
+                tracing::warn!("{peer} did not say what it wants");
+                return;
+            }
+            Ok(Ok(first)) => self.lead(stream, decoder, first),
+            Ok(Err(Heard::Malformed(e))) => {
+                tracing::error!("{peer} sent bytes that are no greeting: {e}");
+                if e.fault != Fault::Version {
+                    return;
+                }
+                Some((stream, Refusal::Version, e.to_string()))
+            }
+            Ok(Err(end)) => {
+                tracing::debug!("{peer} went away: {end:?}");
+                return;
+            }
+        };
+        if let Some((stream, refusal, text)) = refused {
+            tracing::warn!("{peer} is refused: {text}");
+            answer_and_close(stream, &Message::Refused { refusal, text }).await;
+        }
+    }
+
+    /// Bring a connection to its disk; back with it and the reason when there is none.
+    fn lead(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        decoder: Decoder,
+        first: Message,
+    ) -> Option<(TcpStream, Refusal, String)> {
+        let mut disks = self.lock();
+        let task = match &first {
+            Message::Hello(hello) => {
+                tune(&stream, Traffic::Ordered);
+                self.task_for(&mut disks, &hello.description.name)
+            }
+            Message::Join(join) => {
+                tune(&stream, Traffic::Bulk);
+                let known = |entry: &&Entry| entry.status().session == Some(join.session);
+                let entry = disks.values().find(known);
+                entry.and_then(|entry| entry.task.clone()).ok_or_else(|| {
+                    (
+                        Refusal::Unknown,
+                        "that session is not connected here".to_owned(),
+                    )
+                })
+            }
+            _ => Err((
+                Refusal::Unknown,
+                "a connection begins with a greeting".to_owned(),
+            )),
+        };
+        match task {
+            Ok(task) => {
+                let conn = ConnId(self.next_conn.fetch_add(1, Ordering::Relaxed));
+                let arrival = Arrival {
+                    conn,
+                    stream,
+                    decoder,
+                    first,
+                };
+                // Under the lock: a task that ends looks at what came under the same lock.
+                let _ = task.send(Happened::Arrived(Box::new(arrival)));
+                None
+            }
+            Err((refusal, text)) => Some((stream, refusal, text)),
+        }
+    }
+
+    fn task_for(
+        self: &Arc<Self>,
+        disks: &mut BTreeMap<String, Entry>,
+        name: &str,
+    ) -> Result<mpsc::UnboundedSender<Happened>, (Refusal, String)> {
+        if let Some(task) = disks.get(name).and_then(|entry| entry.task.clone()) {
+            return Ok(task);
+        }
+        if name.to_ascii_lowercase().contains(RECORD_SUFFIX) {
+            let text = format!("a disk cannot be called {name}: ownership records are called so");
+            return Err((Refusal::CannotCreate, text));
+        }
+        let store = RecordStore::open(self.host.record_path(name));
+        match store.load() {
+            Ok(record) => Ok(self.begin(disks, name, store, record)),
+            Err(e) => Err((Refusal::CannotCreate, e.to_string())),
+        }
+    }
+}
+
+/// An error of a host's call, with the words of the panic when it did not end otherwise.
+fn joined<T>(result: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {
+    result.unwrap_or_else(|e| Err(io::Error::other(e.to_string())))
+}

@@ -1,0 +1,339 @@
+//! Drives the target machine of one disk.
+//!
+//! Must never touch the disk but for an action of the machine.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use vdisk::engine::Mark;
+
+use super::{Arrival, Entry, Router, joined};
+use crate::files::RecordStore;
+use crate::net::Clock;
+use crate::net::lane::{Heard, INBOX, Inbox, Lane};
+use crate::net::port::{DiskPort, Done};
+use crate::record::{Ownership, State};
+use crate::session::{ConnId, OpId, Target, TargetAction, TargetEvent};
+use crate::wire::DiskDescription;
+
+/// How long a task without a deadline sleeps.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// What comes to the task of a disk beside what its lanes hear.
+pub(super) enum Happened {
+    Event(TargetEvent),
+    Arrived(Box<Arrival>),
+    Opened(io::Result<Option<Arc<dyn DiskPort>>>),
+    Served(io::Result<String>),
+}
+
+/// The task: the machine and what it works with.
+pub(super) struct DiskTask {
+    router: Arc<Router>,
+    entry: Entry,
+    name: String,
+    store: RecordStore,
+    machine: Target,
+    clock: Clock,
+    port: Option<Arc<dyn DiskPort>>,
+    lanes: BTreeMap<ConnId, Lane>,
+    closing: JoinSet<()>,
+    /// What the machine has asked for and has no answer to.
+    asked: u64,
+    written: Arc<AtomicU64>,
+}
+
+impl DiskTask {
+    pub(super) fn new(
+        router: Arc<Router>,
+        entry: &Entry,
+        (name, store): (String, RecordStore),
+        machine: Target,
+    ) -> Self {
+        Self {
+            router,
+            entry: entry.clone(),
+            name,
+            store,
+            machine,
+            clock: Clock::start(),
+            port: None,
+            lanes: BTreeMap::new(),
+            closing: JoinSet::new(),
+            asked: 0,
+            written: Arc::default(),
+        }
+    }
+
+    pub(super) async fn run(mut self, mut incoming: mpsc::UnboundedReceiver<Happened>) {
+        let (inbox, mut heard) = mpsc::channel(INBOX);
+        self.handle(TargetEvent::Tick);
+        loop {
+            let span = self
+                .machine
+                .poll_timeout()
+                .map_or(LONG, |at| self.clock.until(at));
+            let event = tokio::select! {
+                biased;
+                Some(happened) = incoming.recv() => self.happened(happened, &inbox),
+                Some((conn, heard)) = heard.recv() => match self.heard(conn, heard) {
+                    Some(event) => event,
+                    None => continue,
+                },
+                () = tokio::time::sleep(span) => TargetEvent::Tick,
+            };
+            self.handle(event);
+            if self.is_done() && self.leave(&mut incoming) {
+                break;
+            }
+        }
+        while self.closing.join_next().await.is_some() {}
+    }
+
+    /// Whether only the record has to speak for the disk from now on.
+    fn is_done(&self) -> bool {
+        let state = self.machine.record().map(|record| &record.state);
+        self.lanes.is_empty()
+            && self.asked == 0
+            && self.machine.poll_timeout().is_none()
+            && matches!(
+                state,
+                None | Some(State::Owner { .. } | State::Released { .. })
+            )
+    }
+
+    /// End, unless somebody came meanwhile.
+    fn leave(&mut self, incoming: &mut mpsc::UnboundedReceiver<Happened>) -> bool {
+        let mut disks = self.router.lock();
+        if !incoming.is_empty() {
+            return false;
+        }
+        if let Some(entry) = disks.get_mut(&self.name) {
+            entry.task = None;
+        }
+        true
+    }
+
+    fn happened(&mut self, happened: Happened, inbox: &Inbox) -> TargetEvent {
+        match happened {
+            Happened::Event(event) => {
+                self.asked = self.asked.saturating_sub(1);
+                event
+            }
+            Happened::Arrived(arrival) => {
+                let Arrival {
+                    conn,
+                    stream,
+                    decoder,
+                    first,
+                } = *arrival;
+                let sent = Arc::clone(&self.router.sent);
+                let carry = |ends: crate::net::lane::Ends| ends.carry(stream, decoder);
+                self.lanes
+                    .insert(conn, Lane::spawn(conn, inbox.clone(), sent, carry));
+                TargetEvent::Message(conn, first)
+            }
+            Happened::Opened(result) => {
+                self.asked = self.asked.saturating_sub(1);
+                let result = self.note("open the disk", result);
+                TargetEvent::Opened(result.map(|port| self.port = port))
+            }
+            Happened::Served(result) => {
+                self.asked = self.asked.saturating_sub(1);
+                let result = self.note("serve the disk", result);
+                if let Ok(address) = &result {
+                    tracing::info!("{} is owned here and served at {address}", self.name);
+                    self.port = None;
+                    self.entry.status().address = Some(address.clone());
+                }
+                TargetEvent::Serving(result)
+            }
+        }
+    }
+
+    fn note<T>(&self, doing: &str, result: io::Result<T>) -> io::Result<T> {
+        if let Err(e) = &result {
+            tracing::error!("{}: cannot {doing}: {e}", self.name);
+            self.entry.status().trouble = Some(format!("cannot {doing}: {e}"));
+        }
+        result
+    }
+
+    /// What a lane heard, for the machine; nothing of lanes that were closed.
+    fn heard(&mut self, conn: ConnId, heard: Heard) -> Option<TargetEvent> {
+        if !self.lanes.contains_key(&conn) {
+            return None;
+        }
+        Some(match heard {
+            Heard::Connected => return None,
+            Heard::Message(message) => TargetEvent::Message(conn, message),
+            Heard::Malformed(e) => {
+                tracing::error!(
+                    "{}: the source sent bytes that are no message: {e}",
+                    self.name
+                );
+                // The machine may have something to say before it closes.
+                TargetEvent::Malformed(conn, e)
+            }
+            Heard::Closed(why) => {
+                tracing::debug!("{}: a connection ended: {why}", self.name);
+                self.lanes.remove(&conn);
+                TargetEvent::Closed(conn)
+            }
+        })
+    }
+
+    fn handle(&mut self, event: TargetEvent) {
+        if let TargetEvent::Persisted(Err(e)) | TargetEvent::Disk(_, Err(e)) = &event {
+            let text = format!("a write failed: {e}");
+            tracing::error!("{}: {text}", self.name);
+            self.entry.status().trouble = Some(text);
+        }
+        self.machine.handle(self.clock.now(), event);
+        // Before anybody hears of it: the lanes of a session are told apart by this.
+        self.publish();
+        while let Some(action) = self.machine.poll_action() {
+            self.act(action);
+        }
+        while self.closing.try_join_next().is_some() {}
+    }
+
+    fn publish(&self) {
+        let mut status = self.entry.status();
+        status.session = self.machine.session().map(|(session, _)| session);
+        status.state = self.machine.record().map_or("none", state_name);
+        status.written = self.written.load(Ordering::Relaxed);
+    }
+
+    fn act(&mut self, action: TargetAction) {
+        match action {
+            TargetAction::Send(conn, message) => {
+                if let Some(lane) = self.lanes.get(&conn) {
+                    lane.send(message);
+                }
+            }
+            TargetAction::Close(conn) => {
+                if let Some(lane) = self.lanes.remove(&conn) {
+                    lane.close(&mut self.closing);
+                }
+            }
+            TargetAction::Open { description, fresh } => self.open(description, fresh),
+            TargetAction::Write(op, offset, data) => {
+                self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
+                self.with_port(op, |port, done| port.write(offset, data, done));
+            }
+            TargetAction::Zero(op, offset, len) => {
+                self.with_port(op, |port, done| port.zero(offset, len, done));
+            }
+            TargetAction::Flush(op) => self.with_port(op, <dyn DiskPort>::flush),
+            TargetAction::Persist(record) => {
+                tracing::debug!("{}: recording {:?}", self.name, record.state);
+                let done = self.tell(TargetEvent::Persisted);
+                self.store.persist(&record, done);
+            }
+            TargetAction::Park(mark) => self.park(mark),
+            TargetAction::Serve => self.serve(),
+        }
+    }
+
+    /// A callback that tells the machine how something ended.
+    fn tell(&mut self, event: impl FnOnce(io::Result<()>) -> TargetEvent + Send + 'static) -> Done {
+        self.asked += 1;
+        let task = self.entry.task.clone();
+        Box::new(move |result| {
+            if let Some(task) = task {
+                let _ = task.send(Happened::Event(event(result)));
+            }
+        })
+    }
+
+    fn with_port(&mut self, op: OpId, call: impl FnOnce(&dyn DiskPort, Done)) {
+        let done = self.tell(move |result| TargetEvent::Disk(op, result));
+        match &self.port {
+            Some(port) => call(port.as_ref(), done),
+            None => done(Err(io::Error::other("the disk is not open"))),
+        }
+    }
+
+    fn park(&mut self, mark: Option<Mark>) {
+        let done = self.tell(TargetEvent::Parked);
+        match &self.port {
+            Some(port) => port.park(mark, done),
+            // Opened for the takeover of a disk that is served: the mark was removed before.
+            None => done(Ok(())),
+        }
+    }
+
+    /// Have the host do something that may block, and hear of its end.
+    fn ask_host<T: Send + 'static>(
+        &mut self,
+        call: impl FnOnce(&Router, &str) -> io::Result<T> + Send + 'static,
+        happened: impl FnOnce(io::Result<T>) -> Happened + Send + 'static,
+    ) {
+        self.asked += 1;
+        let (router, name, task) = (
+            Arc::clone(&self.router),
+            self.name.clone(),
+            self.entry.task.clone(),
+        );
+        tokio::spawn(async move {
+            let result = tokio::task::spawn_blocking(move || call(&router, &name)).await;
+            if let Some(task) = task {
+                let _ = task.send(happened(joined(result)));
+            }
+        });
+    }
+
+    fn open(&mut self, description: Option<DiskDescription>, fresh: bool) {
+        self.port = None;
+        let open = move |router: &Router, name: &str| {
+            let host = &router.host;
+            let Some(description) = description else {
+                // For a takeover: a disk that is served is where it shall be.
+                return if host.served(name).is_some() {
+                    Ok(None)
+                } else {
+                    host.open(name).map(Some)
+                };
+            };
+            let port = if fresh {
+                host.create(&description)?
+            } else {
+                host.open(name)?
+            };
+            if port.size() != description.size {
+                let what = format!(
+                    "the image has {} bytes, the source's disk {}",
+                    port.size(),
+                    description.size
+                );
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+            }
+            Ok(Some(port))
+        };
+        self.ask_host(open, Happened::Opened);
+    }
+
+    fn serve(&mut self) {
+        let serve = |router: &Router, name: &str| match router.host.served(name) {
+            Some(address) => Ok(address),
+            None => router.host.serve(name),
+        };
+        self.ask_host(serve, Happened::Served);
+    }
+}
+
+fn state_name(record: &Ownership) -> &'static str {
+    match record.state {
+        State::Owner { .. } => "owner",
+        State::Released { .. } => "released",
+        State::Emptying { .. } => "emptying",
+        State::Receiving { .. } => "receiving",
+        State::Prepared { .. } => "prepared",
+    }
+}
