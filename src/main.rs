@@ -6,6 +6,7 @@
 
 mod args;
 mod commands;
+mod control;
 mod device;
 mod failure;
 mod interrupt;

@@ -1,0 +1,61 @@
+//! The control socket of a running `serve` or `receive`: HTTP with JSON bodies over a unix socket.
+//!
+//! The resources are described in `docs/control-api.yaml`. [`service`] is the server's side,
+//! [`client`] the side of the verbs that talk to it, [`place`] where a disk's socket is found.
+
+pub(crate) mod client;
+pub(crate) mod place;
+pub(crate) mod service;
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Result;
+
+/// A disk as its server sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct DiskState {
+    /// Name of the export.
+    pub(crate) name: String,
+    /// The image.
+    pub(crate) path: String,
+    /// Bytes of the disk.
+    pub(crate) virtual_size: u64,
+    /// The newest migration of this disk, if there was one since the server started.
+    pub(crate) mirror: Option<serde_json::Value>,
+}
+
+/// What to do when a mirror is in step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Cutover {
+    /// Switch over at once.
+    #[default]
+    Automatic,
+    /// Stay in step until told.
+    Manual,
+}
+
+/// A migration to be begun.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StartMirror {
+    /// `tcp:HOST:PORT` of a `receive`, or an absolute path on this host.
+    pub(crate) to: String,
+    /// When to switch over.
+    #[serde(default)]
+    pub(crate) cutover: Cutover,
+}
+
+/// What can be asked of a running server. Calls may block for as long as a disk operation takes.
+pub(crate) trait Control: Send + Sync + 'static {
+    /// All disks.
+    fn disks(&self) -> Vec<DiskState>;
+    /// Begin a migration; its state.
+    fn start_mirror(&self, disk: &str, start: &StartMirror) -> Result<serde_json::Value>;
+    /// How the newest migration stands.
+    fn mirror(&self, disk: &str) -> Result<serde_json::Value>;
+    /// Switch over as soon as the mirror is in step.
+    fn cutover(&self, disk: &str) -> Result<serde_json::Value>;
+    /// End the migration; the source stays the owner.
+    fn cancel(&self, disk: &str) -> Result<serde_json::Value>;
+}

@@ -1,0 +1,140 @@
+//! The server's side of the control socket.
+
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{Path as UrlPath, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::net::UnixListener;
+
+use super::{Control, StartMirror};
+use crate::failure::{Exit, Failure, Result};
+
+/// What a request that failed brings.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ErrorBody {
+    /// What went wrong, and where.
+    pub(crate) error: String,
+    /// What to do about it.
+    pub(crate) hint: Option<String>,
+    /// What a command that gets this exits with.
+    pub(crate) exit_code: u8,
+}
+
+type Shared = State<Arc<dyn Control>>;
+
+/// Sockets that are listened on; their files go when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Service {
+    paths: Vec<PathBuf>,
+}
+
+impl Service {
+    /// Serve `control` on each of `paths`, on tasks of the current tokio runtime.
+    pub(crate) fn start(control: &Arc<dyn Control>, paths: Vec<PathBuf>) -> Result<Self> {
+        let service = Self { paths };
+        for path in &service.paths {
+            let listener = bind(path)?;
+            let router = router(Arc::clone(control));
+            tokio::spawn(async move {
+                if let Err(error) = axum::serve(listener, router).await {
+                    tracing::error!(%error, "the control socket failed");
+                }
+            });
+        }
+        Ok(service)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        for path in &self.paths {
+            // It may have been replaced or removed by hand; nothing depends on it.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn bind(path: &Path) -> Result<UnixListener> {
+    let failed = |e| Failure::io(format!("cannot listen at {}", path.display()), &e);
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        let what = format!("{}: another server listens there", path.display());
+        return Err(Failure::new(Exit::InUse, what));
+    }
+    // Nobody answers: what lies there is left of a server that was killed.
+    let _ = std::fs::remove_file(path);
+    let listener = StdListener::bind(path).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    UnixListener::from_std(listener).map_err(failed)
+}
+
+fn router(control: Arc<dyn Control>) -> Router {
+    Router::new()
+        .route("/v1/disks", get(disks))
+        .route("/v1/disks/{disk}/mirror", get(mirror).post(start_mirror))
+        .route("/v1/disks/{disk}/mirror/cutover", post(cutover))
+        .route("/v1/disks/{disk}/mirror/cancel", post(cancel))
+        .with_state(control)
+}
+
+async fn disks(State(control): Shared) -> Response {
+    answer(blocking(move || Ok(control.disks())).await)
+}
+
+async fn mirror(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {
+    answer(blocking(move || control.mirror(&disk)).await)
+}
+
+async fn start_mirror(
+    State(control): Shared,
+    UrlPath(disk): UrlPath<String>,
+    Json(start): Json<StartMirror>,
+) -> Response {
+    answer(blocking(move || control.start_mirror(&disk, &start)).await)
+}
+
+async fn cutover(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {
+    answer(blocking(move || control.cutover(&disk)).await)
+}
+
+async fn cancel(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {
+    answer(blocking(move || control.cancel(&disk)).await)
+}
+
+/// Run what may wait for a disk where it does not keep other requests waiting.
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(result) => result,
+        Err(error) => Err(Failure::new(Exit::Failed, format!("the request broke off: {error}"))),
+    }
+}
+
+fn answer<T: Serialize>(result: Result<T>) -> Response {
+    let failure = match result.map(serde_json::to_value) {
+        Ok(Ok(value)) => return Json::<Value>(value).into_response(),
+        Ok(Err(error)) => Failure::new(Exit::Failed, format!("the answer has no form: {error}")),
+        Err(failure) => failure,
+    };
+    let status = match failure.exit {
+        Exit::Usage => StatusCode::BAD_REQUEST,
+        Exit::InUse | Exit::TookOver | Exit::Cancelled => StatusCode::CONFLICT,
+        Exit::Unsupported => StatusCode::NOT_IMPLEMENTED,
+        Exit::Network => StatusCode::BAD_GATEWAY,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    let body = ErrorBody {
+        error: failure.what,
+        hint: failure.hint,
+        exit_code: failure.exit as u8,
+    };
+    (status, Json(body)).into_response()
+}
