@@ -94,6 +94,11 @@ pub(crate) enum Verb {
     Convert(ConvertArgs),
     /// Serve disks to NBD clients until a signal
     Serve(ServeArgs),
+    /// Receive disks from other hosts, and serve them once they belong here
+    Receive(ReceiveArgs),
+    /// Move a disk that is being served to another host or path
+    #[command(subcommand)]
+    Mirror(MirrorVerb),
     /// Measure how fast a disk or a server is
     Bench(BenchArgs),
     /// Write at a steady rate and keep a ledger, or check a disk against one
@@ -242,6 +247,83 @@ pub(crate) struct ServeArgs {
     /// Threads that serve [default: one for each processor]
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<usize>,
+    /// Listen for control here too: unix:PATH (every disk has a control socket that `mirror` finds)
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) control: Vec<String>,
+    /// Serve also a disk that is marked incomplete or handed over; only if no other host can own it
+    #[arg(long)]
+    pub(crate) take_over: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry receive --listen tcp:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809
+  diskferry receive --listen tcp:127.0.0.1:9000 --into . --serve unix:/run/disks.sock
+
+Disks arrive in the folder under the names of their files, refused by every program until they are
+complete. From the moment a disk belongs to this host it is served. The address to serve at is also
+the one to which the source sends its clients' requests; if they must use another, --advertise it.")]
+pub(crate) struct ReceiveArgs {
+    /// Where sources connect: tcp:HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: String,
+    /// The folder for the disks
+    #[arg(long, value_name = "DIR")]
+    pub(crate) into: PathBuf,
+    /// Where NBD clients connect: unix:PATH or tcp:HOST:PORT; may be given several times
+    #[arg(long, required = true, value_name = "ADDRESS")]
+    pub(crate) serve: Vec<String>,
+    /// The NBD address that sources are told [default: the first --serve]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) advertise: Option<String>,
+    /// Threads that serve [default: one for each processor]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<usize>,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum MirrorVerb {
+    /// Begin to move a disk that is being served
+    Start(MirrorStartArgs),
+    /// Say how the move stands
+    Status(MirrorArgs),
+    /// Switch over as soon as the target is in step
+    Cutover(MirrorArgs),
+    /// End the move; the source stays the owner
+    Cancel(MirrorArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry mirror start disk.vhdx --to tcp:10.0.0.2:9000 --wait
+  diskferry mirror start disk.vhdx --to tcp:10.0.0.2:9000 --manual
+  diskferry mirror start disk.vhdx --to /faster/disk.vhdx --wait      another path of this host
+
+The disk stays in use. Once the target is in step the source switches over by itself, unless --manual;
+from then on it forwards its clients' requests.")]
+pub(crate) struct MirrorStartArgs {
+    #[command(flatten)]
+    pub(crate) disk: MirrorArgs,
+    /// tcp:HOST:PORT of a `diskferry receive`, or a new file on this host
+    #[arg(long, value_name = "TARGET")]
+    pub(crate) to: String,
+    /// Stay in step until `diskferry mirror cutover`
+    #[arg(long)]
+    pub(crate) manual: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  diskferry mirror status disk.vhdx --wait")]
+pub(crate) struct MirrorArgs {
+    /// The disk, as it was given to `diskferry serve`
+    pub(crate) disk: PathBuf,
+    /// The control socket of its server: unix:PATH [default: found by the disk]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) control: Option<String>,
+    /// Stay until the disk has moved or the move has ended; Ctrl-C leaves it running
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 /// What a bench does.

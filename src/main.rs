@@ -15,6 +15,7 @@ mod load;
 mod plan;
 mod progress;
 mod report;
+mod site;
 mod size;
 mod target;
 mod zeros;

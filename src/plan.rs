@@ -10,7 +10,8 @@ use blockserver::nbd::uri::{Address, AddressError, Endpoint};
 use vdisk::disk::ImageFormat;
 
 use crate::args::{
-    BenchArgs, ConvertArgs, CreateArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ServeArgs,
+    BenchArgs, ConvertArgs, CreateArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs,
+    ServeArgs,
 };
 use crate::failure::{Failure, Result};
 use crate::load::ledger::Area;
@@ -104,6 +105,22 @@ pub(crate) struct Serve {
     pub(crate) disks: Vec<Served>,
     pub(crate) listen: Vec<Endpoint>,
     pub(crate) read_only: bool,
+    /// 0: one for each processor.
+    pub(crate) workers: usize,
+    /// Control sockets besides those that every disk has.
+    pub(crate) control: Vec<PathBuf>,
+    /// Serve also what another host may own.
+    pub(crate) take_over: bool,
+}
+
+/// What `receive` means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Receive {
+    pub(crate) listen: String,
+    pub(crate) into: PathBuf,
+    pub(crate) serve: Vec<Endpoint>,
+    /// What sources are told, if not the first of `serve`.
+    pub(crate) advertise: Option<Endpoint>,
     /// 0: one for each processor.
     pub(crate) workers: usize,
 }
@@ -285,7 +302,46 @@ impl Serve {
                 .collect::<Result<_>>()?,
             read_only: args.read_only,
             workers: args.workers.unwrap_or(0),
+            control: args.control.iter().map(|text| control_path(text)).collect::<Result<_>>()?,
+            take_over: args.take_over,
         })
+    }
+}
+
+impl Receive {
+    pub(crate) fn new(args: &ReceiveArgs) -> Result<Self> {
+        let serve: Vec<_> = args.serve.iter().map(|text| endpoint(text)).collect::<Result<_>>()?;
+        let advertise = args.advertise.as_deref().map(endpoint).transpose()?;
+        if let (None, Some(Endpoint::Tcp { host, .. })) = (&advertise, serve.first())
+            && ["0.0.0.0", "::", "[::]"].contains(&host.as_str())
+        {
+            let what = format!("{host} is no address that a source could send its clients to");
+            return Err(Failure::usage(what).hint("--advertise tcp:HOST:PORT names one"));
+        }
+        Ok(Self {
+            listen: args.listen.clone(),
+            into: args.into.clone(),
+            serve,
+            advertise,
+            workers: args.workers.unwrap_or(0),
+        })
+    }
+}
+
+/// The library's name of a format.
+pub(crate) fn library_format(format: FormatName) -> ImageFormat {
+    match format {
+        FormatName::Vhdx => ImageFormat::Vhdx,
+        FormatName::Raw => ImageFormat::Raw,
+    }
+}
+
+/// A control socket: `unix:PATH`.
+pub(crate) fn control_path(text: &str) -> Result<PathBuf> {
+    match endpoint(text)? {
+        Endpoint::Unix(path) => Ok(path),
+        Endpoint::Tcp { .. } => Err(Failure::usage(format!("`{text}` is no unix socket"))
+            .hint("control is for this host alone: unix:PATH")),
     }
 }
 

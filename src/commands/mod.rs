@@ -10,6 +10,8 @@ mod info;
 mod load;
 mod man;
 mod map;
+mod mirror;
+mod receive;
 mod serve;
 
 use crate::args::{CommandLine, LoadVerb, Verb};
@@ -25,6 +27,8 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Map(args) => map::run(args, report),
         Verb::Convert(args) => convert::run(args, report, typed.global.progress),
         Verb::Serve(args) => serve::run(args, report),
+        Verb::Receive(args) => receive::run(args, report),
+        Verb::Mirror(verb) => mirror::run(verb, report),
         Verb::Bench(args) => bench::run(args, report),
         Verb::Load(LoadVerb::Run(args)) => load::run(args, report),
         Verb::Load(LoadVerb::Verify(args)) => load::verify(args, report),

@@ -1,22 +1,22 @@
 //! `diskferry serve`: disks for NBD clients, in the foreground until a signal.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use blockserver::export::{Disk, ExportHandle, ExportOptions, Statistics, prepare_file};
+use blockserver::export::{ExportHandle, ExportOptions, Statistics};
 use blockserver::nbd::uri::{Address, Endpoint};
 use blockserver::server::{Server, ServerConfig};
 use serde::Serialize;
-use vdisk::disk::open_path;
 
-use super::image;
-use crate::args::{FormatName, ServeArgs};
+use crate::args::ServeArgs;
+use crate::control::service::Controlled;
+use crate::control::{Control, place};
 use crate::failure::{Exit, Failure, Result};
 use crate::interrupt;
 use crate::plan::{self, Serve, Served};
 use crate::report::Report;
-use crate::size;
+use crate::site::source::Site;
+use crate::{site, size};
 
 #[derive(Serialize)]
 struct Serving {
@@ -49,87 +49,57 @@ pub(crate) fn run(args: &ServeArgs, report: Report) -> Result<()> {
     };
     let server =
         Server::start(config).map_err(|e| Failure::io("the server cannot be started", &e))?;
-    let (mut exports, mut opened) = (Vec::new(), Vec::new());
+    let server = Arc::new(server);
+    let mut site = Site::new(&server);
+    let mut exports = Vec::new();
     for served in &plan.disks {
-        let disk = open(served, plan.read_only)?;
-        exports.push(add(
-            &server,
-            served,
-            Arc::clone(&disk.disk),
-            plan.read_only,
-        )?);
-        opened.push(disk);
+        exports.push(add(&mut site, served, &plan)?);
     }
     // Only now: a client that comes earlier would find nothing.
     let mut endpoints = Vec::new();
     for endpoint in &plan.listen {
         endpoints.push(listen(&server, endpoint)?);
     }
+    let site = Arc::new(site);
+    let control = controlled(&site, &plan)?;
     for (disk, export) in plan.disks.iter().zip(&exports) {
         announce(report, disk, export, (&server, &endpoints))?;
     }
     interrupt::wait();
+    drop(control);
+    site.stop();
     let ended = Ended {
         exports: exports.iter().map(statistics).collect(),
     };
     drop(exports);
-    let closed = server.shutdown();
-    opened.iter().for_each(Opened::unlock);
+    let closed = server.stop();
+    site.unlock();
     closed.map_err(|e| Failure::io("a disk could not be closed cleanly", &e))?;
     report.event("summary", &ended, &farewell(&ended))
 }
 
-/// Makes an open disk an export.
-fn add(to: &Server, served: &Served, disk: Arc<Disk>, read_only: bool) -> Result<ExportHandle> {
+/// Opens a disk and makes it an export.
+fn add(site: &mut Site, served: &Served, plan: &Serve) -> Result<ExportHandle> {
+    let format = served.format.map(plan::library_format);
+    let opened = site::disk::open(&served.path, format, plan.read_only)?;
     let options = ExportOptions {
-        read_only,
+        read_only: plan.read_only,
         description: served.path.display().to_string(),
         ..ExportOptions::default()
     };
-    let export = to.add_export(&served.name, disk, options);
-    export.map_err(|e| {
-        let what = format!("{}: cannot be served", served.path.display());
-        Failure::io(what, &e).hint("give each disk a name of its own: NAME=DISK")
-    })
+    site.add(&served.name, opened, (options, plan.take_over))
 }
 
-/// Opens a disk the way a server wants it: past the page cache, where the file system allows that.
-pub(crate) fn open(served: &Served, read_only: bool) -> Result<Opened> {
-    let format = served
-        .format
-        .unwrap_or_else(|| plan::format_of(&served.path));
-    let raw = format == FormatName::Raw;
-    let mut options = image::options(served.format, read_only);
-    // The engine has to know the alignment before it reads anything, and reads as it likes until the
-    // file is switched over; so another opening of the file is asked first.
-    let probe = image::open_storage_shared(&served.path)?;
-    let alignment = prepare_file(&probe, raw);
-    drop(probe);
-    options.alignment = u64::from(alignment);
-    let (storage, engine) = image::patiently(|| open_path(&served.path, &options))?;
-    let file = storage.into_file();
-    let alignment = prepare_file(&file, raw).max(alignment);
-    let lock = file
-        .try_clone()
-        .map_err(|e| Failure::io(format!("{}: cannot be opened", served.path.display()), &e))?;
-    let disk = Disk::new(file, engine, alignment);
-    Ok(Opened { disk, lock })
-}
-
-/// A disk opened for serving.
-pub(crate) struct Opened {
-    pub(crate) disk: Arc<Disk>,
-    /// The same open file. The kernel keeps a ring's files, and so their locks, for a while after
-    /// the ring has gone; whoever ends in order gives the lock back by itself.
-    lock: File,
-}
-
-impl Opened {
-    /// Lets others have the file; the disk must not be in use any more.
-    pub(crate) fn unlock(&self) {
-        // What fails here comes with the end of the process.
-        let _ = self.lock.unlock();
+/// Listens for control: where every disk's socket is looked for, and where it was asked to.
+fn controlled(site: &Arc<Site>, plan: &Serve) -> Result<Controlled> {
+    let mut paths = plan.control.clone();
+    if !plan.read_only {
+        place::make_folder()?;
+        for disk in site.paths() {
+            paths.push(place::socket_of(disk)?);
+        }
     }
+    Controlled::start(Arc::clone(site) as Arc<dyn Control>, paths)
 }
 
 /// Listens, and says what is wrong if that is not possible.

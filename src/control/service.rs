@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::Router;
@@ -13,6 +14,7 @@ use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::UnixListener;
+use tokio::runtime::Runtime;
 
 use super::{Control, StartMirror};
 use crate::failure::{Exit, Failure, Result};
@@ -30,34 +32,48 @@ pub(crate) struct ErrorBody {
 
 type Shared = State<Arc<dyn Control>>;
 
-/// Sockets that are listened on; their files go when this is dropped.
+/// Control sockets that are listened on, on a thread of their own; their files go when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Service {
+pub(crate) struct Controlled {
     paths: Vec<PathBuf>,
+    runtime: Option<Runtime>,
 }
 
-impl Service {
-    /// Serve `control` on each of `paths`, on tasks of the current tokio runtime.
-    pub(crate) fn start(control: &Arc<dyn Control>, paths: Vec<PathBuf>) -> Result<Self> {
-        let service = Self { paths };
-        for path in &service.paths {
-            let listener = bind(path)?;
-            let router = router(Arc::clone(control));
+impl Controlled {
+    /// Serve `control` on each of `paths`.
+    pub(crate) fn start(control: Arc<dyn Control>, paths: Vec<PathBuf>) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("control")
+            .enable_all()
+            .build()
+            .map_err(|e| Failure::io("the control sockets cannot be served", &e))?;
+        let guard = runtime.enter();
+        let mut service = Self { paths: Vec::new(), runtime: None };
+        for path in paths {
+            let listener = bind(&path)?;
+            service.paths.push(path);
+            let router = router(Arc::clone(&control));
             tokio::spawn(async move {
                 if let Err(error) = axum::serve(listener, router).await {
                     tracing::error!(%error, "the control socket failed");
                 }
             });
         }
+        drop(guard);
+        service.runtime = Some(runtime);
         Ok(service)
     }
 }
 
-impl Drop for Service {
+impl Drop for Controlled {
     fn drop(&mut self) {
         for path in &self.paths {
             // It may have been replaced or removed by hand; nothing depends on it.
             let _ = std::fs::remove_file(path);
+        }
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(1));
         }
     }
 }

@@ -1,0 +1,94 @@
+//! `diskferry receive`: disks from other hosts, served once they belong here.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use blockserver::nbd::uri::Endpoint;
+use blockserver::server::{Server, ServerConfig};
+use mirror::net::{TargetDriver, TargetHandle, TargetStatus};
+use serde::Serialize;
+
+use super::serve;
+use crate::args::ReceiveArgs;
+use crate::failure::{Failure, Result};
+use crate::interrupt;
+use crate::plan::Receive;
+use crate::report::Report;
+use crate::site::Reachable;
+use crate::site::target::Folder;
+
+/// How often changes are looked for that people are told of.
+const LOOK: Duration = Duration::from_millis(500);
+
+#[derive(Serialize)]
+struct Receiving {
+    listen: String,
+    into: String,
+    serve: Vec<String>,
+}
+
+pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
+    let plan = Receive::new(args)?;
+    interrupt::listen();
+    if !plan.into.is_dir() {
+        let what = format!("{}: is no folder", plan.into.display());
+        return Err(Failure::usage(what).hint("make it first"));
+    }
+    let config = ServerConfig { workers: plan.workers, ..ServerConfig::default() };
+    let server =
+        Server::start(config).map_err(|e| Failure::io("the server cannot be started", &e))?;
+    let server = Arc::new(server);
+    let mut endpoints = Vec::new();
+    for endpoint in &plan.serve {
+        endpoints.push(serve::listen(&server, endpoint)?);
+    }
+    let reachable = Reachable(plan.advertise.clone().unwrap_or_else(|| endpoints[0].clone()));
+    let folder = Arc::new(Folder::new(&plan.into, &server, reachable));
+    let target = TargetDriver::start(&plan.listen, folder.clone())
+        .map_err(|e| Failure::new(crate::failure::Exit::Failed, e.to_string()))?;
+    announce(report, &plan, (&target, &endpoints))?;
+    watch(report, &target)?;
+    target.stop();
+    let closed = server.stop();
+    folder.unlock();
+    closed.map_err(|e| Failure::io("a disk could not be closed cleanly", &e))
+}
+
+fn announce(
+    report: Report,
+    plan: &Receive,
+    (target, endpoints): (&TargetHandle, &[Endpoint]),
+) -> Result<()> {
+    let receiving = Receiving {
+        listen: format!("tcp:{}", target.address()),
+        into: plan.into.display().to_string(),
+        serve: endpoints.iter().map(ToString::to_string).collect(),
+    };
+    let people = format!(
+        "receiving at {} into {}, serving at {}",
+        receiving.listen,
+        receiving.into,
+        receiving.serve.join(" and ")
+    );
+    report.event("receiving", &receiving, &people)
+}
+
+/// Tell of every change of a disk's state until a signal.
+fn watch(report: Report, target: &TargetHandle) -> Result<()> {
+    let mut told: Vec<TargetStatus> = Vec::new();
+    while !interrupt::requested() {
+        let now = target.status();
+        for disk in &now {
+            let before = told.iter().find(|before| before.name == disk.name);
+            if before.is_none_or(|before| before.state != disk.state || before.address != disk.address)
+            {
+                let at = disk.address.as_deref().map_or_else(String::new, |at| format!(" at {at}"));
+                report.event("disk", disk, &format!("{}: {}{at}", disk.name, disk.state))?;
+            }
+        }
+        told = now;
+        thread::sleep(LOOK);
+    }
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Opening a disk for a server, and finding out whether this host may serve it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockserver::export::{Disk, prepare_file};
+use mirror::files::{RecordStore, sidecar_path};
+use mirror::record::Ownership;
+use mirror::switchover::{Verdict, verdict};
+use mirror::wire::{DiskDescription, DiskFormat};
+use vdisk::disk::{ImageFormat, OpenOptions, open_path};
+use vdisk::engine::Mark;
+use vdisk::info::info;
+use vdisk::storage::FileStorage;
+
+use crate::commands::image;
+use crate::failure::{Exit, Failure, Result};
+
+/// A disk opened for serving.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) path: PathBuf,
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) mark: Option<Mark>,
+    pub(crate) description: DiskDescription,
+    /// The same open file. The kernel keeps a ring's files, and so their locks, for a while after
+    /// the ring has gone; whoever ends in order gives the lock back by itself.
+    lock: File,
+}
+
+/// Open the disk at `path` the way a server wants it: past the page cache, where the file system
+/// allows that. Marks do not keep it from being opened; see [`Opened::standing`].
+pub(crate) fn open(path: &Path, format: Option<ImageFormat>, read_only: bool) -> Result<Opened> {
+    let kind = format.unwrap_or_else(|| ImageFormat::of_path(path));
+    let raw = kind == ImageFormat::Raw;
+    // The engine has to know the alignment before it reads anything, and reads as it likes until the
+    // file is switched over; so another opening of the file is asked first.
+    let probe = image::open_storage_shared(path)?;
+    let alignment = prepare_file(&probe, raw);
+    drop(probe);
+    let options = OpenOptions {
+        read_only,
+        allow_marked: true,
+        format,
+        alignment: u64::from(alignment),
+        ..OpenOptions::default()
+    };
+    let description = describe(path, kind)?;
+    let (storage, engine) = image::patiently(|| open_path(path, &options))?;
+    let mark = engine.mark();
+    let description = DiskDescription { size: engine.map().size(), ..description };
+    let file = storage.into_file();
+    let alignment = prepare_file(&file, raw).max(alignment);
+    let lock = file
+        .try_clone()
+        .map_err(|e| Failure::io(format!("{}: cannot be opened", path.display()), &e))?;
+    let disk = Disk::new(file, engine, alignment);
+    Ok(Opened { path: path.to_owned(), disk, mark, description, lock })
+}
+
+/// What another host needs to know to make a disk like the one at `path`; its size is not asked here.
+fn describe(path: &Path, kind: ImageFormat) -> Result<DiskDescription> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let mut description = DiskDescription {
+        name,
+        size: 0,
+        block_size: 0,
+        logical_sector: 512,
+        physical_sector: 4096,
+        format: DiskFormat::Raw,
+    };
+    if kind == ImageFormat::Vhdx {
+        let mut storage = image::patiently(|| FileStorage::open(path, false))?;
+        let info = info(&mut storage).map_err(|error| error.in_file(path))?;
+        description.format = DiskFormat::Vhdx;
+        description.block_size = info.block_size;
+        description.logical_sector = info.logical_sector;
+        description.physical_sector = info.physical_sector;
+    }
+    Ok(description)
+}
+
+/// What this host may do with a disk.
+#[derive(Clone, Debug)]
+pub(crate) enum Standing {
+    /// Serve it; first take a mark out of the image, if there is one.
+    Ours { remove_mark: bool },
+    /// It was handed over by this record: forward to the new owner.
+    HandedOver(Ownership),
+}
+
+impl Opened {
+    /// Where its ownership record lies.
+    pub(crate) fn record(&self) -> RecordStore {
+        RecordStore::open(sidecar_path(&self.path))
+    }
+
+    /// Whether this host may serve it. With `take_over` it may in any case, and says so durably.
+    pub(crate) fn standing(&self, take_over: bool) -> Result<Standing> {
+        let store = self.record();
+        let record = store.load().map_err(|error| {
+            Failure::new(Exit::InUse, format!("{}: {error}", self.path.display()))
+                .hint("restore the record, or --take-over if no other host can own the disk")
+        })?;
+        if take_over {
+            if let Some(record) = &record {
+                let forced = store.persist_and_wait(&record.forced());
+                forced.map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+            }
+            return Ok(Standing::Ours { remove_mark: self.mark.is_some() });
+        }
+        match (verdict(record.as_ref(), self.mark), record) {
+            (Verdict::Serve { remove_mark }, _) => Ok(Standing::Ours { remove_mark }),
+            (Verdict::Forward { .. }, Some(record)) => Ok(Standing::HandedOver(record)),
+            (Verdict::Forward { .. }, None) => Err(self.refused("its record is missing")),
+            (Verdict::Refuse(why), _) => Err(self.refused(&why)),
+        }
+    }
+
+    fn refused(&self, why: &str) -> Failure {
+        Failure::new(Exit::InUse, format!("{}: {why}", self.path.display()))
+            .hint("--take-over serves it all the same; do so only if no other host can own the disk")
+    }
+
+    /// Lets others have the file; the disk must not be in use any more.
+    pub(crate) fn unlock(&self) {
+        // What fails here comes with the end of the process.
+        let _ = self.lock.unlock();
+    }
+}

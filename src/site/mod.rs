@@ -1,0 +1,27 @@
+//! A site: the place where the block server, the disks and the migration sessions of one process meet.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`beside`] | both ends of a move to another path of this host |
+//! | [`disk`] | opens a disk for a server and finds out who may serve it |
+//! | [`port`] | an export as a migration session reaches it |
+//! | [`source`] | the disks of `serve`, their migrations, what the control socket can ask |
+//! | [`target`] | the disks of `receive`: made, opened and served as sessions ask |
+
+pub(crate) mod beside;
+pub(crate) mod disk;
+pub(crate) mod port;
+pub(crate) mod source;
+pub(crate) mod target;
+
+/// Where disks of this process are reached by NBD clients elsewhere.
+#[derive(Clone, Debug)]
+pub(crate) struct Reachable(pub(crate) blockserver::nbd::uri::Endpoint);
+
+impl Reachable {
+    /// The address of an export.
+    pub(crate) fn address(&self, export: &str) -> String {
+        let endpoint = self.0.clone();
+        blockserver::nbd::uri::Address { endpoint, export: export.to_owned() }.to_string()
+    }
+}

@@ -1,0 +1,186 @@
+//! The disks that a site receives.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use blockserver::export::{ExportHandle, ExportOptions};
+use blockserver::server::Server;
+use mirror::files::sidecar_path;
+use mirror::net::{DiskPort, TargetHost};
+use mirror::wire::{DiskDescription, DiskFormat};
+use vdisk::create::CreateOptions;
+use vdisk::disk::{create_file, random_bits};
+use vdisk::engine::Mark;
+use vdisk::storage::{FileStorage, Storage as _};
+
+use super::Reachable;
+use super::disk::{Opened, open};
+use super::port::ExportPort;
+use crate::failure::Failure;
+
+/// A folder into which disks are received, and the server that has them.
+pub(crate) struct Folder {
+    folder: PathBuf,
+    server: Arc<Server>,
+    reachable: Reachable,
+    /// Whether a disk that is received appears to clients of the server once it is owned here.
+    listed: bool,
+    disks: Mutex<BTreeMap<String, Received>>,
+}
+
+struct Received {
+    opened: Opened,
+    export: ExportHandle,
+    served: bool,
+}
+
+impl Folder {
+    /// Receive into `folder`; clients elsewhere reach what `server` serves at `reachable`.
+    pub(crate) fn new(folder: &Path, server: &Arc<Server>, reachable: Reachable) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            server: Arc::clone(server),
+            reachable,
+            listed: true,
+            disks: Mutex::default(),
+        }
+    }
+
+    /// The same, for a disk that takes the place of another of this process: clients do not see it
+    /// under a name of its own.
+    pub(crate) fn hidden(mut self) -> Self {
+        self.listed = false;
+        self
+    }
+
+    /// The disk of that name, as it is open here.
+    pub(crate) fn export(&self, name: &str) -> Option<ExportHandle> {
+        self.lock().get(name).map(|received| received.export.clone())
+    }
+
+    /// Lets others have the files; the server must have been stopped.
+    pub(crate) fn unlock(&self) {
+        self.lock().values().for_each(|received| received.opened.unlock());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Received>> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    fn export_name(&self, name: &str) -> String {
+        let stem = Path::new(name).file_stem().and_then(|stem| stem.to_str()).unwrap_or(name);
+        if self.listed { stem.to_owned() } else { format!("{stem} (arriving)") }
+    }
+
+    /// Close what is open under that name.
+    fn close(&self, name: &str) -> io::Result<()> {
+        let Some(received) = self.lock().remove(name) else { return Ok(()) };
+        let closed = self.server.remove_export(&received.export);
+        received.opened.unlock();
+        closed
+    }
+
+    fn open_and_hold(&self, name: &str) -> io::Result<Arc<dyn DiskPort>> {
+        self.close(name)?;
+        let opened = open(&self.path(name), None, false).map_err(|failure| plain(&failure))?;
+        let options = ExportOptions {
+            description: opened.path.display().to_string(),
+            listed: self.listed,
+            ..ExportOptions::default()
+        };
+        let disk = Arc::clone(&opened.disk);
+        let export_name = self.export_name(name);
+        let export = self.server.add_held_export(&export_name, disk, options, None)?;
+        let port = Arc::new(ExportPort(export.clone()));
+        self.lock().insert(name.to_owned(), Received { opened, export, served: false });
+        Ok(port)
+    }
+}
+
+fn plain(failure: &Failure) -> io::Error {
+    io::Error::other(failure.what.clone())
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn create_image(path: &Path, description: &DiskDescription) -> io::Result<()> {
+    let mut random = random_bits;
+    let made = match description.format {
+        DiskFormat::Vhdx => create_file(
+            path,
+            CreateOptions {
+                block_size: Some(description.block_size),
+                logical_sector: description.logical_sector,
+                physical_sector: description.physical_sector,
+                mark: Some(Mark::Incomplete),
+                ..CreateOptions::new(description.size, &mut random)
+            },
+        ),
+        DiskFormat::Raw => FileStorage::create(path).and_then(|mut storage| {
+            let sized = storage.set_len(description.size).and_then(|()| storage.flush());
+            let sized = sized.and_then(|()| storage.sync_directory());
+            sized.map_err(|error| vdisk::Error::io("cannot be given its size", error))
+        }),
+    };
+    made.map_err(|error| io::Error::other(error.to_string()))
+}
+
+impl TargetHost for Folder {
+    fn disks(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let name = entry?.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let has_record = sidecar_path(&self.path(name)).exists();
+            if has_record {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    fn record_path(&self, name: &str) -> PathBuf {
+        sidecar_path(&self.path(name))
+    }
+
+    fn image_exists(&self, name: &str) -> bool {
+        self.path(name).exists()
+    }
+
+    fn create(&self, description: &DiskDescription) -> io::Result<Arc<dyn DiskPort>> {
+        self.close(&description.name)?;
+        let path = self.path(&description.name);
+        remove_if_there(&path)?;
+        create_image(&path, description)?;
+        self.open_and_hold(&description.name)
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskPort>> {
+        self.open_and_hold(name)
+    }
+
+    fn serve(&self, name: &str) -> io::Result<String> {
+        let mut disks = self.lock();
+        let received = disks.get_mut(name).ok_or(io::ErrorKind::NotFound)?;
+        received.export.release();
+        received.served = true;
+        Ok(self.reachable.address(received.export.name()))
+    }
+
+    fn served(&self, name: &str) -> Option<String> {
+        let disks = self.lock();
+        let received = disks.get(name).filter(|received| received.served)?;
+        Some(self.reachable.address(received.export.name()))
+    }
+}
