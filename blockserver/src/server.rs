@@ -250,7 +250,8 @@ impl Server {
         self.stop()
     }
 
-    fn stop(&self) -> io::Result<()> {
+    /// As [`Server::shutdown`], for a server that others hold too; a second call does nothing.
+    pub fn stop(&self) -> io::Result<()> {
         let threads = std::mem::take(&mut *lock(&self.threads));
         if threads.is_empty() {
             return Ok(());
@@ -290,13 +291,15 @@ impl Drop for Server {
     }
 }
 
-/// Leave a cleanly closed image, if the disk could be written. What clients may do with the export
+/// Leave a cleanly closed image, if the disk could be written; a mark that is in it stays: whose
+/// disk it is does not change because this process ends. What clients may do with the export
 /// does not matter: this process may have written to it.
 fn close_cleanly(export: &ExportHandle) -> io::Result<()> {
     if export.disk().read_only() {
         return Ok(());
     }
-    export.call(LocalRequest::Park { mark: None }).map(drop)
+    let mark = export.disk().mark();
+    export.call(LocalRequest::Park { mark }).map(drop)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

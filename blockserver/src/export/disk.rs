@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, statx};
 use vdisk::disk::{ImageFormat, OpenOptions, open_path};
-use vdisk::engine::{BlockMap, Engine};
+use vdisk::engine::{BlockMap, Engine, Mark};
 
 use crate::uring::ALIGNMENT;
 
@@ -73,6 +73,12 @@ impl Disk {
     #[must_use]
     pub fn read_only(&self) -> bool {
         self.map.read_only()
+    }
+
+    /// The mark that is in the image.
+    #[must_use]
+    pub fn mark(&self) -> Option<Mark> {
+        self.engine().mark()
     }
 
     /// What reads and writes of the file must be multiples of, in bytes; 1 when the page cache
