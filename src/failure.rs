@@ -61,7 +61,10 @@ impl Exit {
 impl Exit {
     /// The one with this code.
     pub(crate) fn of_code(code: u8) -> Option<Self> {
-        Self::ALL.into_iter().map(|(exit, _)| exit).find(|exit| *exit as u8 == code)
+        Self::ALL
+            .into_iter()
+            .map(|(exit, _)| exit)
+            .find(|exit| *exit as u8 == code)
     }
 }
 

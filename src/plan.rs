@@ -302,7 +302,11 @@ impl Serve {
                 .collect::<Result<_>>()?,
             read_only: args.read_only,
             workers: args.workers.unwrap_or(0),
-            control: args.control.iter().map(|text| control_path(text)).collect::<Result<_>>()?,
+            control: args
+                .control
+                .iter()
+                .map(|text| control_path(text))
+                .collect::<Result<_>>()?,
             take_over: args.take_over,
         })
     }
@@ -310,7 +314,11 @@ impl Serve {
 
 impl Receive {
     pub(crate) fn new(args: &ReceiveArgs) -> Result<Self> {
-        let serve: Vec<_> = args.serve.iter().map(|text| endpoint(text)).collect::<Result<_>>()?;
+        let serve: Vec<_> = args
+            .serve
+            .iter()
+            .map(|text| endpoint(text))
+            .collect::<Result<_>>()?;
         let advertise = args.advertise.as_deref().map(endpoint).transpose()?;
         if let (None, Some(Endpoint::Tcp { host, .. })) = (&advertise, serve.first())
             && ["0.0.0.0", "::", "[::]"].contains(&host.as_str())

@@ -49,12 +49,6 @@ pub(crate) fn options(format: Option<FormatName>, read_only: bool) -> OpenOption
     }
 }
 
-/// Opens an image's file beside others, to ask about the file itself.
-pub(crate) fn open_storage_shared(path: &Path) -> Result<std::fs::File> {
-    let opened = std::fs::File::open(path);
-    opened.map_err(|e| Failure::io(format!("{}: cannot be opened", path.display()), &e))
-}
-
 /// Makes an empty image of `shape` with a disk of `size` bytes; the file must not exist.
 pub(crate) fn make(path: &Path, shape: &Shape, size: u64) -> Result<()> {
     let mut storage = FileStorage::create(path)?;

@@ -44,8 +44,14 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
         true => args.to.clone(),
         false => absolute(Path::new(&args.to))?.display().to_string(),
     };
-    let cutover = if args.manual { Cutover::Manual } else { Cutover::Automatic };
-    let state = disk.client.post(&disk.resource(""), &StartMirror { to, cutover })?;
+    let cutover = if args.manual {
+        Cutover::Manual
+    } else {
+        Cutover::Automatic
+    };
+    let state = disk
+        .client
+        .post(&disk.resource(""), &StartMirror { to, cutover })?;
     disk.report(report, state, args.disk.wait)
 }
 
@@ -76,7 +82,10 @@ impl Remote {
         let found = disks.iter().find(same).ok_or_else(|| {
             Failure::usage(format!("{}: is not served there", args.disk.display()))
         })?;
-        Ok(Self { client, name: found.name.clone() })
+        Ok(Self {
+            client,
+            name: found.name.clone(),
+        })
     }
 
     fn resource(&self, verb: &str) -> String {
@@ -108,7 +117,13 @@ impl Remote {
 fn escape(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     name.bytes()
-        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .map(|byte| {
+            if plain(byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
         .collect()
 }
 

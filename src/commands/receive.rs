@@ -35,7 +35,10 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
         let what = format!("{}: is no folder", plan.into.display());
         return Err(Failure::usage(what).hint("make it first"));
     }
-    let config = ServerConfig { workers: plan.workers, ..ServerConfig::default() };
+    let config = ServerConfig {
+        workers: plan.workers,
+        ..ServerConfig::default()
+    };
     let server =
         Server::start(config).map_err(|e| Failure::io("the server cannot be started", &e))?;
     let server = Arc::new(server);
@@ -43,7 +46,11 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
     for endpoint in &plan.serve {
         endpoints.push(serve::listen(&server, endpoint)?);
     }
-    let reachable = Reachable(plan.advertise.clone().unwrap_or_else(|| endpoints[0].clone()));
+    let reachable = Reachable(
+        plan.advertise
+            .clone()
+            .unwrap_or_else(|| endpoints[0].clone()),
+    );
     let folder = Arc::new(Folder::new(&plan.into, &server, reachable));
     let target = TargetDriver::start(&plan.listen, folder.clone())
         .map_err(|e| Failure::new(crate::failure::Exit::Failed, e.to_string()))?;
@@ -81,9 +88,13 @@ fn watch(report: Report, target: &TargetHandle) -> Result<()> {
         let now = target.status();
         for disk in &now {
             let before = told.iter().find(|before| before.name == disk.name);
-            if before.is_none_or(|before| before.state != disk.state || before.address != disk.address)
+            if before
+                .is_none_or(|before| before.state != disk.state || before.address != disk.address)
             {
-                let at = disk.address.as_deref().map_or_else(String::new, |at| format!(" at {at}"));
+                let at = disk
+                    .address
+                    .as_deref()
+                    .map_or_else(String::new, |at| format!(" at {at}"));
                 report.event("disk", disk, &format!("{}: {}{at}", disk.name, disk.state))?;
             }
         }

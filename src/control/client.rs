@@ -25,7 +25,9 @@ pub(crate) struct Client {
 impl Client {
     /// The server behind `socket`.
     pub(crate) fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self {
+            socket: socket.to_owned(),
+        }
     }
 
     /// Ask for a resource.
@@ -48,7 +50,9 @@ impl Client {
         resource: &str,
         body: &impl Serialize,
     ) -> Result<T> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
         let runtime = runtime.map_err(|e| Failure::io("no runtime", &e))?;
         let body = serde_json::to_vec(body).map_err(|e| self.broken(&e))?;
         let (status, answer) = runtime.block_on(self.exchange(method, resource, body))?;
@@ -57,7 +61,10 @@ impl Client {
         }
         let error: ErrorBody = serde_json::from_slice(&answer).map_err(|_| {
             let text = String::from_utf8_lossy(&answer).into_owned();
-            Failure::new(Exit::Failed, format!("the server answered {status}: {text}"))
+            Failure::new(
+                Exit::Failed,
+                format!("the server answered {status}: {text}"),
+            )
         })?;
         let exit = Exit::of_code(error.exit_code).unwrap_or(Exit::Failed);
         let failure = Failure::new(exit, error.error);
@@ -78,8 +85,9 @@ impl Client {
             Failure::new(Exit::Failed, what)
                 .hint("start one with `diskferry serve`, or name its socket with --control")
         })?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.broken(&e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| self.broken(&e))?;
         tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
@@ -88,7 +96,10 @@ impl Client {
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|e| self.broken(&e))?;
-        let answer = sender.send_request(request).await.map_err(|e| self.broken(&e))?;
+        let answer = sender
+            .send_request(request)
+            .await
+            .map_err(|e| self.broken(&e))?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MAX_ANSWER);
         let body = body.collect().await.map_err(|e| self.broken(&e))?;
@@ -96,7 +107,10 @@ impl Client {
     }
 
     fn broken(&self, error: &dyn std::fmt::Display) -> Failure {
-        let what = format!("the talk with the server at {} broke off: {error}", self.socket.display());
+        let what = format!(
+            "the talk with the server at {} broke off: {error}",
+            self.socket.display()
+        );
         Failure::new(Exit::Failed, what)
     }
 }

@@ -36,12 +36,19 @@ pub(crate) fn socket_of(disk: &Path) -> Result<PathBuf> {
 pub(crate) fn make_folder() -> Result<()> {
     let folder = folder()?;
     let failed = |e| Failure::io(format!("{}: cannot be made", folder.display()), &e);
-    DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .map_err(failed)?;
     let (made, process) = std::fs::metadata(&folder)
         .and_then(|made| Ok((made, std::fs::metadata("/proc/self")?)))
         .map_err(failed)?;
     if made.uid() != process.uid() || made.mode() & 0o022 != 0 {
-        let what = format!("{}: belongs to another user or is open to others", folder.display());
+        let what = format!(
+            "{}: belongs to another user or is open to others",
+            folder.display()
+        );
         return Err(Failure::usage(what).hint("set DISKFERRY_RUN_DIR to a folder of your own"));
     }
     Ok(())

@@ -49,7 +49,10 @@ impl Controlled {
             .build()
             .map_err(|e| Failure::io("the control sockets cannot be served", &e))?;
         let guard = runtime.enter();
-        let mut service = Self { paths: Vec::new(), runtime: None };
+        let mut service = Self {
+            paths: Vec::new(),
+            runtime: None,
+        };
         for path in paths {
             let listener = bind(&path)?;
             service.paths.push(path);
@@ -130,7 +133,10 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     match tokio::task::spawn_blocking(call).await {
         Ok(result) => result,
-        Err(error) => Err(Failure::new(Exit::Failed, format!("the request broke off: {error}"))),
+        Err(error) => Err(Failure::new(
+            Exit::Failed,
+            format!("the request broke off: {error}"),
+        )),
     }
 }
 

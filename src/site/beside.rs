@@ -34,7 +34,9 @@ impl TargetHost for OneDisk {
 
     fn create(&self, description: &DiskDescription) -> io::Result<Arc<dyn DiskPort>> {
         if description.name != self.name {
-            return Err(io::Error::other("only the disk that is being moved is received here"));
+            return Err(io::Error::other(
+                "only the disk that is being moved is received here",
+            ));
         }
         self.folder.create(description)
     }

@@ -1,15 +1,14 @@
 //! Opening a disk for a server, and finding out whether this host may serve it.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockserver::export::{Disk, prepare_file};
+use blockserver::export::Disk;
 use mirror::files::{RecordStore, sidecar_path};
 use mirror::record::Ownership;
 use mirror::switchover::{Verdict, verdict};
 use mirror::wire::{DiskDescription, DiskFormat};
-use vdisk::disk::{ImageFormat, OpenOptions, open_path};
+use vdisk::disk::{ImageFormat, OpenOptions};
 use vdisk::engine::Mark;
 use vdisk::info::info;
 use vdisk::storage::FileStorage;
@@ -24,44 +23,39 @@ pub(crate) struct Opened {
     pub(crate) disk: Arc<Disk>,
     pub(crate) mark: Option<Mark>,
     pub(crate) description: DiskDescription,
-    /// The same open file. The kernel keeps a ring's files, and so their locks, for a while after
-    /// the ring has gone; whoever ends in order gives the lock back by itself.
-    lock: File,
 }
 
 /// Open the disk at `path` the way a server wants it: past the page cache, where the file system
 /// allows that. Marks do not keep it from being opened; see [`Opened::standing`].
 pub(crate) fn open(path: &Path, format: Option<ImageFormat>, read_only: bool) -> Result<Opened> {
     let kind = format.unwrap_or_else(|| ImageFormat::of_path(path));
-    let raw = kind == ImageFormat::Raw;
-    // The engine has to know the alignment before it reads anything, and reads as it likes until the
-    // file is switched over; so another opening of the file is asked first.
-    let probe = image::open_storage_shared(path)?;
-    let alignment = prepare_file(&probe, raw);
-    drop(probe);
     let options = OpenOptions {
         read_only,
         allow_marked: true,
         format,
-        alignment: u64::from(alignment),
         ..OpenOptions::default()
     };
     let description = describe(path, kind)?;
-    let (storage, engine) = image::patiently(|| open_path(path, &options))?;
-    let mark = engine.mark();
-    let description = DiskDescription { size: engine.map().size(), ..description };
-    let file = storage.into_file();
-    let alignment = prepare_file(&file, raw).max(alignment);
-    let lock = file
-        .try_clone()
-        .map_err(|e| Failure::io(format!("{}: cannot be opened", path.display()), &e))?;
-    let disk = Disk::new(file, engine, alignment);
-    Ok(Opened { path: path.to_owned(), disk, mark, description, lock })
+    let disk = image::patiently(|| Disk::open(path, &options))?;
+    let description = DiskDescription {
+        size: disk.size(),
+        ..description
+    };
+    Ok(Opened {
+        path: path.to_owned(),
+        mark: disk.mark(),
+        disk,
+        description,
+    })
 }
 
 /// What another host needs to know to make a disk like the one at `path`; its size is not asked here.
 fn describe(path: &Path, kind: ImageFormat) -> Result<DiskDescription> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default()
+        .to_owned();
     let mut description = DiskDescription {
         name,
         size: 0,
@@ -108,7 +102,9 @@ impl Opened {
                 let forced = store.persist_and_wait(&record.forced());
                 forced.map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
             }
-            return Ok(Standing::Ours { remove_mark: self.mark.is_some() });
+            return Ok(Standing::Ours {
+                remove_mark: self.mark.is_some(),
+            });
         }
         match (verdict(record.as_ref(), self.mark), record) {
             (Verdict::Serve { remove_mark }, _) => Ok(Standing::Ours { remove_mark }),
@@ -119,13 +115,13 @@ impl Opened {
     }
 
     fn refused(&self, why: &str) -> Failure {
-        Failure::new(Exit::InUse, format!("{}: {why}", self.path.display()))
-            .hint("--take-over serves it all the same; do so only if no other host can own the disk")
+        Failure::new(Exit::InUse, format!("{}: {why}", self.path.display())).hint(
+            "--take-over serves it all the same; do so only if no other host can own the disk",
+        )
     }
 
     /// Lets others have the file; the disk must not be in use any more.
     pub(crate) fn unlock(&self) {
-        // What fails here comes with the end of the process.
-        let _ = self.lock.unlock();
+        self.disk.unlock();
     }
 }

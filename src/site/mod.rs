@@ -22,6 +22,10 @@ impl Reachable {
     /// The address of an export.
     pub(crate) fn address(&self, export: &str) -> String {
         let endpoint = self.0.clone();
-        blockserver::nbd::uri::Address { endpoint, export: export.to_owned() }.to_string()
+        blockserver::nbd::uri::Address {
+            endpoint,
+            export: export.to_owned(),
+        }
+        .to_string()
     }
 }

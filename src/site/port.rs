@@ -29,7 +29,10 @@ impl DiskPort for ExportPort {
     }
 
     fn read(&self, offset: u64, len: u32, done: ReadDone) {
-        let request = LocalRequest::Read { offset, len: u64::from(len) };
+        let request = LocalRequest::Read {
+            offset,
+            len: u64::from(len),
+        };
         self.0.submit(request, move |result| {
             done(result.and_then(|reply| match reply {
                 LocalReply::Data(data) => Ok(data),
@@ -51,12 +54,13 @@ impl DiskPort for ExportPort {
     }
 
     fn status(&self, offset: u64, len: u64, done: StatusDone) {
-        self.0.submit(LocalRequest::Status { offset, len }, move |result| {
-            done(result.and_then(|reply| match reply {
-                LocalReply::Extents(extents) => Ok(extents),
-                _ => Err(unexpected()),
-            }));
-        });
+        self.0
+            .submit(LocalRequest::Status { offset, len }, move |result| {
+                done(result.and_then(|reply| match reply {
+                    LocalReply::Extents(extents) => Ok(extents),
+                    _ => Err(unexpected()),
+                }));
+            });
     }
 
     fn park(&self, mark: Option<Mark>, done: Done) {
@@ -85,7 +89,9 @@ impl ServedDisk for ExportPort {
         match address.parse() {
             Ok(address) => self.0.forward(address),
             // Held requests stay held: nothing is lost, and the operator is told.
-            Err(error) => tracing::error!(%address, %error, "the new owner gave no address of a disk"),
+            Err(error) => {
+                tracing::error!(%address, %error, "the new owner gave no address of a disk")
+            }
         }
     }
 }

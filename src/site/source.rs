@@ -33,19 +33,16 @@ struct SiteDisk {
 struct Moving {
     session: SourceHandle,
     /// The receiving side, when the disk moves to another path of this host.
-    beside: Option<Beside>,
-}
-
-/// A receiving side in this very process.
-struct Beside {
-    folder: Arc<Folder>,
-    target: TargetHandle,
+    beside: Option<TargetHandle>,
 }
 
 impl Site {
     /// A site without disks.
     pub(crate) fn new(server: &Arc<Server>) -> Self {
-        Self { server: Arc::clone(server), disks: Vec::new() }
+        Self {
+            server: Arc::clone(server),
+            disks: Vec::new(),
+        }
     }
 
     /// Serve a disk, or, if it was handed over, forward to its new owner.
@@ -62,8 +59,10 @@ impl Site {
         let disk = Arc::clone(&opened.disk);
         let (export, moving) = match opened.standing(take_over)? {
             Standing::Ours { remove_mark } => {
-                let export =
-                    self.server.add_held_export(name, disk, options, None).map_err(failed)?;
+                let export = self
+                    .server
+                    .add_held_export(name, disk, options, None)
+                    .map_err(failed)?;
                 if remove_mark {
                     unmark(&export)?;
                 }
@@ -71,8 +70,10 @@ impl Site {
                 (export, None)
             }
             Standing::HandedOver(record) => {
-                let export =
-                    self.server.add_held_export(name, disk, options, None).map_err(failed)?;
+                let export = self
+                    .server
+                    .add_held_export(name, disk, options, None)
+                    .map_err(failed)?;
                 let port = ExportPort(export.clone());
                 let config =
                     SourceConfig::new(Uuid::nil(), String::new(), opened.description.clone());
@@ -80,11 +81,21 @@ impl Site {
                     port.forward(address);
                 });
                 let session = session.map_err(|e| refused(&e))?;
-                (export, Some(Moving { session, beside: None }))
+                (
+                    export,
+                    Some(Moving {
+                        session,
+                        beside: None,
+                    }),
+                )
             }
         };
         let moving = Mutex::new(moving);
-        self.disks.push(SiteDisk { opened, export: export.clone(), moving });
+        self.disks.push(SiteDisk {
+            opened,
+            export: export.clone(),
+            moving,
+        });
         Ok(export)
     }
 
@@ -99,7 +110,7 @@ impl Site {
             if let Some(moving) = disk.lock().take() {
                 moving.session.stop();
                 if let Some(beside) = moving.beside {
-                    beside.target.stop();
+                    beside.stop();
                 }
             }
         }
@@ -118,7 +129,9 @@ impl Site {
 
 fn unmark(export: &ExportHandle) -> Result<()> {
     let parked = export.call(blockserver::export::LocalRequest::Park { mark: None });
-    parked.map(drop).map_err(|e| Failure::io("the mark of a migration cannot be removed", &e))
+    parked
+        .map(drop)
+        .map_err(|e| Failure::io("the mark of a migration cannot be removed", &e))
 }
 
 fn refused(error: &mirror::Error) -> Failure {
@@ -140,14 +153,20 @@ impl SiteDisk {
         if let Some(old) = &*moving
             && !(old.session.status().ended && old.session.status().error.is_some())
         {
-            let what = format!("`{}` is being moved, or has moved, already", self.export.name());
+            let what = format!(
+                "`{}` is being moved, or has moved, already",
+                self.export.name()
+            );
             return Err(Failure::new(Exit::InUse, what).hint("see `diskferry mirror status`"));
         }
         *moving = None;
         let started = if start.to.starts_with("tcp:") {
             let port = Arc::new(ExportPort(self.export.clone()));
             let session = self.session(port, &start.to, &self.name_there(None), start.cutover)?;
-            Moving { session, beside: None }
+            Moving {
+                session,
+                beside: None,
+            }
         } else {
             self.start_beside(server, Path::new(&start.to), start.cutover)?
         };
@@ -158,7 +177,10 @@ impl SiteDisk {
 
     fn name_there(&self, path: Option<&Path>) -> String {
         let path = path.unwrap_or(&self.opened.path);
-        path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned()
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default()
+            .to_owned()
     }
 
     fn session(
@@ -178,7 +200,10 @@ impl SiteDisk {
     /// Move the disk to another path of this host: both ends of the session are here.
     fn start_beside(&self, server: &Arc<Server>, to: &Path, cutover: Cutover) -> Result<Moving> {
         if !to.is_absolute() {
-            let what = format!("`{}` is neither tcp:HOST:PORT nor an absolute path", to.display());
+            let what = format!(
+                "`{}` is neither tcp:HOST:PORT nor an absolute path",
+                to.display()
+            );
             return Err(Failure::usage(what));
         }
         if to.exists() {
@@ -191,16 +216,22 @@ impl SiteDisk {
         let endpoint = server.local_addresses().into_iter().next();
         let endpoint = endpoint.ok_or_else(|| Failure::usage("the server listens nowhere"))?;
         let folder = Arc::new(Folder::new(parent, server, Reachable(endpoint)).hidden());
-        let host = OneDisk { folder: Arc::clone(&folder), name: name.clone() };
+        let host = OneDisk {
+            folder: Arc::clone(&folder),
+            name: name.clone(),
+        };
         let target = TargetDriver::start("127.0.0.1:0", Arc::new(host)).map_err(|e| refused(&e))?;
         let address = format!("tcp:{}", target.address());
         let port = MovingBeside {
             port: ExportPort(self.export.clone()),
-            folder: Arc::clone(&folder),
+            folder,
             name: name.clone(),
         };
         let session = self.session(Arc::new(port), &address, &name, cutover)?;
-        Ok(Moving { session, beside: Some(Beside { folder, target }) })
+        Ok(Moving {
+            session,
+            beside: Some(target),
+        })
     }
 }
 
@@ -215,7 +246,10 @@ impl Control for Site {
             name: disk.export.name().to_owned(),
             path: disk.opened.path.display().to_string(),
             virtual_size: disk.export.size(),
-            mirror: disk.lock().as_ref().and_then(|moving| state_of(moving).ok()),
+            mirror: disk
+                .lock()
+                .as_ref()
+                .and_then(|moving| state_of(moving).ok()),
         };
         self.disks.iter().map(state).collect()
     }
@@ -229,7 +263,8 @@ impl Control for Site {
     }
 
     fn cutover(&self, disk: &str) -> Result<serde_json::Value> {
-        self.disk(disk)?.with_session(|session| session.cutover(None))
+        self.disk(disk)?
+            .with_session(|session| session.cutover(None))
     }
 
     fn cancel(&self, disk: &str) -> Result<serde_json::Value> {

@@ -57,12 +57,16 @@ impl Folder {
 
     /// The disk of that name, as it is open here.
     pub(crate) fn export(&self, name: &str) -> Option<ExportHandle> {
-        self.lock().get(name).map(|received| received.export.clone())
+        self.lock()
+            .get(name)
+            .map(|received| received.export.clone())
     }
 
     /// Lets others have the files; the server must have been stopped.
     pub(crate) fn unlock(&self) {
-        self.lock().values().for_each(|received| received.opened.unlock());
+        self.lock()
+            .values()
+            .for_each(|received| received.opened.unlock());
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Received>> {
@@ -74,13 +78,22 @@ impl Folder {
     }
 
     fn export_name(&self, name: &str) -> String {
-        let stem = Path::new(name).file_stem().and_then(|stem| stem.to_str()).unwrap_or(name);
-        if self.listed { stem.to_owned() } else { format!("{stem} (arriving)") }
+        let stem = Path::new(name)
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .unwrap_or(name);
+        if self.listed {
+            stem.to_owned()
+        } else {
+            format!("{stem} (arriving)")
+        }
     }
 
     /// Close what is open under that name.
     fn close(&self, name: &str) -> io::Result<()> {
-        let Some(received) = self.lock().remove(name) else { return Ok(()) };
+        let Some(received) = self.lock().remove(name) else {
+            return Ok(());
+        };
         let closed = self.server.remove_export(&received.export);
         received.opened.unlock();
         closed
@@ -96,9 +109,18 @@ impl Folder {
         };
         let disk = Arc::clone(&opened.disk);
         let export_name = self.export_name(name);
-        let export = self.server.add_held_export(&export_name, disk, options, None)?;
+        let export = self
+            .server
+            .add_held_export(&export_name, disk, options, None)?;
         let port = Arc::new(ExportPort(export.clone()));
-        self.lock().insert(name.to_owned(), Received { opened, export, served: false });
+        self.lock().insert(
+            name.to_owned(),
+            Received {
+                opened,
+                export,
+                served: false,
+            },
+        );
         Ok(port)
     }
 }
@@ -128,7 +150,9 @@ fn create_image(path: &Path, description: &DiskDescription) -> io::Result<()> {
             },
         ),
         DiskFormat::Raw => FileStorage::create(path).and_then(|mut storage| {
-            let sized = storage.set_len(description.size).and_then(|()| storage.flush());
+            let sized = storage
+                .set_len(description.size)
+                .and_then(|()| storage.flush());
             let sized = sized.and_then(|()| storage.sync_directory());
             sized.map_err(|error| vdisk::Error::io("cannot be given its size", error))
         }),

@@ -75,6 +75,13 @@ impl Disk {
         self.map.read_only()
     }
 
+    /// Give the file's lock back, in order: the kernel keeps a ring's files, and so their locks, for a
+    /// while after the ring has gone. The disk must not be in use any more.
+    pub fn unlock(&self) {
+        // What fails here comes with the end of the process.
+        let _ = self.file.unlock();
+    }
+
     /// The mark that is in the image.
     #[must_use]
     pub fn mark(&self) -> Option<Mark> {
