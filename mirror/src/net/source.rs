@@ -167,12 +167,15 @@ impl Parts {
             .build()
             .map_err(failure)?;
         let run = move || {
+            // Said last, when the connections have ended, too.
             let _stopped = SayStopped(Arc::clone(&shared));
             runtime.block_on(async move {
                 let (inbox, heard) = mpsc::channel(INBOX);
                 let session = Session::new(self, shared, orders, inbox);
                 session.run(incoming, heard).await;
             });
+            // A name that is being looked up is not waited for.
+            runtime.shutdown_background();
         };
         std::thread::Builder::new()
             .name("mirror-source".into())
