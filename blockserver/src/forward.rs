@@ -248,7 +248,7 @@ fn fit(remote: &RemoteExport, job: Job) -> Option<Job> {
         }]))
     };
     let answer = match request.action {
-        Action::Status if !remote.allocation.is_none() => whole(true),
+        Action::Status if remote.allocation.is_none() => whole(true),
         Action::Discard { .. } if !remote.has(transmission::SEND_TRIM) => Ok(ForwardReply::Done),
         Action::Flush if !remote.has(transmission::SEND_FLUSH) => Ok(ForwardReply::Done),
         _ => return Some(job),
@@ -322,7 +322,9 @@ fn reply(completion: Completion, len: u64) -> io::Result<ForwardReply> {
         Ok(Answer::Done) => Ok(ForwardReply::Done),
         Ok(Answer::Data(data)) => Ok(ForwardReply::Data(data)),
         Ok(Answer::Extents(extents)) => Ok(ForwardReply::Extents(extents_of(&extents, len))),
-        Err(refusal) => Err(io::Error::from_raw_os_error(refusal.errno.to_wire() as i32)),
+        Err(refusal) => Err(io::Error::from_raw_os_error(
+            refusal.errno.to_wire().cast_signed(),
+        )),
     }
 }
 

@@ -29,6 +29,8 @@ pub struct ServerConfig {
     pub listen: Vec<Endpoint>,
     /// How long a client may take to choose an export.
     pub handshake_limit: Duration,
+    /// How long clients have, when the server ends, to take the replies to what was in flight.
+    pub drain_limit: Duration,
     /// How many clients there may be; one more is turned away.
     pub max_connections: usize,
     /// How many requests of one client are worked on at once; it is not read from beyond that.
@@ -45,6 +47,7 @@ impl Default for ServerConfig {
             workers: 0,
             listen: Vec::new(),
             handshake_limit: Duration::from_secs(10),
+            drain_limit: Duration::from_secs(5),
             max_connections: 1000,
             requests_per_connection: 256,
             bytes_per_connection: 64 << 20,
@@ -84,6 +87,7 @@ impl Server {
         };
         let limits = Limits {
             handshake: config.handshake_limit,
+            drain: config.drain_limit,
             connections: config.max_connections,
             requests: config.requests_per_connection.max(1),
             bytes: config.bytes_per_connection.max(1),
@@ -97,8 +101,8 @@ impl Server {
             backend,
         };
         server.start_workers()?;
-        for endpoint in &config.listen {
-            server.listen(endpoint)?;
+        for endpoint in config.listen {
+            server.listen(&endpoint)?;
         }
         Ok(server)
     }

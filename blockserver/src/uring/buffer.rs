@@ -236,7 +236,9 @@ mod tests {
     fn the_pool_keeps_no_more_than_its_bound() {
         let mut pool = Pool::new(8192);
         let buffers: Vec<_> = (0..4).map(|_| pool.take(4096)).collect();
-        buffers.into_iter().for_each(|buffer| pool.give(buffer));
+        for buffer in buffers {
+            pool.give(buffer);
+        }
         assert_eq!((pool.kept, pool.classes[0].len()), (8192, 2));
     }
 

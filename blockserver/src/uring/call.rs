@@ -1,58 +1,48 @@
 //! An operation as the kernel sees it: plain numbers and pointers, apart from what owns them.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use io_uring::types::Timespec;
 
-use super::op::{Descriptor, Held, Op};
+use super::buffer::IoBuffer;
+use super::op::{Allocation, Descriptor, Held, Op, Reception};
+use super::outgoing::Outgoing;
+
+/// Memory that an operation reads or fills.
+#[derive(Clone, Copy)]
+pub(super) struct Memory {
+    pub(super) start: *mut u8,
+    pub(super) len: u32,
+}
+
+impl Memory {
+    fn of(buffer: &IoBuffer, range: Range<usize>) -> Self {
+        let len = range.len() as u32;
+        let start = buffer.pointer(range);
+        Self { start, len }
+    }
+}
 
 /// The arguments of a system call. The pointers are into the [`Held`] made together with it.
 #[derive(Clone, Copy)]
 pub(super) enum Call {
     /// `pread`, or `read` where there are no positions.
-    Read {
-        file: Descriptor,
-        to: *mut u8,
-        len: u32,
-        at: u64,
-    },
+    Read(Descriptor, Memory, u64),
     /// `pwrite`.
-    Write {
-        file: Descriptor,
-        from: *const u8,
-        len: u32,
-        at: u64,
-    },
+    Write(Descriptor, Memory, u64),
     /// `fdatasync`.
-    Sync { file: Descriptor },
+    Sync(Descriptor),
     /// `fallocate`.
-    Allocate {
-        file: Descriptor,
-        mode: i32,
-        at: u64,
-        len: u64,
-    },
+    Allocate(Descriptor, Allocation),
     /// `recv`.
-    Receive {
-        socket: Descriptor,
-        to: *mut u8,
-        len: u32,
-        whole: bool,
-        idle: bool,
-    },
-    /// `sendmsg`; `only` is its one piece when it has but one.
-    Send {
-        socket: Descriptor,
-        message: *mut libc::msghdr,
-        only: Option<(*const u8, usize)>,
-    },
+    Receive(Descriptor, Memory, Reception),
+    /// `sendmsg`, and its one piece when it has but one.
+    Send(Descriptor, *mut libc::msghdr, Option<(*const u8, usize)>),
     /// `accept`.
-    Accept { listener: Descriptor },
+    Accept(Descriptor),
     /// A wait.
-    Timer {
-        time: *const Timespec,
-        after: Duration,
-    },
+    Timer(*const Timespec, Duration),
 }
 
 // SAFETY: a call is carried out by one thread at a time; what its pointers name is kept alive and
@@ -63,94 +53,38 @@ impl Call {
     /// Split an operation into what keeps its memory and what the kernel is told.
     pub(super) fn new(op: Op) -> (Held, Self) {
         match op {
-            Op::Read {
-                file,
-                buffer,
-                range,
-                at,
-            } => {
-                let (len, to) = (range.len() as u32, buffer.pointer(range));
-                (Held::Buffer(buffer), Self::Read { file, to, len, at })
+            #[rustfmt::skip]
+            Op::Read { file, buffer, range, at } => {
+                let memory = Memory::of(&buffer, range);
+                (Held::Buffer(buffer), Self::Read(file, memory, at))
             }
-            Op::Write {
-                file,
-                buffer,
-                range,
-                at,
-            } => {
-                let (len, from) = (range.len() as u32, buffer.pointer(range));
-                (
-                    Held::Buffer(buffer),
-                    Self::Write {
-                        file,
-                        from,
-                        len,
-                        at,
-                    },
-                )
+            #[rustfmt::skip]
+            Op::Write { file, buffer, range, at } => {
+                let memory = Memory::of(&buffer, range);
+                (Held::Buffer(buffer), Self::Write(file, memory, at))
             }
-            Op::Sync { file } => (Held::Nothing, Self::Sync { file }),
-            Op::Allocate {
-                file,
-                mode,
-                at,
-                len,
-            } => (
-                Held::Nothing,
-                Self::Allocate {
-                    file,
-                    mode,
-                    at,
-                    len,
-                },
-            ),
-            Op::Receive {
-                socket,
-                buffer,
-                range,
-                whole,
-                idle,
-            } => {
-                let (len, to) = (range.len() as u32, buffer.pointer(range));
-                (
-                    Held::Buffer(buffer),
-                    Self::Receive {
-                        socket,
-                        to,
-                        len,
-                        whole,
-                        idle,
-                    },
-                )
+            Op::Sync { file } => (Held::Nothing, Self::Sync(file)),
+            Op::Allocate { file, call } => (Held::Nothing, Self::Allocate(file, call)),
+            #[rustfmt::skip]
+            Op::Receive { socket, buffer, range, how } => {
+                let memory = Memory::of(&buffer, range);
+                (Held::Buffer(buffer), Self::Receive(socket, memory, how))
             }
-            Op::Send {
-                socket,
-                mut outgoing,
-            } => {
-                let message = outgoing.prepare();
-                let only = outgoing.only_piece();
-                let only = only.map(|piece| (piece.iov_base.cast_const().cast(), piece.iov_len));
-                (
-                    Held::Outgoing(outgoing),
-                    Self::Send {
-                        socket,
-                        message,
-                        only,
-                    },
-                )
-            }
-            Op::Accept { listener } => (Held::Nothing, Self::Accept { listener }),
+            Op::Send { socket, outgoing } => Self::send(socket, outgoing),
+            Op::Accept { listener } => (Held::Nothing, Self::Accept(listener)),
             Op::Timer { after } => {
-                let time = Timespec::new()
-                    .sec(after.as_secs())
-                    .nsec(after.subsec_nanos());
-                let time = Box::new(time);
-                let call = Self::Timer {
-                    time: &raw const *time,
-                    after,
-                };
+                let seconds = Timespec::new().sec(after.as_secs());
+                let time = Box::new(seconds.nsec(after.subsec_nanos()));
+                let call = Self::Timer(&raw const *time, after);
                 (Held::Time { _time: time }, call)
             }
         }
+    }
+
+    fn send(socket: Descriptor, mut outgoing: Box<Outgoing>) -> (Held, Self) {
+        let message = outgoing.prepare();
+        let only = outgoing.only_piece();
+        let only = only.map(|piece| (piece.iov_base.cast_const().cast(), piece.iov_len));
+        (Held::Outgoing(outgoing), Self::Send(socket, message, only))
     }
 }

@@ -16,7 +16,7 @@ mod slab;
 mod threads;
 
 pub(crate) use buffer::{ALIGNMENT, IoBuffer, Pool};
-pub(crate) use op::{Descriptor, Finished, NO_POSITION, Op};
+pub(crate) use op::{Allocation, Descriptor, Finished, NO_POSITION, Op, Reception};
 pub(crate) use outgoing::Outgoing;
 pub(crate) use ring::{Backend, Ring};
 pub(crate) use slab::Slab;

@@ -20,6 +20,26 @@ pub(crate) struct Descriptor {
     pub(super) fixed: Option<u32>,
 }
 
+/// The arguments of `fallocate`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allocation {
+    /// `FALLOC_FL_*`.
+    pub(crate) mode: i32,
+    /// Byte offset in the file.
+    pub(crate) at: u64,
+    /// How many bytes.
+    pub(crate) len: u64,
+}
+
+/// How to receive.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reception {
+    /// Whether to go on until the range is full.
+    pub(crate) whole: bool,
+    /// Whether the socket is known to be empty, so that trying before waiting is waste.
+    pub(crate) idle: bool,
+}
+
 /// One operation, with what it works on.
 pub(crate) enum Op {
     /// Fill `range` of the buffer from `at`.
@@ -53,12 +73,8 @@ pub(crate) enum Op {
     Allocate {
         /// Which file.
         file: Descriptor,
-        /// `FALLOC_FL_*`.
-        mode: i32,
-        /// Byte offset in the file.
-        at: u64,
-        /// How many bytes.
-        len: u64,
+        /// What of it, and how.
+        call: Allocation,
     },
     /// Receive into `range` of the buffer.
     Receive {
@@ -68,10 +84,8 @@ pub(crate) enum Op {
         buffer: IoBuffer,
         /// Which part of the buffer.
         range: Range<usize>,
-        /// Whether to go on until the range is full.
-        whole: bool,
-        /// Whether the socket is known to be empty, so that trying before waiting is waste.
-        idle: bool,
+        /// How.
+        how: Reception,
     },
     /// Send all that is left of a batch.
     Send {

@@ -13,7 +13,7 @@ use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, SubmitArgs, Timespec
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::call::Call;
-use super::op::{Descriptor, Finished, Held, Op};
+use super::op::{Allocation, Descriptor, Finished, Held, Op, Reception};
 use super::slab::Slab;
 use super::threads::ThreadRing;
 
@@ -36,7 +36,7 @@ pub(crate) enum Backend {
 }
 
 enum Engine {
-    Uring(IoUring),
+    Uring(Box<IoUring>),
     Threads(ThreadRing),
 }
 
@@ -65,7 +65,7 @@ impl<C> Ring<C> {
                 let settles = ring.params().is_feature_min_timeout();
                 let table = ring.submitter().register_files_sparse(TABLE);
                 let files = if table.is_ok() { TABLE } else { 0 };
-                (Engine::Uring(ring), settles, files)
+                (Engine::Uring(Box::new(ring)), settles, files)
             }
         };
         Ok(Self {
@@ -315,60 +315,39 @@ fn entry(call: &Call) -> squeue::Entry {
         };
     }
     match *call {
-        Call::Read { file, to, len, at } => {
-            on!(file, f => opcode::Read::new(f, to, len).offset(at).build())
+        Call::Read(file, to, at) => {
+            on!(file, f => opcode::Read::new(f, to.start, to.len).offset(at).build())
         }
-        Call::Write {
-            file,
-            from,
-            len,
-            at,
-        } => {
-            on!(file, f => opcode::Write::new(f, from, len).offset(at).build())
+        Call::Write(file, from, at) => {
+            on!(file, f => opcode::Write::new(f, from.start, from.len).offset(at).build())
         }
-        Call::Sync { file } => {
+        Call::Sync(file) => {
             on!(file, f => opcode::Fsync::new(f).flags(FsyncFlags::DATASYNC).build())
         }
-        Call::Allocate {
-            file,
-            mode,
-            at,
-            len,
-        } => {
+        Call::Allocate(file, Allocation { mode, at, len }) => {
             on!(file, f => opcode::Fallocate::new(f, len).offset(at).mode(mode).build())
         }
-        Call::Receive {
-            socket,
-            to,
-            len,
-            whole,
-            idle,
-        } => {
+        Call::Receive(socket, to, Reception { whole, idle }) => {
             let flags = if whole { libc::MSG_WAITALL } else { 0 };
             let first = if idle { POLL_FIRST } else { 0 };
-            on!(socket, s => opcode::Recv::new(s, to, len).flags(flags).ioprio(first).build())
+            on!(socket, s => opcode::Recv::new(s, to.start, to.len).flags(flags).ioprio(first).build())
         }
-        Call::Send {
-            socket,
-            message,
-            only,
-        } => {
+        Call::Send(socket, message, only) => {
             let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-            match only.and_then(|(from, len)| Some((from, u32::try_from(len).ok()?))) {
-                Some((from, len)) => {
-                    on!(socket, s => opcode::Send::new(s, from, len).flags(flags).build())
-                }
-                None => {
-                    on!(socket, s => opcode::SendMsg::new(s, message).flags(flags as u32).build())
-                }
+            let only = only.and_then(|(from, len)| Some((from, u32::try_from(len).ok()?)));
+            if let Some((from, len)) = only {
+                on!(socket, s => opcode::Send::new(s, from, len).flags(flags).build())
+            } else {
+                let flags = flags.cast_unsigned();
+                on!(socket, s => opcode::SendMsg::new(s, message).flags(flags).build())
             }
         }
-        Call::Accept { listener } => {
+        Call::Accept(listener) => {
             let (no, none) = (std::ptr::null_mut(), std::ptr::null_mut());
             let cloexec = libc::SOCK_CLOEXEC;
             on!(listener, l => opcode::Accept::new(l, no, none).flags(cloexec).build())
         }
-        Call::Timer { time, .. } => opcode::Timeout::new(time).build(),
+        Call::Timer(time, _) => opcode::Timeout::new(time).build(),
     }
 }
 

@@ -101,8 +101,10 @@ fn a_batch_is_sent_whole_and_received_whole() {
             socket,
             buffer,
             range: 0..300_000,
-            whole: true,
-            idle: true,
+            how: Reception {
+                whole: true,
+                idle: true,
+            },
         };
         ring.submit(receive, 2);
         let peer = std::thread::spawn(move || {
@@ -152,8 +154,10 @@ fn a_ring_that_is_dropped_ends_what_waits_in_it() {
                 socket,
                 buffer,
                 range: 0..4096,
-                whole: false,
-                idle: true,
+                how: Reception {
+                    whole: false,
+                    idle: true,
+                },
             },
             1,
         );

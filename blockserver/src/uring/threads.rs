@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::call::Call;
-use super::op::NO_POSITION;
+use super::call::{Call, Memory};
+use super::op::{Allocation, NO_POSITION};
 
 /// How long a thread waits for something to do before it ends.
 const IDLE: Duration = Duration::from_secs(5);
@@ -64,7 +64,7 @@ impl ThreadRing {
 
     /// Have a thread carry the call out.
     pub(super) fn submit(&mut self, token: u64, call: Call) {
-        if let Call::Timer { after, .. } = call {
+        if let Call::Timer(_, after) = call {
             self.timers.push((Instant::now() + after, token));
             return;
         }
@@ -158,92 +158,72 @@ fn run(shared: &Shared) {
 /// Make the system call; bytes or a descriptor, or a negated errno.
 fn carry_out(call: Call, closing: RawFd) -> i32 {
     match call {
-        Call::Read {
-            file,
-            to,
-            len,
-            at: NO_POSITION,
-        } => {
-            // SAFETY: the slot of the operation keeps `len` bytes at `to` alive and apart.
+        Call::Read(file, to, NO_POSITION) => {
+            // SAFETY: the slot of the operation keeps this memory alive and apart.
             attempt(file.raw, libc::POLLIN, closing, || unsafe {
-                libc::read(file.raw, to.cast(), len as usize)
+                libc::read(file.raw, to.start.cast(), to.len as usize)
             })
         }
-        Call::Read { file, to, len, at } => {
+        Call::Read(file, to, at) => {
+            let (start, at) = (to.start.cast(), at.cast_signed());
             // SAFETY: as above.
-            retry(|| unsafe { libc::pread(file.raw, to.cast(), len as usize, at as i64) })
+            retry(|| unsafe { libc::pread(file.raw, start, to.len as usize, at) })
         }
-        Call::Write {
-            file,
-            from,
-            len,
-            at,
-        } => {
-            // SAFETY: the slot of the operation keeps `len` bytes at `from` alive.
-            retry(|| unsafe { libc::pwrite(file.raw, from.cast(), len as usize, at as i64) })
+        Call::Write(file, from, at) => {
+            let (start, at) = (from.start.cast(), at.cast_signed());
+            // SAFETY: the slot of the operation keeps this memory alive.
+            retry(|| unsafe { libc::pwrite(file.raw, start, from.len as usize, at) })
         }
         // SAFETY: no memory is passed.
-        Call::Sync { file } => retry(|| unsafe { libc::fdatasync(file.raw) } as isize),
-        Call::Allocate {
-            file,
-            mode,
-            at,
-            len,
-        } => {
+        Call::Sync(file) => retry(|| unsafe { libc::fdatasync(file.raw) } as isize),
+        Call::Allocate(file, Allocation { mode, at, len }) => {
+            let (at, len) = (at.cast_signed(), len.cast_signed());
             // SAFETY: no memory is passed.
-            retry(|| unsafe { libc::fallocate(file.raw, mode, at as i64, len as i64) } as isize)
+            retry(|| unsafe { libc::fallocate(file.raw, mode, at, len) } as isize)
         }
-        Call::Receive {
-            socket,
-            to,
-            len,
-            whole,
-            ..
-        } => receive(socket.raw, (to, len as usize), whole, closing),
-        Call::Send {
-            socket, message, ..
-        } => {
+        Call::Receive(socket, to, how) => receive(socket.raw, to, how.whole, closing),
+        Call::Send(socket, message, _) => {
             let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
             // SAFETY: the slot of the operation keeps the message, its vectors and what they name.
             attempt(socket.raw, libc::POLLOUT, closing, || unsafe {
                 libc::sendmsg(socket.raw, message, flags)
             })
         }
-        Call::Accept { listener } => {
+        Call::Accept(listener) => {
             let (none, no) = (std::ptr::null_mut(), std::ptr::null_mut());
             // SAFETY: null pointers ask for no address.
             attempt(listener.raw, libc::POLLIN, closing, || unsafe {
                 libc::accept4(listener.raw, none, no, libc::SOCK_CLOEXEC) as isize
             })
         }
-        Call::Timer { .. } => -libc::EINVAL,
+        Call::Timer(..) => -libc::EINVAL,
     }
 }
 
 /// Receive once, or until all of the memory is filled.
-fn receive(socket: RawFd, (to, len): (*mut u8, usize), whole: bool, closing: RawFd) -> i32 {
-    let mut filled = 0;
+fn receive(socket: RawFd, to: Memory, whole: bool, closing: RawFd) -> i32 {
+    let (len, mut filled) = (to.len as usize, 0);
     loop {
-        // SAFETY: the slot of the operation keeps `len` bytes at `to` alive and apart; `filled` is
-        // less than `len` whenever more is asked for.
+        // SAFETY: the slot of the operation keeps `len` bytes at `start` alive and apart; `filled`
+        // is less than `len` whenever more is asked for.
         let got = attempt(socket, libc::POLLIN, closing, || unsafe {
-            libc::recv(
-                socket,
-                to.add(filled).cast(),
-                len - filled,
-                libc::MSG_DONTWAIT,
-            )
+            let rest = to.start.add(filled).cast();
+            libc::recv(socket, rest, len - filled, libc::MSG_DONTWAIT)
         });
         match usize::try_from(got) {
-            Ok(0) => return filled as i32,
-            Ok(bytes) => filled += bytes,
-            Err(_) if filled > 0 => return filled as i32,
-            Err(_) => return got,
+            Ok(bytes) if bytes > 0 => filled += bytes,
+            Err(_) if filled == 0 => return got,
+            _ => return count(filled),
         }
         if !whole || filled == len {
-            return filled as i32;
+            return count(filled);
         }
     }
+}
+
+/// A number of bytes as a result.
+fn count(bytes: usize) -> i32 {
+    i32::try_from(bytes).unwrap_or(i32::MAX)
 }
 
 /// Wait until `fd` is ready or the ring closes, then try; again as long as there was nothing to do.

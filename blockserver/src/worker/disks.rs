@@ -251,11 +251,11 @@ impl Worker {
     }
 
     /// The running flush ended.
-    pub(super) fn synced(&mut self, disk: u32, result: io::Result<usize>) {
+    pub(super) fn synced(&mut self, disk: u32, result: &io::Result<usize>) {
         let Some(here) = self.disks.get_mut(disk) else {
             return;
         };
-        if let Err(error) = &result {
+        if let Err(error) = result {
             tracing::error!(%error, "a flush failed; the disk takes no more changes");
             here.disk.set_failed();
         }

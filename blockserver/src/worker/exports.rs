@@ -159,7 +159,9 @@ impl Worker {
                 }
             }
         }
-        passed.iter().for_each(|barrier| barrier.pass());
+        for barrier in passed {
+            barrier.pass();
+        }
         self.release_export(index);
     }
 

@@ -110,6 +110,8 @@ impl Inbox {
 pub(crate) struct Limits {
     /// How long the handshake may take.
     pub(crate) handshake: Duration,
+    /// How long clients have at the end.
+    pub(crate) drain: Duration,
     /// How many clients there may be.
     pub(crate) connections: usize,
     /// How many requests of one client may be in flight.

@@ -12,15 +12,21 @@
 //! | module | what it does |
 //! |---|---|
 //! | `session` | one client: bytes in, requests, replies out |
-//! | `task` | one request from its beginning to its reply |
-//! | `transfer` | one operation on a file, bounces and short counts included |
+//! | `local` | requests of this process itself |
+//! | `task`, `answer` | one request from its beginning to its end, and the reply to it |
+//! | `transfer`, `merge` | one operation on a file, short counts and unaligned ends included |
+//! | `metadata` | holes and lengths of files |
 //! | `disks` | an engine's words exchanged, flushes coalesced |
 //! | `exports` | policy of each export here; what waits while one is held |
 //! | `inbox` | what workers share, and letters to them |
 
+mod answer;
 mod disks;
 mod exports;
 mod inbox;
+mod local;
+mod merge;
+mod metadata;
 mod session;
 mod task;
 mod transfer;
@@ -48,8 +54,12 @@ use self::transfer::Transfer;
 const POOL_LIMIT: usize = 64 << 20;
 /// How long accepting pauses when the process has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long clients have, at the end, to take the replies to what was in flight.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// From this many file operations in flight on, waiting a little for more of them to complete saves
+/// more than it costs.
+const DEEP: usize = 8;
+/// How long that little is at most.
+const SETTLE: Duration = Duration::from_micros(30);
 
 /// What a completion is about.
 #[derive(Clone, Copy, Debug)]
@@ -165,7 +175,8 @@ impl Worker {
 
     /// How many completions are worth waiting for, and how long at most.
     fn settle(&self) -> Option<(usize, Duration)> {
-        None
+        let running = self.transfers.len();
+        (running >= DEEP).then_some((running / 4, SETTLE))
     }
 
     fn finished(&mut self, mut one: Finished<Token>) {
@@ -178,7 +189,7 @@ impl Worker {
             }
             Token::Receive(session) => self.received(session, &mut one),
             Token::Send(session) => self.sent(session, &mut one),
-            Token::Sync(disk) => self.synced(disk, one.result()),
+            Token::Sync(disk) => self.synced(disk, &one.result()),
             Token::Inbox => {
                 for message in self.crew.clone().inbox(self.number).take() {
                     self.message(message);
@@ -198,11 +209,8 @@ impl Worker {
             Message::Connection(socket) => self.open_session(socket),
             Message::Listen(listener) => self.listen(listener),
             Message::Policy { export, barrier } => self.take_policy(&export, barrier),
-            Message::Local {
-                export,
-                request,
-                done,
-            } => self.local(&export, request, done),
+            #[rustfmt::skip]
+            Message::Local { export, request, done } => self.local(&export, &request, done),
             Message::Operations { disk, ops } => {
                 let disk = self.disk_here(&disk);
                 self.carry_out(disk, ops);
@@ -330,8 +338,8 @@ impl Worker {
         for session in self.sessions.indices() {
             self.see_off(session);
         }
-        self.ring
-            .submit(Op::Timer { after: DRAIN_LIMIT }, Token::DrainLimit);
+        let after = self.crew.limits.drain;
+        self.ring.submit(Op::Timer { after }, Token::DrainLimit);
     }
 
     /// Clients that have not taken their replies by now lose them.

@@ -11,13 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::net::{Shutdown, shutdown, sockopt};
-use vdisk::engine::Extent;
 
-use crate::nbd::wire::allocation;
-use crate::nbd::{Command, Connection, ConnectionState, Errno, Event, NbdRequest};
-use crate::uring::{Descriptor, Finished, IoBuffer, Op, Outgoing};
+use crate::nbd::{Command, Connection, ConnectionState, Event, NbdRequest};
+use crate::uring::{Descriptor, Finished, IoBuffer, Op, Outgoing, Reception};
 
-use super::task::{Action, Answer, From, Reply, carried};
+use super::answer::{Answer, Reply, action_of, carried, errno_of, extents_told};
+use super::task::{Asked, From};
 use super::{Token, Worker};
 
 /// Bytes of input taken from the kernel at once.
@@ -357,8 +356,7 @@ impl Worker {
             socket,
             buffer,
             range,
-            whole,
-            idle,
+            how: Reception { whole, idle },
         };
         self.ring.submit(op, Token::Receive(session));
     }
@@ -491,31 +489,31 @@ impl Worker {
             cookie,
             one,
         };
-        let range = (request.offset, u64::from(request.len));
-        self.client_request(export, from, action_of(request), range, buffer);
+        let asked = Asked {
+            from,
+            action: action_of(request),
+            offset: request.offset,
+            len: request.len.into(),
+            buffer,
+        };
+        self.take_on(export, asked);
     }
 
     /// Answer a request.
-    pub(super) fn reply(&mut self, session: u32, reply: Reply, result: io::Result<Answer>) {
+    pub(super) fn reply(&mut self, session: u32, reply: &Reply, result: io::Result<Answer>) {
         let Some(s) = self.sessions.get_mut(session) else {
             return;
         };
         s.load.requests -= 1;
         s.load.bytes -= reply.carried;
         let style = s.connection.reply_style();
-        let Reply {
-            cookie,
-            offset,
-            len,
-            one,
-            ..
-        } = reply;
+        let (cookie, offset, len) = (reply.cookie, reply.offset, reply.len);
         let out = &mut s.outgoing;
         match result {
             Err(error) => out.head(|out| style.reply_error(out, cookie, errno_of(&error))),
             Ok(Answer::Done) => out.head(|out| style.reply_done(out, cookie)),
             Ok(Answer::Extents(extents)) => {
-                let told = extents_told(&extents, one);
+                let told = extents_told(&extents, reply.one);
                 out.head(|out| style.reply_block_status(out, cookie, &told));
             }
             Ok(Answer::Hole) => {
@@ -539,74 +537,5 @@ impl Worker {
             }
         }
         self.note(session);
-    }
-}
-
-/// What a client's request asks of the disk.
-fn action_of(request: &NbdRequest) -> Action {
-    let fua = request.flags.fua;
-    match request.command {
-        Command::Read => Action::Read,
-        Command::Write => Action::Write { fua },
-        Command::Flush => Action::Flush,
-        Command::Trim => Action::Discard { fua },
-        Command::WriteZeroes => Action::Zero {
-            unmap: !request.flags.no_hole,
-            fua,
-        },
-        Command::BlockStatus => Action::Status,
-    }
-}
-
-fn errno_of(error: &io::Error) -> Errno {
-    if error.raw_os_error() == Some(libc::ESHUTDOWN) {
-        return Errno::Shutdown;
-    }
-    Errno::from(error)
-}
-
-/// Extents as the protocol tells them; neighbours that are alike become one.
-fn extents_told(extents: &[Extent], one: bool) -> Vec<(u32, u32)> {
-    let mut told: Vec<(u32, u32)> = Vec::with_capacity(extents.len());
-    for extent in extents {
-        let hole = if extent.allocated {
-            0
-        } else {
-            allocation::HOLE
-        };
-        let zero = if extent.zero { allocation::ZERO } else { 0 };
-        let len = u32::try_from(extent.len).unwrap_or(u32::MAX);
-        match told.last_mut() {
-            Some((last, flags)) if *flags == hole | zero && last.checked_add(len).is_some() => {
-                *last += len;
-            }
-            _ => told.push((len, hole | zero)),
-        }
-    }
-    if one {
-        told.truncate(1);
-    }
-    told
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn extents_that_are_alike_are_told_as_one() {
-        let extent = |len, allocated, zero| Extent {
-            len,
-            allocated,
-            zero,
-        };
-        let extents = [
-            extent(10, true, false),
-            extent(5, true, false),
-            extent(7, false, true),
-            extent(1, true, true),
-        ];
-        assert_eq!(extents_told(&extents, false), [(15, 0), (7, 3), (1, 2)]);
-        assert_eq!(extents_told(&extents, true), [(15, 0)]);
     }
 }

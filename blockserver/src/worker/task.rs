@@ -16,14 +16,13 @@ use vdisk::engine::{Access, Completion, Done, Extent, Generation, Lookup, Mark, 
 use vdisk::tap::{Change, WriteTap};
 use vdisk::units::{FileOffset, GuestOffset};
 
-use crate::export::{Export, Kind, LocalDone, LocalReply, LocalRequest, Mode};
+use crate::export::{Kind, LocalDone, Mode};
 use crate::forward::{ForwardReply, ForwardRequest};
-use crate::uring::{ALIGNMENT, IoBuffer};
+use crate::uring::IoBuffer;
 
+use super::answer::into_bytes;
+use super::transfer::{Purpose, Span};
 use super::{Message, Worker};
-
-/// The longest read or write of this process itself, in bytes.
-const LOCAL_LIMIT: u64 = 64 << 20;
 
 /// Who made a request.
 pub(super) enum From {
@@ -93,36 +92,43 @@ pub(super) struct Part {
 pub(super) struct Run {
     /// File operations in flight.
     pending: u32,
-    error: Option<io::Error>,
+    pub(super) error: Option<io::Error>,
     /// What the map was when its parts were looked up.
     generation: Option<Generation>,
     /// What is left when its parts have ended is to make it durable.
     sync: bool,
     /// It was a read, and nothing of it is in the file.
-    hole: bool,
-    extents: Vec<Extent>,
+    pub(super) hole: bool,
+    pub(super) extents: Vec<Extent>,
+}
+
+/// What somebody asks for.
+pub(super) struct Asked {
+    pub(super) from: From,
+    pub(super) action: Action,
+    /// First byte of the disk, and how many.
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    /// The bytes to write, then those that were read; as long as the request.
+    pub(super) buffer: Option<IoBuffer>,
 }
 
 /// A request.
 pub(super) struct Task {
-    from: From,
-    action: Action,
-    offset: u64,
-    len: u64,
+    pub(super) asked: Asked,
     export: u32,
     /// The disk and the era it was started in; before that nothing.
     place: Option<(u32, u64)>,
-    pub(super) buffer: Option<IoBuffer>,
     /// Sees the change when it has been made; its range is locked until then.
     tap: Option<Arc<dyn WriteTap>>,
-    run: Run,
+    pub(super) run: Run,
     began: Instant,
 }
 
 impl Task {
     /// The worker ends: nothing more will become of it.
     pub(super) fn abandon(self) {
-        if let From::Local(done) = self.from {
+        if let From::Local(done) = self.asked.from {
             done(Err(shut_down()));
         }
     }
@@ -134,74 +140,17 @@ pub(super) fn shut_down() -> io::Error {
 }
 
 impl Worker {
-    /// Take on a request of a client; its buffer, if it has one, is as long as it.
-    pub(super) fn client_request(
-        &mut self,
-        export: u32,
-        from: From,
-        action: Action,
-        (offset, len): (u64, u64),
-        buffer: Option<IoBuffer>,
-    ) {
-        let began = self.life.now;
-        let task = Task {
-            from,
-            action,
-            offset,
-            len,
+    /// Take on a request.
+    pub(super) fn take_on(&mut self, export: u32, asked: Asked) {
+        let task = self.tasks.insert(Task {
+            asked,
             export,
             place: None,
-            buffer,
             tap: None,
             run: Run::default(),
-            began,
-        };
-        let task = self.tasks.insert(task);
+            began: self.life.now,
+        });
         self.admit(task);
-    }
-
-    /// Take on a request of this process.
-    pub(super) fn local(&mut self, export: &Arc<Export>, request: LocalRequest, done: LocalDone) {
-        let (action, offset, len) = match &request {
-            LocalRequest::Read { offset, len } => (Action::Read, *offset, *len),
-            LocalRequest::Write { offset, data } => {
-                (Action::Write { fua: false }, *offset, data.len() as u64)
-            }
-            LocalRequest::Zero { offset, len } => (
-                Action::Zero {
-                    unmap: true,
-                    fua: false,
-                },
-                *offset,
-                *len,
-            ),
-            LocalRequest::Flush => (Action::Flush, 0, 0),
-            LocalRequest::Status { offset, len } => (Action::Status, *offset, *len),
-            LocalRequest::Park { mark } => (Action::Park { mark: *mark }, 0, 0),
-        };
-        let index = self.export_here(export);
-        let size = self
-            .exports
-            .get(index)
-            .map_or(0, |here| here.policy.disk.size());
-        let moves = matches!(action, Action::Read | Action::Write { .. });
-        let whole = matches!(action, Action::Flush | Action::Park { .. });
-        let fits = offset.checked_add(len).is_some_and(|end| end <= size)
-            && (!moves || len <= LOCAL_LIMIT)
-            && (whole || len > 0);
-        if !fits {
-            let what = format!("{len} bytes at {offset} are outside the disk of {size} bytes");
-            done(Err(io::Error::new(io::ErrorKind::InvalidInput, what)));
-            return;
-        }
-        let buffer = if let LocalRequest::Write { data, .. } = &request {
-            let buffer = self.pool.take(data.len());
-            buffer.copy_in(0, data);
-            Some(buffer)
-        } else {
-            None
-        };
-        self.client_request(index, From::Local(done), action, (offset, len), buffer);
     }
 
     /// Let a request begin, if the policy of its export says so.
@@ -212,7 +161,7 @@ impl Worker {
         let Some(here) = self.exports.get_mut(task.export) else {
             return self.fail(id, shut_down());
         };
-        if matches!(task.from, From::Local(_)) {
+        if matches!(task.asked.from, From::Local(_)) {
             return self.start(id);
         }
         match here.policy.mode.clone() {
@@ -253,17 +202,21 @@ impl Worker {
         let Some(here) = self.exports.get(task.export) else {
             return;
         };
-        if task.action.changes()
+        if task.asked.action.changes()
             && let Some(tap) = &here.policy.tap
         {
             task.tap = Some(Arc::clone(tap));
             // What a trimmed range holds afterwards is open; whoever follows the tap must hold the
             // same, so it becomes zeros here and there.
-            if let Action::Discard { fua } = task.action {
-                task.action = Action::Zero { unmap: true, fua };
+            if let Action::Discard { fua } = task.asked.action {
+                task.asked.action = Action::Zero { unmap: true, fua };
             }
             let owner = (self.number, id);
-            if !here.shared.locks.acquire(owner, task.offset, task.len) {
+            if !here
+                .shared
+                .locks
+                .acquire(owner, task.asked.offset, task.asked.len)
+            {
                 return;
             }
         }
@@ -278,22 +231,22 @@ impl Worker {
         let Some((disk, _)) = task.place else {
             return;
         };
-        let (offset, len) = (GuestOffset(task.offset), task.len);
+        let (offset, len) = (GuestOffset(task.asked.offset), task.asked.len);
         let broken = self
             .disks
             .get(disk)
             .is_none_or(|here| here.disk.has_failed());
-        if broken && !matches!(task.action, Action::Read | Action::Status) {
+        if broken && !matches!(task.asked.action, Action::Read | Action::Status) {
             return self.fail(id, io::Error::from_raw_os_error(libc::EIO));
         }
-        let request = match task.action {
+        let request = match task.asked.action {
             Action::Read => {
                 if self.run_direct(id, disk, Access::Read) {
                     return;
                 }
                 let buffer = self.pool.take(len as usize);
                 if let Some(task) = self.tasks.get_mut(id) {
-                    task.buffer = Some(buffer);
+                    task.asked.buffer = Some(buffer);
                 }
                 Request::Read { offset, len }
             }
@@ -336,9 +289,13 @@ impl Worker {
         let parts = &mut self.agenda.parts;
         parts.clear();
         let mut start = 0;
-        while start < task.len {
-            let offset = GuestOffset(task.offset + start);
-            let (at, len) = match here.disk.map().lookup(offset, task.len - start, access) {
+        while start < task.asked.len {
+            let offset = GuestOffset(task.asked.offset + start);
+            let (at, len) = match here
+                .disk
+                .map()
+                .lookup(offset, task.asked.len - start, access)
+            {
                 Lookup::File { at, len } => (Some(at), len),
                 Lookup::Zero { len } => (None, len),
                 Lookup::Engine => {
@@ -356,7 +313,7 @@ impl Worker {
             start += len;
         }
         task.run.generation = Some(generation);
-        task.run.sync = task.action == Action::Write { fua: true };
+        task.run.sync = task.asked.action == Action::Write { fua: true };
         task.run.hole = access == Access::Read && parts.iter().all(|part| part.at.is_none());
         task.run.pending = 1;
         if !task.run.hole {
@@ -372,8 +329,9 @@ impl Worker {
         let Some(task) = self.tasks.get_mut(id) else {
             return;
         };
-        let len = task.len as usize;
+        let len = task.asked.len as usize;
         let buffer = task
+            .asked
             .buffer
             .get_or_insert_with(|| self.pool.take(len))
             .clone();
@@ -386,11 +344,8 @@ impl Worker {
             if let Some(task) = self.tasks.get_mut(id) {
                 task.run.pending += 1;
             }
-            let buffer = buffer.clone();
-            match access {
-                Access::Read => self.read_part(id, disk, buffer, range, at),
-                Access::Write => self.write_part(id, disk, buffer, range, at),
-            }
+            let span = Span::new(access == Access::Write, buffer.clone(), range, at.0);
+            self.transfer(Purpose::Part(id), disk, span);
         }
     }
 
@@ -470,10 +425,11 @@ impl Worker {
     fn forward_request(&mut self, id: u32) -> Option<ForwardRequest> {
         let task = self.tasks.get_mut(id)?;
         let mut data = Bytes::new();
-        if let (Action::Write { .. }, Some(buffer)) = (task.action, task.buffer.take()) {
-            data = into_bytes(buffer, task.len as usize);
+        if let (Action::Write { .. }, Some(buffer)) = (task.asked.action, task.asked.buffer.take())
+        {
+            data = into_bytes(buffer, task.asked.len as usize);
         }
-        let (action, offset, len) = (task.action, task.offset, task.len);
+        let (action, offset, len) = (task.asked.action, task.asked.offset, task.asked.len);
         Some(ForwardRequest {
             action,
             offset,
@@ -492,9 +448,9 @@ impl Worker {
             Ok(ForwardReply::Done) => {}
             Ok(ForwardReply::Extents(extents)) => task.run.extents = extents,
             Ok(ForwardReply::Data(data)) => {
-                let buffer = self.pool.take(task.len as usize);
-                buffer.copy_in(0, &data[..data.len().min(task.len as usize)]);
-                task.buffer = Some(buffer);
+                let buffer = self.pool.take(task.asked.len as usize);
+                buffer.copy_in(0, &data[..data.len().min(task.asked.len as usize)]);
+                task.asked.buffer = Some(buffer);
             }
         }
         self.finish(id);
@@ -515,14 +471,19 @@ impl Worker {
         };
         let export = task.export;
         if let Some(tap) = task.tap.take() {
-            self.tell_tap(&mut task, tap.as_ref());
+            tell_tap(&mut task, tap.as_ref());
             self.unlock(export, id);
         }
         if let Some(here) = self.exports.get(export)
             && let Some(counters) = here.shared.counters.get(usize::from(self.number))
         {
             let took = self.life.now.saturating_duration_since(task.began);
-            counters.count(task.action.kind(), task.len, task.run.error.is_some(), took);
+            counters.count(
+                task.asked.action.kind(),
+                task.asked.len,
+                task.run.error.is_some(),
+                took,
+            );
         }
         let place = task.place;
         self.answer(task);
@@ -530,19 +491,6 @@ impl Worker {
             self.unuse_disk(disk);
             self.end_era(export, era);
         }
-    }
-
-    fn tell_tap(&mut self, task: &mut Task, tap: &dyn WriteTap) {
-        if task.run.error.is_some() {
-            return;
-        }
-        let change = match (task.action, task.buffer.take()) {
-            (Action::Write { .. }, Some(buffer)) => {
-                Change::Data(into_bytes(buffer, task.len as usize))
-            }
-            _ => Change::Zeroes(task.len),
-        };
-        tap.changed(GuestOffset(task.offset), change);
     }
 
     /// Free a task's range and let those go on that waited for it.
@@ -558,103 +506,20 @@ impl Worker {
             }
         }
     }
+}
 
-    fn answer(&mut self, task: Task) {
-        let Task {
-            from,
-            action,
-            offset,
-            len,
-            buffer,
-            run,
-            ..
-        } = task;
-        let result = match run.error {
-            Some(error) => Err(error),
-            None if action == Action::Status => Ok(Answer::Extents(run.extents)),
-            None if action == Action::Read => Ok(match (run.hole, buffer) {
-                (false, Some(buffer)) => Answer::Data(buffer),
-                _ => Answer::Hole,
-            }),
-            None => {
-                if let Some(buffer) = buffer {
-                    self.pool.give(buffer);
-                }
-                Ok(Answer::Done)
-            }
-        };
-        match from {
-            From::Session {
-                session,
-                cookie,
-                one,
-            } => {
-                let reply = Reply {
-                    cookie,
-                    offset,
-                    len,
-                    one,
-                    carried: carried(action, len),
-                };
-                self.reply(session, reply, result);
-            }
-            From::Local(done) => done(result.map(|answer| match answer {
-                Answer::Done => LocalReply::Done,
-                Answer::Extents(extents) => LocalReply::Extents(extents),
-                Answer::Data(buffer) => LocalReply::Data(into_bytes(buffer, len as usize)),
-                Answer::Hole => LocalReply::Data(Bytes::from(vec![0; len as usize])),
-            })),
+/// Show a change that succeeded to the tap.
+fn tell_tap(task: &mut Task, tap: &dyn WriteTap) {
+    if task.run.error.is_some() {
+        return;
+    }
+    let change = match (task.asked.action, task.asked.buffer.take()) {
+        (Action::Write { .. }, Some(buffer)) => {
+            Change::Data(into_bytes(buffer, task.asked.len as usize))
         }
-    }
-}
-
-/// What a client is told of a request that went well.
-pub(super) enum Answer {
-    /// It was done.
-    Done,
-    /// The bytes read.
-    Data(IoBuffer),
-    /// The bytes read are all zero.
-    Hole,
-    /// The extents.
-    Extents(Vec<Extent>),
-}
-
-/// What a reply says of its request.
-pub(super) struct Reply {
-    pub(super) cookie: u64,
-    pub(super) offset: u64,
-    pub(super) len: u64,
-    /// Whether one extent is enough.
-    pub(super) one: bool,
-    /// Bytes that the request counted for.
-    pub(super) carried: usize,
-}
-
-/// How many bytes of buffers a request stands for.
-pub(super) fn carried(action: Action, len: u64) -> usize {
-    match action {
-        Action::Read | Action::Write { .. } => len as usize,
-        _ => 0,
-    }
-}
-
-/// The first `len` bytes of a buffer, to be used on any thread; without a copy where that does not
-/// waste much memory and nobody else holds it.
-fn into_bytes(buffer: IoBuffer, len: usize) -> Bytes {
-    if len >= ALIGNMENT && buffer.capacity() <= 2 * len {
-        match buffer.into_aligned() {
-            Ok(aligned) => return Bytes::from_owner(aligned).slice(..len),
-            Err(shared) => return copied(&shared, len),
-        }
-    }
-    copied(&buffer, len)
-}
-
-fn copied(buffer: &IoBuffer, len: usize) -> Bytes {
-    let mut bytes = Vec::with_capacity(len);
-    buffer.copy_out(0..len, &mut bytes);
-    Bytes::from(bytes)
+        _ => Change::Zeroes(task.asked.len),
+    };
+    tap.changed(GuestOffset(task.asked.offset), change);
 }
 
 /// An engine's error in the words of system calls, with its text kept.

@@ -141,11 +141,11 @@ fn one_byte_writes_beside_each_other_all_arrive() {
                 })
             })
             .collect();
-        threads
-            .into_iter()
-            .for_each(|thread| thread.join().expect("no client saw an error"));
+        for thread in threads {
+            thread.join().expect("no client saw an error");
+        }
         let disk = read_remotely(&mut site.client("disk"));
-        let expected: Vec<u8> = (0..2048).map(|offset| (offset % 4) as u8 + 1).collect();
+        let expected: Vec<u8> = (0..2048u64).map(|offset| (offset % 4) as u8 + 1).collect();
         assert!(disk[..2048] == expected && disk[2048..].iter().all(|byte| *byte == 0));
     });
 }
@@ -478,9 +478,11 @@ fn a_full_file_system_fails_that_write_alone() {
                 .add_export("disk", disk, ExportOptions::default())
                 .expect("a free name");
             let mut client = site.client("disk");
-            client.write(0, &[1; 1 << 20], true).expect("there is room");
+            client
+                .write(0, &vec![1; 1 << 20], true)
+                .expect("there is room");
             let full = client
-                .write(8 << 20, &[2; 8 << 20], false)
+                .write(8 << 20, &vec![2; 8 << 20], false)
                 .expect_err("there is no room");
             assert!(
                 matches!(
@@ -496,7 +498,7 @@ fn a_full_file_system_fails_that_write_alone() {
                 .zeroes(8 << 20, 8 << 20, CommandFlags::default())
                 .expect("gives space back");
             client
-                .write(1 << 20, &[3; 1 << 20], true)
+                .write(1 << 20, &vec![3; 1 << 20], true)
                 .expect("there is room again");
             let mut found = vec![0; 2 << 20];
             client.read(0, &mut found).expect("a read");

@@ -6,6 +6,7 @@ use std::time::Duration;
 use blockserver::export::{ExportOptions, LocalReply, LocalRequest};
 use blockserver::nbd::blocking_client::{BlockingClient, ConnectOptions, PipelinedClient};
 use blockserver::nbd::client::ClientRequest;
+use blockserver::server::ServerConfig;
 use vdisk::engine::Mark;
 
 use super::site::{Load, Site, on_both, read_locally, read_remotely};
@@ -163,7 +164,8 @@ fn a_removed_export_lets_its_clients_and_its_file_go() {
         drop(export);
         // The lock on the file goes with it: it can be opened again, to be written.
         let path = site.path("disk.vhdx");
-        let mut again = vdisk::disk::Disk::open(&path, &Default::default()).expect("not locked");
+        let mut again = vdisk::disk::Disk::open(&path, &vdisk::disk::OpenOptions::default())
+            .expect("not locked");
         let mut found = [0; 4];
         again.read_at(12345, &mut found).expect("a read");
         assert_eq!(&found, b"kept");
@@ -237,6 +239,11 @@ fn a_server_that_ends_answers_what_is_in_flight_and_gives_its_path_back() {
 #[test]
 fn a_server_ends_although_an_export_is_held_and_a_client_does_not_read() {
     on_both(|config| {
+        let drain_limit = Duration::from_millis(100);
+        let config = ServerConfig {
+            drain_limit,
+            ..config
+        };
         let (site, export) = Site::with_raw_disk(config, 64 << 20);
         let options = ConnectOptions::default();
         let mut held = site.client("disk");

@@ -76,7 +76,8 @@ fn clients_do_not_notice_that_the_server_behind_is_restarted() {
 fn restart(config: &ServerConfig, dir: tempfile::TempDir) -> Site {
     let site = Site::in_directory(config.clone(), dir);
     let path = site.path("disk.raw");
-    let disk = blockserver::export::Disk::open(&path, &Default::default()).expect("not locked");
+    let disk = blockserver::export::Disk::open(&path, &vdisk::disk::OpenOptions::default())
+        .expect("not locked");
     // A client that is faster than this finds no export and comes again.
     site.server
         .add_export("disk", disk, ExportOptions::default())
@@ -89,7 +90,8 @@ fn a_server_ends_although_nobody_answers_what_it_sent_on() {
     let (old, source) = Site::with_raw_disk(
         ServerConfig {
             workers: 2,
-            ..Default::default()
+            drain_limit: Duration::from_millis(100),
+            ..ServerConfig::default()
         },
         1 << 20,
     );

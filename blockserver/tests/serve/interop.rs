@@ -23,8 +23,11 @@ fn switched_off() -> bool {
 
 /// Run a program that must succeed; what it printed.
 fn must(program: &str, args: &[&str]) -> String {
+    // fio leaves a file where it runs.
+    let directory = std::env::temp_dir();
     let output = Command::new(program)
         .args(args)
+        .current_dir(directory)
         .output()
         .unwrap_or_else(|error| {
             let package = PACKAGES.iter().find(|(name, _)| *name == program);

@@ -6,22 +6,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use blockserver::export::{Disk, ExportHandle, ExportOptions, LocalReply, LocalRequest};
+use blockserver::nbd::CommandFlags;
 use blockserver::nbd::blocking_client::BlockingClient;
 use blockserver::nbd::uri::{Address, Endpoint};
 use blockserver::server::{Server, ServerConfig};
 use vdisk::disk::{OpenOptions, create_file, random_bits};
 
 /// Numbers that look random and come again with the same seed.
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
     /// Begin with `seed`, which is printed so that a failure can be run again.
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         println!("seed {seed:#x}");
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -29,20 +30,20 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 }
 
 /// A server on a unix socket.
-pub struct Site {
-    pub dir: tempfile::TempDir,
-    pub server: Server,
+pub(crate) struct Site {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) server: Server,
     endpoint: Endpoint,
 }
 
 /// Run a promise on both kinds of ring.
-pub fn on_both(promise: impl Fn(ServerConfig)) {
+pub(crate) fn on_both(promise: impl Fn(ServerConfig)) {
     for force_blocking in [false, true] {
         println!("force_blocking: {force_blocking}");
         promise(ServerConfig {
@@ -55,12 +56,12 @@ pub fn on_both(promise: impl Fn(ServerConfig)) {
 
 impl Site {
     /// A server without exports.
-    pub fn new(config: ServerConfig) -> Self {
+    pub(crate) fn new(config: ServerConfig) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         Self::in_directory(config, dir)
     }
 
-    pub fn in_directory(config: ServerConfig, dir: tempfile::TempDir) -> Self {
+    pub(crate) fn in_directory(config: ServerConfig, dir: tempfile::TempDir) -> Self {
         let server = Server::start(config).expect("a server");
         let endpoint = Endpoint::Unix(dir.path().join("nbd.sock"));
         let endpoint = server.listen(&endpoint).expect("a free path");
@@ -72,26 +73,26 @@ impl Site {
     }
 
     /// A server with one raw disk of zeros, named "disk".
-    pub fn with_raw_disk(config: ServerConfig, size: u64) -> (Self, ExportHandle) {
-        let site = Self::new(config);
-        let disk = site.raw("disk.raw", size);
-        let export = site
+    pub(crate) fn with_raw_disk(config: ServerConfig, size: u64) -> (Self, ExportHandle) {
+        let made = Self::new(config);
+        let disk = made.raw("disk.raw", size);
+        let export = made
             .server
             .add_export("disk", disk, ExportOptions::default());
-        (site, export.expect("a free name"))
+        (made, export.expect("a free name"))
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// A raw disk of zeros in a new file.
-    pub fn raw(&self, name: &str, size: u64) -> Arc<Disk> {
+    pub(crate) fn raw(&self, name: &str, size: u64) -> Arc<Disk> {
         raw_disk(&self.path(name), size)
     }
 
     /// A VHDX disk in a new file.
-    pub fn vhdx(&self, name: &str, size: u64) -> Arc<Disk> {
+    pub(crate) fn vhdx(&self, name: &str, size: u64) -> Arc<Disk> {
         let mut random = random_bits;
         let options = vdisk::create::CreateOptions::new(size, &mut random);
         create_file(&self.path(name), options).expect("a new image");
@@ -99,26 +100,26 @@ impl Site {
     }
 
     /// Where an export is.
-    pub fn address(&self, export: &str) -> Address {
+    pub(crate) fn address(&self, export: &str) -> Address {
         Address {
             endpoint: self.endpoint.clone(),
             export: export.to_owned(),
         }
     }
 
-    pub fn client(&self, export: &str) -> BlockingClient {
+    pub(crate) fn client(&self, export: &str) -> BlockingClient {
         BlockingClient::connect(&self.address(export)).expect("the server takes clients")
     }
 }
 
-pub fn raw_disk(path: &Path, size: u64) -> Arc<Disk> {
+pub(crate) fn raw_disk(path: &Path, size: u64) -> Arc<Disk> {
     let file = std::fs::File::create_new(path).expect("a new file");
     file.set_len(size).expect("room");
     Disk::open(path, &OpenOptions::default()).expect("a raw disk")
 }
 
 /// All bytes of an export, read by the server's own process.
-pub fn read_locally(export: &ExportHandle) -> Vec<u8> {
+pub(crate) fn read_locally(export: &ExportHandle) -> Vec<u8> {
     let mut all = Vec::new();
     while (all.len() as u64) < export.size() {
         let offset = all.len() as u64;
@@ -132,24 +133,23 @@ pub fn read_locally(export: &ExportHandle) -> Vec<u8> {
 }
 
 /// All bytes of an export, read by a client.
-pub fn read_remotely(client: &mut BlockingClient) -> Vec<u8> {
+pub(crate) fn read_remotely(client: &mut BlockingClient) -> Vec<u8> {
     let mut all = vec![0; client.size() as usize];
     client.read(0, &mut all).expect("a disk that can be read");
     all
 }
 
 /// Clients that write all the time, each to its own part of the disk, remembering what it wrote.
-pub struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<(u64, Vec<u8>)>>,
 }
 
 impl Load {
     /// Start so many clients on an export whose bytes are all zero.
-    pub fn start(site: &Site, export: &str, clients: u64, seed: u64) -> Self {
+    pub(crate) fn start(site: &Site, export: &str, clients: u64, seed: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let size = site.client(export).size();
-        let part = size / clients;
+        let part = site.client(export).size() / clients;
         let threads = (0..clients).map(|number| {
             let mut client = site.client(export);
             let mut random = Random::new(seed + number);
@@ -171,7 +171,7 @@ impl Load {
     }
 
     /// Stop the clients; the disk as they wrote it.
-    pub fn stop(self, size: u64) -> Vec<u8> {
+    pub(crate) fn stop(self, size: u64) -> Vec<u8> {
         self.stop.store(true, Ordering::Relaxed);
         let mut disk = vec![0; size as usize];
         for thread in self.threads {
@@ -197,7 +197,7 @@ fn step(client: &mut BlockingClient, random: &mut Random, base: u64, model: &mut
         0 => client.flush().expect("a flush"),
         1 => {
             client
-                .zeroes(at, len, Default::default())
+                .zeroes(at, len, CommandFlags::default())
                 .expect("a write of zeroes");
             model[range].fill(0);
         }

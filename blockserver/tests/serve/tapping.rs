@@ -50,7 +50,7 @@ impl Recorder {
 fn attach(export: &ExportHandle, tap: &Arc<Recorder>) {
     let (sender, receiver) = mpsc::channel();
     export.attach_tap(Arc::clone(tap) as Arc<dyn WriteTap>, move || {
-        sender.send(()).expect("waiting")
+        sender.send(()).expect("waiting");
     });
     receiver.recv().expect("attached");
 }
@@ -89,9 +89,9 @@ fn quarrel(site: &Site, seed: u64, rounds: u64) {
             })
         })
         .collect();
-    threads
-        .into_iter()
-        .for_each(|thread| thread.join().expect("no client saw an error"));
+    for thread in threads {
+        thread.join().expect("no client saw an error");
+    }
 }
 
 #[test]

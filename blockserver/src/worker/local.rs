@@ -1,0 +1,55 @@
+//! Requests of this process itself.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::export::{Export, LocalDone, LocalRequest};
+
+use super::Worker;
+use super::task::{Action, Asked, From};
+
+/// The longest read or write, in bytes.
+const LONGEST: u64 = 64 << 20;
+
+impl Worker {
+    /// Take on a request of this process.
+    pub(super) fn local(&mut self, export: &Arc<Export>, request: &LocalRequest, done: LocalDone) {
+        let (action, offset, len) = action_of(request);
+        let index = self.export_here(export);
+        let here = self.exports.get(index);
+        let size = here.map_or(0, |here| here.policy.disk.size());
+        let moves = matches!(action, Action::Read | Action::Write { .. });
+        let whole = matches!(action, Action::Flush | Action::Park { .. });
+        let fits = offset.checked_add(len).is_some_and(|end| end <= size)
+            && (!moves || len <= LONGEST)
+            && (whole || len > 0);
+        if !fits {
+            let what = format!("{len} bytes at {offset} are outside the disk of {size} bytes");
+            done(Err(io::Error::new(io::ErrorKind::InvalidInput, what)));
+            return;
+        }
+        let mut buffer = None;
+        if let LocalRequest::Write { data, .. } = request {
+            let taken = self.pool.take(data.len());
+            taken.copy_in(0, data);
+            buffer = Some(taken);
+        }
+        let from = From::Local(done);
+        #[rustfmt::skip]
+        let asked = Asked { from, action, offset, len, buffer };
+        self.take_on(index, asked);
+    }
+}
+
+/// What a request asks of the disk, and of which range.
+fn action_of(request: &LocalRequest) -> (Action, u64, u64) {
+    let (fua, unmap) = (false, true);
+    match request {
+        LocalRequest::Read { offset, len } => (Action::Read, *offset, *len),
+        LocalRequest::Write { offset, data } => (Action::Write { fua }, *offset, data.len() as u64),
+        LocalRequest::Zero { offset, len } => (Action::Zero { unmap, fua }, *offset, *len),
+        LocalRequest::Flush => (Action::Flush, 0, 0),
+        LocalRequest::Status { offset, len } => (Action::Status, *offset, *len),
+        LocalRequest::Park { mark } => (Action::Park { mark: *mark }, 0, 0),
+    }
+}
