@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use super::buffer::IoBuffer;
@@ -11,13 +11,15 @@ use super::outgoing::Outgoing;
 /// `offset` of a read from something that has no positions, such as an eventfd.
 pub(crate) const NO_POSITION: u64 = u64::MAX;
 
-/// A file or socket as a ring knows it. Whoever uses it keeps it open until its operations ended.
+/// A file or socket. Whoever uses it keeps it open until its operations have ended.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Descriptor {
-    /// Its number in this process.
-    pub(super) raw: RawFd,
-    /// Its number in the ring's table of registered files.
-    pub(super) fixed: Option<u32>,
+pub(crate) struct Descriptor(pub(super) RawFd);
+
+impl Descriptor {
+    /// The descriptor of something open.
+    pub(crate) fn of(file: &impl AsFd) -> Self {
+        Self(file.as_fd().as_raw_fd())
+    }
 }
 
 /// The arguments of `fallocate`.

@@ -3,17 +3,19 @@
 //! Every operation in flight has a slot that owns its context and what the kernel works on; the
 //! slot's number is the `user_data`. Slots are emptied by completions and by nothing else, so a ring
 //! that is dropped first cancels what runs and waits for it.
+//!
+//! Files and sockets are not registered with the kernel's ring: when a process is killed, the kernel
+//! may keep registered ones open for more than a minute (seen on 6.18), locks and clients included.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-use io_uring::types::{CancelBuilder, Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::call::Call;
-use super::op::{Allocation, Descriptor, Finished, Held, Op, Reception};
+use super::op::{Allocation, Finished, Held, Op, Reception};
 use super::slab::Slab;
 use super::threads::ThreadRing;
 
@@ -21,8 +23,6 @@ use super::threads::ThreadRing;
 const ENTRIES: u32 = 512;
 /// Completion entries: what may be in flight before the kernel has to keep completions aside.
 const COMPLETIONS: u32 = 8192;
-/// Files that can be registered.
-const TABLE: u32 = 4096;
 /// `IORING_RECVSEND_POLL_FIRST`: wait before the first attempt.
 const POLL_FIRST: u16 = 1;
 
@@ -50,7 +50,6 @@ pub(crate) struct Ring<C> {
     engine: Engine,
     slots: Slab<Slot<C>>,
     backlog: VecDeque<squeue::Entry>,
-    free_files: Vec<u32>,
     /// Whether the kernel knows a wait for several completions with a bound on the time.
     settles: bool,
 }
@@ -58,53 +57,20 @@ pub(crate) struct Ring<C> {
 impl<C> Ring<C> {
     /// A ring of this kind, with the cheapest way to deliver completions that the kernel has.
     pub(crate) fn new(backend: Backend) -> io::Result<Self> {
-        let (engine, settles, files) = match backend {
-            Backend::Threads => (Engine::Threads(ThreadRing::new()?), false, 0),
+        let (engine, settles) = match backend {
+            Backend::Threads => (Engine::Threads(ThreadRing::new()?), false),
             Backend::Uring => {
                 let ring = set_up()?;
                 let settles = ring.params().is_feature_min_timeout();
-                let table = ring.submitter().register_files_sparse(TABLE);
-                let files = if table.is_ok() { TABLE } else { 0 };
-                (Engine::Uring(Box::new(ring)), settles, files)
+                (Engine::Uring(Box::new(ring)), settles)
             }
         };
         Ok(Self {
             engine,
             slots: Slab::new(),
             backlog: VecDeque::new(),
-            free_files: (0..files).rev().collect(),
             settles,
         })
-    }
-
-    /// Make a file or socket known to the ring. It must stay open until [`Self::forget`].
-    pub(crate) fn know(&mut self, file: BorrowedFd<'_>) -> Descriptor {
-        let raw = file.as_raw_fd();
-        let mut fixed = None;
-        if let (Engine::Uring(ring), Some(index)) = (&self.engine, self.free_files.pop()) {
-            match ring.submitter().register_files_update(index, &[raw]) {
-                Ok(_) => fixed = Some(index),
-                Err(_) => self.free_files.push(index),
-            }
-        }
-        Descriptor { raw, fixed }
-    }
-
-    /// The same without a place in the ring's table, for what is seldom used.
-    #[expect(clippy::unused_self, reason = "a descriptor belongs to a ring")]
-    pub(crate) fn know_unregistered(&self, file: BorrowedFd<'_>) -> Descriptor {
-        let raw = file.as_raw_fd();
-        Descriptor { raw, fixed: None }
-    }
-
-    /// End what [`Self::know`] began; no operation on it may be in flight.
-    pub(crate) fn forget(&mut self, file: Descriptor) {
-        if let (Engine::Uring(ring), Some(index)) = (&self.engine, file.fixed) {
-            // A slot that cannot be emptied keeps the file open in the kernel; it is not used again.
-            if ring.submitter().register_files_update(index, &[-1]).is_ok() {
-                self.free_files.push(index);
-            }
-        }
     }
 
     /// How many operations are in flight.
@@ -242,10 +208,6 @@ impl<C> Drop for Ring<C> {
             finished.clear();
             patience -= 1;
         }
-        if let Engine::Uring(ring) = &self.engine {
-            // A closed ring lets go of its files some time later; locks on them must end now.
-            let _ = ring.submitter().unregister_files();
-        }
         if !self.slots.is_empty() {
             // The kernel still owns this memory: it is never freed rather than freed too early.
             std::mem::forget(std::mem::replace(&mut self.slots, Slab::new()));
@@ -300,52 +262,50 @@ fn set_up() -> io::Result<IoUring> {
 
 /// The submission entry of a call.
 fn entry(call: &Call) -> squeue::Entry {
-    macro_rules! on {
-        ($descriptor:expr, $target:ident => $build:expr) => {
-            match $descriptor.fixed {
-                Some(index) => {
-                    let $target = Fixed(index);
-                    $build
-                }
-                None => {
-                    let $target = Fd($descriptor.raw);
-                    $build
-                }
-            }
-        };
-    }
     match *call {
-        Call::Read(file, to, at) => {
-            on!(file, f => opcode::Read::new(f, to.start, to.len).offset(at).build())
-        }
-        Call::Write(file, from, at) => {
-            on!(file, f => opcode::Write::new(f, from.start, from.len).offset(at).build())
-        }
-        Call::Sync(file) => {
-            on!(file, f => opcode::Fsync::new(f).flags(FsyncFlags::DATASYNC).build())
-        }
+        Call::Read(file, to, at) => opcode::Read::new(Fd(file.0), to.start, to.len)
+            .offset(at)
+            .build(),
+        Call::Write(file, from, at) => opcode::Write::new(Fd(file.0), from.start, from.len)
+            .offset(at)
+            .build(),
+        Call::Sync(file) => opcode::Fsync::new(Fd(file.0))
+            .flags(FsyncFlags::DATASYNC)
+            .build(),
         Call::Allocate(file, Allocation { mode, at, len }) => {
-            on!(file, f => opcode::Fallocate::new(f, len).offset(at).mode(mode).build())
+            opcode::Fallocate::new(Fd(file.0), len)
+                .offset(at)
+                .mode(mode)
+                .build()
         }
         Call::Receive(socket, to, Reception { whole, idle }) => {
             let flags = if whole { libc::MSG_WAITALL } else { 0 };
             let first = if idle { POLL_FIRST } else { 0 };
-            on!(socket, s => opcode::Recv::new(s, to.start, to.len).flags(flags).ioprio(first).build())
+            opcode::Recv::new(Fd(socket.0), to.start, to.len)
+                .flags(flags)
+                .ioprio(first)
+                .build()
         }
         Call::Send(socket, message, only) => {
             let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
             let only = only.and_then(|(from, len)| Some((from, u32::try_from(len).ok()?)));
             if let Some((from, len)) = only {
-                on!(socket, s => opcode::Send::new(s, from, len).flags(flags).build())
+                opcode::Send::new(Fd(socket.0), from, len)
+                    .flags(flags)
+                    .build()
             } else {
                 let flags = flags.cast_unsigned();
-                on!(socket, s => opcode::SendMsg::new(s, message).flags(flags).build())
+                opcode::SendMsg::new(Fd(socket.0), message)
+                    .flags(flags)
+                    .build()
             }
         }
         Call::Accept(listener) => {
             let (no, none) = (std::ptr::null_mut(), std::ptr::null_mut());
             let cloexec = libc::SOCK_CLOEXEC;
-            on!(listener, l => opcode::Accept::new(l, no, none).flags(cloexec).build())
+            opcode::Accept::new(Fd(listener.0), no, none)
+                .flags(cloexec)
+                .build()
         }
         Call::Timer(time, _) => opcode::Timeout::new(time).build(),
     }

@@ -2,12 +2,11 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use super::super::buffer::{IoBuffer, Pool};
-use super::super::op::NO_POSITION;
+use super::super::op::{Descriptor, NO_POSITION};
 use super::super::outgoing::Outgoing;
 use super::*;
 
@@ -33,7 +32,7 @@ fn wait_for(ring: &mut Ring<u32>, count: usize) -> Vec<Finished<u32>> {
 fn what_was_written_is_read_back_and_contexts_come_home() {
     both(|mut ring| {
         let file: File = tempfile::tempfile().expect("a temporary file");
-        let file_in_ring = ring.know(file.as_fd());
+        let file_in_ring = Descriptor::of(&file);
         for block in 0..3u32 {
             let buffer = IoBuffer::zeroed(4096);
             buffer.copy_in(0, &[block as u8 + 1; 4096]);
@@ -81,7 +80,6 @@ fn what_was_written_is_read_back_and_contexts_come_home() {
             (0, 2, 2, 3, 0)
         );
         assert_eq!(ring.in_flight(), 0);
-        ring.forget(file_in_ring);
     });
 }
 
@@ -89,7 +87,7 @@ fn what_was_written_is_read_back_and_contexts_come_home() {
 fn a_batch_is_sent_whole_and_received_whole() {
     both(|mut ring| {
         let (ours, mut theirs) = UnixStream::pair().expect("a socket pair");
-        let socket = ring.know(ours.as_fd());
+        let socket = Descriptor::of(&ours);
         let mut outgoing = Box::new(Outgoing::default());
         let payload = IoBuffer::zeroed(1 << 20);
         payload.zero(0..1 << 20);
@@ -146,7 +144,7 @@ fn a_batch_is_sent_whole_and_received_whole() {
 fn a_ring_that_is_dropped_ends_what_waits_in_it() {
     both(|mut ring| {
         let (ours, _theirs) = UnixStream::pair().expect("a socket pair");
-        let socket = ring.know(ours.as_fd());
+        let socket = Descriptor::of(&ours);
         let buffer = IoBuffer::zeroed(4096);
         let held = buffer.clone();
         ring.submit(
@@ -187,7 +185,7 @@ fn a_ring_that_is_dropped_ends_what_waits_in_it() {
 fn an_event_wakes_the_ring() {
     both(|mut ring| {
         let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("one");
-        let known = ring.know(event.as_fd());
+        let known = Descriptor::of(&event);
         let buffer = IoBuffer::zeroed(8);
         ring.submit(
             Op::Read {
@@ -234,7 +232,7 @@ fn more_operations_than_entries_all_complete() {
     both(|mut ring| {
         let file = tempfile::tempfile().expect("a temporary file");
         file.set_len(4096).expect("room for a block");
-        let known = ring.know(file.as_fd());
+        let known = Descriptor::of(&file);
         for number in 0..1500 {
             let buffer = IoBuffer::zeroed(512);
             ring.submit(

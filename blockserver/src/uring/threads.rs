@@ -160,40 +160,40 @@ fn carry_out(call: Call, closing: RawFd) -> i32 {
     match call {
         Call::Read(file, to, NO_POSITION) => {
             // SAFETY: the slot of the operation keeps this memory alive and apart.
-            attempt(file.raw, libc::POLLIN, closing, || unsafe {
-                libc::read(file.raw, to.start.cast(), to.len as usize)
+            attempt(file.0, libc::POLLIN, closing, || unsafe {
+                libc::read(file.0, to.start.cast(), to.len as usize)
             })
         }
         Call::Read(file, to, at) => {
             let (start, at) = (to.start.cast(), at.cast_signed());
             // SAFETY: as above.
-            retry(|| unsafe { libc::pread(file.raw, start, to.len as usize, at) })
+            retry(|| unsafe { libc::pread(file.0, start, to.len as usize, at) })
         }
         Call::Write(file, from, at) => {
             let (start, at) = (from.start.cast(), at.cast_signed());
             // SAFETY: the slot of the operation keeps this memory alive.
-            retry(|| unsafe { libc::pwrite(file.raw, start, from.len as usize, at) })
+            retry(|| unsafe { libc::pwrite(file.0, start, from.len as usize, at) })
         }
         // SAFETY: no memory is passed.
-        Call::Sync(file) => retry(|| unsafe { libc::fdatasync(file.raw) } as isize),
+        Call::Sync(file) => retry(|| unsafe { libc::fdatasync(file.0) } as isize),
         Call::Allocate(file, Allocation { mode, at, len }) => {
             let (at, len) = (at.cast_signed(), len.cast_signed());
             // SAFETY: no memory is passed.
-            retry(|| unsafe { libc::fallocate(file.raw, mode, at, len) } as isize)
+            retry(|| unsafe { libc::fallocate(file.0, mode, at, len) } as isize)
         }
-        Call::Receive(socket, to, how) => receive(socket.raw, to, how.whole, closing),
+        Call::Receive(socket, to, how) => receive(socket.0, to, how.whole, closing),
         Call::Send(socket, message, _) => {
             let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
             // SAFETY: the slot of the operation keeps the message, its vectors and what they name.
-            attempt(socket.raw, libc::POLLOUT, closing, || unsafe {
-                libc::sendmsg(socket.raw, message, flags)
+            attempt(socket.0, libc::POLLOUT, closing, || unsafe {
+                libc::sendmsg(socket.0, message, flags)
             })
         }
         Call::Accept(listener) => {
             let (none, no) = (std::ptr::null_mut(), std::ptr::null_mut());
             // SAFETY: null pointers ask for no address.
-            attempt(listener.raw, libc::POLLIN, closing, || unsafe {
-                libc::accept4(listener.raw, none, no, libc::SOCK_CLOEXEC) as isize
+            attempt(listener.0, libc::POLLIN, closing, || unsafe {
+                libc::accept4(listener.0, none, no, libc::SOCK_CLOEXEC) as isize
             })
         }
         Call::Timer(..) => -libc::EINVAL,

@@ -1,7 +1,6 @@
 //! Disks as one worker sees them: words exchanged with the engine, flushes coalesced.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use vdisk::engine::{
@@ -74,7 +73,7 @@ impl Worker {
             return index;
         }
         let here = DiskHere {
-            file: self.ring.know(disk.file().as_fd()),
+            file: Descriptor::of(disk.file()),
             participant: disk.map().register(),
             disk: Arc::clone(disk),
             users: 0,
@@ -116,9 +115,8 @@ impl Worker {
                 .transfers
                 .iter()
                 .any(|(_, transfer)| transfer.disk == disk)
-            && let Some(here) = self.disks.remove(disk)
         {
-            self.ring.forget(here.file);
+            self.disks.remove(disk);
         }
     }
 

@@ -35,7 +35,7 @@ pub(crate) use inbox::{Crew, Limits, Message};
 pub(crate) use task::Action;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -250,9 +250,7 @@ impl Worker {
     }
 
     fn read_inbox(&mut self, buffer: IoBuffer) {
-        let file = self
-            .ring
-            .know_unregistered(self.crew.inbox(self.number).event().as_fd());
+        let file = Descriptor::of(self.crew.inbox(self.number).event());
         let read = Op::Read {
             file,
             buffer,
@@ -263,7 +261,7 @@ impl Worker {
     }
 
     fn listen(&mut self, listener: Listener) {
-        let descriptor = self.ring.know(listener.as_fd());
+        let descriptor = Descriptor::of(&listener);
         let listener = self.listeners.insert(ListenerHere {
             listener,
             descriptor,

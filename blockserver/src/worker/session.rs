@@ -6,7 +6,7 @@
 //! much in flight, or does not take its replies, is not read from until that has changed.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -114,7 +114,7 @@ impl Worker {
         self.life.serial += 1;
         let serial = self.life.serial;
         let session = Session {
-            descriptor: self.ring.know(socket.as_fd()),
+            descriptor: Descriptor::of(&socket),
             socket,
             serial,
             connection: Connection::new(),
@@ -303,7 +303,6 @@ impl Worker {
         let Some(s) = self.sessions.remove(session) else {
             return;
         };
-        self.ring.forget(s.descriptor);
         self.crew.connections.fetch_sub(1, Ordering::Relaxed);
         let buffers = s
             .input
