@@ -1,5 +1,6 @@
 //! `diskferry mirror`: moving a disk that another process serves, through its control socket.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -40,9 +41,10 @@ pub(crate) fn run(verb: &MirrorVerb, report: Report) -> Result<()> {
 
 fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
     let disk = Remote::find(&args.disk)?;
-    let to = match args.to.starts_with("tcp:") {
-        true => args.to.clone(),
-        false => absolute(Path::new(&args.to))?.display().to_string(),
+    let to = if args.to.starts_with("tcp:") {
+        args.to.clone()
+    } else {
+        absolute(Path::new(&args.to))?.display().to_string()
     };
     let cutover = if args.manual {
         Cutover::Manual
@@ -139,13 +141,13 @@ fn people(state: &Value) -> String {
         size::show(number("rate")),
     );
     if let Some(seconds) = state["seconds_remaining"].as_u64() {
-        text += &format!(", {seconds} s to go");
+        let _ = write!(text, ", {seconds} s to go");
     }
     if let Some(pause) = state["pause"].as_u64() {
-        text += &format!(", pause {:.1} ms", pause as f64 / 1000.0);
+        let _ = write!(text, ", pause {}.{} ms", pause / 1000, pause % 1000 / 100);
     }
     if let Some(trouble) = state["trouble"].as_str() {
-        text += &format!(" ({trouble})");
+        let _ = write!(text, " ({trouble})");
     }
     text
 }

@@ -99,7 +99,8 @@ fn controlled(site: &Arc<Site>, plan: &Serve) -> Result<Controlled> {
             paths.push(place::socket_of(disk)?);
         }
     }
-    Controlled::start(Arc::clone(site) as Arc<dyn Control>, paths)
+    let control: Arc<dyn Control> = site.clone();
+    Controlled::start(&control, paths)
 }
 
 /// Listens, and says what is wrong if that is not possible.

@@ -41,7 +41,7 @@ pub(crate) struct Controlled {
 
 impl Controlled {
     /// Serve `control` on each of `paths`.
-    pub(crate) fn start(control: Arc<dyn Control>, paths: Vec<PathBuf>) -> Result<Self> {
+    pub(crate) fn start(control: &Arc<dyn Control>, paths: Vec<PathBuf>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("control")
@@ -56,7 +56,7 @@ impl Controlled {
         for path in paths {
             let listener = bind(&path)?;
             service.paths.push(path);
-            let router = router(Arc::clone(&control));
+            let router = router(Arc::clone(control));
             tokio::spawn(async move {
                 if let Err(error) = axum::serve(listener, router).await {
                     tracing::error!(%error, "the control socket failed");

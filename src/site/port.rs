@@ -90,7 +90,7 @@ impl ServedDisk for ExportPort {
             Ok(address) => self.0.forward(address),
             // Held requests stay held: nothing is lost, and the operator is told.
             Err(error) => {
-                tracing::error!(%address, %error, "the new owner gave no address of a disk")
+                tracing::error!(%address, %error, "the new owner gave no address of a disk");
             }
         }
     }

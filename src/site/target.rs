@@ -22,7 +22,7 @@ use crate::failure::Failure;
 
 /// A folder into which disks are received, and the server that has them.
 pub(crate) struct Folder {
-    folder: PathBuf,
+    root: PathBuf,
     server: Arc<Server>,
     reachable: Reachable,
     /// Whether a disk that is received appears to clients of the server once it is owned here.
@@ -40,7 +40,7 @@ impl Folder {
     /// Receive into `folder`; clients elsewhere reach what `server` serves at `reachable`.
     pub(crate) fn new(folder: &Path, server: &Arc<Server>, reachable: Reachable) -> Self {
         Self {
-            folder: folder.to_owned(),
+            root: folder.to_owned(),
             server: Arc::clone(server),
             reachable,
             listed: true,
@@ -74,7 +74,7 @@ impl Folder {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.root.join(name)
     }
 
     fn export_name(&self, name: &str) -> String {
@@ -163,7 +163,7 @@ fn create_image(path: &Path, description: &DiskDescription) -> io::Result<()> {
 impl TargetHost for Folder {
     fn disks(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.folder)? {
+        for entry in std::fs::read_dir(&self.root)? {
             let name = entry?.file_name();
             let Some(name) = name.to_str() else { continue };
             let has_record = sidecar_path(&self.path(name)).exists();
