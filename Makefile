@@ -17,6 +17,7 @@ setup:
 
 test: setup
 	$(CARGO) test --workspace --quiet
+	RUSTFLAGS="--cfg loom" $(CARGO) test --package vdisk --lib --target-dir target/loom --quiet loom
 
 demo: setup
 	scripts/demo.sh
