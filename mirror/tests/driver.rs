@@ -11,6 +11,8 @@ mod load;
 mod proxy;
 #[path = "driver/site.rs"]
 mod site;
+#[path = "driver/world.rs"]
+mod world;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -18,192 +20,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use disk::{BLOCK, Front, MemoryDisk, Owners};
-use load::{Find, Load, Random};
+use disk::{BLOCK, Front, MemoryDisk};
 use mirror::files::RecordStore;
-use mirror::net::{
-    ServedDisk, SourceDriver, SourceHandle, SourceStatus, TargetDriver, TargetHandle, TargetHost,
-};
+use mirror::net::{ServedDisk, SourceDriver, SourceHandle, TargetDriver, TargetHost};
 use mirror::record::{Ownership, State};
 use mirror::session::{SourceConfig, Stage};
 use mirror::switchover::{Verdict, verdict};
-use mirror::wire::{DiskDescription, DiskFormat, VERSION, encode};
+use mirror::wire::{VERSION, encode};
 use mirror::{ErrorKind, Micros};
-use proxy::Proxy;
 use site::Site;
 use uuid::Uuid;
-use vdisk::engine::Mark;
-
-const NAME: &str = "disk.raw";
-/// Far beyond what anything here takes: a test that waits so long has failed.
-const LONG: Duration = Duration::from_secs(120);
-
-/// Two hosts: a source with a disk that is served, and a site that listens.
-struct World {
-    owners: Arc<Owners>,
-    home: Arc<Site>,
-    away: Arc<Site>,
-    target: Option<TargetHandle>,
-    proxy: Arc<Proxy>,
-    random: Random,
-}
-
-impl World {
-    /// With a disk of `size` bytes, every other block of it filled.
-    fn new(test: &str, size: usize) -> Self {
-        let mut random = Random::new(test);
-        let owners = Arc::new(Owners::default());
-        let home = Site::new("home", &owners);
-        let disk = MemoryDisk::new("home", size, Front::Serving, &owners);
-        for at in (0..size).step_by(2 * BLOCK) {
-            let tag = random.below(u64::MAX).to_le_bytes();
-            disk.fill(at, &tag.repeat(BLOCK.min(size - at) / 8));
-        }
-        home.put(NAME, disk);
-        let away = Site::new("away", &owners);
-        let target = listen(&away);
-        let proxy = Proxy::start(target.address());
-        Self {
-            owners,
-            home,
-            away,
-            target: Some(target),
-            proxy,
-            random,
-        }
-    }
-
-    fn disk(&self) -> Arc<MemoryDisk> {
-        self.home.disk(NAME)
-    }
-
-    fn config(&self) -> SourceConfig {
-        config(&self.disk(), self.proxy.address())
-    }
-
-    fn start(&self, config: SourceConfig) -> SourceHandle {
-        SourceDriver::start(self.disk(), self.home.store(NAME), config).unwrap()
-    }
-
-    fn load(&mut self, pause: Duration) -> Load {
-        let away = Arc::clone(&self.away);
-        let find: Find = Arc::new(move |address| {
-            assert_eq!(address, format!("nbd://away/{NAME}"));
-            away.disk(NAME)
-        });
-        Load::start(&self.home.disk(NAME), pause, &mut self.random, &find)
-    }
-
-    /// The target's process ends; with `power`, what its disk had not flushed is gone, too.
-    fn crash_target(&mut self, power: bool) {
-        self.target = None;
-        self.away.stop_serving();
-        if !self.away.image_exists(NAME) {
-            return;
-        }
-        // What the driver had asked for reaches the disk or not before anybody reads it again.
-        let disk = self.away.disk(NAME);
-        disk.settle();
-        if power {
-            disk.lose_power(self.random.below(20) as usize);
-        }
-    }
-
-    fn restart_target(&mut self) {
-        let target = listen(&self.away);
-        self.proxy.lead_to(target.address());
-        self.target = Some(target);
-    }
-
-    /// The disk moved, and with everything.
-    fn check_moved(&self, expected: &[u8]) {
-        assert_eq!(self.owners.now(), ["away"]);
-        let here = self.disk();
-        assert_eq!(
-            here.front(),
-            Front::Forwarding(format!("nbd://away/{NAME}"))
-        );
-        assert_eq!(here.mark(), Some(Mark::HandedOver));
-        assert!(!here.tapped());
-        let record = self.home.store(NAME).load().unwrap();
-        let Some(Verdict::Forward { epoch: 2, to, .. }) = record.map(|r| verdict(Some(&r), None))
-        else {
-            panic!("the source's record does not point to the target");
-        };
-        assert_eq!(to, self.proxy.address());
-        let record = self.away.store(NAME).load().unwrap().unwrap();
-        assert!(
-            matches!(record.state, State::Owner { epoch: 2, .. }),
-            "{record:?}"
-        );
-        same(&self.away.disk(NAME).content(), expected);
-    }
-
-    /// The disk is where it was.
-    fn check_home(&self, expected: &[u8]) {
-        assert_eq!(self.owners.now(), ["home"]);
-        let here = self.disk();
-        assert_eq!((here.front(), here.mark()), (Front::Serving, None));
-        assert!(!here.tapped());
-        same(&here.content(), expected);
-        let record = self.home.store(NAME).load().unwrap().unwrap();
-        assert!(
-            matches!(record.state, State::Owner { epoch: 1, .. }),
-            "{record:?}"
-        );
-    }
-}
-
-fn listen(site: &Arc<Site>) -> TargetHandle {
-    TargetDriver::start("tcp:127.0.0.1:0", Arc::<Site>::clone(site)).unwrap()
-}
-
-fn description(disk: &Arc<MemoryDisk>) -> DiskDescription {
-    use mirror::net::DiskPort;
-    DiskDescription {
-        name: NAME.into(),
-        size: disk.size(),
-        block_size: 0,
-        logical_sector: 512,
-        physical_sector: 4096,
-        format: DiskFormat::Raw,
-    }
-}
-
-fn config(disk: &Arc<MemoryDisk>, to: String) -> SourceConfig {
-    let mut config = SourceConfig::new(Uuid::new_v4(), to, description(disk));
-    config.automatic = true;
-    config
-}
-
-fn same(left: &[u8], right: &[u8]) {
-    assert_eq!(left.len(), right.len());
-    let wrong: Vec<usize> = (0..left.len())
-        .step_by(512)
-        .filter(|at| left[*at..*at + 512] != right[*at..*at + 512])
-        .collect();
-    let first = wrong.first();
-    assert!(
-        wrong.is_empty(),
-        "{} sectors differ, the first at {first:?}",
-        wrong.len()
-    );
-}
-
-fn until(what: &str, mut true_now: impl FnMut() -> bool) {
-    let end = Instant::now() + LONG;
-    while !true_now() {
-        assert!(Instant::now() < end, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn moved(session: &SourceHandle) -> SourceStatus {
-    let Some(result) = session.wait_for(LONG) else {
-        panic!("no end: {:?}", session.status());
-    };
-    result.unwrap()
-}
+use world::{LONG, NAME, World, config, description, listen, moved, same, until};
 
 #[test]
 fn a_busy_disk_moves_by_itself_with_every_acknowledged_write() {
@@ -338,6 +165,37 @@ fn a_target_that_restarts_in_the_middle_goes_on_with_what_it_has() {
         "it was begun anew"
     );
     assert!(world.away.disk(NAME).flushes() > 0);
+}
+
+#[test]
+fn a_record_that_cannot_be_written_is_tried_again_until_it_can() {
+    let mut world = World::new("record", 4 << 20);
+    let load = world.load(Duration::from_millis(1));
+    let mut config = world.config();
+    config.automatic = false;
+    let session = world.start(config);
+    until("it follows", || {
+        session.status().progress.stage == Stage::Synced
+    });
+    let path = world.home.record_path(NAME);
+    let directory = path.parent().unwrap();
+    let aside = directory.with_extension("aside");
+    std::fs::rename(directory, &aside).unwrap();
+    session.cutover(Some(LONG));
+    until("it says so", || {
+        let trouble = session.status().progress.trouble;
+        trouble.is_some_and(|text| text.contains("deciding record"))
+    });
+    // It may be durable: there is no way back, and none forward.
+    session.cancel();
+    assert_eq!(
+        session.wait_for(Duration::from_millis(500)).map(|_| ()),
+        None
+    );
+    assert_eq!(world.owners.now(), Vec::<&str>::new());
+    std::fs::rename(&aside, directory).unwrap();
+    moved(&session);
+    world.check_moved(&load.finish());
 }
 
 /// A source that has handed over and ended before it heard that the target runs.
