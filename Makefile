@@ -9,7 +9,7 @@ help:
 	@echo "make test    everything that is promised, tested"
 	@echo "make lint    formatting and lints, warnings denied"
 	@echo "make docs    the API documentation, warnings denied"
-	@echo "make bench   the criterion benches"
+	@echo "make bench   the criterion benches, and a comparison with qemu on this machine"
 	@echo "make setup   install or name the programs the above need"
 
 setup:
@@ -31,3 +31,5 @@ docs:
 
 bench:
 	$(CARGO) bench
+	$(CARGO) build --release
+	scripts/compare.sh

@@ -1,47 +1,82 @@
 //! Flush rounds: guest flushes that wait together, and what makes them durable.
 //!
 //! ```text
-//!   Idle ──► Data ──────────────────────────────► Idle      nothing pending: one host flush
-//!              └──► Log (writes) ──► LogFlush ──► Idle      pending pages: two host flushes
+//!              one host flush                  the next host flush
+//!   round n    data ──► its pages are logged ──► log ──► ended
+//!   round n+1                                    data ──► its pages are logged ──► log ──► ended
 //! ```
 //!
-//! Pending pages are copied when the round begins, before the data flush; exactly those copies are
-//! logged. A flush that arrives during a round waits for the next one.
+//! A round copies the pending pages when its data flush begins; exactly those copies are logged, once
+//! that flush has ended; the host flush after that makes the log durable, and the round ends. That
+//! same host flush is the data flush of the next round, if one is wanted. So a flush alone costs two
+//! host flushes, and many in a row cost little more than one each. A round with nothing pending ends
+//! with its data flush. Rounds end in the order in which they began.
+//!
+//! One host flush runs at a time, and none while log entries are being written.
+
+use bytes::Bytes;
 
 use super::ops::Purpose;
 use super::requests::failed;
 use super::{Engine, FileOpKind, RequestId};
+use crate::units::FileOffset;
 
 /// The rounds of one engine.
 #[derive(Debug, Default)]
 pub(super) struct Flusher {
     /// Requests for the next round.
     waiting: Vec<RequestId>,
-    /// Requests of the round that runs.
-    current: Vec<RequestId>,
-    pub(super) phase: Phase,
+    /// A round is wanted even if no request waits.
+    pub(super) wanted: bool,
     /// Rounds begun so far.
     pub(super) begun: u64,
     /// The last round that ended.
     pub(super) ended: u64,
-    /// A round is wanted even if no request waits.
-    pub(super) wanted: bool,
+    /// A host flush runs.
+    flushing: bool,
+    /// The round whose data that flush makes durable.
+    data: Option<Round>,
+    /// The round whose pages are being logged.
+    pub(super) log: Option<Logging>,
 }
 
-/// Where the running round stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// None runs.
-    #[default]
-    Idle,
-    /// The data flush runs.
-    Data,
-    /// Log space is being made by writing logged pages to their places.
-    Space,
-    /// Log entries are being written.
-    Log,
-    /// The log flush runs.
-    LogFlush,
+/// Guest flushes that wait together.
+#[derive(Debug)]
+pub(super) struct Round {
+    number: u64,
+    requests: Vec<RequestId>,
+    pub(super) copied: Copied,
+}
+
+/// What a round found when it began.
+#[derive(Debug, Default)]
+pub(super) struct Copied {
+    /// Copies of the pending pages, with their places.
+    pub(super) pages: Vec<(FileOffset, Bytes)>,
+    /// Length of the file.
+    pub(super) file_len: u64,
+}
+
+/// A round whose data is durable, on its way through the log.
+#[derive(Debug)]
+pub(super) struct Logging {
+    pub(super) round: Round,
+    pub(super) stage: Stage,
+    /// Sequence number of its first entry.
+    pub(super) sequence: u64,
+}
+
+/// How far the logging of a round is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The log has no room: logged pages must reach their places first.
+    NoRoom,
+    /// So many writes of its entries run.
+    Writing(usize),
+    /// Its entries are written.
+    Written,
+    /// The host flush that makes them durable runs.
+    Flushing,
 }
 
 impl Engine {
@@ -55,42 +90,82 @@ impl Engine {
         self.flush_kick();
     }
 
-    /// Begin a round if one is wanted and none runs.
+    /// Begin a host flush if one is of use and none runs.
     pub(super) fn flush_kick(&mut self) {
-        if self.failed.is_some() {
+        if self.failed.is_some() || self.flusher.flushing {
             return;
         }
-        let wanted = self.flusher.wanted || !self.flusher.waiting.is_empty();
-        if !wanted || self.flusher.phase != Phase::Idle {
+        let flusher = &mut self.flusher;
+        let round_wanted = flusher.wanted || !flusher.waiting.is_empty();
+        let (of_use, round_may_begin) = match flusher.log.as_mut().map(|log| &mut log.stage) {
+            None => (round_wanted, true),
+            Some(stage @ Stage::Written) => {
+                *stage = Stage::Flushing;
+                (true, true)
+            }
+            Some(Stage::NoRoom) => (self.flush_makes_room(), false),
+            Some(Stage::Writing(_) | Stage::Flushing) => (false, false),
+        };
+        if !of_use {
             return;
         }
-        self.flusher.wanted = false;
-        self.flusher.begun += 1;
-        self.flusher.current = std::mem::take(&mut self.flusher.waiting);
-        self.flusher.phase = Phase::Data;
-        self.round_begin();
-        self.ops.push(Purpose::RoundData, FileOpKind::Flush);
-    }
-
-    /// The data flush ended well.
-    pub(super) fn flush_data_done(&mut self) {
-        if self.round_data_durable() {
-            self.flusher.phase = Phase::Space;
-            self.round_log();
-        } else {
-            self.flush_round_done();
+        if round_wanted && round_may_begin {
+            self.round_begin();
         }
+        self.flusher.flushing = true;
+        self.log_flush_begins();
+        self.ops.push(Purpose::HostFlush, FileOpKind::Flush);
     }
 
-    /// Everything of the round is durable.
-    pub(super) fn flush_round_done(&mut self) {
-        self.flusher.phase = Phase::Idle;
-        self.flusher.ended = self.flusher.begun;
-        for request in std::mem::take(&mut self.flusher.current) {
+    fn round_begin(&mut self) {
+        let copied = self.copy_pending();
+        let flusher = &mut self.flusher;
+        flusher.wanted = false;
+        flusher.begun += 1;
+        flusher.data = Some(Round {
+            number: flusher.begun,
+            requests: std::mem::take(&mut flusher.waiting),
+            copied,
+        });
+    }
+
+    /// The host flush ended well.
+    pub(super) fn host_flush_done(&mut self) {
+        self.flusher.flushing = false;
+        self.log_flush_ended();
+        if self.flusher.log.as_ref().map(|log| log.stage) == Some(Stage::Flushing)
+            && let Some(Logging {
+                mut round,
+                sequence,
+                ..
+            }) = self.flusher.log.take()
+        {
+            self.logged(std::mem::take(&mut round.copied.pages), sequence);
+            self.round_done(round);
+        }
+        if let Some(round) = self.flusher.data.take() {
+            self.data_durable(&round.copied);
+            if round.copied.pages.is_empty() {
+                self.round_done(round);
+            } else {
+                self.flusher.log = Some(Logging {
+                    round,
+                    stage: Stage::NoRoom,
+                    sequence: 0,
+                });
+            }
+        }
+        self.log_round();
+        self.session_go_on();
+    }
+
+    /// Everything of `round` is durable.
+    fn round_done(&mut self, round: Round) {
+        self.flusher.ended = round.number;
+        for request in round.requests {
             self.requests.finish(request);
         }
         self.wake = true;
-        self.session_go_on();
     }
 
     /// A flush or a write of metadata failed: what is on the medium is unknown from now on.
@@ -100,8 +175,14 @@ impl Engine {
         self.failed.get_or_insert_with(|| why.to_owned());
         self.map.set_armed(false);
         self.map.set_unpublished(true);
-        let mut lost = std::mem::take(&mut self.flusher.current);
-        lost.append(&mut self.flusher.waiting);
+        let flusher = &mut self.flusher;
+        let rounds = [flusher.log.take().map(|log| log.round), flusher.data.take()];
+        let mut lost: Vec<_> = rounds
+            .into_iter()
+            .flatten()
+            .flat_map(|round| round.requests)
+            .collect();
+        lost.append(&mut flusher.waiting);
         for request in lost {
             self.requests.fail(request, failed(why));
         }

@@ -169,9 +169,7 @@ impl Engine {
 
     fn durability_ended(&mut self, purpose: Purpose) {
         match purpose {
-            Purpose::RoundData => self.flush_data_done(),
-            Purpose::RoundSpace => self.round_space_done(),
-            Purpose::RoundLog => self.round_logged(),
+            Purpose::HostFlush => self.host_flush_done(),
             Purpose::LogWrite => self.log_written(),
             Purpose::Apply => self.applied(),
             _ => {}

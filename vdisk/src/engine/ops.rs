@@ -23,14 +23,10 @@ pub(super) enum Purpose {
     ReserveBat(u64),
     /// Makes freed space at this offset read as zero.
     Clean(u64),
-    /// The data flush of a flush round.
-    RoundData,
-    /// The flush that frees log space in a flush round.
-    RoundSpace,
+    /// The host flush of the flush rounds.
+    HostFlush,
     /// Writes part of a log entry.
     LogWrite,
-    /// The log flush of a flush round.
-    RoundLog,
     /// Writes a logged page to its place.
     Apply,
     /// A step of opening or parking a session.

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::PAGE;
 use crate::create::default_log_len;
-use crate::engine::flush::Phase;
+use crate::engine::flush::{Copied, Stage};
 use crate::engine::ops::Purpose;
 use crate::engine::{Engine, FileOpKind};
 use crate::format::log::{EntryPlan, encode_entry, entry_len};
@@ -62,19 +62,6 @@ pub(in crate::engine) struct Log {
     to_apply: Vec<(u64, Bytes)>,
     applying: usize,
     checkpoint: Checkpoint,
-    round: Round,
-}
-
-/// What a flush round carries through the log.
-#[derive(Debug, Default)]
-struct Round {
-    /// Copies of pages, by their places, made when the round began.
-    pages: Vec<(u64, Bytes)>,
-    /// Length of the file when the round began.
-    file_len: u64,
-    writes: usize,
-    /// Each page's entry.
-    logged: Vec<(u64, Vec<(u64, Bytes)>)>,
 }
 
 /// Length a log shall have: what was asked, else what a new image of that geometry would get; never
@@ -100,7 +87,6 @@ impl Log {
             to_apply: Vec::new(),
             applying: 0,
             checkpoint: Checkpoint::Idle,
-            round: Round::default(),
         }
     }
 
@@ -130,22 +116,18 @@ impl Log {
     /// Encode an entry with `pages`, and take its space.
     pub(super) fn append(
         &mut self,
-        pages: &[(u64, Bytes)],
+        pages: &[(FileOffset, Bytes)],
         flushed_file_offset: u64,
         last_file_offset: u64,
     ) -> Vec<(FileOffset, Bytes)> {
         let sequence = self.next_sequence;
-        let places: Vec<_> = pages
-            .iter()
-            .map(|(at, page)| (FileOffset(*at), page.clone()))
-            .collect();
         let bytes = encode_entry(&EntryPlan {
             log_guid: self.guid,
             sequence,
             tail: self.entries.front().map_or(self.head, |entry| entry.at) as u32,
             flushed_file_offset,
             last_file_offset,
-            pages: &places,
+            pages,
         });
         let len = bytes.len() as u64;
         assert!(
@@ -189,10 +171,8 @@ impl Log {
         }
     }
 
-    fn room_for_round(&self) -> bool {
-        let need: u64 = self
-            .round
-            .pages
+    fn has_room_for(&self, pages: &[(FileOffset, Bytes)]) -> bool {
+        let need: u64 = pages
             .chunks(ENTRY_PAGES)
             .map(|pages| entry_len(pages.len()) as u64)
             .sum();
@@ -218,93 +198,93 @@ impl Log {
 }
 
 impl Engine {
-    /// A flush round begins: copy what is pending now.
-    pub(in crate::engine) fn round_begin(&mut self) {
+    /// What a flush round that begins now has to carry.
+    pub(in crate::engine) fn copy_pending(&mut self) -> Copied {
         let mut pages = self.take_pending();
-        let extra = self.take_metadata_page();
-        let Some(vhdx) = &mut self.vhdx else { return };
-        pages.extend(extra);
-        vhdx.log.flush_begins();
-        vhdx.log.round = Round {
-            pages,
-            file_len: vhdx.space.file_len(),
-            ..Round::default()
-        };
+        pages.extend(self.take_metadata_page());
+        let file_len = self.vhdx.as_ref().map_or(0, |vhdx| vhdx.space.file_len());
+        Copied { pages, file_len }
     }
 
-    /// The data flush ended. Whether there is something to log.
-    pub(in crate::engine) fn round_data_durable(&mut self) -> bool {
-        let Some(vhdx) = &mut self.vhdx else {
-            return false;
-        };
-        vhdx.log.flush_ended();
-        vhdx.space.set_durable_len(vhdx.log.round.file_len);
-        !vhdx.log.round.pages.is_empty()
-    }
-
-    /// Write the round's entries, or make room for them first.
-    pub(in crate::engine) fn round_log(&mut self) {
-        let Some(vhdx) = &mut self.vhdx else { return };
-        if !vhdx.log.room_for_round() {
-            match vhdx.log.checkpoint {
-                Checkpoint::Written(_) => {
-                    vhdx.log.flush_begins();
-                    self.ops.push(Purpose::RoundSpace, FileOpKind::Flush);
-                }
-                Checkpoint::Idle => self.checkpoint_begin(),
-                Checkpoint::Writing(_) | Checkpoint::Flushing(_) => {}
-            }
-            return;
+    /// A host flush begins.
+    pub(in crate::engine) fn log_flush_begins(&mut self) {
+        if let Some(vhdx) = &mut self.vhdx {
+            vhdx.log.flush_begins();
         }
-        let (flushed, last) = (vhdx.space.durable_len(), vhdx.space.end_of_used());
-        let pages = std::mem::take(&mut vhdx.log.round.pages);
-        for chunk in pages.chunks(ENTRY_PAGES) {
-            let sequence = vhdx.log.next_sequence;
-            for (at, data) in vhdx.log.append(chunk, flushed, last) {
-                vhdx.log.round.writes += 1;
-                self.ops
-                    .push(Purpose::LogWrite, FileOpKind::Write { at, data });
-            }
-            vhdx.log.round.logged.push((sequence, chunk.to_vec()));
-        }
-        self.flusher.phase = Phase::Log;
     }
 
-    /// The flush that frees log space ended.
-    pub(in crate::engine) fn round_space_done(&mut self) {
+    /// It ended well.
+    pub(in crate::engine) fn log_flush_ended(&mut self) {
         if let Some(vhdx) = &mut self.vhdx {
             vhdx.log.flush_ended();
         }
-        self.round_log();
+    }
+
+    /// Whether a host flush now would give log space back.
+    pub(in crate::engine) fn flush_makes_room(&self) -> bool {
+        let checkpoint = self.vhdx.as_ref().map(|vhdx| vhdx.log.checkpoint);
+        matches!(checkpoint, Some(Checkpoint::Written(_)))
+    }
+
+    /// The data of every block that the copies of a round name is durable, and the file's length.
+    pub(in crate::engine) fn data_durable(&mut self, copied: &Copied) {
+        if let Some(vhdx) = &mut self.vhdx {
+            vhdx.space.set_durable_len(copied.file_len);
+            vhdx.pages.data_durable();
+        }
+    }
+
+    /// Write the entries of the round that waits for that, or make room for them first.
+    pub(in crate::engine) fn log_round(&mut self) {
+        let (Some(vhdx), Some(logging)) = (&mut self.vhdx, &mut self.flusher.log) else {
+            return;
+        };
+        if logging.stage != Stage::NoRoom {
+            return;
+        }
+        let pages = &logging.round.copied.pages;
+        if !vhdx.log.has_room_for(pages) {
+            // A checkpoint that has been written ends with the next flush.
+            self.checkpoint_begin();
+            return;
+        }
+        logging.sequence = vhdx.log.next_sequence;
+        let (flushed, last) = (vhdx.space.durable_len(), vhdx.space.end_of_used());
+        let mut writes = 0;
+        for chunk in pages.chunks(ENTRY_PAGES) {
+            for (at, data) in vhdx.log.append(chunk, flushed, last) {
+                writes += 1;
+                self.ops
+                    .push(Purpose::LogWrite, FileOpKind::Write { at, data });
+            }
+        }
+        logging.stage = Stage::Writing(writes);
     }
 
     pub(in crate::engine) fn log_written(&mut self) {
-        let Some(vhdx) = &mut self.vhdx else { return };
-        vhdx.log.round.writes -= 1;
-        if vhdx.log.round.writes == 0 {
-            self.flusher.phase = Phase::LogFlush;
-            vhdx.log.flush_begins();
-            self.ops.push(Purpose::RoundLog, FileOpKind::Flush);
+        if let Some(logging) = &mut self.flusher.log
+            && let Stage::Writing(writes) = &mut logging.stage
+        {
+            *writes -= 1;
+            if *writes == 0 {
+                logging.stage = Stage::Written;
+            }
         }
     }
 
-    /// The round's entries are durable.
-    pub(in crate::engine) fn round_logged(&mut self) {
+    /// Entries with `pages`, from `sequence` on, are durable.
+    pub(in crate::engine) fn logged(&mut self, pages: Vec<(FileOffset, Bytes)>, sequence: u64) {
         let Some(vhdx) = &mut self.vhdx else { return };
-        vhdx.log.flush_ended();
-        for (sequence, pages) in std::mem::take(&mut vhdx.log.round.logged) {
-            for (at, page) in pages {
-                vhdx.log.unapplied.insert(at, (sequence, page));
-            }
+        for (number, (at, page)) in pages.into_iter().enumerate() {
+            let sequence = sequence + (number / ENTRY_PAGES) as u64;
+            vhdx.log.unapplied.insert(at.0, (sequence, page));
         }
-        vhdx.pages.in_round.clear();
-        if vhdx.pages.pending.is_empty() {
+        if vhdx.pages.logged() {
             self.map.set_unpublished(false);
         }
         if vhdx.log.used() * 2 > vhdx.log.len {
             self.checkpoint_begin();
         }
-        self.flush_round_done();
     }
 
     /// Begin to write logged pages to their places, unless that is under way.
@@ -352,9 +332,6 @@ impl Engine {
         vhdx.log.unapplied.retain(|_, (of, _)| *of > sequence);
         vhdx.log.checkpoint = Checkpoint::Written(sequence);
         self.wake = true;
-        if self.flusher.phase == Phase::Space {
-            self.round_log();
-        }
         self.session_go_on();
     }
 

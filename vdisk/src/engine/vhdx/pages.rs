@@ -31,9 +31,11 @@ pub(in crate::engine) struct Pages {
     /// Pages that can not be used, and why.
     bad: BTreeMap<u64, String>,
     /// Pages with changes that no flush round has taken.
-    pub(super) pending: BTreeSet<u64>,
-    /// Pages of the round that runs.
-    pub(super) in_round: BTreeSet<u64>,
+    pending: BTreeSet<u64>,
+    /// Pages of the round whose data flush runs.
+    copied: BTreeSet<u64>,
+    /// Pages of the round that is being logged.
+    logging: BTreeSet<u64>,
     /// How many pending pages a round can carry.
     limit: usize,
     reserved: BTreeSet<u64>,
@@ -61,11 +63,24 @@ impl Pages {
             loading: BTreeSet::new(),
             bad: BTreeMap::new(),
             pending: BTreeSet::new(),
-            in_round: BTreeSet::new(),
+            copied: BTreeSet::new(),
+            logging: BTreeSet::new(),
             limit,
             reserved: BTreeSet::new(),
             reserving: BTreeSet::new(),
         }
+    }
+
+    /// The data flush of the round that copied pages ended; they are being logged now.
+    pub(super) fn data_durable(&mut self) {
+        debug_assert!(self.logging.is_empty(), "rounds are logged one at a time");
+        self.logging = std::mem::take(&mut self.copied);
+    }
+
+    /// The pages that were being logged are durable. Whether no others have changes.
+    pub(super) fn logged(&mut self) -> bool {
+        self.logging.clear();
+        self.pending.is_empty() && self.copied.is_empty()
     }
 }
 
@@ -73,7 +88,8 @@ impl Vhdx {
     /// Whether memory holds something of `page` that its place in the file does not.
     fn pinned(&self, page: u64) -> bool {
         self.pages.pending.contains(&page)
-            || self.pages.in_round.contains(&page)
+            || self.pages.copied.contains(&page)
+            || self.pages.logging.contains(&page)
             || self.log.holds_page(self.page_at(page).0)
     }
 
@@ -261,11 +277,11 @@ impl Engine {
     }
 
     /// Copies of all pending pages; they are pending no more, and belong to the round that begins.
-    pub(super) fn take_pending(&mut self) -> Vec<(u64, Bytes)> {
+    pub(super) fn take_pending(&mut self) -> Vec<(FileOffset, Bytes)> {
         let Some(vhdx) = &mut self.vhdx else {
             return Vec::new();
         };
-        vhdx.pages.in_round = std::mem::take(&mut vhdx.pages.pending);
+        vhdx.pages.copied = std::mem::take(&mut vhdx.pages.pending);
         let copy = |page: &u64| {
             let entries = self
                 .map
@@ -275,8 +291,8 @@ impl Engine {
             for entry in entries {
                 bytes.put_u64_le(entry);
             }
-            (vhdx.page_at(*page).0, bytes.freeze())
+            (vhdx.page_at(*page), bytes.freeze())
         };
-        vhdx.pages.in_round.iter().map(copy).collect()
+        vhdx.pages.copied.iter().map(copy).collect()
     }
 }

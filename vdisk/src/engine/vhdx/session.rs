@@ -325,10 +325,10 @@ impl Engine {
     }
 
     /// The metadata page that the round beginning now must carry.
-    pub(super) fn take_metadata_page(&mut self) -> Option<(u64, Bytes)> {
+    pub(super) fn take_metadata_page(&mut self) -> Option<(FileOffset, Bytes)> {
         let vhdx = self.vhdx.as_mut()?;
         let page = vhdx.session.page_for_round.take()?;
-        Some((vhdx.layout.metadata.at.0, page))
+        Some((vhdx.layout.metadata.at, page))
     }
 
     /// Whoever waits for the image to be parked hears that it failed.
