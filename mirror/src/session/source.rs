@@ -281,6 +281,9 @@ impl Source {
         if self.link.control_conn() == Some(conn) {
             self.end.trouble = Some(format!("from the target: {e}"));
             self.lose_link(now);
+        } else if self.link.lane_down(conn, now) {
+            self.actions.push_back(SourceAction::Close(conn));
+            self.copy.lane_lost(conn, &self.tracker);
         }
     }
 
@@ -391,6 +394,15 @@ impl Source {
         self.stream.restart(self.config.limits.window);
         self.copy.restart(&self.tracker);
         self.meter.tick(now);
+        if self.switch.phase() == Phase::Preparing {
+            // The question or its answer was lost with the link.
+            self.send_control(
+                now,
+                Message::Prepare {
+                    attempt: self.switch.attempt(),
+                },
+            );
+        }
         if !self.local.attach_asked {
             self.local.attach_asked = true;
             self.actions.push_back(SourceAction::AttachTap);

@@ -12,7 +12,7 @@ use crate::wire::{Marker, Message, Record, StreamDigest};
 const SPAN: u64 = 1 << 18;
 /// Markers that may await their answer.
 const MARKERS_OPEN: usize = 4;
-/// Bytes of records after which a marker follows whatever the time.
+/// Cost of records after which a marker follows whatever the time.
 const MARKER_BYTES: u64 = 8 << 20;
 
 #[derive(Debug)]
@@ -23,9 +23,11 @@ pub(super) struct RecordStream {
     sent: usize,
     /// What those cost.
     sent_cost: u64,
+    /// Bytes of all that is not durable at the target.
+    unacked_bytes: u64,
     window: u64,
     digest: StreamDigest,
-    bytes_since_marker: u64,
+    cost_since_marker: u64,
     /// Markers on the way: number, last record before it, when.
     markers: VecDeque<(u64, u64)>,
     next_marker: u64,
@@ -41,9 +43,10 @@ impl RecordStream {
             unacked: VecDeque::new(),
             sent: 0,
             sent_cost: 0,
+            unacked_bytes: 0,
             window: 0,
             digest: StreamDigest::default(),
-            bytes_since_marker: 0,
+            cost_since_marker: 0,
             markers: VecDeque::new(),
             next_marker: 1,
             marked_at: Micros(0),
@@ -67,7 +70,7 @@ impl RecordStream {
         self.sent_cost = 0;
         self.window = window;
         self.digest = StreamDigest::default();
-        self.bytes_since_marker = 0;
+        self.cost_since_marker = 0;
         self.markers.clear();
     }
 
@@ -77,7 +80,9 @@ impl RecordStream {
             return None;
         }
         if self.sent == self.unacked.len() {
-            self.unacked.push_back(tracker.take()?);
+            let record = tracker.take()?;
+            self.unacked_bytes += record.content.held();
+            self.unacked.push_back(record);
         }
         let record = self.unacked.get(self.sent)?;
         if record.seq > floor.saturating_add(SPAN) {
@@ -85,7 +90,7 @@ impl RecordStream {
         }
         self.sent += 1;
         self.sent_cost += cost(record);
-        self.bytes_since_marker += record.content.held();
+        self.cost_since_marker += cost(record);
         self.digest.add(record);
         Some(Message::Record(record.clone()))
     }
@@ -97,16 +102,16 @@ impl RecordStream {
 
     /// Bytes of records the target may not have.
     pub(super) fn outstanding(&self) -> u64 {
-        self.unacked
-            .iter()
-            .map(|record| record.content.held())
-            .sum()
+        self.unacked_bytes
     }
 
     /// Whether a marker is due, `chunks` saying whether chunks await one.
     pub(super) fn marker_due(&self, now: Micros, every: Micros, chunks: bool) -> bool {
         let something = self.sent > 0 || chunks;
-        let enough = self.bytes_since_marker >= MARKER_BYTES || now.since(self.marked_at) >= every;
+        // Only a marker's answer opens the window again: it must not wait for the clock.
+        let bytes = MARKER_BYTES.min(self.window / 4);
+        let many = self.cost_since_marker > 0 && self.cost_since_marker >= bytes;
+        let enough = many || now.since(self.marked_at) >= every;
         something && enough && self.markers.len() < MARKERS_OPEN
     }
 
@@ -122,7 +127,7 @@ impl RecordStream {
         self.next_marker += 1;
         self.markers.push_back((id, seq));
         self.marked_at = now;
-        self.bytes_since_marker = 0;
+        self.cost_since_marker = 0;
         Marker {
             id,
             seq,
@@ -149,6 +154,7 @@ impl RecordStream {
             self.sent_cost = self.sent_cost.saturating_sub(cost(record));
             self.unacked.pop_front();
         }
+        self.unacked_bytes = self.unacked_bytes.saturating_sub(freed);
         self.streamed += freed;
         Some(freed)
     }

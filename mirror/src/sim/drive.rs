@@ -102,6 +102,9 @@ impl World {
                 self.check_held(SOURCE);
             }
             SourceAction::Release => {
+                if self.now > self.plan.fault_until + Micros::from_secs(3) {
+                    self.stats.undone_in_calm += 1;
+                }
                 if matches!(self.hosts[SOURCE].front, Front::Holding(..)) {
                     self.hosts[SOURCE].front = Front::Serving;
                     self.start_waiting(SOURCE);

@@ -69,6 +69,8 @@ pub(super) struct Stats {
     pub(super) given_up: u64,
     pub(super) fallen_back: u64,
     pub(super) steps: u64,
+    /// Attempts undone long after the last fault.
+    pub(super) undone_in_calm: u64,
     /// What the crashed hosts were doing.
     pub(super) crashed_in: BTreeSet<String>,
 }
