@@ -310,6 +310,9 @@ pub(crate) struct MirrorStartArgs {
     /// Stay in step until `diskferry mirror cutover`
     #[arg(long)]
     pub(crate) manual: bool,
+    /// Switch over only when the pause is estimated to be at most this long [default: 300]
+    #[arg(long, value_name = "MILLISECONDS")]
+    pub(crate) max_pause: Option<u64>,
 }
 
 #[derive(Args, Debug)]

@@ -51,9 +51,14 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
     } else {
         Cutover::Automatic
     };
-    let state = disk
-        .client
-        .post(&disk.resource(""), &StartMirror { to, cutover })?;
+    let state = disk.client.post(
+        &disk.resource(""),
+        &StartMirror {
+            to,
+            cutover,
+            max_pause_ms: args.max_pause,
+        },
+    )?;
     disk.report(report, state, args.disk.wait)
 }
 

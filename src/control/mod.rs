@@ -44,6 +44,9 @@ pub(crate) struct StartMirror {
     /// When to switch over.
     #[serde(default)]
     pub(crate) cutover: Cutover,
+    /// The longest estimated pause with which to switch over, in milliseconds.
+    #[serde(default)]
+    pub(crate) max_pause_ms: Option<u64>,
 }
 
 /// What can be asked of a running server. Calls may block for as long as a disk operation takes.

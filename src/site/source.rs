@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::Server;
+use mirror::Micros;
 use mirror::net::{ServedDisk, SourceDriver, SourceHandle, TargetDriver, TargetHandle};
 use mirror::session::SourceConfig;
 use uuid::Uuid;
@@ -162,13 +163,13 @@ impl SiteDisk {
         *moving = None;
         let started = if start.to.starts_with("tcp:") {
             let port = Arc::new(ExportPort(self.export.clone()));
-            let session = self.session(port, &start.to, &self.name_there(None), start.cutover)?;
+            let session = self.session(port, &start.to, &self.name_there(None), start)?;
             Moving {
                 session,
                 beside: None,
             }
         } else {
-            self.start_beside(server, Path::new(&start.to), start.cutover)?
+            self.start_beside(server, start)?
         };
         let status = state_of(&started);
         *moving = Some(started);
@@ -188,17 +189,21 @@ impl SiteDisk {
         port: Arc<dyn ServedDisk>,
         to: &str,
         name: &str,
-        cutover: Cutover,
+        start: &StartMirror,
     ) -> Result<SourceHandle> {
         let mut description = self.opened.description.clone();
         name.clone_into(&mut description.name);
         let mut config = SourceConfig::new(Uuid::new_v4(), to.to_owned(), description);
-        config.automatic = cutover == Cutover::Automatic;
+        config.automatic = start.cutover == Cutover::Automatic;
+        if let Some(most) = start.max_pause_ms {
+            config.max_pause = Micros::from_millis(most);
+        }
         SourceDriver::start(port, self.opened.record(), config).map_err(|e| refused(&e))
     }
 
     /// Move the disk to another path of this host: both ends of the session are here.
-    fn start_beside(&self, server: &Arc<Server>, to: &Path, cutover: Cutover) -> Result<Moving> {
+    fn start_beside(&self, server: &Arc<Server>, start: &StartMirror) -> Result<Moving> {
+        let to = Path::new(&start.to);
         if !to.is_absolute() {
             let what = format!(
                 "`{}` is neither tcp:HOST:PORT nor an absolute path",
@@ -227,7 +232,7 @@ impl SiteDisk {
             folder,
             name: name.clone(),
         };
-        let session = self.session(Arc::new(port), &address, &name, cutover)?;
+        let session = self.session(Arc::new(port), &address, &name, start)?;
         Ok(Moving {
             session,
             beside: Some(target),
