@@ -119,7 +119,7 @@ fn a_batch_is_sent_whole_and_received_whole() {
                     outgoing.advance(bytes);
                     sent += bytes;
                     if outgoing.is_empty() {
-                        outgoing.clear(&mut Pool::new(0));
+                        assert_eq!(outgoing.clear(&mut Pool::new(0)), 1 << 20);
                     } else {
                         ring.submit(Op::Send { socket, outgoing }, 1);
                     }

@@ -101,6 +101,8 @@ struct Life {
     /// The time when completions were last reaped.
     now: Instant,
     serial: u64,
+    /// Bytes of clients' requests in flight and of replies not sent.
+    carried: usize,
     draining: bool,
     /// To be passed when the clients are gone.
     drained: Option<Arc<Barrier>>,
@@ -141,6 +143,7 @@ impl Worker {
             life: Life {
                 now: Instant::now(),
                 serial: 0,
+                carried: 0,
                 draining: false,
                 drained: None,
                 quit: false,
