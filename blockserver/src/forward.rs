@@ -5,6 +5,11 @@
 //! was not answered is sent again, in the old order. All commands may be repeated safely, since the
 //! client that made a request has not been told anything about it and may not count on an order
 //! among requests in flight.
+//!
+//! Clients do not notice such an end, so it must not cost them what they were told is written: a
+//! server that crashed may have lost what was not flushed. Changes are therefore kept until a flush
+//! that covers them succeeded, and done again, one after the other, before anything else is sent
+//! over a new connection. When too much is kept, a flush of our own makes an end of it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -27,7 +32,12 @@ const IN_FLIGHT: usize = 128;
 /// Waits between attempts to connect: from the first to the second, doubling.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
+/// Changes, and bytes of them, that are kept before a flush of our own makes an end of it.
+const KEEP_CHANGES: usize = 4096;
+const KEEP_BYTES: usize = 32 << 20;
+
 /// A request in place of a disk.
+#[derive(Clone)]
 pub(crate) struct ForwardRequest {
     pub(crate) action: Action,
     pub(crate) offset: u64,
@@ -49,7 +59,48 @@ type Done = Box<dyn FnOnce(io::Result<ForwardReply>) + Send>;
 struct Job {
     number: u64,
     request: ForwardRequest,
+    /// For a flush, set when it is sent: it covers the changes kept before this one.
+    covers: u64,
     done: Done,
+}
+
+/// Changes that the server has answered and may still lose.
+#[derive(Default)]
+struct Kept {
+    /// Oldest first; the number of the first is `first`.
+    changes: VecDeque<ForwardRequest>,
+    first: u64,
+    bytes: usize,
+    /// A flush of our own is on its way.
+    flushing: bool,
+    /// A change could not be done again: no flush succeeds any more.
+    lost: bool,
+}
+
+impl Kept {
+    /// The number that the next change gets.
+    fn next(&self) -> u64 {
+        self.first + self.changes.len() as u64
+    }
+
+    fn push(&mut self, change: ForwardRequest) {
+        self.bytes += change.data.len();
+        self.changes.push_back(change);
+    }
+
+    /// Everything before this number is durable.
+    fn forget_before(&mut self, number: u64) {
+        while self.first < number
+            && let Some(change) = self.changes.pop_front()
+        {
+            self.bytes -= change.data.len();
+            self.first += 1;
+        }
+    }
+
+    fn is_much(&self) -> bool {
+        self.bytes >= KEEP_BYTES || self.changes.len() >= KEEP_CHANGES
+    }
 }
 
 #[derive(Default)]
@@ -59,6 +110,11 @@ struct State {
     waiting: VecDeque<Job>,
     /// Sent and not answered, by cookie.
     sent: BTreeMap<u64, Job>,
+    kept: Kept,
+    /// Kept changes still to be done again on the present connection: their place in `kept`.
+    again: std::ops::Range<usize>,
+    /// The one that is being done again.
+    repeating: Option<u64>,
     /// The connection is of no use any more.
     broken: bool,
     /// Nothing more will come.
@@ -69,10 +125,55 @@ impl State {
     /// Everything not answered is to be sent (again), oldest first.
     fn take_back(&mut self) {
         self.broken = false;
+        self.repeating = None;
+        self.again = 0..self.kept.changes.len();
         let sent = std::mem::take(&mut self.sent).into_values();
         let mut all: Vec<_> = sent.chain(self.waiting.drain(..)).collect();
         all.sort_by_key(|job| job.number);
         self.waiting = all.into();
+    }
+
+    /// Have the server flush when much is kept.
+    fn flush_if_due(&mut self) {
+        if !self.kept.is_much() || self.kept.flushing {
+            return;
+        }
+        self.kept.flushing = true;
+        let (number, covers) = (self.next, 0);
+        self.next += 1;
+        let request = ForwardRequest {
+            action: Action::Flush,
+            offset: 0,
+            len: 0,
+            data: Bytes::new(),
+        };
+        let done = Box::new(|_| {});
+        #[rustfmt::skip]
+        self.waiting.push_front(Job { number, request, covers, done });
+    }
+
+    /// Whether nothing is left to do for those who asked.
+    fn is_over(&self) -> bool {
+        self.closed && self.waiting.is_empty() && self.sent.is_empty()
+    }
+
+    /// A request was answered, well or not.
+    fn answered(&mut self, job: &Job, went_well: bool) {
+        match job.request.action {
+            Action::Flush | Action::Park { .. } => {
+                self.kept.flushing = false;
+                if !went_well {
+                    // Not again at once: the next change asks for the next flush.
+                    return;
+                }
+                self.kept.forget_before(job.covers);
+            }
+            Action::Read | Action::Status => {}
+            // A change that failed may have been made in part; it is not to be made again.
+            _ if !went_well => {}
+            _ => self.kept.push(job.request.clone()),
+        }
+        self.flush_if_due();
     }
 }
 
@@ -132,6 +233,7 @@ impl Forwarder {
         state.waiting.push_back(Job {
             number,
             request,
+            covers: 0,
             done: Box::new(done),
         });
         self.shared.changed.notify_all();
@@ -202,28 +304,14 @@ fn serve(shared: &Arc<Shared>, client: PipelinedClient) -> bool {
 fn send_all(shared: &Shared, mut send: SendHalf) {
     let mut state = shared.lock();
     loop {
-        if state.broken || (state.closed && state.waiting.is_empty() && state.sent.is_empty()) {
+        if state.broken || state.is_over() {
             return;
         }
-        let mut queued = false;
-        while state.sent.len() < IN_FLIGHT
-            && let Some(job) = state.waiting.pop_front()
-        {
-            let Some(job) = fit(send.remote(), job) else {
-                continue;
-            };
-            let submitted = send.submit(&wire_request(&job.request));
-            match submitted {
-                Ok(cookie) => {
-                    queued = true;
-                    state.sent.insert(cookie, job);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a request cannot be forwarded");
-                    (job.done)(Err(io::Error::from_raw_os_error(libc::EIO)));
-                }
-            }
-        }
+        let queued = if state.again.is_empty() && state.repeating.is_none() {
+            queue_waiting(&mut state, &mut send)
+        } else {
+            queue_again(&mut state, &mut send)
+        };
         if queued {
             drop(state);
             if send.send().is_err() {
@@ -234,6 +322,56 @@ fn send_all(shared: &Shared, mut send: SendHalf) {
             state = shared.wait(state);
         }
     }
+}
+
+/// Queue the next change that is done again, once the one before was answered; whether there is one.
+fn queue_again(state: &mut State, send: &mut SendHalf) -> bool {
+    if state.repeating.is_some() {
+        return false;
+    }
+    let Some(change) = state
+        .again
+        .next()
+        .and_then(|place| state.kept.changes.get(place))
+    else {
+        return false;
+    };
+    match send.submit(&wire_request(change)) {
+        Ok(cookie) => state.repeating = Some(cookie),
+        Err(error) => {
+            tracing::error!(%error, "a change cannot be made again at the server");
+            state.kept.lost = true;
+        }
+    }
+    true
+}
+
+/// Queue what waits, as far as the server takes it; whether there was anything.
+fn queue_waiting(state: &mut State, send: &mut SendHalf) -> bool {
+    let mut queued = false;
+    while state.sent.len() < IN_FLIGHT
+        && let Some(job) = state.waiting.pop_front()
+    {
+        let Some(mut job) = fit(send.remote(), job) else {
+            continue;
+        };
+        if matches!(job.request.action, Action::Flush) && state.kept.lost {
+            (job.done)(Err(io::Error::from_raw_os_error(libc::EIO)));
+            continue;
+        }
+        job.covers = state.kept.next();
+        match send.submit(&wire_request(&job.request)) {
+            Ok(cookie) => {
+                queued = true;
+                state.sent.insert(cookie, job);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a request cannot be forwarded");
+                (job.done)(Err(io::Error::from_raw_os_error(libc::EIO)));
+            }
+        }
+    }
+    queued
 }
 
 /// Answer here what the server does not offer and can be answered without it.
@@ -294,6 +432,15 @@ fn receive_all(shared: &Shared, mut receive: ReceiveHalf) -> bool {
             }
         };
         let mut state = shared.lock();
+        if state.repeating == Some(completion.cookie) {
+            state.repeating = None;
+            if let Err(refusal) = &completion.result {
+                tracing::error!(?refusal, "a change cannot be made again at the server");
+                state.kept.lost = true;
+            }
+            shared.changed.notify_all();
+            continue;
+        }
         let Some(job) = state.sent.remove(&completion.cookie) else {
             continue;
         };
@@ -307,6 +454,7 @@ fn receive_all(shared: &Shared, mut receive: ReceiveHalf) -> bool {
             break;
         }
         answered = true;
+        state.answered(&job, completion.result.is_ok());
         shared.changed.notify_all();
         drop(state);
         let result = reply(completion, job.request.len);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use blockserver::export::{ExportHandle, ExportOptions, LocalRequest};
+use blockserver::nbd::CommandFlags;
 use blockserver::server::{Server, ServerConfig};
 
 use super::site::{Load, Site, on_both, read_locally, read_remotely};
@@ -103,4 +104,54 @@ fn a_server_ends_although_nobody_answers_what_it_sent_on() {
     let server: Server = old.server;
     server.shutdown().expect("a clean end");
     assert!(writer.join().expect("no panic").is_err());
+}
+
+#[test]
+fn what_a_crashed_server_lost_of_acknowledged_writes_is_written_again() {
+    on_both(|config| {
+        let (old, source) = Site::with_raw_disk(config.clone(), 1 << 20);
+        let (new, target) = Site::with_raw_disk(config.clone(), 1 << 20);
+        source.hold_and_wait();
+        source.forward(new.address("disk"));
+        let mut client = old.client("disk");
+        client.write(0, &[1; 8192], false).expect("a write");
+        client.flush().expect("a flush");
+        let flushed = read_locally(&target);
+        client.write(4096, &[2; 8192], false).expect("a write");
+        client.write(6000, &[3; 10], false).expect("a write");
+        client
+            .zeroes(7000, 100, CommandFlags::default())
+            .expect("zeroes");
+        drop(target);
+        let Site { dir, server, .. } = new;
+        server.shutdown().expect("a clean end");
+        // As a crash leaves it at worst: what was not flushed is gone.
+        std::fs::write(dir.path().join("disk.raw"), flushed).expect("room");
+        let new = restart(&config, dir);
+        client.flush().expect("a flush");
+        let target = new.server.export("disk").expect("it was added");
+        let mut expected = vec![0; 1 << 20];
+        expected[..8192].fill(1);
+        expected[4096..12288].fill(2);
+        expected[6000..6010].fill(3);
+        expected[7000..7100].fill(0);
+        assert!(read_locally(&target) == expected);
+    });
+}
+
+#[test]
+fn what_is_kept_for_a_crash_is_bounded_by_flushes() {
+    on_both(|config| {
+        let (old, source) = Site::with_raw_disk(config.clone(), 8 << 20);
+        let (new, target) = Site::with_raw_disk(config, 8 << 20);
+        source.hold_and_wait();
+        source.forward(new.address("disk"));
+        let mut client = old.client("disk");
+        let data = vec![7; 4 << 20];
+        for _ in 0..32 {
+            client.write(4 << 20, &data, false).expect("a write");
+        }
+        let flushes = target.statistics().flush.requests;
+        assert!((1..32).contains(&flushes), "{flushes} flushes of our own");
+    });
 }
