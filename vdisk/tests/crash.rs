@@ -3,11 +3,7 @@
 //!
 //! `DISKFERRY_SEED=n` runs one seed; `DISKFERRY_SEEDS=n` sets how many are run.
 
-#[expect(
-    unreachable_pub,
-    dead_code,
-    reason = "a test binary has no outside and uses a part"
-)]
+#[expect(unreachable_pub, reason = "a test binary has no outside")]
 mod simulation;
 
 use simulation::scenario;

@@ -17,7 +17,7 @@ use simulation::scenario::{MIB, Variant, new_image, open};
 use simulation::world::World;
 use vdisk::create::CreateOptions;
 use vdisk::disk::{Disk, ImageFormat, OpenOptions, create_file, open_engine, random_bits};
-use vdisk::engine::Request;
+use vdisk::engine::{Engine, FileOpKind, OpId, Outcome, Request, RequestId};
 use vdisk::storage::{MemoryStorage, Storage};
 use vdisk::units::GuestOffset;
 use vdisk::{ErrorKind, Result};
@@ -128,6 +128,75 @@ fn a_guest_flush_costs_two_host_flushes_however_much_is_pending_and_one_with_not
     disk.flush()?;
     assert_eq!(spent(&storage), 1);
     Ok(())
+}
+
+/// Do all that the engine wants but host flushes; those that it has asked for.
+fn run_to_host_flush(engine: &mut Engine, file: &mut MemoryStorage) -> Vec<OpId> {
+    let mut flushes = Vec::new();
+    while let Some(op) = engine.next_op() {
+        let outcome = match op.kind {
+            FileOpKind::Flush => {
+                flushes.push(op.id);
+                continue;
+            }
+            FileOpKind::Read { at, len } => {
+                let mut data = vec![0; len as usize];
+                file.read_at(at.0, &mut data).unwrap();
+                Outcome::Data(data.into())
+            }
+            FileOpKind::Write { at, data } => {
+                file.write_at(at.0, &data).unwrap();
+                Outcome::Done
+            }
+            FileOpKind::SetLen { len } => {
+                file.set_len(len).unwrap();
+                Outcome::Done
+            }
+            // What the guest writes is of no interest here.
+            _ => Outcome::Done,
+        };
+        engine.complete(op.id, outcome);
+    }
+    flushes
+}
+
+#[test]
+fn flushes_in_a_row_cost_one_host_flush_each_and_one_more_in_the_end() {
+    const TURNS: u64 = 200;
+    let mut random = Random::new(1);
+    let mut file = new_image(&VARIANT, &mut random);
+    let mut engine = open(&mut file, &VARIANT, &mut random).unwrap();
+    // The first write opens the session.
+    engine.submit(RequestId(0), write(0, 4096));
+    let mut running = run_to_host_flush(&mut engine, &mut file);
+    while let Some(flush) = running.pop() {
+        engine.complete(flush, Outcome::Done);
+        running = run_to_host_flush(&mut engine, &mut file);
+    }
+    let (mut host_flushes, mut ended) = (0, Vec::new());
+    for turn in 1.. {
+        if turn <= TURNS {
+            // A block that is absent, so that each flush has something to publish.
+            engine.submit(RequestId(2 * turn), write(turn * MIB, 4096));
+            engine.submit(RequestId(2 * turn + 1), Request::Flush);
+        }
+        running.extend(run_to_host_flush(&mut engine, &mut file));
+        assert!(running.len() <= 1, "one host flush at a time");
+        while let Some(completion) = engine.next_completion() {
+            if completion.request.0 % 2 == 1 {
+                assert!(
+                    turn - completion.request.0 / 2 <= 3,
+                    "a flush waited too long"
+                );
+                ended.push(completion.request.0 / 2);
+            }
+        }
+        let Some(flush) = running.pop() else { break };
+        host_flushes += 1;
+        engine.complete(flush, Outcome::Done);
+    }
+    assert_eq!(ended, (1..=TURNS).collect::<Vec<_>>());
+    assert!(host_flushes <= TURNS + 3, "{host_flushes} host flushes");
 }
 
 #[test]

@@ -38,10 +38,13 @@ impl Engine {
         let within = offset % vhdx.layout.block_size;
         let len = len.min(vhdx.layout.block_size - within);
         let index = self.map.bat_index(offset / vhdx.layout.block_size);
-        if request.changes()
-            && let Err(run) = self.session_open(id)
-        {
-            return run;
+        if request.changes() {
+            if let Some(error) = vhdx.space.full() {
+                return Run::Failed(error);
+            }
+            if !self.session_open(id) {
+                return Run::Blocked;
+            }
         }
         let entry = match self.entry_or_load(id, index) {
             Ok(entry) => entry,
@@ -69,8 +72,13 @@ impl Engine {
 
     /// Give the absent block of entry `index` space; its new entry.
     fn allocate(&mut self, id: RequestId, index: u64) -> Result<u64, Run> {
-        self.ready_to_change(id, index)?;
-        let at = self.take_space(id)?;
+        if !self.ready_to_change(id, index) {
+            return Err(Run::Blocked);
+        }
+        let Some(at) = self.take_space() else {
+            self.requests.block(id);
+            return Err(Run::Blocked);
+        };
         let entry = at | FULLY_PRESENT;
         self.change_entry(index, entry);
         Ok(entry)
@@ -100,8 +108,8 @@ impl Engine {
         if !unmap || !vhdx.is_whole_block(offset, len) {
             return Run::File { at, len };
         }
-        if let Err(run) = self.ready_to_change(id, index) {
-            return run;
+        if !self.ready_to_change(id, index) {
+            return Run::Blocked;
         }
         self.change_entry(index, if discard { UNMAPPED } else { ZERO });
         self.free_space(entry & OFFSET_MASK);
