@@ -4,8 +4,6 @@
 
 use std::fmt;
 use std::io;
-use std::panic::{self, AssertUnwindSafe};
-use std::process;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
@@ -39,9 +37,6 @@ pub struct ServerConfig {
     pub requests_per_connection: usize,
     /// How many bytes the reads and writes among them may carry, unless it is a single one.
     pub bytes_per_connection: usize,
-    /// How many bytes all clients' reads and writes may carry together, replies that a client has
-    /// not taken included; beyond that, clients are worked for one request at a time.
-    pub bytes_in_flight: usize,
     /// Use blocking system calls on threads also where `io_uring` is allowed.
     pub force_blocking: bool,
 }
@@ -56,7 +51,6 @@ impl Default for ServerConfig {
             max_connections: 1000,
             requests_per_connection: 256,
             bytes_per_connection: 64 << 20,
-            bytes_in_flight: 1 << 30,
             force_blocking: false,
         }
     }
@@ -90,17 +84,15 @@ impl Server {
         let workers = match config.workers {
             0 => thread::available_parallelism().map_or(1, usize::from),
             chosen => chosen,
-        }
-        .clamp(1, 63);
+        };
         let limits = Limits {
             handshake: config.handshake_limit,
             drain: config.drain_limit,
             connections: config.max_connections,
             requests: config.requests_per_connection.max(1),
             bytes: config.bytes_per_connection.max(1),
-            worker_bytes: (config.bytes_in_flight / workers).max(1),
         };
-        let crew = Arc::new(Crew::new(workers, limits)?);
+        let crew = Arc::new(Crew::new(workers.clamp(1, 63), limits)?);
         let mut server = Self {
             threads: Mutex::default(),
             addresses: Mutex::default(),
@@ -123,7 +115,7 @@ impl Server {
                 Ok(worker) => {
                     let _ = sender.send(Ok(()));
                     drop(sender);
-                    run_or_abort(worker);
+                    worker.run();
                 }
                 Err(error) => {
                     let _ = sender.send(Err(error));
@@ -287,8 +279,9 @@ impl Server {
             let _ = self.crew.inbox(number).post(Message::Quit);
         }
         for thread in threads {
-            // A worker's panic would have ended the process.
-            let _ = thread.join();
+            if thread.join().is_err() {
+                tracing::error!("a worker panicked");
+            }
         }
         result
     }
@@ -311,15 +304,6 @@ fn close_cleanly(export: &ExportHandle) -> io::Result<()> {
     }
     let mark = export.disk().mark();
     export.call(LocalRequest::Park { mark }).map(drop)
-}
-
-/// Run a worker; a panic in it ends the process. The engine it may have left in the middle of a step
-/// must not decide anything any more, and what a disk needs to be opened again is on the medium.
-fn run_or_abort(worker: Worker) {
-    if panic::catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {
-        tracing::error!("a worker panicked: the process ends so that no disk is harmed");
-        process::abort();
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -68,8 +68,7 @@ fn standing() -> impl Strategy<Value = Standing> {
     ]
 }
 
-/// Any message at all.
-pub(crate) fn message() -> impl Strategy<Value = Message> {
+fn message() -> impl Strategy<Value = Message> {
     prop_oneof![greeting(), data(), switching()]
 }
 
