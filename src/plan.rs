@@ -353,6 +353,14 @@ pub(crate) fn control_path(text: &str) -> Result<PathBuf> {
     }
 }
 
+/// The same endpoint for programs that run in other folders.
+pub(crate) fn from_anywhere(endpoint: Endpoint) -> Endpoint {
+    match endpoint {
+        Endpoint::Unix(path) => Endpoint::Unix(std::path::absolute(&path).unwrap_or(path)),
+        tcp @ Endpoint::Tcp { .. } => tcp,
+    }
+}
+
 /// Where to listen or to connect.
 pub(crate) fn endpoint(text: &str) -> Result<Endpoint> {
     text.parse().map_err(|_: AddressError| {

@@ -13,7 +13,7 @@ use super::serve;
 use crate::args::ReceiveArgs;
 use crate::failure::{Failure, Result};
 use crate::interrupt;
-use crate::plan::Receive;
+use crate::plan::{self, Receive};
 use crate::report::Report;
 use crate::site::Reachable;
 use crate::site::target::Folder;
@@ -46,11 +46,8 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
     for endpoint in &plan.serve {
         endpoints.push(serve::listen(&server, endpoint)?);
     }
-    let reachable = Reachable(
-        plan.advertise
-            .clone()
-            .unwrap_or_else(|| endpoints[0].clone()),
-    );
+    let advertised = plan.advertise.as_ref().unwrap_or(&endpoints[0]).clone();
+    let reachable = Reachable(plan::from_anywhere(advertised));
     let folder = Arc::new(Folder::new(&plan.into, &server, reachable));
     let target = TargetDriver::start(&plan.listen, folder.clone())
         .map_err(|e| Failure::new(crate::failure::Exit::Failed, e.to_string()))?;

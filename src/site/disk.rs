@@ -23,11 +23,19 @@ pub(crate) struct Opened {
     pub(crate) disk: Arc<Disk>,
     pub(crate) mark: Option<Mark>,
     pub(crate) description: DiskDescription,
+    pub(crate) read_only: bool,
 }
 
 /// Open the disk at `path` the way a server wants it: past the page cache, where the file system
 /// allows that. Marks do not keep it from being opened; see [`Opened::standing`].
+///
+/// The record lies beside the file itself, not beside a link to it: else a disk that was handed over
+/// could be served again by another name.
 pub(crate) fn open(path: &Path, format: Option<ImageFormat>, read_only: bool) -> Result<Opened> {
+    let found = std::fs::canonicalize(path);
+    let found =
+        found.map_err(|e| Failure::io(format!("{}: cannot be found", path.display()), &e))?;
+    let path = found.as_path();
     let kind = format.unwrap_or_else(|| ImageFormat::of_path(path));
     let options = OpenOptions {
         read_only,
@@ -46,6 +54,7 @@ pub(crate) fn open(path: &Path, format: Option<ImageFormat>, read_only: bool) ->
         mark: disk.mark(),
         disk,
         description,
+        read_only,
     })
 }
 

@@ -6,15 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::Server;
 use mirror::Micros;
-use mirror::net::{ServedDisk, SourceDriver, SourceHandle, TargetDriver, TargetHandle};
+use mirror::net::{ServedDisk, SourceDriver, SourceHandle};
+use mirror::record::{Ownership, State};
 use mirror::session::SourceConfig;
 use uuid::Uuid;
 
-use super::Reachable;
-use super::beside::{MovingBeside, OneDisk};
+use super::beside::{self, Beside, MovingBeside};
 use super::disk::{Opened, Standing};
 use super::port::ExportPort;
-use super::target::Folder;
 use crate::control::{Control, Cutover, DiskState, StartMirror};
 use crate::failure::{Exit, Failure, Result};
 
@@ -34,7 +33,7 @@ struct SiteDisk {
 struct Moving {
     session: SourceHandle,
     /// The receiving side, when the disk moves to another path of this host.
-    beside: Option<TargetHandle>,
+    beside: Option<Beside>,
 }
 
 impl Site {
@@ -64,7 +63,7 @@ impl Site {
                     .server
                     .add_held_export(name, disk, options, None)
                     .map_err(failed)?;
-                if remove_mark {
+                if remove_mark && !opened.read_only {
                     unmark(&export)?;
                 }
                 export.release();
@@ -75,20 +74,8 @@ impl Site {
                     .server
                     .add_held_export(name, disk, options, None)
                     .map_err(failed)?;
-                let port = ExportPort(export.clone());
-                let config =
-                    SourceConfig::new(Uuid::nil(), String::new(), opened.description.clone());
-                let session = SourceDriver::resume_released(&record, config, move |address| {
-                    port.forward(address);
-                });
-                let session = session.map_err(|e| refused(&e))?;
-                (
-                    export,
-                    Some(Moving {
-                        session,
-                        beside: None,
-                    }),
-                )
+                let moving = self.follow(&export, &opened, &record)?;
+                (export, Some(moving))
             }
         };
         let moving = Mutex::new(moving);
@@ -98,6 +85,38 @@ impl Site {
             moving,
         });
         Ok(export)
+    }
+
+    /// Go on with a disk that was handed over, for the clients that still come here.
+    fn follow(&self, export: &ExportHandle, opened: &Opened, record: &Ownership) -> Result<Moving> {
+        let mut config = SourceConfig::new(Uuid::nil(), String::new(), opened.description.clone());
+        let export = export.clone();
+        let moved_to = match &record.state {
+            State::Released { to, .. } if to.starts_with('/') => Path::new(to),
+            _ => {
+                let port = ExportPort(export);
+                let session = SourceDriver::resume_released(record, config, move |address| {
+                    port.forward(address);
+                });
+                let session = session.map_err(|e| refused(&e))?;
+                return Ok(Moving {
+                    session,
+                    beside: None,
+                });
+            }
+        };
+        let beside = Beside::start(&self.server, moved_to)?;
+        let arriving = beside.arriving().clone();
+        config.to = beside.address();
+        config.recorded = Some(moved_to.display().to_string());
+        arriving.name().clone_into(&mut config.description.name);
+        let session = SourceDriver::resume_released(record, config, move |_| {
+            arriving.take_place(&export);
+        });
+        Ok(Moving {
+            session: session.map_err(|e| refused(&e))?,
+            beside: Some(beside),
+        })
     }
 
     /// The images.
@@ -160,10 +179,18 @@ impl SiteDisk {
             );
             return Err(Failure::new(Exit::InUse, what).hint("see `diskferry mirror status`"));
         }
-        *moving = None;
+        if self.opened.read_only {
+            let what = format!("`{}` is served read-only", self.export.name());
+            return Err(Failure::usage(what).hint("serve it without --read-only to move it"));
+        }
+        if let Some(beside) = moving.take().and_then(|old| old.beside) {
+            let failed = |e| Failure::io("what an earlier move left cannot be closed", &e);
+            beside.abandon().map_err(failed)?;
+        }
         let started = if start.to.starts_with("tcp:") {
             let port = Arc::new(ExportPort(self.export.clone()));
-            let session = self.session(port, &start.to, &self.name_there(None), start)?;
+            let config = self.config(&start.to, self.name_here(), start);
+            let session = self.session(port, config)?;
             Moving {
                 session,
                 beside: None,
@@ -176,21 +203,12 @@ impl SiteDisk {
         status
     }
 
-    fn name_there(&self, path: Option<&Path>) -> String {
-        let path = path.unwrap_or(&self.opened.path);
-        path.file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default()
-            .to_owned()
+    fn name_here(&self) -> &str {
+        let name = self.opened.path.file_name();
+        name.and_then(|name| name.to_str()).unwrap_or_default()
     }
 
-    fn session(
-        &self,
-        port: Arc<dyn ServedDisk>,
-        to: &str,
-        name: &str,
-        start: &StartMirror,
-    ) -> Result<SourceHandle> {
+    fn config(&self, to: &str, name: &str, start: &StartMirror) -> SourceConfig {
         let mut description = self.opened.description.clone();
         name.clone_into(&mut description.name);
         let mut config = SourceConfig::new(Uuid::new_v4(), to.to_owned(), description);
@@ -198,6 +216,10 @@ impl SiteDisk {
         if let Some(most) = start.max_pause_ms {
             config.max_pause = Micros::from_millis(most);
         }
+        config
+    }
+
+    fn session(&self, port: Arc<dyn ServedDisk>, config: SourceConfig) -> Result<SourceHandle> {
         SourceDriver::start(port, self.opened.record(), config).map_err(|e| refused(&e))
     }
 
@@ -211,31 +233,23 @@ impl SiteDisk {
             );
             return Err(Failure::usage(what));
         }
-        if to.exists() {
+        if !beside::is_free(to)? {
             let what = format!("{}: exists already", to.display());
             return Err(Failure::usage(what).hint("name a file that does not exist yet"));
         }
-        let (Some(parent), name) = (to.parent(), self.name_there(Some(to))) else {
-            return Err(Failure::usage(format!("`{}` names no file", to.display())));
-        };
-        let endpoint = server.local_addresses().into_iter().next();
-        let endpoint = endpoint.ok_or_else(|| Failure::usage("the server listens nowhere"))?;
-        let folder = Arc::new(Folder::new(parent, server, Reachable(endpoint)).hidden());
-        let host = OneDisk {
-            folder: Arc::clone(&folder),
-            name: name.clone(),
-        };
-        let target = TargetDriver::start("127.0.0.1:0", Arc::new(host)).map_err(|e| refused(&e))?;
-        let address = format!("tcp:{}", target.address());
+        let beside = Beside::start(server, to)?;
+        let arriving = beside.arriving().clone();
+        let mut config = self.config(&beside.address(), arriving.name(), start);
+        // The port is another after a restart, the path is not.
+        config.recorded = Some(start.to.clone());
         let port = MovingBeside {
             port: ExportPort(self.export.clone()),
-            folder,
-            name: name.clone(),
+            arriving,
         };
-        let session = self.session(Arc::new(port), &address, &name, start)?;
+        let session = self.session(Arc::new(port), config)?;
         Ok(Moving {
             session,
-            beside: Some(target),
+            beside: Some(beside),
         })
     }
 }

@@ -11,7 +11,7 @@ use mirror::files::sidecar_path;
 use mirror::net::{DiskPort, TargetHost};
 use mirror::wire::{DiskDescription, DiskFormat};
 use vdisk::create::CreateOptions;
-use vdisk::disk::{create_file, random_bits};
+use vdisk::disk::{ImageFormat, create_file, random_bits};
 use vdisk::engine::Mark;
 use vdisk::storage::{FileStorage, Storage as _};
 
@@ -73,7 +73,8 @@ impl Folder {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// Where the disk of that name lies.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
@@ -90,7 +91,7 @@ impl Folder {
     }
 
     /// Close what is open under that name.
-    fn close(&self, name: &str) -> io::Result<()> {
+    pub(crate) fn close(&self, name: &str) -> io::Result<()> {
         let Some(received) = self.lock().remove(name) else {
             return Ok(());
         };
@@ -137,6 +138,12 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 }
 
 fn create_image(path: &Path, description: &DiskDescription) -> io::Result<()> {
+    // After a restart only the name tells what it is.
+    let by_name = ImageFormat::of_path(path);
+    if (by_name == ImageFormat::Vhdx) != (description.format == DiskFormat::Vhdx) {
+        let what = "the disk's name says another format than it has; a VHDX, and nothing else, ends with .vhdx";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
     let mut random = random_bits;
     let made = match description.format {
         DiskFormat::Vhdx => create_file(

@@ -90,7 +90,7 @@ impl SourceDriver {
     /// runs: repeats the grant until it does, then calls `forward` with its NBD address.
     ///
     /// `record` is the disk's ([`State::Released`]); its session and address win over those in
-    /// `config`.
+    /// `config`, but the address does not if `config` says that it was recorded as something else.
     pub fn resume_released(
         record: &Ownership,
         mut config: SourceConfig,
@@ -98,7 +98,9 @@ impl SourceDriver {
     ) -> Result<SourceHandle> {
         if let State::Released { session, to, .. } = &record.state {
             config.session = *session;
-            config.to.clone_from(to);
+            if config.recorded.is_none() {
+                config.to.clone_from(to);
+            }
         }
         host_and_port(&config.to)?;
         let machine = Source::released(config.clone(), record)?;

@@ -86,7 +86,8 @@ impl Source {
                 "this host does not own the disk",
             ));
         };
-        let switch = SourceSwitch::new(record.disk, epoch, config.session, config.to.clone());
+        let to = config.recorded.as_ref().unwrap_or(&config.to).clone();
+        let switch = SourceSwitch::new(record.disk, epoch, config.session, to);
         Ok(Self::with(config, record.disk, tracker, switch))
     }
 

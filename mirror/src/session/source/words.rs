@@ -15,8 +15,11 @@ use crate::wire::{DiskDescription, Message};
 pub struct SourceConfig {
     /// The session, unique for ever: a fresh one for every start.
     pub session: Uuid,
-    /// The target's address for migration sessions, as it goes into the deciding record.
+    /// The target's address for migration sessions; it goes into the deciding record.
     pub to: String,
+    /// What goes there instead, when the target will not be found at that address again: its path,
+    /// if it is on this host.
+    pub recorded: Option<String>,
     /// The disk.
     pub description: DiskDescription,
     /// Bulk lanes.
@@ -41,6 +44,7 @@ impl SourceConfig {
         Self {
             session,
             to,
+            recorded: None,
             description,
             lanes: 2,
             limits: Limits::default(),

@@ -1,0 +1,13 @@
+//! Moving a served disk with the real program: both sites run as processes, clients write all the
+//! time, and what they were promised is looked for afterwards.
+
+mod mirror {
+    mod faults;
+    mod ledger;
+    mod load;
+    mod moves;
+    mod process;
+    mod refusals;
+    mod relay;
+    mod site;
+}

@@ -1,0 +1,174 @@
+//! Programs that run beside a test, or are run by it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// After that long something is taken for stuck.
+pub(crate) const STUCK: Duration = Duration::from_secs(60);
+
+/// What a run brought.
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ran {
+    /// The same, if it ended with `code`.
+    #[track_caller]
+    pub(crate) fn ends(self, code: i32) -> Self {
+        assert_eq!(
+            self.code, code,
+            "stdout: {}\nstderr: {}",
+            self.stdout, self.stderr
+        );
+        self
+    }
+
+    /// The last line of JSON on stdout.
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        let last = self.stdout.lines().last().expect("a line");
+        serde_json::from_str(last).expect("JSON")
+    }
+}
+
+fn command(here: &Path, name: &str, words: &[&str]) -> Command {
+    let program = match name {
+        "diskferry" => env!("CARGO_BIN_EXE_diskferry"),
+        other => other,
+    };
+    let mut command = Command::new(program);
+    command
+        .args(words)
+        .current_dir(here)
+        .env("DISKFERRY_RUN_DIR", here.join("run"))
+        .env_remove("RUST_LOG");
+    command
+}
+
+/// Runs a program in `here` to its end.
+pub(crate) fn run(here: &Path, name: &str, words: &[&str]) -> Ran {
+    let output = command(here, name, words).output();
+    let output = output.unwrap_or_else(|e| panic!("{name}: {e}; scripts/setup.sh installs it"));
+    Ran {
+        code: output.status.code().expect("it ended by itself"),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+#[derive(Default)]
+struct Said {
+    lines: Mutex<Vec<Value>>,
+    more: Condvar,
+}
+
+/// `diskferry VERB --json …` that runs until it is ended.
+pub(crate) struct Running {
+    child: Child,
+    said: Arc<Said>,
+    log: PathBuf,
+}
+
+impl Running {
+    /// Starts it in `here`; its stderr goes to a file there that a failing test shows.
+    pub(crate) fn start(here: &Path, words: &[&str]) -> Self {
+        let log = here.join(format!("{}.log", words[0]));
+        let stderr = OpenOptions::new().append(true).create(true).open(&log);
+        let mut child = command(here, "diskferry", words)
+            .args(["--json", "-v"])
+            .stdout(Stdio::piped())
+            .stderr(stderr.expect("a log can be made"))
+            .spawn()
+            .expect("the program can be run");
+        let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+        let said = Arc::new(Said::default());
+        let listener = Arc::clone(&said);
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let line = serde_json::from_str(&line).expect("JSON");
+                listener.lines.lock().unwrap().push(line);
+                listener.more.notify_all();
+            }
+        });
+        Self { child, said, log }
+    }
+
+    /// Waits for a line of that type.
+    #[track_caller]
+    pub(crate) fn says(&mut self, kind: &str) -> Value {
+        let since = Instant::now();
+        let mut lines = self.said.lines.lock().unwrap();
+        loop {
+            if let Some(line) = lines.iter().find(|line| line["type"] == kind) {
+                return line.clone();
+            }
+            let ended = self.child.try_wait().expect("it can be looked at");
+            assert!(
+                ended.is_none() && since.elapsed() < STUCK,
+                "no `{kind}` ({ended:?}): {}",
+                self.log()
+            );
+            let short = Duration::from_millis(100);
+            lines = self.said.more.wait_timeout(lines, short).unwrap().0;
+        }
+    }
+
+    /// What it wrote for people.
+    pub(crate) fn log(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// Kills it at once.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it ends");
+    }
+
+    /// Ends it in order; it has to come to its end, and well.
+    #[track_caller]
+    pub(crate) fn end(mut self) {
+        let pid = self.child.id().to_string();
+        let told = Command::new("kill").args(["-TERM", &pid]).status();
+        told.expect("kill can be run");
+        let since = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it can be looked at") {
+                assert!(status.success(), "{status}: {}", self.log());
+                return;
+            }
+            assert!(since.elapsed() < STUCK, "it does not end: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already, or the test failed: then its log is worth something.
+        if std::thread::panicking() {
+            println!("--- {}\n{}", self.log.display(), self.log());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A sparse file with `bytes` at a few places.
+pub(crate) fn sparse(path: &Path, size: u64, bytes: &[u8]) {
+    use std::os::unix::fs::FileExt as _;
+    let file = File::create(path).unwrap();
+    file.set_len(size).unwrap();
+    for at in [0, size / 3 / 4096 * 4096, size - bytes.len() as u64] {
+        file.write_all_at(bytes, at).unwrap();
+    }
+}

@@ -1,0 +1,86 @@
+//! A link that can be cut: connections are carried on to another port, or not.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread;
+use std::time::Duration;
+
+const OPEN: u8 = 0;
+/// Nothing gets through, and nobody is told.
+const SILENT: u8 = 1;
+/// Connections are closed, new ones too.
+const CLOSED: u8 = 2;
+
+/// The link.
+pub(crate) struct Relay {
+    pub(crate) address: SocketAddr,
+    state: Arc<AtomicU8>,
+}
+
+impl Relay {
+    /// A link to `to`.
+    pub(crate) fn start(to: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("it has one");
+        let state = Arc::new(AtomicU8::new(OPEN));
+        let link = Arc::clone(&state);
+        thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                if link.load(Ordering::Relaxed) == CLOSED {
+                    continue;
+                }
+                let Ok(far) = TcpStream::connect(&to) else {
+                    continue;
+                };
+                let ends = [
+                    (near.try_clone(), far.try_clone()),
+                    (far.try_clone(), near.try_clone()),
+                ];
+                for (from, into) in ends {
+                    let link = Arc::clone(&link);
+                    let (from, into) = (from.expect("a handle"), into.expect("a handle"));
+                    thread::spawn(move || carry(from, into, &link));
+                }
+            }
+        });
+        Self { address, state }
+    }
+
+    /// Nothing gets through for `span`; the ends are told or not.
+    pub(crate) fn cut(&self, silent: bool, span: Duration) {
+        let how = if silent { SILENT } else { CLOSED };
+        self.state.store(how, Ordering::Relaxed);
+        thread::sleep(span);
+        self.state.store(OPEN, Ordering::Relaxed);
+    }
+}
+
+fn carry(mut from: TcpStream, mut into: TcpStream, link: &AtomicU8) {
+    let tick = Some(Duration::from_millis(10));
+    from.set_read_timeout(tick).expect("it can be set");
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match link.load(Ordering::Relaxed) {
+            CLOSED => break,
+            SILENT => {
+                thread::sleep(Duration::from_millis(5));
+                continue;
+            }
+            _ => {}
+        }
+        match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(got) => {
+                if into.write_all(&buffer[..got]).is_err() {
+                    break;
+                }
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => break,
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = into.shutdown(Shutdown::Both);
+}
