@@ -97,7 +97,14 @@ pub(crate) enum Verb {
     /// Receive disks from other hosts, and serve them once they belong here
     Receive(ReceiveArgs),
     /// Move a disk that is being served to another host or path
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  diskferry mirror start disk.vhdx --to tcp:10.0.0.2:9000 --manual
+  diskferry mirror status disk.vhdx
+  diskferry mirror cutover disk.vhdx --wait
+  diskferry mirror cancel disk.vhdx"
+    )]
     Mirror(MirrorVerb),
     /// Measure how fast a disk or a server is
     Bench(BenchArgs),

@@ -4,6 +4,8 @@
 
 use std::fmt;
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::process;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
@@ -37,6 +39,9 @@ pub struct ServerConfig {
     pub requests_per_connection: usize,
     /// How many bytes the reads and writes among them may carry, unless it is a single one.
     pub bytes_per_connection: usize,
+    /// How many bytes all clients' reads and writes may carry together, replies that a client has
+    /// not taken included; beyond that, clients are worked for one request at a time.
+    pub bytes_in_flight: usize,
     /// Use blocking system calls on threads also where `io_uring` is allowed.
     pub force_blocking: bool,
 }
@@ -51,6 +56,7 @@ impl Default for ServerConfig {
             max_connections: 1000,
             requests_per_connection: 256,
             bytes_per_connection: 64 << 20,
+            bytes_in_flight: 1 << 30,
             force_blocking: false,
         }
     }
@@ -84,15 +90,17 @@ impl Server {
         let workers = match config.workers {
             0 => thread::available_parallelism().map_or(1, usize::from),
             chosen => chosen,
-        };
+        }
+        .clamp(1, 63);
         let limits = Limits {
             handshake: config.handshake_limit,
             drain: config.drain_limit,
             connections: config.max_connections,
             requests: config.requests_per_connection.max(1),
             bytes: config.bytes_per_connection.max(1),
+            worker_bytes: (config.bytes_in_flight / workers).max(1),
         };
-        let crew = Arc::new(Crew::new(workers.clamp(1, 63), limits)?);
+        let crew = Arc::new(Crew::new(workers, limits)?);
         let mut server = Self {
             threads: Mutex::default(),
             addresses: Mutex::default(),
@@ -115,7 +123,7 @@ impl Server {
                 Ok(worker) => {
                     let _ = sender.send(Ok(()));
                     drop(sender);
-                    worker.run();
+                    run_or_abort(worker);
                 }
                 Err(error) => {
                     let _ = sender.send(Err(error));
@@ -279,9 +287,8 @@ impl Server {
             let _ = self.crew.inbox(number).post(Message::Quit);
         }
         for thread in threads {
-            if thread.join().is_err() {
-                tracing::error!("a worker panicked");
-            }
+            // A worker's panic would have ended the process.
+            let _ = thread.join();
         }
         result
     }
@@ -304,6 +311,15 @@ fn close_cleanly(export: &ExportHandle) -> io::Result<()> {
     }
     let mark = export.disk().mark();
     export.call(LocalRequest::Park { mark }).map(drop)
+}
+
+/// Run a worker; a panic in it ends the process. The engine it may have left in the middle of a step
+/// must not decide anything any more, and what a disk needs to be opened again is on the medium.
+fn run_or_abort(worker: Worker) {
+    if panic::catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {
+        tracing::error!("a worker panicked: the process ends so that no disk is harmed");
+        process::abort();
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -273,3 +273,25 @@ fn a_killed_server_loses_no_flushed_write() {
         "too little load: {line}"
     );
 }
+
+#[test]
+fn a_server_ends_in_order_with_more_to_publish_than_the_log_holds() {
+    let here = folder();
+    let here = here.path();
+    diskferry(here, &["create", "a.vhdx", "15T", "--block-size", "1M"]).ok();
+    let serving = Serving::start(here, &["a.vhdx", "--listen", "unix:s"]);
+    let words = [
+        "bench",
+        "unix:s",
+        "--pattern",
+        "random-write",
+        "--destroy-data",
+        "--ops",
+        "12000",
+    ];
+    diskferry(here, &words).ok();
+    serving.end();
+    let checked = diskferry(here, &["check", "--json", "a.vhdx"]).ok().json();
+    let present = checked["blocks"]["fully_present"].as_u64().unwrap();
+    assert!(present > 11_900, "{checked}");
+}

@@ -3,7 +3,11 @@
 //!
 //! `DISKFERRY_SEED=n` runs one seed; `DISKFERRY_SEEDS=n` sets how many are run.
 
-#[expect(unreachable_pub, reason = "a test binary has no outside")]
+#[expect(
+    unreachable_pub,
+    dead_code,
+    reason = "a test binary has no outside and uses a part"
+)]
 mod simulation;
 
 use simulation::scenario;

@@ -116,7 +116,7 @@ impl Disk {
     /// Whether a data sync failed. The kernel reports such a failure once and may then drop the
     /// data, so a later sync that succeeds proves nothing: the disk takes no more changes.
     pub(crate) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Relaxed)
+        self.failed.load(Ordering::Relaxed) || self.map.failed()
     }
 
     pub(crate) fn set_failed(&self) {

@@ -63,14 +63,18 @@ impl Outgoing {
         self.sent = (self.sent + bytes).min(self.total);
     }
 
-    /// Begin anew with the memory kept and the payloads given back to `pool`.
-    pub(crate) fn clear(&mut self, pool: &mut Pool) {
+    /// Begin anew with the memory kept and the payloads given back to `pool`; answers how many
+    /// bytes of payload there were.
+    pub(crate) fn clear(&mut self, pool: &mut Pool) -> usize {
         self.head.clear();
+        let mut freed = 0;
         for payload in self.payloads.drain(..) {
+            freed += payload.range.len();
             pool.give(payload.buffer);
         }
         self.vectors.clear();
         (self.total, self.sent) = (0, 0);
+        freed
     }
 
     /// What is left to send, as the kernel wants it: valid until `self` is changed or dropped.

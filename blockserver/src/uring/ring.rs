@@ -9,7 +9,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
@@ -50,26 +49,19 @@ pub(crate) struct Ring<C> {
     engine: Engine,
     slots: Slab<Slot<C>>,
     backlog: VecDeque<squeue::Entry>,
-    /// Whether the kernel knows a wait for several completions with a bound on the time.
-    settles: bool,
 }
 
 impl<C> Ring<C> {
     /// A ring of this kind, with the cheapest way to deliver completions that the kernel has.
     pub(crate) fn new(backend: Backend) -> io::Result<Self> {
-        let (engine, settles) = match backend {
-            Backend::Threads => (Engine::Threads(ThreadRing::new()?), false),
-            Backend::Uring => {
-                let ring = set_up()?;
-                let settles = ring.params().is_feature_min_timeout();
-                (Engine::Uring(Box::new(ring)), settles)
-            }
+        let engine = match backend {
+            Backend::Threads => Engine::Threads(ThreadRing::new()?),
+            Backend::Uring => Engine::Uring(Box::new(set_up()?)),
         };
         Ok(Self {
             engine,
             slots: Slab::new(),
             backlog: VecDeque::new(),
-            settles,
         })
     }
 
@@ -96,9 +88,8 @@ impl<C> Ring<C> {
 
     /// Hand everything to the kernel and wait until there is a completion.
     ///
-    /// Where `settle` is given and the kernel can, the wait goes on for that long to collect up to
-    /// so many completions.
-    pub(crate) fn enter(&mut self, settle: Option<(usize, Duration)>) -> io::Result<()> {
+    /// Waiting a little longer for more of them to collect was measured to cost more than it saves.
+    pub(crate) fn enter(&mut self) -> io::Result<()> {
         while let Some(entry) = self.backlog.pop_front() {
             if !self.push(&entry) {
                 self.backlog.push_front(entry);
@@ -113,14 +104,7 @@ impl<C> Ring<C> {
             Engine::Uring(ring) => ring,
         };
         let entered = if self.backlog.is_empty() && ring.completion().is_empty() {
-            match settle {
-                Some((want, within)) if self.settles => {
-                    let micros = u32::try_from(within.as_micros()).unwrap_or(u32::MAX);
-                    let args = SubmitArgs::new().min_wait_usec(micros);
-                    ring.submitter().submit_with_args(want, &args)
-                }
-                _ => ring.submit_and_wait(1),
-            }
+            ring.submit_and_wait(1)
         } else {
             ring.submit()
         };

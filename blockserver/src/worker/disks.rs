@@ -33,11 +33,14 @@ struct Told {
     requests: Vec<(RequestId, Request)>,
     ended: Vec<(OpId, Outcome)>,
     poll: bool,
+    /// Why a flush without it failed.
+    failed: Option<String>,
 }
 
 impl Told {
     fn is_empty(&self) -> bool {
-        self.requests.is_empty() && self.ended.is_empty() && !self.poll
+        let words = self.requests.is_empty() && self.ended.is_empty();
+        words && !self.poll && self.failed.is_none()
     }
 }
 
@@ -162,6 +165,9 @@ impl Worker {
         let mut ops = Vec::new();
         let mut completions = Vec::new();
         let mut engine = shared.engine();
+        if let Some(why) = told.failed {
+            engine.fail(&why);
+        }
         for (op, outcome) in told.ended {
             engine.complete(op, outcome);
         }
@@ -253,11 +259,20 @@ impl Worker {
         let Some(here) = self.disks.get_mut(disk) else {
             return;
         };
+        // Another's flush may have heard of a failure that concerns what this one covered.
+        let lost = result.is_ok() && here.disk.has_failed();
+        let lost = lost.then(|| Err(io::Error::from_raw_os_error(libc::EIO)));
+        let result = lost.as_ref().unwrap_or(result);
+        let waiting = std::mem::take(&mut here.flush_now);
         if let Err(error) = result {
             tracing::error!(%error, "a flush failed; the disk takes no more changes");
             here.disk.set_failed();
+            let why = error.to_string();
+            if let Some(told) = self.note_disk(disk) {
+                told.failed = Some(why);
+            }
         }
-        for task in std::mem::take(&mut here.flush_now) {
+        for task in waiting {
             let result = result.as_ref().map(drop).map_err(copy_of);
             self.flushed(task, result);
         }

@@ -118,6 +118,9 @@ pub(crate) struct Limits {
     pub(crate) requests: usize,
     /// How many bytes those may carry, unless it is a single one.
     pub(crate) bytes: usize,
+    /// How many bytes all clients' requests on one worker may carry together before each is
+    /// worked for one request at a time.
+    pub(crate) worker_bytes: usize,
 }
 
 /// What all workers share.

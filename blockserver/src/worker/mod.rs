@@ -55,12 +55,6 @@ const POOL_LIMIT: usize = 64 << 20;
 /// How long accepting pauses when the process has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// From this many file operations in flight on, waiting a little for more of them to complete saves
-/// more than it costs.
-const DEEP: usize = 8;
-/// How long that little is at most.
-const SETTLE: Duration = Duration::from_micros(30);
-
 /// What a completion is about.
 #[derive(Clone, Copy, Debug)]
 enum Token {
@@ -107,6 +101,8 @@ struct Life {
     /// The time when completions were last reaped.
     now: Instant,
     serial: u64,
+    /// Bytes of clients' requests in flight and of replies not sent.
+    carried: usize,
     draining: bool,
     /// To be passed when the clients are gone.
     drained: Option<Arc<Barrier>>,
@@ -147,6 +143,7 @@ impl Worker {
             life: Life {
                 now: Instant::now(),
                 serial: 0,
+                carried: 0,
                 draining: false,
                 drained: None,
                 quit: false,
@@ -159,7 +156,7 @@ impl Worker {
         self.read_inbox(IoBuffer::zeroed(8));
         let mut finished = Vec::new();
         while !self.life.quit {
-            if let Err(error) = self.ring.enter(self.settle()) {
+            if let Err(error) = self.ring.enter() {
                 tracing::error!(worker = self.number, %error, "the ring failed; its clients are lost");
                 break;
             }
@@ -171,12 +168,6 @@ impl Worker {
             self.settle_agenda();
         }
         self.end();
-    }
-
-    /// How many completions are worth waiting for, and how long at most.
-    fn settle(&self) -> Option<(usize, Duration)> {
-        let running = self.transfers.len();
-        (running >= DEEP).then_some((running / 4, SETTLE))
     }
 
     fn finished(&mut self, mut one: Finished<Token>) {

@@ -108,7 +108,10 @@ impl Worker {
     pub(super) fn open_session(&mut self, socket: OwnedFd) {
         // TCP: replies are batched here already, so Nagle's wait would only cost. Unix sockets do
         // not know the option.
-        if sockopt::set_tcp_nodelay(&socket, true).is_err() {
+        if sockopt::set_tcp_nodelay(&socket, true).is_ok() {
+            // A client whose host has gone is noticed some time.
+            let _ = sockopt::set_socket_keepalive(&socket, true);
+        } else {
             let _ = sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER);
         }
         self.life.serial += 1;
@@ -232,8 +235,9 @@ impl Worker {
             s.wire.unsent = outgoing.left();
             if outgoing.is_empty() || s.end == End::Broken {
                 s.wire.unsent = 0;
-                outgoing.clear(&mut self.pool);
+                let freed = outgoing.clear(&mut self.pool);
                 s.spare = Some(outgoing);
+                self.free(session, freed);
             } else {
                 s.wire.sending = true;
                 let socket = s.descriptor;
@@ -275,8 +279,12 @@ impl Worker {
             s.outgoing.head(|out| out.append(output));
         }
         if s.end == End::Broken && !s.wire.sending {
-            s.outgoing.clear(&mut self.pool);
+            let freed = s.outgoing.clear(&mut self.pool);
+            self.free(session, freed);
         }
+        let Some(s) = self.sessions.get_mut(session) else {
+            return;
+        };
         if s.end != End::Open
             && !s.wire.receiving
             && let Some(Incoming {
@@ -285,9 +293,12 @@ impl Worker {
         {
             // The rest of its payload will never come.
             s.load.requests -= 1;
-            s.load.bytes -= request.len as usize;
             self.pool.give(buffer);
+            self.free(session, request.len as usize);
         }
+        let Some(s) = self.sessions.get_mut(session) else {
+            return;
+        };
         if !s.wire.sending && !s.outgoing.is_empty() {
             self.agenda.sends.push(session);
         }
@@ -319,11 +330,24 @@ impl Worker {
     }
 
     /// Whether a client has so much in flight that it is not read from.
-    fn is_loaded(&self, s: &Session) -> bool {
+    fn is_loaded(&self, session: u32) -> bool {
+        let Some(s) = self.sessions.get(session) else {
+            return true;
+        };
         let limits = &self.crew.limits;
-        s.load.requests >= limits.requests
+        // Who has nothing in flight may always go on, so that nobody waits for others for ever.
+        (self.life.carried >= limits.worker_bytes && s.load.requests > 0)
+            || s.load.requests >= limits.requests
             || s.load.bytes >= limits.bytes
             || s.outgoing.left() + s.wire.unsent >= UNSENT_LIMIT
+    }
+
+    /// Bytes of a client's requests are not needed any more.
+    fn free(&mut self, session: u32, bytes: usize) {
+        if let Some(s) = self.sessions.get_mut(session) {
+            s.load.bytes -= bytes;
+        }
+        self.life.carried -= bytes;
     }
 
     /// Receive more, if more can be taken.
@@ -334,7 +358,7 @@ impl Worker {
         if s.end != End::Open || s.wire.receiving || s.input.start < s.input.end {
             return;
         }
-        let loaded = self.is_loaded(s);
+        let loaded = s.incoming.is_none() && self.is_loaded(session);
         let Some(s) = self.sessions.get_mut(session) else {
             return;
         };
@@ -399,7 +423,7 @@ impl Worker {
             if s.end == End::Broken || s.incoming.is_some() {
                 return true;
             }
-            if self.is_loaded(s) {
+            if self.is_loaded(session) {
                 return false;
             }
             let Some(s) = self.sessions.get_mut(session) else {
@@ -434,7 +458,9 @@ impl Worker {
         };
         let action = action_of(&request);
         s.load.requests += 1;
-        s.load.bytes += carried(action, request.len.into());
+        let bytes = carried(action, request.len.into());
+        s.load.bytes += bytes;
+        self.life.carried += bytes;
         if request.command == Command::Write {
             let buffer = self.pool.take(request.len as usize);
             s.incoming = Some(Incoming {
@@ -504,7 +530,7 @@ impl Worker {
             return;
         };
         s.load.requests -= 1;
-        s.load.bytes -= reply.carried;
+        let mut freed = reply.carried;
         let style = s.connection.reply_style();
         let (cookie, offset, len) = (reply.cookie, reply.offset, reply.len);
         let out = &mut s.outgoing;
@@ -523,6 +549,7 @@ impl Worker {
                     zeros.zero(0..len as usize);
                     out.head(|out| style.reply_read_header(out, cookie, offset, len as u32));
                     out.payload(zeros, 0..len as usize);
+                    freed = 0;
                 }
             }
             Ok(Answer::Data(buffer)) => {
@@ -532,9 +559,11 @@ impl Worker {
                     self.pool.give(buffer);
                 } else {
                     out.payload(buffer, 0..len as usize);
+                    freed = 0;
                 }
             }
         }
+        self.free(session, freed);
         self.note(session);
     }
 }

@@ -27,7 +27,7 @@
 //! the chunk that did. A record with number `s` writes only bytes whose version is below `s`; a chunk
 //! with base `b` writes only bytes whose version is at most `b`. A chunk sees every change up to
 //! its base, so either order ends with the later content. Versions need to be remembered only while
-//! something older can still arrive; see [`target`].
+//! something older can still arrive; see the module `target`.
 //!
 //! # When a chunk is done with
 //!

@@ -350,6 +350,11 @@ impl Source {
         if self.switch.decided() {
             // Whatever it says it has: the grant is repeated until it runs.
             self.local.granted_at = None;
+            if matches!(standing, Standing::Empty | Standing::Receiving) {
+                let what = "the target does not have the disk that was handed over to it; only \
+                            its operator or an override here can help";
+                self.end.trouble = Some(what.into());
+            }
             return Ok(());
         }
         let fresh = match standing {

@@ -20,7 +20,7 @@ mod decode;
 mod encode;
 mod message;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use decode::{DecodeError, Decoder, Fault, FrameHead, decode_body, decode_head};
 pub use encode::{Frame, encode};

@@ -68,7 +68,8 @@ fn standing() -> impl Strategy<Value = Standing> {
     ]
 }
 
-fn message() -> impl Strategy<Value = Message> {
+/// Any message at all.
+pub(crate) fn message() -> impl Strategy<Value = Message> {
     prop_oneof![greeting(), data(), switching()]
 }
 

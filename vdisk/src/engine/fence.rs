@@ -24,6 +24,8 @@ enum State {
     Closing(Generation),
     /// This request is alone.
     Held(RequestId),
+    /// Whoever was alone has ended; the next one may be.
+    Free,
 }
 
 impl Fence {
@@ -31,7 +33,7 @@ impl Fence {
     pub(super) fn shuts_out(&self, request: RequestId) -> bool {
         match self.state {
             State::Open => false,
-            State::Closing(_) => true,
+            State::Closing(_) | State::Free => true,
             State::Held(holder) => holder != request,
         }
     }
@@ -57,33 +59,34 @@ impl Engine {
             self.map.set_attention(true);
             self.fence.state = State::Closing(generation);
         }
-        self.fence_poll();
+        self.wake = true;
     }
 
-    /// Go on if those that were waited for have ended.
+    /// Go on if those that were waited for have ended: the next one is alone, or the fence opens.
+    ///
+    /// A loop, since each one may end at once, and any number may wait.
     pub(super) fn fence_poll(&mut self) {
-        let State::Closing(generation) = self.fence.state else {
-            return;
-        };
-        if self.map.quiesced(generation) {
-            self.fence_next();
+        if let State::Closing(generation) = self.fence.state
+            && self.map.quiesced(generation)
+        {
+            self.fence.state = State::Free;
+        }
+        while self.fence.state == State::Free {
+            if let Some(next) = self.fence.waiting.pop_front() {
+                self.fence.state = State::Held(next);
+                self.step(next);
+            } else {
+                self.fence.state = State::Open;
+                self.map.set_diverted(false);
+                self.wake = true;
+            }
         }
     }
 
-    /// `request` has ended; the next one is alone, or the fence opens.
+    /// `request` has ended; [`Engine::fence_poll`] goes on.
     pub(super) fn fence_release(&mut self, request: RequestId) {
         if self.fence.holds(request) {
-            self.fence_next();
-        }
-    }
-
-    fn fence_next(&mut self) {
-        if let Some(next) = self.fence.waiting.pop_front() {
-            self.fence.state = State::Held(next);
-            self.step(next);
-        } else {
-            self.fence.state = State::Open;
-            self.map.set_diverted(false);
+            self.fence.state = State::Free;
             self.wake = true;
         }
     }

@@ -86,6 +86,10 @@ impl Engine {
             self.requests.finish(request);
             return;
         }
+        if let Some(why) = &self.failed {
+            self.requests.fail(request, failed(why));
+            return;
+        }
         self.flusher.waiting.push(request);
         self.flush_kick();
     }
@@ -173,6 +177,7 @@ impl Engine {
     /// The page cache may have dropped what it failed to write, so no retry can be believed.
     pub(super) fn fail_disk(&mut self, why: &str) {
         self.failed.get_or_insert_with(|| why.to_owned());
+        self.map.set_failed();
         self.map.set_armed(false);
         self.map.set_unpublished(true);
         let flusher = &mut self.flusher;

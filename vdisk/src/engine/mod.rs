@@ -134,6 +134,13 @@ impl Engine {
         self.settle();
     }
 
+    /// A flush that a worker made without the engine failed, for the reason `why`: from now on nothing
+    /// more is accepted, as after a failed flush of the engine's own.
+    pub fn fail(&mut self, why: &str) {
+        self.fail_disk(why);
+        self.settle();
+    }
+
     /// Whether nothing is under way: no operation is waiting or running.
     #[must_use]
     pub fn is_idle(&self) -> bool {
@@ -179,6 +186,7 @@ impl Engine {
     /// Let whoever was blocked try again until nothing moves any more.
     fn settle(&mut self) {
         while std::mem::take(&mut self.wake) {
+            self.fence_poll();
             for id in self.requests.take_blocked() {
                 self.step(id);
             }
@@ -186,6 +194,7 @@ impl Engine {
         }
         if let Some(vhdx) = &mut self.vhdx {
             vhdx.space.forget_full();
+            vhdx.pages.forget_unread();
         }
         self.flush_kick();
         self.map.set_attention(self.waits_for_workers());

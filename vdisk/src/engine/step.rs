@@ -269,10 +269,13 @@ impl Engine {
         self.wake = true;
     }
 
-    /// End a request that has no operation running with `error`.
+    /// End a request with `error`, once the operations on its buffer have ended.
     pub(super) fn finish_with(&mut self, id: RequestId, error: Error) {
-        self.requests.fail(id, error);
-        self.fence_release(id);
+        if let Some(active) = self.requests.get_mut(id) {
+            active.error.get_or_insert(error);
+            active.stage = Stage::Running;
+            self.check_ended(id);
+        }
     }
 
     /// The error of a disk that has no room.

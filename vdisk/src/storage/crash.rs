@@ -112,6 +112,18 @@ impl CrashStorage {
         self.first = self.first.max(mark.0);
     }
 
+    /// The flush that began at `mark` failed: the kernel may have dropped what it covered, and a later
+    /// flush that succeeds says nothing about it. Programs go on seeing it until the power is cut.
+    pub fn fail_flush(&mut self, mark: FlushMark, choose: &mut dyn FnMut(u64) -> u64) {
+        let count = mark.0.saturating_sub(self.first) as usize;
+        for change in self.volatile.drain(..count) {
+            if choose(2) == 0 {
+                change.apply(&mut self.durable);
+            }
+        }
+        self.first = self.first.max(mark.0);
+    }
+
     /// An image that a power cut now may leave. `in_flight` are changes handed to the file whose end
     /// was not seen; `choose(n)` picks a number below `n`.
     pub fn cut(&self, in_flight: &[Change], choose: &mut dyn FnMut(u64) -> u64) -> MemoryStorage {

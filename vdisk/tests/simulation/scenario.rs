@@ -60,6 +60,7 @@ pub fn open(
     let options = OpenOptions {
         alignment: variant.alignment,
         cache: variant.cache,
+        allow_marked: true,
         ..OpenOptions::default()
     };
     let tune = |options: EngineOptions| EngineOptions {

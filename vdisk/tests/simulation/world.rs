@@ -23,6 +23,8 @@ struct Open {
     worker: usize,
     /// Fast path: its generation and how many operations are left.
     fast: Option<(Generation, usize)>,
+    /// Fast path: why it failed.
+    error: Option<String>,
 }
 
 /// A file operation that has not ended.
@@ -50,6 +52,38 @@ enum Pending {
     },
 }
 
+impl Pending {
+    /// The request whose buffer it moves.
+    fn request(&self) -> Option<u64> {
+        match self {
+            Self::Engine { op, .. } => match &op.kind {
+                FileOpKind::ReadRequest { request, .. }
+                | FileOpKind::WriteRequest { request, .. }
+                | FileOpKind::MergeRequest { request, .. }
+                | FileOpKind::ZeroRequest { request, .. } => Some(request.0),
+                _ => None,
+            },
+            Self::Read { request, .. } | Self::Write { request, .. } => Some(*request),
+            Self::Flush { .. } => None,
+        }
+    }
+}
+
+/// What goes wrong with file operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Faults {
+    /// Nothing.
+    #[default]
+    None,
+    /// One operation in so many that needs room has none: to lengthen, to reserve, to write a
+    /// guest's bytes, to zero and keep.
+    NoRoom(u64),
+    /// The file can not have more bytes than these.
+    Longest(u64),
+    /// One operation in so many fails, whichever it is.
+    Medium(u64),
+}
+
 /// The world.
 pub struct World {
     pub storage: CrashStorage,
@@ -63,6 +97,9 @@ pub struct World {
     pending: Vec<Pending>,
     next_request: u64,
     alignment: u64,
+    pub faults: Faults,
+    /// Requests that failed.
+    pub refused: Vec<(Request, String)>,
 }
 
 impl World {
@@ -80,6 +117,46 @@ impl World {
             open: BTreeMap::new(),
             pending: Vec::new(),
             next_request: 1,
+            faults: Faults::None,
+            refused: Vec::new(),
+        }
+    }
+
+    /// Whether a request to park is open.
+    pub fn parking(&self) -> bool {
+        self.open
+            .values()
+            .any(|open| matches!(open.request, Request::Park { .. }))
+    }
+
+    /// Whether a change is open.
+    pub fn changing(&self) -> bool {
+        self.open.values().any(|open| open.request.changes())
+    }
+
+    /// Whether `kind` fails this time, and how.
+    fn fault(&mut self, kind: &FileOpKind) -> Option<std::io::Error> {
+        let needs_room = match kind {
+            FileOpKind::SetLen { len } => *len > self.storage.live().length(),
+            FileOpKind::Zero { keep, .. } => *keep,
+            FileOpKind::Reserve { .. }
+            | FileOpKind::WriteRequest { .. }
+            | FileOpKind::MergeRequest { .. } => true,
+            _ => false,
+        };
+        match self.faults {
+            Faults::Longest(most) if matches!(kind, FileOpKind::SetLen { len } if *len > most) => {
+                Some(std::io::ErrorKind::FileTooLarge.into())
+            }
+            Faults::NoRoom(times) if needs_room && self.random.one_in(times) => {
+                Some(std::io::ErrorKind::StorageFull.into())
+            }
+            Faults::Medium(times)
+                if !matches!(kind, FileOpKind::ZeroRequest { .. }) && self.random.one_in(times) =>
+            {
+                Some(std::io::Error::other("medium"))
+            }
+            _ => None,
         }
     }
 
@@ -123,9 +200,12 @@ impl World {
             issued: self.now,
             worker,
             fast: None,
+            error: None,
         };
         self.open.insert(id, open);
-        if !self.fast_path(id) {
+        if self.map.failed() && (request.changes() || request.range().is_none()) {
+            self.ended(id, Err("a flush failed".into()));
+        } else if !self.fast_path(id) {
             self.engine.submit(RequestId(id), request);
         }
         self.drain();
@@ -220,6 +300,12 @@ impl World {
         }
         let (worker, generation) = (open.worker, *generation);
         self.leave(worker, generation);
+        if let Some(error) = self.open.get_mut(&id).unwrap().error.take() {
+            return self.ended(id, Err(error));
+        }
+        if self.map.failed() && self.open[&id].request.durable() {
+            return self.ended(id, Err("a flush failed".into()));
+        }
         let fua = matches!(self.open[&id].request, Request::Write { fua: true, .. });
         if !fua {
             self.ended(id, Ok(Done::Done));
@@ -259,12 +345,29 @@ impl World {
     fn ended(&mut self, id: u64, result: Result<Done, String>) {
         self.now += 1;
         let open = self.open.remove(&id).expect("a request ends once");
-        result.unwrap_or_else(|error| panic!("{:?} failed: {error}", open.request));
+        assert!(
+            !self
+                .pending
+                .iter()
+                .any(|pending| pending.request() == Some(id)),
+            "{:?} ended while operations on its buffer are under way",
+            open.request
+        );
+        if let Err(error) = result {
+            assert_ne!(
+                self.faults,
+                Faults::None,
+                "{:?} failed: {error}",
+                open.request
+            );
+            self.refused.push((open.request, error));
+            return;
+        }
         let (offset, len) = open.request.range().unwrap_or((0, 0));
         match open.request {
             Request::Read { .. } => self.check_read(offset, &open),
-            Request::Flush => self.model.flushed(open.issued),
-            Request::Status { .. } | Request::Park { .. } => {}
+            Request::Flush | Request::Park { .. } => self.model.flushed(open.issued),
+            Request::Status { .. } => {}
             request => {
                 let sectors = (offset / SECTOR, len / SECTOR);
                 self.model
@@ -310,14 +413,35 @@ impl World {
                 at,
                 len,
             } => {
+                let kind = FileOpKind::WriteRequest {
+                    request: RequestId(request),
+                    start,
+                    at,
+                    len,
+                };
                 let change = self.write_of(request, start, at, len);
-                self.storage.apply(change);
+                if let Some(error) = self.fault(&kind) {
+                    self.apply_part(&change);
+                    self.open.get_mut(&request).unwrap().error = Some(error.to_string());
+                } else {
+                    self.storage.apply(change);
+                }
                 self.fast_part_ended(request, 1);
             }
-            Pending::Flush { request, mark } => {
-                self.storage.end_flush(mark);
-                self.ended(request, Ok(Done::Done));
-            }
+            Pending::Flush { request, mark } => match self.fault(&FileOpKind::Flush) {
+                Some(error) => {
+                    let random = &mut self.random;
+                    self.storage
+                        .fail_flush(mark, &mut |bound| random.below(bound));
+                    self.engine.fail(&error.to_string());
+                    self.ended(request, Err(error.to_string()));
+                }
+                None if self.map.failed() => self.ended(request, Err("a flush failed".into())),
+                None => {
+                    self.storage.end_flush(mark);
+                    self.ended(request, Ok(Done::Done));
+                }
+            },
         }
         self.drain();
         true
@@ -347,8 +471,50 @@ impl World {
             });
             return;
         }
-        let outcome = self.outcome(&op, mark, merged);
+        let outcome = match self.fault(&op.kind) {
+            Some(error) => {
+                self.fail_op(&op.kind, mark, merged);
+                Outcome::Failed(error)
+            }
+            None => self.outcome(&op, mark, merged),
+        };
         self.engine.complete(op.id, outcome);
+    }
+
+    /// What an operation that fails may have done: nothing, all, or some of it.
+    fn fail_op(
+        &mut self,
+        kind: &FileOpKind,
+        mark: Option<FlushMark>,
+        merged: Option<(u64, Vec<u8>)>,
+    ) {
+        let random = &mut self.random;
+        if let Some(mark) = mark {
+            self.storage
+                .fail_flush(mark, &mut |bound| random.below(bound));
+        }
+        let change = match merged {
+            Some((at, bytes)) => Some(Change::Write(at, bytes.into())),
+            None => self.change_of(kind),
+        };
+        if let Some(change) = change {
+            self.apply_part(&change);
+        }
+    }
+
+    fn apply_part(&mut self, change: &Change) {
+        let part = match change {
+            Change::Length(_) => return,
+            change if self.random.one_in(3) => change.clone(),
+            Change::Write(at, data) => {
+                let sectors = self.random.below(data.len() as u64 / SECTOR + 1);
+                Change::Write(*at, data.slice(..(sectors * SECTOR) as usize))
+            }
+            Change::Zero(at, len) => {
+                Change::Zero(*at, self.random.below(len / SECTOR + 1) * SECTOR)
+            }
+        };
+        self.storage.apply(part);
     }
 
     fn outcome(
@@ -482,16 +648,24 @@ impl World {
             .cut(&in_flight, &mut |bound| random.below(bound))
     }
 
-    /// Run until nothing is open.
+    /// Run until no request is open and nothing goes on behind them.
     pub fn run_dry(&mut self) {
+        self.run_until_answered();
+        while self.step() {}
+    }
+
+    /// Run until no request is open.
+    pub fn run_until_answered(&mut self) {
+        let mut left = 100_000;
         while !self.idle() {
+            left -= 1;
+            assert!(left > 0, "requests go round and round: {}", self.stuck());
             assert!(
                 self.step(),
                 "requests are open and nothing is pending: {}",
                 self.stuck()
             );
         }
-        while self.step() {}
     }
 
     fn stuck(&self) -> String {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use proptest::prelude::*;
 use uuid::Uuid;
 use vdisk::engine::{Extent, Mark};
 use vdisk::tap::{Change, WriteTap};
@@ -256,4 +257,21 @@ fn a_host_that_does_not_own_the_disk_starts_no_session() {
     };
     let refused = Source::new(source.config.clone(), &record, tracker);
     assert_eq!(refused.map(|_| ()).unwrap_err().kind(), ErrorKind::NotOwned);
+}
+
+proptest! {
+    #[test]
+    fn no_sequence_of_messages_makes_it_panic_or_grant_by_itself(
+        messages in prop::collection::vec(crate::wire::tests::message(), 1..40),
+    ) {
+        let (mut source, _) = synced();
+        for message in messages {
+            let actions = say(&mut source, message);
+            // Nobody asked for a switchover: nothing the target says may begin one.
+            let moved = actions.iter().any(|a| {
+                matches!(a, SourceAction::Hold(_) | SourceAction::Park(_) | SourceAction::Persist(_))
+            });
+            prop_assert!(!moved && source.phase() == Phase::Owner);
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! What a target makes of a source that breaks the rules.
 
 use bytes::Bytes;
+use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
@@ -272,4 +273,38 @@ fn a_failing_disk_ends_the_session_and_a_new_one_may_begin_from_an_empty_disk() 
         welcome[..],
         [TargetAction::Send(_, Message::Welcome(Standing::Empty))]
     ));
+}
+
+/// Carry out what it asks for at once, and go on until it asks for nothing.
+fn oblige(target: &mut Target, first: Vec<TargetAction>) {
+    let mut actions: VecDeque<TargetAction> = first.into();
+    while let Some(action) = actions.pop_front() {
+        let event = match action {
+            TargetAction::Open { .. } => TargetEvent::Opened(Ok(())),
+            TargetAction::Write(op, ..) | TargetAction::Zero(op, ..) | TargetAction::Flush(op) => {
+                TargetEvent::Disk(op, Ok(()))
+            }
+            TargetAction::Persist(_) => TargetEvent::Persisted(Ok(())),
+            TargetAction::Park(_) => TargetEvent::Parked(Ok(())),
+            TargetAction::Serve => TargetEvent::Serving(Ok("a".into())),
+            TargetAction::Send(..) | TargetAction::Close(_) => continue,
+        };
+        actions.extend(tell(target, event));
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_sequence_of_messages_makes_it_panic_or_serve_without_a_grant_it_waited_for(
+        messages in prop::collection::vec((1_u64..4, crate::wire::tests::message()), 1..60),
+    ) {
+        let mut target = streaming();
+        for (conn, message) in messages {
+            let actions = say(&mut target, ConnId(conn), message);
+            oblige(&mut target, actions);
+            let owns = matches!(target.record().map(|r| &r.state), Some(State::Owner { .. }));
+            // The digest of a final marker cannot be guessed.
+            prop_assert!(!owns);
+        }
+    }
 }

@@ -95,6 +95,8 @@ mod flag {
     pub(super) const DIVERTED: u32 = 4;
     /// The engine waits for workers to pass a generation.
     pub(super) const ATTENTION: u32 = 8;
+    /// A flush failed: nothing more becomes durable.
+    pub(super) const FAILED: u32 = 16;
 }
 
 /// The shared map of one disk.
@@ -210,6 +212,13 @@ impl BlockMap {
         self.flags.load(Ordering::Acquire) & flag::UNPUBLISHED != 0
     }
 
+    /// Whether a flush of this disk failed. The kernel tells of such a failure once, and perhaps not
+    /// the one who asks next: a worker's own flush that ended well counts only if this is false then.
+    #[must_use]
+    pub fn failed(&self) -> bool {
+        self.flags.load(Ordering::Acquire) & flag::FAILED != 0
+    }
+
     /// Take part as one worker; at most [`MAX_WORKERS`] at a time.
     ///
     /// # Panics
@@ -303,6 +312,11 @@ impl BlockMap {
     /// Whether all writes go to the engine.
     pub(crate) fn set_diverted(&self, on: bool) {
         self.set_flag(flag::DIVERTED, on);
+    }
+
+    /// A flush failed; there is no way back.
+    pub(crate) fn set_failed(&self) {
+        self.set_flag(flag::FAILED, true);
     }
 
     /// Whether workers that leave must call [`Engine::poll`](crate::engine::Engine::poll).

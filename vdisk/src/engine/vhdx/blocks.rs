@@ -38,13 +38,10 @@ impl Engine {
         let within = offset % vhdx.layout.block_size;
         let len = len.min(vhdx.layout.block_size - within);
         let index = self.map.bat_index(offset / vhdx.layout.block_size);
-        if request.changes() {
-            if let Some(error) = vhdx.space.full() {
-                return Run::Failed(error);
-            }
-            if !self.session_open(id) {
-                return Run::Blocked;
-            }
+        if request.changes()
+            && let Err(run) = self.session_open(id)
+        {
+            return run;
         }
         let entry = match self.entry_or_load(id, index) {
             Ok(entry) => entry,
@@ -72,13 +69,8 @@ impl Engine {
 
     /// Give the absent block of entry `index` space; its new entry.
     fn allocate(&mut self, id: RequestId, index: u64) -> Result<u64, Run> {
-        if !self.ready_to_change(id, index) {
-            return Err(Run::Blocked);
-        }
-        let Some(at) = self.take_space() else {
-            self.requests.block(id);
-            return Err(Run::Blocked);
-        };
+        self.ready_to_change(id, index)?;
+        let at = self.take_space(id)?;
         let entry = at | FULLY_PRESENT;
         self.change_entry(index, entry);
         Ok(entry)
@@ -108,8 +100,8 @@ impl Engine {
         if !unmap || !vhdx.is_whole_block(offset, len) {
             return Run::File { at, len };
         }
-        if !self.ready_to_change(id, index) {
-            return Run::Blocked;
+        if let Err(run) = self.ready_to_change(id, index) {
+            return run;
         }
         self.change_entry(index, if discard { UNMAPPED } else { ZERO });
         self.free_space(entry & OFFSET_MASK);

@@ -171,6 +171,13 @@ impl Log {
         }
     }
 
+    /// Another checkpoint follows at once, and covers what the last one has written.
+    pub(super) fn forget_written(&mut self) {
+        if let Checkpoint::Written(_) = self.checkpoint {
+            self.checkpoint = Checkpoint::Idle;
+        }
+    }
+
     fn has_room_for(&self, pages: &[(FileOffset, Bytes)]) -> bool {
         let need: u64 = pages
             .chunks(ENTRY_PAGES)

@@ -9,7 +9,7 @@ use super::{PAGE, Vhdx};
 use crate::engine::ops::Purpose;
 use crate::engine::step::Run;
 use crate::engine::{BlockMap, Engine, FileOpKind, Outcome, PAGE_ENTRIES, RequestId};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::format::bat::Slot as BatSlot;
 use crate::format::{BatEntry, BlockState};
 use crate::units::{BatIndex, FileOffset};
@@ -28,8 +28,10 @@ pub(in crate::engine) struct Pages {
     /// Frames never used.
     unused: Vec<usize>,
     loading: BTreeSet<u64>,
-    /// Pages that can not be used, and why.
+    /// Pages that break the format, and how.
     bad: BTreeMap<u64, String>,
+    /// Pages that could not be read just now; whoever waits for one is told.
+    unread: BTreeMap<u64, String>,
     /// Pages with changes that no flush round has taken.
     pending: BTreeSet<u64>,
     /// Pages of the round whose data flush runs.
@@ -62,6 +64,7 @@ impl Pages {
             unused: (0..frames).rev().collect(),
             loading: BTreeSet::new(),
             bad: BTreeMap::new(),
+            unread: BTreeMap::new(),
             pending: BTreeSet::new(),
             copied: BTreeSet::new(),
             logging: BTreeSet::new(),
@@ -81,6 +84,11 @@ impl Pages {
     pub(super) fn logged(&mut self) -> bool {
         self.logging.clear();
         self.pending.is_empty() && self.copied.is_empty()
+    }
+
+    /// Those that waited have been told; later requests try again.
+    pub(in crate::engine) fn forget_unread(&mut self) {
+        self.unread.clear();
     }
 }
 
@@ -165,6 +173,9 @@ impl Engine {
         if let Some(why) = vhdx.pages.bad.get(&page) {
             return Err(Run::Failed(Error::corrupt(why.clone())));
         }
+        if let Some(why) = vhdx.pages.unread.get(&page) {
+            return Err(Run::Failed(Error::new(ErrorKind::Io, why.clone())));
+        }
         self.requests.block(id);
         if vhdx.pages.loading.insert(page) {
             let (at, len) = (vhdx.page_at(page), PAGE as u32);
@@ -181,15 +192,13 @@ impl Engine {
         let data = match outcome {
             Outcome::Data(data) if data.len() == PAGE as usize => data,
             Outcome::Failed(error) => {
-                vhdx.pages
-                    .bad
-                    .insert(page, format!("a page of the BAT can not be read: {error}"));
+                let why = format!("a page of the BAT can not be read: {error}");
+                vhdx.pages.unread.insert(page, why);
                 return;
             }
             _ => {
-                vhdx.pages
-                    .bad
-                    .insert(page, "a page of the BAT was read in part".into());
+                let why = "a page of the BAT was read in part".into();
+                vhdx.pages.unread.insert(page, why);
                 return;
             }
         };
@@ -204,6 +213,11 @@ impl Engine {
                 Some(frame) => {
                     self.map.install(frame, page, &entries);
                     vhdx.pages.lru.push(page, frame);
+                }
+                // Every page is pinned, and on a failed disk none will be let go.
+                None if self.failed.is_some() => {
+                    let why = "the disk failed and there is no memory for a page of the BAT".into();
+                    vhdx.pages.unread.insert(page, why);
                 }
                 // Every page is pinned: publish, and let whoever wants this one ask again.
                 None => self.unpin(),
@@ -221,20 +235,23 @@ impl Engine {
     }
 
     /// Get ready to change entry `index`, whose page is in memory: room in the next flush round and
-    /// host space for the page. `false`: `id` is blocked until there is.
-    pub(super) fn ready_to_change(&mut self, id: RequestId, index: u64) -> bool {
+    /// host space for the page. Else `id` is blocked until there is, or refused since there is none.
+    pub(super) fn ready_to_change(&mut self, id: RequestId, index: u64) -> Result<(), Run> {
         let page = index / PAGE_ENTRIES as u64;
         let Some(vhdx) = &mut self.vhdx else {
-            return false;
+            return Err(Run::Blocked);
         };
         let pages = &mut vhdx.pages;
         if pages.pending.len() >= pages.limit && !pages.pending.contains(&page) {
             self.flusher.wanted = true;
             self.requests.block(id);
-            return false;
+            return Err(Run::Blocked);
         }
         let granule = page * PAGE / GRANULE;
         if !pages.reserved.contains(&granule) {
+            if let Some(error) = vhdx.space.full() {
+                return Err(Run::Failed(error));
+            }
             self.requests.block(id);
             if pages.reserving.insert(granule) {
                 let at = granule * GRANULE;
@@ -245,9 +262,9 @@ impl Engine {
                     FileOpKind::Reserve { at, len },
                 );
             }
-            return false;
+            return Err(Run::Blocked);
         }
-        true
+        Ok(())
     }
 
     pub(in crate::engine) fn bat_reserved(&mut self, granule: u64, outcome: &Outcome) {

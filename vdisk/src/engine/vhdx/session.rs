@@ -24,6 +24,7 @@ use bytes::Bytes;
 
 use super::{GuidSource, Vhdx};
 use crate::engine::ops::Purpose;
+use crate::engine::step::Run;
 use crate::engine::{Engine, FileOpKind, Mark, RequestId};
 use crate::error::{Error, Result};
 use crate::format::header::Slot;
@@ -165,19 +166,24 @@ impl Vhdx {
 }
 
 impl Engine {
-    /// Whether a change may go on; else `id` is blocked until the session is open.
-    pub(super) fn session_open(&mut self, id: RequestId) -> bool {
+    /// Whether a change may go on; else `id` is blocked until the session is open, or refused since
+    /// there is no room for one.
+    pub(super) fn session_open(&mut self, id: RequestId) -> Result<(), Run> {
         let Some(vhdx) = &mut self.vhdx else {
-            return true;
+            return Ok(());
         };
-        if vhdx.session.state == State::Open {
-            return true;
+        let state = vhdx.session.state;
+        if state == State::Open {
+            return Ok(());
+        }
+        if let (State::Parked, Some(error)) = (state, vhdx.space.full()) {
+            return Err(Run::Failed(error));
         }
         self.requests.block(id);
-        if vhdx.session.state == State::Parked {
+        if state == State::Parked {
             self.begin_opening();
         }
-        false
+        Err(Run::Blocked)
     }
 
     /// A step of the session failed: without room for the log the image stays parked as it was,
@@ -214,13 +220,21 @@ impl Engine {
         let Some(vhdx) = &mut self.vhdx else {
             return self.flush_wait(id);
         };
+        if vhdx.space.growing() {
+            // Else the file could be lengthened after it was cut, or believed to be.
+            self.requests.block(id);
+            return;
+        }
         match vhdx.session.state {
             State::Opening | State::Parking => self.requests.block(id),
             State::Parked if vhdx.layout.mark == mark => self.flush_wait(id),
-            State::Parked => {
-                self.requests.block(id);
-                self.begin_opening();
-            }
+            State::Parked => match vhdx.space.full() {
+                Some(error) => self.finish_with(id, error),
+                None => {
+                    self.requests.block(id);
+                    self.begin_opening();
+                }
+            },
             State::Open => match vhdx.page_with(mark) {
                 Ok(page) => {
                     self.map.set_armed(false);
@@ -245,6 +259,7 @@ impl Engine {
             match vhdx.session.running {
                 Some(Step::Round) if self.flusher.ended < vhdx.session.round => return,
                 Some(Step::Checkpoint) if !vhdx.log.all_applied() => {
+                    vhdx.log.forget_written();
                     self.checkpoint_begin();
                     return;
                 }
@@ -295,7 +310,10 @@ impl Engine {
                 self.flusher.wanted = true;
                 return self.flush_kick();
             }
-            Step::Checkpoint => return self.checkpoint_begin(),
+            Step::Checkpoint => {
+                vhdx.log.forget_written();
+                return self.checkpoint_begin();
+            }
         };
         self.ops.push(Purpose::Session, kind);
     }

@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 
 use crate::engine::map::Generation;
 use crate::engine::ops::Purpose;
-use crate::engine::{BlockMap, Engine, FileOpKind, Outcome};
+use crate::engine::step::Run;
+use crate::engine::{BlockMap, Engine, FileOpKind, Outcome, RequestId};
 use crate::error::Error;
 use crate::units::{FileOffset, MIB};
 
@@ -140,6 +141,11 @@ impl Space {
         self.full = None;
     }
 
+    /// Whether the file is being lengthened.
+    pub(super) fn growing(&self) -> bool {
+        self.growing
+    }
+
     fn least_len(&self) -> u64 {
         self.next.saturating_add(self.block_size)
     }
@@ -174,9 +180,12 @@ impl Space {
 }
 
 impl Engine {
-    /// Space for a block; `None` while the file grows.
-    pub(super) fn take_space(&mut self) -> Option<u64> {
-        let space = &mut self.vhdx.as_mut()?.space;
+    /// Space for a block; else `id` is blocked while the file grows, or refused since it can not.
+    pub(super) fn take_space(&mut self, id: RequestId) -> Result<u64, Run> {
+        let Some(vhdx) = &mut self.vhdx else {
+            return Err(Run::Blocked);
+        };
+        let space = &mut vhdx.space;
         if space.clean.is_empty() {
             let rest = space.unclean.len().saturating_sub(CLEANED_AHEAD);
             for at in space.unclean.split_off(rest) {
@@ -192,20 +201,27 @@ impl Engine {
             }
         }
         let taken = space.take();
+        if let (None, Some(error)) = (taken, space.full()) {
+            return Err(Run::Failed(error));
+        }
         if (taken.is_none() || space.low()) && !space.growing {
             space.growing = true;
             let len = space.wanted_len();
             self.ops
                 .push(Purpose::Grow(len), FileOpKind::SetLen { len });
         }
-        taken
+        taken.ok_or_else(|| {
+            self.requests.block(id);
+            Run::Blocked
+        })
     }
 
     pub(in crate::engine) fn grown(&mut self, len: u64, outcome: &Outcome) {
         let Some(vhdx) = &mut self.vhdx else { return };
         let space = &mut vhdx.space;
         match outcome {
-            Outcome::Failed(_) if len > space.least_len() => {
+            // Less may still be possible; but never shorter than the file is.
+            Outcome::Failed(_) if (space.file_len + 1..len).contains(&space.least_len()) => {
                 let len = space.least_len();
                 self.ops
                     .push(Purpose::Grow(len), FileOpKind::SetLen { len });
