@@ -228,13 +228,14 @@ impl Engine {
         match vhdx.session.state {
             State::Opening | State::Parking => self.requests.block(id),
             State::Parked if vhdx.layout.mark == mark => self.flush_wait(id),
-            State::Parked => match vhdx.space.full() {
-                Some(error) => self.finish_with(id, error),
-                None => {
+            State::Parked => {
+                if let Some(error) = vhdx.space.full() {
+                    self.finish_with(id, error);
+                } else {
                     self.requests.block(id);
                     self.begin_opening();
                 }
-            },
+            }
             State::Open => match vhdx.page_with(mark) {
                 Ok(page) => {
                     self.map.set_armed(false);
