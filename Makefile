@@ -30,6 +30,7 @@ docs:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 
 bench:
+	@scripts/setup.sh python3:python3
 	$(CARGO) bench
 	$(CARGO) build --release
 	scripts/compare.sh

@@ -3,7 +3,7 @@
 #
 # On Debian 12 as root it installs the packages of the missing ones, and only those: what is
 # already installed (a newer qemu-utils, say) is neither replaced nor removed. Elsewhere, or not as
-# root, it prints what to install and fails.
+# root, it prints what to install and fails. Further programs may be given as program:package.
 set -euo pipefail
 
 # program:package, by Debian 12's names. A toolchain for Rust is not taken from Debian: its 1.63 is
@@ -22,8 +22,10 @@ mkfs.ext4:e2fsprogs
 e2fsck:e2fsprogs
 debugfs:e2fsprogs
 fusermount3:fuse3
+/bin/kill:procps
 make:make
 cc:gcc
+$*
 "
 MINIMUM_RUST=90
 
