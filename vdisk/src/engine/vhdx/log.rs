@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::PAGE;
 use crate::create::default_log_len;
@@ -186,21 +186,34 @@ impl Log {
         self.used() + need + PAGE <= self.len
     }
 
-    /// What the next checkpoint writes: runs of adjoining pages.
+    /// What the next checkpoint writes: runs of adjoining pages, the last one first.
     fn runs(&self) -> Vec<(u64, Bytes)> {
-        let mut runs: Vec<(u64, BytesMut)> = Vec::new();
-        for (at, (_, page)) in &self.unapplied {
-            match runs.last_mut() {
-                Some((start, run)) if *start + run.len() as u64 == *at && run.len() < APPLY_RUN => {
-                    run.extend_from_slice(page);
-                }
-                _ => runs.push((*at, BytesMut::from(&page[..]))),
+        let mut runs = Vec::new();
+        let mut pages = self.unapplied.iter().rev().peekable();
+        while let Some((last, (_, page))) = pages.next() {
+            let (mut at, mut run) = (*last, vec![page]);
+            while let Some((before, (_, page))) = pages.peek()
+                && **before + PAGE == at
+                && run.len() < APPLY_RUN / PAGE as usize
+            {
+                at = **before;
+                run.push(page);
+                pages.next();
             }
+            let data = match run[..] {
+                // A page alone, as most are where writes are random, is not copied.
+                [page] => page.clone(),
+                _ => {
+                    let mut bytes = Vec::with_capacity(run.len() * PAGE as usize);
+                    run.iter()
+                        .rev()
+                        .for_each(|page| bytes.extend_from_slice(page));
+                    bytes.into()
+                }
+            };
+            runs.push((at, data));
         }
-        runs.into_iter()
-            .rev()
-            .map(|(at, run)| (at, run.freeze()))
-            .collect()
+        runs
     }
 }
 

@@ -128,7 +128,7 @@ impl Engine {
         let log_len = log::wanted_len(&geometry, options.log_len, image.header.log_len);
         let limit = pages::pending_limit(&map, log_len);
         let vhdx = Vhdx {
-            pages: Pages::new(map.frame_count(), limit),
+            pages: Pages::new(map.frame_count(), limit, image.bat.len),
             space: Space::new(block_size, image.file_len, image.end_of_used, image.unused),
             log: Log::new(log_len),
             session: Session::new(image.header, image.slot, options.seed),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use lru::LruCache;
 
 use super::{PAGE, Vhdx};
@@ -14,8 +14,10 @@ use crate::format::bat::Slot as BatSlot;
 use crate::format::{BatEntry, BlockState};
 use crate::units::{BatIndex, FileOffset};
 
-/// Host space of the BAT is reserved in pieces of this many bytes before an entry in them is set.
-const GRANULE: u64 = 256 << 10;
+/// Host space of the BAT is reserved in pieces of at least this many bytes before an entry in them is
+/// set, and in at most so many pieces: file systems stop all other I/O on a file meanwhile.
+const LEAST_GRANULE: u64 = 256 << 10;
+const MOST_GRANULES: u64 = 16;
 
 /// More pending pages than this are not let up, whatever the size of the log.
 const MOST_PENDING: usize = 2048;
@@ -40,6 +42,9 @@ pub(in crate::engine) struct Pages {
     logging: BTreeSet<u64>,
     /// How many pending pages a round can carry.
     limit: usize,
+    /// Bytes of a piece of host space of the BAT.
+    granule: u64,
+    /// Pieces that are reserved, and those that are being.
     reserved: BTreeSet<u64>,
     reserving: BTreeSet<u64>,
 }
@@ -58,8 +63,11 @@ pub(super) fn pending_limit(map: &BlockMap, log_len: u64) -> usize {
 }
 
 impl Pages {
-    pub(super) fn new(frames: usize, limit: usize) -> Self {
+    pub(super) fn new(frames: usize, limit: usize, bat_len: u64) -> Self {
         Self {
+            granule: (bat_len / MOST_GRANULES)
+                .next_power_of_two()
+                .max(LEAST_GRANULE),
             lru: LruCache::unbounded(),
             unused: (0..frames).rev().collect(),
             loading: BTreeSet::new(),
@@ -247,15 +255,15 @@ impl Engine {
             self.requests.block(id);
             return Err(Run::Blocked);
         }
-        let granule = page * PAGE / GRANULE;
+        let granule = page * PAGE / pages.granule;
         if !pages.reserved.contains(&granule) {
             if let Some(error) = vhdx.space.full() {
                 return Err(Run::Failed(error));
             }
             self.requests.block(id);
             if pages.reserving.insert(granule) {
-                let at = granule * GRANULE;
-                let len = GRANULE.min(vhdx.layout.bat.len - at);
+                let at = granule * pages.granule;
+                let len = pages.granule.min(vhdx.layout.bat.len - at);
                 let at = FileOffset(vhdx.layout.bat.at.0 + at);
                 self.ops.push(
                     Purpose::ReserveBat(granule),
@@ -304,11 +312,11 @@ impl Engine {
                 .map
                 .page_entries(*page)
                 .expect("a pending page is pinned");
-            let mut bytes = BytesMut::with_capacity(PAGE as usize);
-            for entry in entries {
-                bytes.put_u64_le(entry);
+            let mut bytes = [0; PAGE as usize];
+            for (place, entry) in bytes.chunks_exact_mut(8).zip(entries) {
+                place.copy_from_slice(&entry.to_le_bytes());
             }
-            (vhdx.page_at(*page), bytes.freeze())
+            (vhdx.page_at(*page), Bytes::copy_from_slice(&bytes))
         };
         vhdx.pages.copied.iter().map(copy).collect()
     }
