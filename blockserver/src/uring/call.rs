@@ -33,6 +33,8 @@ pub(super) enum Call {
     Write(Descriptor, Memory, u64),
     /// `fdatasync`.
     Sync(Descriptor),
+    /// `ftruncate`.
+    SetLength(Descriptor, u64),
     /// `fallocate`.
     Allocate(Descriptor, Allocation),
     /// `recv`.
@@ -64,6 +66,7 @@ impl Call {
                 (Held::Buffer(buffer), Self::Write(file, memory, at))
             }
             Op::Sync { file } => (Held::Nothing, Self::Sync(file)),
+            Op::SetLength { file, len } => (Held::Nothing, Self::SetLength(file, len)),
             Op::Allocate { file, call } => (Held::Nothing, Self::Allocate(file, call)),
             #[rustfmt::skip]
             Op::Receive { socket, buffer, range, how } => {

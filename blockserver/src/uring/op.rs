@@ -71,6 +71,13 @@ pub(crate) enum Op {
         /// Which file.
         file: Descriptor,
     },
+    /// `ftruncate`.
+    SetLength {
+        /// Which file.
+        file: Descriptor,
+        /// Its new length in bytes.
+        len: u64,
+    },
     /// `fallocate`.
     Allocate {
         /// Which file.

@@ -256,6 +256,7 @@ fn entry(call: &Call) -> squeue::Entry {
         Call::Sync(file) => opcode::Fsync::new(Fd(file.0))
             .flags(FsyncFlags::DATASYNC)
             .build(),
+        Call::SetLength(file, len) => opcode::Ftruncate::new(Fd(file.0), len).build(),
         Call::Allocate(file, Allocation { mode, at, len }) => {
             opcode::Fallocate::new(Fd(file.0), len)
                 .offset(at)

@@ -176,6 +176,10 @@ fn carry_out(call: Call, closing: RawFd) -> i32 {
         }
         // SAFETY: no memory is passed.
         Call::Sync(file) => retry(|| unsafe { libc::fdatasync(file.0) } as isize),
+        Call::SetLength(file, len) => {
+            // SAFETY: no memory is passed.
+            retry(|| unsafe { libc::ftruncate(file.0, len.cast_signed()) } as isize)
+        }
         Call::Allocate(file, Allocation { mode, at, len }) => {
             let (at, len) = (at.cast_signed(), len.cast_signed());
             // SAFETY: no memory is passed.

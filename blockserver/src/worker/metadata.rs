@@ -1,10 +1,9 @@
-//! What the file system is asked and told besides bytes. These calls do not wait for a medium long
-//! enough to be worth a trip through the ring.
+//! What the file system is asked and told besides bytes, where the ring has no operation for it.
 
 use std::io;
 
 use rustix::fs::{SeekFrom, ftruncate, seek};
-use vdisk::engine::{Extent, Outcome};
+use vdisk::engine::Extent;
 
 use super::Worker;
 
@@ -13,14 +12,10 @@ const MAX_EXTENTS: usize = 4096;
 
 impl Worker {
     /// Set the length of a disk's file.
-    pub(super) fn set_len(&self, disk: u32, len: u64) -> Outcome {
-        let Some(here) = self.disks.get(disk) else {
-            return Outcome::Failed(io::ErrorKind::NotFound.into());
-        };
-        match ftruncate(here.disk.file(), len) {
-            Ok(()) => Outcome::Done,
-            Err(error) => Outcome::Failed(error.into()),
-        }
+    pub(super) fn set_length(&self, disk: u32, len: u64) -> io::Result<()> {
+        let here = self.disks.get(disk);
+        let here = here.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok(ftruncate(here.disk.file(), len)?)
     }
 
     /// What the file system says of a range: data and holes, as far as it tells.

@@ -58,6 +58,8 @@ pub(super) enum Step {
     Reserve(Allocation),
     /// Make a range read as zero.
     Zero(Allocation),
+    /// Set the length of the file.
+    SetLength(u64),
     /// Make everything written before durable.
     Sync,
 }
@@ -109,7 +111,7 @@ impl Worker {
                 return Some(Outcome::Done);
             }
             FileOpKind::Flush => self.begin(purpose, disk, Step::Sync),
-            FileOpKind::SetLen { len } => return Some(self.set_len(disk, len)),
+            FileOpKind::SetLen { len } => self.begin(purpose, disk, Step::SetLength(len)),
             FileOpKind::Zero { at, len, keep } => {
                 let how = if keep { libc::FALLOC_FL_ZERO_RANGE } else { libc::FALLOC_FL_PUNCH_HOLE };
                 let mode = how | libc::FALLOC_FL_KEEP_SIZE;
@@ -191,6 +193,7 @@ impl Worker {
                 }
             }
             Step::Sync => Op::Sync { file },
+            Step::SetLength(len) => Op::SetLength { file, len: *len },
             Step::Zero(call) | Step::Reserve(call) => Op::Allocate { file, call: *call },
         };
         self.ring.submit(op, Token::Transfer(id));
@@ -211,6 +214,12 @@ impl Worker {
                 Err(error) => return self.transfer_ended(id, Err(error)),
             },
             (Step::Reserve(_), Err(error)) if is_unsupported(&error) => false,
+            // Kernels before 6.9 have no such operation in their rings.
+            (Step::SetLength(len), Err(error)) if is_invalid(&error) => {
+                let len = *len;
+                let result = self.set_length(disk, len);
+                return self.transfer_ended(id, result.map(|()| Outcome::Done));
+            }
             (Step::Zero(call), Err(error)) if is_unsupported(&error) => {
                 let (at, end) = (call.at, call.at + call.len);
                 let step = self.zeroes_step(disk, at, end);
@@ -317,6 +326,10 @@ impl Span {
 
 fn is_transient(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
+}
+
+fn is_invalid(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
 }
 
 fn is_unsupported(error: &io::Error) -> bool {
