@@ -402,6 +402,8 @@ impl Worker {
             };
             let input = &bytes[s.input.start..s.input.end];
             match s.connection.receive(input, &exports.exports) {
+                // Its answers have to be sent before it takes more: the end of that send goes on.
+                Ok(0) => return,
                 Ok(taken) => s.input.start += taken,
                 Err(error) => {
                     tracing::warn!(%error, "a client is sent away");

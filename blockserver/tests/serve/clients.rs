@@ -369,6 +369,43 @@ fn a_client_that_does_not_end_its_handshake_is_dropped() {
 }
 
 #[test]
+fn a_flood_of_questions_is_answered_at_the_pace_at_which_answers_are_taken() {
+    on_both(|config| {
+        let config = ServerConfig {
+            workers: 1,
+            ..config
+        };
+        let (site, _export) = Site::with_raw_disk(config, 1 << 20);
+        let flood = UnixStream::connect(site.path("nbd.sock")).expect("the server listens");
+        let option = |number: u32| [&b"IHAVEOPT"[..], &number.to_be_bytes(), &[0; 4]].concat();
+        let (list, abort) = (option(3), option(2));
+        let mut questions = [&1_u32.to_be_bytes()[..], &list.repeat(20_000)].concat();
+        questions.extend(abort);
+        let mut sending = flood.try_clone().expect("a second handle");
+        let sender = std::thread::spawn(move || sending.write_all(&questions));
+        // Nobody has taken an answer yet; the same worker serves others.
+        let mut polite = site.client("disk");
+        polite
+            .write(0, &[7; 512], false)
+            .expect("another client is served");
+        let mut answers = Vec::new();
+        (&flood)
+            .read_to_end(&mut answers)
+            .expect("the server closes after the last question");
+        sender
+            .join()
+            .expect("no panic")
+            .expect("all questions were taken");
+        let acknowledged = 20 + 20_000 * (20 + 4 + 4 + 20) + 18;
+        assert!(
+            answers.len() >= acknowledged,
+            "{} bytes of answers",
+            answers.len()
+        );
+    });
+}
+
+#[test]
 fn nonsense_of_one_client_does_not_disturb_the_others() {
     on_both(|config| {
         let (site, _export) = Site::with_raw_disk(config, 1 << 20);
