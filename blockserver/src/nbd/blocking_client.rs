@@ -142,7 +142,10 @@ impl PipelinedClient {
         let (remote, mut replies, rest) = loop {
             let left = deadline.saturating_duration_since(Instant::now());
             socket.set_limits(Some(left.max(Duration::from_millis(1))))?;
-            let got = (&socket).read(&mut input)?;
+            let got = match (&socket).read(&mut input) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                got => got?,
+            };
             if got == 0 {
                 return Err(ClientError::Closed(0));
             }
