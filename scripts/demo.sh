@@ -17,7 +17,7 @@ FILE_SYSTEM=15T
 LOAD_AREA="--offset 15T --length 1G"
 
 HOME_DIR=$PWD/target/demo
-FERRY=$PWD/target/release/diskferry
+FERRY=$(realpath -m "${CARGO_TARGET_DIR:-target}")/release/diskferry
 PIDS=()
 MOUNTS=()
 PATH=$PATH:/usr/sbin:/sbin
