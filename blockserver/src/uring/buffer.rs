@@ -19,6 +19,9 @@ use std::rc::Rc;
 /// with sectors of up to this size.
 pub(crate) const ALIGNMENT: usize = 4096;
 
+/// Buffers from this size on take memory page by page as they are used.
+const LAZY: usize = 256 << 10;
+
 /// The largest size class of the pool: a request of 32 MiB with its surroundings.
 const LARGEST_CLASS: usize = 64 << 20;
 
@@ -30,6 +33,8 @@ const CLASSES: usize = (LARGEST_CLASS / ALIGNMENT).trailing_zeros() as usize + 1
 pub(crate) struct Aligned {
     start: NonNull<u8>,
     capacity: usize,
+    /// What the allocator gave, `start` being somewhere in it.
+    base: NonNull<u8>,
 }
 
 // SAFETY: an `Aligned` owns its memory alone, as a `Box<[u8]>` does; nothing about it is bound to a
@@ -41,20 +46,36 @@ unsafe impl Send for Aligned {}
 unsafe impl Sync for Aligned {}
 
 impl Aligned {
-    /// At least `len` bytes of zeros.
+    /// At least `len` bytes of zeros. Of long ones only the pages that are used take memory: a client
+    /// may announce much and send little.
     pub(crate) fn zeroed(len: usize) -> Self {
         let capacity = len.max(1).next_multiple_of(ALIGNMENT);
         let layout = Self::layout(capacity);
         // SAFETY: the layout's size is not zero: `capacity` is a positive multiple of ALIGNMENT.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else {
+        let base = unsafe { alloc_zeroed(layout) };
+        let Some(base) = NonNull::new(base) else {
             handle_alloc_error(layout);
         };
-        Self { start, capacity }
+        let skip = base.align_offset(ALIGNMENT);
+        // SAFETY: less than ALIGNMENT bytes are skipped, and by none if `base` is aligned; else the
+        // layout has ALIGNMENT bytes more than `capacity`.
+        let start = unsafe { base.add(skip) };
+        Self {
+            start,
+            capacity,
+            base,
+        }
     }
 
+    /// Memory of a large alignment is zeroed by the allocator with its own hands; memory of a small
+    /// one it takes, when it is much, as zero pages from the kernel.
     fn layout(capacity: usize) -> Layout {
-        Layout::from_size_align(capacity, ALIGNMENT).expect("the size of a buffer fits an isize")
+        let (size, alignment) = if capacity < LAZY {
+            (capacity, ALIGNMENT)
+        } else {
+            (capacity + ALIGNMENT, 16)
+        };
+        Layout::from_size_align(size, alignment).expect("the size of a buffer fits an isize")
     }
 }
 
@@ -70,7 +91,7 @@ impl AsRef<[u8]> for Aligned {
 impl Drop for Aligned {
     fn drop(&mut self) {
         // SAFETY: allocated in `zeroed` with this very layout, freed nowhere else.
-        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
+        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.capacity)) }
     }
 }
 
