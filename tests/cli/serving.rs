@@ -53,6 +53,12 @@ impl Serving {
             .to_owned()
     }
 
+    /// The number of its process.
+    #[allow(dead_code, reason = "only some of the test programs ask")]
+    pub(crate) fn pid(&self) -> u64 {
+        self.child.id().into()
+    }
+
     /// Kills it at once, as the host's memory killer would.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("it runs");
