@@ -62,7 +62,7 @@ fn request(command: u16, offset: u64, len: u32) -> Vec<u8> {
 
 /// Whether the server closed this client's connection, now or soon.
 fn is_closed(mut stream: UnixStream) -> bool {
-    let mut rest = [0; 65536];
+    let mut rest = vec![0; 65536];
     loop {
         match stream.read(&mut rest) {
             Ok(0) => return true,

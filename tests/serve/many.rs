@@ -20,7 +20,7 @@ fn client(uri: &str) -> BlockingClient {
 }
 
 fn content(client: u64, turn: u64) -> Vec<u8> {
-    (client << 32 | turn + 1).to_le_bytes().repeat(8192 / 8)
+    ((client << 32) | (turn + 1)).to_le_bytes().repeat(8192 / 8)
 }
 
 #[test]
