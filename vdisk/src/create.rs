@@ -208,6 +208,9 @@ fn write_structures(
     layout: &Layout,
     (metadata, header): (&Metadata, Header),
 ) -> std::io::Result<()> {
+    // Space for the identifier: writing it then changes no metadata of the host's file system, and
+    // the flush after it needs no second commit of its journal.
+    storage.write_at(0, &[0; 4096])?;
     storage.write_at(layout.metadata.at.0, &metadata.encode_new())?;
     let table = RegionTable::new(layout.bat, layout.metadata).encode();
     storage.write_at(region::COPY_ONE.0, &table)?;

@@ -200,16 +200,15 @@ impl Log {
                 run.push(page);
                 pages.next();
             }
-            let data = match run[..] {
-                // A page alone, as most are where writes are random, is not copied.
-                [page] => page.clone(),
-                _ => {
-                    let mut bytes = Vec::with_capacity(run.len() * PAGE as usize);
-                    run.iter()
-                        .rev()
-                        .for_each(|page| bytes.extend_from_slice(page));
-                    bytes.into()
-                }
+            // A page alone, as most are where writes are random, is not copied.
+            let data = if let [page] = run[..] {
+                page.clone()
+            } else {
+                let mut bytes = Vec::with_capacity(run.len() * PAGE as usize);
+                run.iter()
+                    .rev()
+                    .for_each(|page| bytes.extend_from_slice(page));
+                bytes.into()
             };
             runs.push((at, data));
         }
