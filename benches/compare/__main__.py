@@ -47,7 +47,8 @@ def flush_floor(place):
 def creation(diskferry, place, rounds, _scale):
     """Seconds, disk use and memory of making empty disks."""
     cells = {}
-    for _ in range(rounds):
+    for turn in range(rounds):
+        note(f"round {turn + 1} of {rounds}")
         settle(place)
         floor = cells.setdefault("floor: a small file made durable", {"the file system": []})
         floor["the file system"].append({"ms": flush_floor(place)})
@@ -84,6 +85,7 @@ def allocating_writes(diskferry, place, rounds, scale):
     ]
     cells = {}
     for turn in range(rounds):
+        note(f"round {turn + 1} of {rounds}")
         for title, size, who, flush in plan:
             cell = cells.setdefault(f"allocating writes, {title}", {})
             for name, count in who.items():
@@ -124,6 +126,7 @@ def reads(diskferry, place, rounds, scale):
     options = {"rw": "randread", "bs": "4k", "iodepth": 32, "number_ios": count}
     cell = {}
     for turn in range(rounds):
+        note(f"round {turn + 1} of {rounds}")
         for name, path in images.items():
             settle(place)
             server = known[name].start(path, place)
@@ -137,6 +140,11 @@ def reads(diskferry, place, rounds, scale):
     for path in set(images.values()):
         os.unlink(path)
     return {"random reads, 1G in full": cell}
+
+
+def note(what):
+    """Say on stderr how far it is."""
+    print(f"compare: {what}", file=sys.stderr, flush=True)
 
 
 def settle(place):
@@ -278,7 +286,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="compare-", dir=os.path.abspath(arguments.directory)) as place:
         about = machine(place)
         for name in arguments.only or PARTS:
-            print(f"measuring: {name}", file=sys.stderr, flush=True)
+            note(name)
             program = os.path.abspath(arguments.diskferry)
             cells |= PARTS[name](program, place, arguments.rounds, arguments.scale)
     about["load_average_after"] = os.getloadavg()
