@@ -14,8 +14,8 @@ class Failed(Exception):
     """A program did not do what the measurement needs."""
 
 
-# Forks, runs its arguments, prints seconds and KiB. An interpreter of its own without modules: a
-# process begins its life with the memory peak of whoever forked it, and this one is small (7 MB).
+# Forks, runs its arguments, prints seconds, KiB and seconds of CPU. An interpreter of its own without
+# modules: a process begins its life with the memory peak of whoever forked it, and this one's is small.
 LAUNCHER = """
 import os, sys, time
 began = time.perf_counter()
@@ -24,21 +24,21 @@ if child == 0:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.execvp(sys.argv[1], sys.argv[1:])
 _, status, usage = os.wait4(child, 0)
-print(time.perf_counter() - began, usage.ru_maxrss)
+print(time.perf_counter() - began, usage.ru_maxrss, usage.ru_utime + usage.ru_stime)
 sys.exit(os.waitstatus_to_exitcode(status) != 0)
 """
 
 
 def run(command):
-    """Run a program that must succeed; seconds and peak memory (KiB) of the whole process."""
+    """Run a program that must succeed; seconds, peak memory (KiB), seconds of CPU of all of it."""
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", LAUNCHER, *command],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != 0:
         raise Failed(f"{' '.join(command)}: {done.stderr.strip()}")
-    seconds, memory = done.stdout.split()
-    return float(seconds), int(memory)
+    seconds, memory, cpu = done.stdout.split()
+    return float(seconds), int(memory), float(cpu)
 
 
 def disk_use(path):
