@@ -11,7 +11,8 @@ pub struct Limits {
     ///
     /// A guest's request may wait behind one read of this size, so it is not as large as it can be.
     pub chunk: u64,
-    /// How many reads of the disk are under way at once.
+    /// How many reads of the disk are under way at once. One is enough for hundreds of MiB a second,
+    /// and a client's request waits behind no more than that.
     pub reads: usize,
     /// Bytes of chunks, and bytes of records, that may be on the way.
     pub window: u64,
@@ -27,7 +28,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             chunk: 256 << 10,
-            reads: 4,
+            reads: 1,
             window: 32 << 20,
             queue: 64 << 20,
             rate: None,

@@ -15,6 +15,9 @@ use crate::wire::{Chunk, Content, Marker, Record, StreamDigest};
 
 /// Operations on the disk at once.
 const MOST_RUNNING: usize = 32;
+/// Bytes of them, beyond which no other is begun: the medium may be shared with disks that are in
+/// use, and their writes wait behind ours. What came too early waits here, not in its queue.
+const MOST_RUNNING_BYTES: u64 = 2 << 20;
 /// Waiting operations looked at for one that may run.
 const LOOK_AHEAD: usize = 128;
 /// Ranges remembered with their numbers. A source that keeps the rules needs far fewer.
@@ -245,7 +248,8 @@ impl Applier {
 
     /// The next operation that may run now.
     pub(super) fn next(&mut self) -> Option<DiskOp> {
-        if self.running.len() >= MOST_RUNNING {
+        let bytes: u64 = self.running.values().map(|op| op.content.held()).sum();
+        if self.running.len() >= MOST_RUNNING || bytes >= MOST_RUNNING_BYTES {
             return None;
         }
         let at = (0..self.waiting.len().min(LOOK_AHEAD)).find(|at| {
