@@ -15,8 +15,8 @@ use crate::args::FormatName;
 use crate::failure::{Failure, Result};
 use crate::plan::{self, Shape};
 
-/// How long a lock is waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long something is waited for that a killed server may still hold.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Opens the disk at `path`; without a format its suffix says.
 pub(crate) fn open(path: &Path, format: Option<FormatName>, read_only: bool) -> Result<Disk> {

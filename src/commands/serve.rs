@@ -2,12 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use blockserver::export::{ExportHandle, ExportOptions, Statistics};
 use blockserver::nbd::uri::{Address, Endpoint};
 use blockserver::server::{Server, ServerConfig};
 use serde::Serialize;
 
+use super::image;
 use crate::args::ServeArgs;
 use crate::control::service::Controlled;
 use crate::control::{Control, place};
@@ -104,10 +107,19 @@ fn controlled(site: &Arc<Site>, plan: &Serve) -> Result<Controlled> {
 }
 
 /// Listens, and says what is wrong if that is not possible.
+///
+/// Tries again for a while if the address is in use: the kernel keeps the sockets of a killed server
+/// open until the last of its requests has ended.
 pub(crate) fn listen(server: &Server, endpoint: &Endpoint) -> Result<Endpoint> {
-    server
-        .listen(endpoint)
-        .map_err(|e| cannot_listen(endpoint, &e))
+    let deadline = Instant::now() + image::PATIENCE;
+    loop {
+        match server.listen(endpoint) {
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            result => return result.map_err(|e| cannot_listen(endpoint, &e)),
+        }
+    }
 }
 
 /// Why one cannot listen at `endpoint`.
