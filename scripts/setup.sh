@@ -16,7 +16,6 @@ fio:fio
 nbdcopy:libnbd-bin
 nbdinfo:libnbd-bin
 nbdfuse:libnbd-bin
-nbdkit:nbdkit
 vhdiinfo:libvhdi-utils
 mkfs.ext4:e2fsprogs
 e2fsck:e2fsprogs
