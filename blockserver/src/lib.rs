@@ -4,14 +4,12 @@
 //! |---|---|
 //! | codec and machine | [`nbd`]: the protocol, without I/O |
 //! | driver | [`server`]: the server; [`export`]: what it serves, and what may be done to that |
-//! | driver | `worker`: one thread of it; `uring`: system calls in batches; `forward`; [`socket`] |
-//! | driver | [`blocking`]: a server with one thread for each client and none of the above |
+//! | driver | `worker`: one thread of it; `uring`: system calls in batches; `forward`; `socket` |
 
-pub mod blocking;
 pub mod export;
 mod forward;
 pub mod nbd;
 pub mod server;
-pub mod socket;
+mod socket;
 mod uring;
 mod worker;

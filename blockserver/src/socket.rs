@@ -1,6 +1,6 @@
 //! Stream sockets that NBD runs over: TCP or unix.
 //!
-//! Driver: opens, accepts, closes; knows nothing of what passes through. On TCP it turns Nagle's
+//! Driver: opens, listens, closes; knows nothing of what passes through. On TCP it turns Nagle's
 //! algorithm off, as the protocol document asks of both sides.
 
 use std::io::{self, IoSliceMut, Read, Write};
@@ -15,7 +15,7 @@ use crate::nbd::uri::Endpoint;
 
 /// A connected socket. Reading and writing take it by shared reference, so two threads may use it.
 #[derive(Debug)]
-pub enum Socket {
+pub(crate) enum Socket {
     /// Over TCP.
     Tcp(TcpStream),
     /// Over a unix socket.
@@ -24,7 +24,7 @@ pub enum Socket {
 
 impl Socket {
     /// Connect to `endpoint`, waiting at most `limit` for each address that its name stands for.
-    pub fn connect(endpoint: &Endpoint, limit: Duration) -> io::Result<Self> {
+    pub(crate) fn connect(endpoint: &Endpoint, limit: Duration) -> io::Result<Self> {
         match endpoint {
             Endpoint::Tcp { host, port } => connect_tcp(host, *port, limit).map(Self::Tcp),
             Endpoint::Unix(path) => UnixStream::connect(path).map(Self::Unix),
@@ -32,7 +32,7 @@ impl Socket {
     }
 
     /// How long a read and a write may block; `None` is for ever.
-    pub fn set_limits(&self, limit: Option<Duration>) -> io::Result<()> {
+    pub(crate) fn set_limits(&self, limit: Option<Duration>) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => {
                 stream.set_read_timeout(limit)?;
@@ -45,25 +45,8 @@ impl Socket {
         }
     }
 
-    /// End both directions; whoever blocks on the socket comes back.
-    pub fn shut_down(&self) {
-        // It fails only when the peer was faster.
-        let _ = match self {
-            Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Both),
-            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Both),
-        };
-    }
-
-    /// End the incoming direction: a reader sees the end of the stream, replies can still be sent.
-    pub fn stop_reading(&self) {
-        let _ = match self {
-            Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Read),
-            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Read),
-        };
-    }
-
     /// End the outgoing direction: the peer sees the end of the stream behind what was sent.
-    pub fn stop_writing(&self) {
+    pub(crate) fn stop_writing(&self) {
         let _ = match self {
             Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Write),
             Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Write),
@@ -125,7 +108,7 @@ fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> 
 
 /// A listening socket. A unix socket's file is removed when this is dropped.
 #[derive(Debug)]
-pub enum Listener {
+pub(crate) enum Listener {
     /// On a TCP port.
     Tcp(TcpListener),
     /// On a unix socket, and its path.
@@ -134,7 +117,7 @@ pub enum Listener {
 
 impl Listener {
     /// Listen on `endpoint`. The file of a unix socket on which nobody listens any more is replaced.
-    pub fn bind(endpoint: &Endpoint) -> io::Result<Self> {
+    pub(crate) fn bind(endpoint: &Endpoint) -> io::Result<Self> {
         let bound = match endpoint {
             Endpoint::Tcp { host, port } => {
                 TcpListener::bind((host.as_str(), *port)).map(Self::Tcp)
@@ -150,7 +133,7 @@ impl Listener {
     }
 
     /// Where it listens; with the port that the system chose when 0 was asked for.
-    pub fn endpoint(&self) -> io::Result<Endpoint> {
+    pub(crate) fn endpoint(&self) -> io::Result<Endpoint> {
         match self {
             Self::Tcp(listener) => {
                 let address: SocketAddr = listener.local_addr()?;
@@ -160,18 +143,6 @@ impl Listener {
                 })
             }
             Self::Unix(_, path) => Ok(Endpoint::Unix(path.clone())),
-        }
-    }
-
-    /// The next client.
-    pub fn accept(&self) -> io::Result<Socket> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, _) = listener.accept()?;
-                stream.set_nodelay(true)?;
-                Ok(Socket::Tcp(stream))
-            }
-            Self::Unix(listener, _) => Ok(Socket::Unix(listener.accept()?.0)),
         }
     }
 }

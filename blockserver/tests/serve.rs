@@ -1,9 +1,11 @@
 //! The server on its workers: what clients, taps and the owner of an export are promised.
 //!
-//! Every promise that does not need a real program is held to on `io_uring` and on blocking threads.
-//! A real program that is not installed fails its test with the name of the Debian package, unless
+//! Every promise is held to on `io_uring` and on blocking threads, also with real programs. One that
+//! is not installed fails its test with the name of the Debian package, unless
 //! `DISKFERRY_NO_INTEROP=1`.
 
+#[path = "serve/addresses.rs"]
+mod addresses;
 #[path = "serve/clients.rs"]
 mod clients;
 #[path = "serve/control.rs"]
@@ -12,6 +14,12 @@ mod control;
 mod forwarding;
 #[path = "serve/interop.rs"]
 mod interop;
+#[path = "serve/our_clients.rs"]
+mod our_clients;
+#[path = "serve/programs.rs"]
+mod programs;
+#[path = "serve/rude.rs"]
+mod rude;
 #[path = "serve/site.rs"]
 mod site;
 #[path = "serve/tapping.rs"]

@@ -131,11 +131,7 @@ impl PipelinedClient {
     }
 
     /// Do the handshake on a connected socket.
-    pub fn attach(
-        socket: Socket,
-        export: &str,
-        options: &ConnectOptions,
-    ) -> Result<Self, ClientError> {
+    fn attach(socket: Socket, export: &str, options: &ConnectOptions) -> Result<Self, ClientError> {
         let deadline = Instant::now() + options.limit;
         let mut attach = Attach::new(export, options.wanted);
         let mut input = [0; 4096];

@@ -352,17 +352,6 @@ impl From<&std::io::Error> for Errno {
     }
 }
 
-impl From<&vdisk::Error> for Errno {
-    fn from(error: &vdisk::Error) -> Self {
-        match error.kind() {
-            vdisk::ErrorKind::NoSpace => Self::NoSpace,
-            vdisk::ErrorKind::InvalidArgument => Self::Invalid,
-            vdisk::ErrorKind::NotOwned | vdisk::ErrorKind::Locked => Self::NotPermitted,
-            _ => Self::Io,
-        }
-    }
-}
-
 /// Something opened with another magic than it must; holds what was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WrongMagic(pub u64);

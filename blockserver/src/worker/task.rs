@@ -534,3 +534,36 @@ fn io_error(error: vdisk::Error) -> io::Error {
     };
     io::Error::new(kind, error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nbd::Errno;
+    use crate::worker::answer::errno_of;
+
+    #[test]
+    fn a_client_learns_what_kind_of_failure_it_was() {
+        use vdisk::ErrorKind;
+        for (kind, expected) in [
+            (ErrorKind::NoSpace, Errno::NoSpace),
+            (ErrorKind::Io, Errno::Io),
+            (ErrorKind::Corrupt, Errno::Io),
+            (ErrorKind::NotOwned, Errno::NotPermitted),
+            (ErrorKind::InvalidArgument, Errno::Invalid),
+        ] {
+            let error = io_error(vdisk::Error::new(kind, "made to fail"));
+            assert_eq!(errno_of(&error), expected, "{error}");
+        }
+        for (number, expected) in [
+            (libc::ENOSPC, Errno::NoSpace),
+            (libc::EDQUOT, Errno::NoSpace),
+            (libc::EFBIG, Errno::NoSpace),
+            (libc::EIO, Errno::Io),
+            (libc::EROFS, Errno::NotPermitted),
+            (libc::ENOMEM, Errno::OutOfMemory),
+        ] {
+            let error = io::Error::from_raw_os_error(number);
+            assert_eq!(errno_of(&error), expected, "{error}");
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! What clients are promised.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -9,10 +9,9 @@ use blockserver::nbd::blocking_client::{
     BlockingClient, ClientError, ConnectOptions, PipelinedClient,
 };
 use blockserver::nbd::client::{Answer, ClientRequest};
-use blockserver::nbd::uri::{Address, Endpoint};
 use blockserver::nbd::wire::allocation;
 use blockserver::nbd::{CommandFlags, Errno};
-use blockserver::server::{Server, ServerConfig};
+use blockserver::server::ServerConfig;
 
 use super::site::{Load, Random, Site, on_both, read_remotely};
 
@@ -346,173 +345,6 @@ fn a_disk_of_odd_size_is_served_to_its_last_byte() {
         let mut found = [0; 4];
         client.read(999_999, &mut found).expect("the last bytes");
         assert_eq!(found, [0, 1, 2, 3]);
-    });
-}
-
-#[test]
-fn a_client_that_does_not_end_its_handshake_is_dropped() {
-    on_both(|config| {
-        let config = ServerConfig {
-            handshake_limit: Duration::from_millis(50),
-            ..config
-        };
-        let (site, _export) = Site::with_raw_disk(config, 1 << 20);
-        let mut patient = site.client("disk");
-        let mut idle = UnixStream::connect(site.path("nbd.sock")).expect("the server listens");
-        let mut greeting = Vec::new();
-        idle.read_to_end(&mut greeting).expect("the server closes");
-        assert_eq!(greeting.len(), 18);
-        patient
-            .write(0, &[1], false)
-            .expect("who is attached may take its time");
-    });
-}
-
-#[test]
-fn a_flood_of_questions_is_answered_at_the_pace_at_which_answers_are_taken() {
-    on_both(|config| {
-        let config = ServerConfig {
-            workers: 1,
-            ..config
-        };
-        let (site, _export) = Site::with_raw_disk(config, 1 << 20);
-        let flood = UnixStream::connect(site.path("nbd.sock")).expect("the server listens");
-        let option = |number: u32| [&b"IHAVEOPT"[..], &number.to_be_bytes(), &[0; 4]].concat();
-        let (list, abort) = (option(3), option(2));
-        let mut questions = [&1_u32.to_be_bytes()[..], &list.repeat(20_000)].concat();
-        questions.extend(abort);
-        let mut sending = flood.try_clone().expect("a second handle");
-        let sender = std::thread::spawn(move || sending.write_all(&questions));
-        // Nobody has taken an answer yet; the same worker serves others.
-        let mut polite = site.client("disk");
-        polite
-            .write(0, &[7; 512], false)
-            .expect("another client is served");
-        let mut answers = Vec::new();
-        (&flood)
-            .read_to_end(&mut answers)
-            .expect("the server closes after the last question");
-        sender
-            .join()
-            .expect("no panic")
-            .expect("all questions were taken");
-        let acknowledged = 20 + 20_000 * (20 + 4 + 4 + 20) + 18;
-        assert!(
-            answers.len() >= acknowledged,
-            "{} bytes of answers",
-            answers.len()
-        );
-    });
-}
-
-#[test]
-fn nonsense_of_one_client_does_not_disturb_the_others() {
-    on_both(|config| {
-        let (site, _export) = Site::with_raw_disk(config, 1 << 20);
-        let load = Load::start(&site, "disk", 2, 0xbad);
-        let mut random = Random::new(0xbad_bad);
-        for _ in 0..30 {
-            let mut rude = UnixStream::connect(site.path("nbd.sock")).expect("the server listens");
-            let nonsense: Vec<u8> = (0..random.below(3000))
-                .map(|_| random.next() as u8)
-                .collect();
-            // The server may have closed already; that is its right.
-            let _ = rude.write_all(&nonsense);
-        }
-        let model = load.stop(1 << 20);
-        assert!(read_remotely(&mut site.client("disk")) == model);
-    });
-}
-
-#[test]
-fn clients_that_vanish_with_requests_in_flight_leave_a_server_that_serves() {
-    on_both(|config| {
-        let (site, _export) = Site::with_raw_disk(config, 9 << 20);
-        for round in 0..10u64 {
-            let options = ConnectOptions::default();
-            let mut client =
-                PipelinedClient::connect(&site.address("disk"), &options).expect("a client");
-            let data = vec![round as u8; 1 << 20];
-            for at in 0..8 {
-                client
-                    .submit(&ClientRequest::write(at << 20, &data))
-                    .expect("room");
-                client
-                    .submit(&ClientRequest::read(at << 20, 1 << 20))
-                    .expect("room");
-            }
-        }
-        let mut client = site.client("disk");
-        client
-            .write(8 << 20, &[42; 4096], true)
-            .expect("the server serves");
-        // Where those that vanished did not write: theirs may still arrive.
-        assert!(read_remotely(&mut client)[8 << 20..][..4096] == [42; 4096]);
-    });
-}
-
-#[test]
-fn one_client_too_many_is_turned_away_and_the_next_one_is_not() {
-    on_both(|config| {
-        let (site, _export) = Site::with_raw_disk(
-            ServerConfig {
-                max_connections: 2,
-                ..config
-            },
-            1 << 20,
-        );
-        let (_first, second) = (site.client("disk"), site.client("disk"));
-        assert!(BlockingClient::connect(&site.address("disk")).is_err());
-        drop(second);
-        // The server learns of the goodbye when it reads it.
-        let free = (0..1000).any(|_| {
-            std::thread::sleep(Duration::from_millis(5));
-            BlockingClient::connect(&site.address("disk")).is_ok()
-        });
-        assert!(free, "a place became free");
-    });
-}
-
-#[test]
-fn a_path_in_use_is_refused_and_a_stale_one_replaced() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let endpoint = Endpoint::Unix(dir.path().join("s"));
-    let config = || ServerConfig {
-        workers: 1,
-        listen: vec![endpoint.clone()],
-        ..ServerConfig::default()
-    };
-    let first = Server::start(config()).expect("a free path");
-    let refused = Server::start(config()).expect_err("it is in use");
-    assert_eq!(refused.kind(), std::io::ErrorKind::AddrInUse);
-    first.shutdown().expect("a clean end");
-    assert!(!dir.path().join("s").exists(), "the path is given back");
-    drop(std::os::unix::net::UnixListener::bind(dir.path().join("s")).expect("a stale one"));
-    Server::start(config())
-        .expect("nobody listens there")
-        .shutdown()
-        .expect("a clean end");
-}
-
-#[test]
-fn tcp_clients_are_served_at_the_port_that_was_chosen() {
-    on_both(|config| {
-        let (site, _export) = Site::with_raw_disk(config, 1 << 20);
-        let any = Endpoint::Tcp {
-            host: "127.0.0.1".to_owned(),
-            port: 0,
-        };
-        let endpoint = site.server.listen(&any).expect("a free port");
-        assert!(site.server.local_addresses().contains(&endpoint));
-        let address = Address {
-            endpoint,
-            export: "disk".to_owned(),
-        };
-        let mut client = BlockingClient::connect(&address).expect("a client");
-        client.write(5, b"over TCP", false).expect("a write");
-        let mut found = [0; 8];
-        site.client("disk").read(5, &mut found).expect("a read");
-        assert_eq!(&found, b"over TCP");
     });
 }
 

@@ -1,147 +1,262 @@
 //! Real NBD programs against the server.
 
 use std::path::Path;
-use std::process::Command;
 
-use blockserver::export::ExportOptions;
+use blockserver::export::{ExportHandle, ExportOptions};
+use blockserver::server::ServerConfig;
 
+use super::programs::{must, run, switched_off};
 use super::site::{Site, on_both};
 
-/// The Debian package of each program.
-const PACKAGES: [(&str, &str); 5] = [
-    ("nbdinfo", "libnbd-bin"),
-    ("nbdcopy", "libnbd-bin"),
-    ("qemu-img", "qemu-utils"),
-    ("qemu-io", "qemu-utils"),
-    ("fio", "fio"),
-];
-
-/// Whether tests with real programs are switched off.
-fn switched_off() -> bool {
-    std::env::var_os("DISKFERRY_NO_INTEROP").is_some_and(|value| value == "1")
-}
-
-/// Run a program that must succeed; what it printed.
-fn must(program: &str, args: &[&str]) -> String {
-    // fio leaves a file where it runs.
-    let directory = std::env::temp_dir();
-    let output = Command::new(program)
-        .args(args)
-        .current_dir(directory)
-        .output()
-        .unwrap_or_else(|error| {
-            let package = PACKAGES.iter().find(|(name, _)| *name == program);
-            let package = package.map_or(program, |(_, package)| package);
-            panic!(
-                "cannot run {program}: {error}. Install the Debian package {package}, or set \
-             DISKFERRY_NO_INTEROP=1 to leave these tests out"
-            )
-        });
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{program} {args:?} failed:\n{text}{errors}"
-    );
-    text
-}
+const SIZE: u64 = 16 << 20;
 
 fn uri(site: &Site, export: &str) -> String {
     site.address(export).to_string()
 }
 
-/// A file with bytes that differ from place to place.
-fn patterned(path: &Path, len: usize) -> Vec<u8> {
-    let bytes: Vec<u8> = (0..len).map(|at| (at / 4096 + at % 251) as u8).collect();
-    std::fs::write(path, &bytes).expect("room");
-    bytes
+fn name(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// A server of a raw disk as `disk`, and of another one, read-only, as `fixed`.
+fn site(config: ServerConfig) -> Site {
+    let (site, _) = Site::with_raw_disk(config, SIZE);
+    let options = ExportOptions {
+        read_only: true,
+        description: "not to be written".to_owned(),
+        ..ExportOptions::default()
+    };
+    add(&site, "fixed", options);
+    site
+}
+
+fn add(site: &Site, name: &str, options: ExportOptions) -> ExportHandle {
+    let disk = site.raw(&format!("{name}.raw"), SIZE);
+    let export = site.server.add_export(name, disk, options);
+    export.expect("a free name")
+}
+
+/// A file with data and holes, as a disk has it.
+fn patterned(path: &Path) -> Vec<u8> {
+    let mut image = vec![0; SIZE as usize];
+    for (block, bytes) in image.chunks_mut(64 << 10).enumerate() {
+        if block % 3 == 0 {
+            for (at, byte) in bytes.iter_mut().enumerate() {
+                *byte = (at * 7 + block * 13 + at / 509) as u8 | 1;
+            }
+        }
+    }
+    std::fs::write(path, &image).expect("room");
+    image
 }
 
 #[test]
-fn libnbd_programs_list_describe_and_copy() {
+fn nbdinfo_reads_names_sizes_flags_and_block_sizes() {
     if switched_off() {
         return;
     }
     on_both(|config| {
-        let site = Site::new(config);
-        for name in ["first", "second"] {
-            let disk = site.raw(&format!("{name}.raw"), 16 << 20);
-            site.server
-                .add_export(name, disk, ExportOptions::default())
-                .expect("a free name");
-        }
+        let site = site(config);
         let listed = must("nbdinfo", &["--list", "--json", &uri(&site, "")]);
-        assert!(
-            listed.contains("\"first\"") && listed.contains("\"second\""),
-            "{listed}"
-        );
-        let described = must("nbdinfo", &["--json", &uri(&site, "first")]);
-        for fact in [
-            "\"export-size\": 16777216",
-            "\"can_multi_conn\": true",
-            "\"can_flush\": true",
-        ] {
-            assert!(described.contains(fact), "{described}");
+        for name in ["\"export-name\": \"disk\"", "\"export-name\": \"fixed\""] {
+            assert!(listed.contains(name), "{listed}");
         }
-        let bytes = patterned(&site.path("in"), 16 << 20);
-        let (input, output) = (site.path("in"), site.path("out"));
-        let connections = "--connections=4";
-        must(
-            "nbdcopy",
-            &[
-                connections,
-                "--flush",
-                &input.to_string_lossy(),
-                &uri(&site, "first"),
-            ],
-        );
-        must(
-            "nbdcopy",
-            &[connections, &uri(&site, "first"), &output.to_string_lossy()],
-        );
-        assert!(std::fs::read(&output).expect("the copy") == bytes);
-        assert!(std::fs::read(site.path("first.raw")).expect("the disk") == bytes);
-        must("nbdinfo", &["--map", &uri(&site, "second")]);
+        let described = must("nbdinfo", &["--json", &uri(&site, "disk")]);
+        for fact in [
+            "\"protocol\": \"newstyle-fixed\"",
+            "\"structured\": true",
+            "\"export-name\": \"disk\"",
+            "\"export-size\": 16777216",
+            "\"base:allocation\"",
+            "\"is_read_only\": false",
+            "\"can_df\": true",
+            "\"can_fast_zero\": false",
+            "\"can_flush\": true",
+            "\"can_fua\": true",
+            "\"can_multi_conn\": true",
+            "\"can_trim\": true",
+            "\"can_zero\": true",
+            "\"block_size_minimum\": 1",
+            "\"block_size_preferred\": 4096",
+            "\"block_size_maximum\": 33554432",
+        ] {
+            assert!(
+                described.contains(fact),
+                "{fact} is missing in\n{described}"
+            );
+        }
+        let fixed = must("nbdinfo", &["--json", &uri(&site, "fixed")]);
+        for fact in [
+            "\"is_read_only\": true",
+            "\"description\": \"not to be written\"",
+        ] {
+            assert!(fixed.contains(fact), "{fact} is missing in\n{fixed}");
+        }
+        let (success, said) = run("nbdinfo", &[&uri(&site, "nothing")]);
+        assert!(!success && said.contains("for export: nothing"), "{said}");
     });
 }
 
 #[test]
-fn qemu_programs_read_write_and_compare() {
+fn nbdinfo_maps_data_and_holes() {
     if switched_off() {
         return;
     }
     on_both(|config| {
-        let (site, _export) = Site::with_raw_disk(config, 16 << 20);
+        let site = site(config);
+        let uri = uri(&site, "disk");
+        must("qemu-io", &["-f", "raw", "-c", "write -P 5 1M 128k", &uri]);
+        let map = must("nbdinfo", &["--map", &uri]);
+        let runs: Vec<Vec<&str>> = map
+            .lines()
+            .map(|line| line.split_whitespace().take(3).collect())
+            .collect();
+        let expected = [
+            ["0", "1048576", "3"],
+            ["1048576", "131072", "0"],
+            ["1179648", "15597568", "3"],
+        ];
+        assert_eq!(runs, expected);
+    });
+}
+
+#[test]
+fn nbdcopy_copies_both_ways() {
+    if switched_off() {
+        return;
+    }
+    on_both(|config| {
+        let site = site(config);
+        let (from, to) = (name(&site.path("in")), name(&site.path("out")));
+        let bytes = patterned(&site.path("in"));
+        let (uri, four) = (uri(&site, "disk"), "--connections=4");
+        must("nbdcopy", &[four, "--flush", &from, &uri]);
+        let disk = std::fs::read(site.path("disk.raw")).expect("the disk");
+        assert!(disk == bytes, "the disk differs");
+        for how in [
+            &[][..],
+            // Many requests on several connections, without the help of extents.
+            &["--no-extents", four, "--requests=64"],
+        ] {
+            must("nbdcopy", &[how, &[&uri, &to]].concat());
+            let copy = std::fs::read(site.path("out")).expect("the copy");
+            assert!(copy == bytes, "the copy differs");
+        }
+    });
+}
+
+#[test]
+fn qemu_img_converts_compares_and_describes() {
+    if switched_off() {
+        return;
+    }
+    on_both(|config| {
+        let site = site(config);
+        let (uri, fixed) = (uri(&site, "disk"), uri(&site, "fixed"));
+        let (from, to) = (name(&site.path("in")), name(&site.path("out.qcow2")));
+        let bytes = patterned(&site.path("in"));
+        let image = |words: &str| {
+            let place = |word| match word {
+                "URI" => uri.as_str(),
+                "FIXED" => fixed.as_str(),
+                "FROM" => from.as_str(),
+                "TO" => to.as_str(),
+                word => word,
+            };
+            let words: Vec<&str> = words.split(' ').map(place).collect();
+            must("qemu-img", &words)
+        };
+        let said = image("info --output=json -f raw URI");
+        assert!(said.contains("\"virtual-size\": 16777216"), "{said}");
+        image("convert -n -f raw -O raw FROM URI");
+        let disk = std::fs::read(site.path("disk.raw")).expect("the disk");
+        assert!(disk == bytes, "the disk differs");
+        let same = "Images are identical.";
+        assert!(image("compare -f raw -F raw FROM URI").contains(same));
+        image("convert -f raw -O qcow2 URI TO");
+        assert!(image("compare -f qcow2 -F raw TO URI").contains(same));
+        image("convert -f raw -O qcow2 FIXED TO");
+        assert!(image("compare -f qcow2 -F raw TO FIXED").contains(same));
+        image("map --output=json -f raw URI");
+        image("bench -f raw -c 2000 -d 32 URI");
+    });
+}
+
+#[test]
+fn qemu_io_writes_zeroes_discards_and_flushes() {
+    if switched_off() {
+        return;
+    }
+    on_both(|config| {
+        let site = site(config);
         let uri = uri(&site, "disk");
         let mut arguments = vec!["-f", "raw"];
         for command in [
-            "write -P 1 0 1M",
-            "write -P 2 1000 333",
-            "write -z 64k 64k",
-            "discard 128k 64k",
-            "write -f -P 3 5M 4k",
+            "write -P 0xab 0 1M",
+            "write -f -P 0xcd 512k 64k",
+            "read -P 0xab 0 512k",
+            "read -P 0xcd 512k 64k",
+            "write -z 0 4k",
+            "write -z -u 64k 128k",
+            "read -P 0 0 4k",
+            "read -P 0xab 4k 60k",
+            "read -P 0 64k 128k",
+            "discard 1M 1M",
             "flush",
-            "read -P 1 0 1000",
-            "read -P 2 1000 333",
-            "read -P 1 1333 60k",
-            "read -P 0 64k 64k",
-            "read -P 3 5M 4k",
-            "read -P 0 6M 1M",
+            "aio_write -P 1 4M 1M",
+            "aio_write -P 2 5M 1M",
+            "aio_read 0 1M",
+            "aio_flush",
+            "read -P 1 4M 1M",
+            "read -P 2 5M 1M",
+            "read -P 1 5242879 1",
+            "write -P 3 1000001 77",
+            "read -P 3 1000001 77",
+            "read -P 0 7M 1M",
+            "length",
         ] {
             arguments.extend(["-c", command]);
         }
         arguments.push(&uri);
         let said = must("qemu-io", &arguments);
-        assert!(!said.contains("verification failed"), "{said}");
-        let file = site.path("copy.raw").to_string_lossy().into_owned();
-        must(
-            "qemu-img",
-            &["convert", "-f", "raw", "-O", "raw", &uri, &file],
+        assert!(
+            !said.contains("failed") && !said.contains("error"),
+            "{said}"
         );
-        must(
-            "qemu-img",
-            &["compare", "-f", "raw", "-F", "raw", &uri, &file],
-        );
+        let fixed = self::uri(&site, "fixed");
+        let (success, said) = run("qemu-io", &["-f", "raw", "-c", "write 0 4k", &fixed]);
+        assert!(!success, "{said}");
+    });
+}
+
+/// fio writes, reads back and compares, as `how` says.
+fn verify(uri: &str, how: &[&str]) {
+    let uri = format!("--uri={uri}");
+    let always = [
+        "--name=verify",
+        "--ioengine=nbd",
+        &uri,
+        "--size=16M",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--do_verify=1",
+        "--randseed=7",
+        "--fsync=64",
+    ];
+    let said = must("fio", &[&always, how].concat());
+    assert!(said.contains("err= 0"), "{said}");
+}
+
+#[test]
+fn fio_finds_what_it_wrote_mixed_with_reads_and_in_a_row() {
+    if switched_off() {
+        return;
+    }
+    on_both(|config| {
+        let site = site(config);
+        let uri = uri(&site, "disk");
+        verify(&uri, &["--rw=randrw", "--bs=4k", "--iodepth=32"]);
+        verify(&uri, &["--rw=write", "--bs=256k", "--iodepth=8"]);
     });
 }
 
@@ -152,39 +267,27 @@ fn fio_finds_what_it_wrote_at_depth_32_over_four_connections() {
     }
     on_both(|config| {
         let site = Site::new(config);
-        let raw = site.raw("disk.raw", 64 << 20);
-        let vhdx = site.vhdx("disk.vhdx", 64 << 20);
-        site.server
-            .add_export("raw", raw, ExportOptions::default())
-            .expect("a free name");
-        site.server
-            .add_export("vhdx", vhdx, ExportOptions::default())
-            .expect("a free name");
-        for export in ["raw", "vhdx"] {
-            let uri = format!("--uri={}", uri(&site, export));
-            must(
-                "fio",
-                &[
-                    "--name=verify",
-                    "--ioengine=nbd",
-                    &uri,
-                    "--rw=randwrite",
-                    "--bsrange=512-64k",
-                    "--bs_unaligned=0",
-                    "--blockalign=512",
-                    "--iodepth=32",
-                    "--numjobs=4",
-                    "--size=16M",
-                    "--offset_increment=16M",
-                    "--verify=crc32c",
-                    "--verify_fatal=1",
-                    "--randseed=7",
-                    "--thread",
-                    "--fsync=64",
-                ],
-            );
+        let disks = [
+            ("raw", site.raw("disk.raw", 64 << 20)),
+            ("vhdx", site.vhdx("disk.vhdx", 64 << 20)),
+        ];
+        for (export, disk) in disks {
+            site.server
+                .add_export(export, disk, ExportOptions::default())
+                .expect("a free name");
+            let how = [
+                "--rw=randwrite",
+                "--bsrange=512-64k",
+                "--bs_unaligned=0",
+                "--blockalign=512",
+                "--iodepth=32",
+                "--numjobs=4",
+                "--offset_increment=16M",
+                "--thread",
+            ];
+            verify(&uri(&site, export), &how);
         }
-        let path = site.path("disk.vhdx").to_string_lossy().into_owned();
+        let path = name(&site.path("disk.vhdx"));
         let Site { dir, server, .. } = site;
         server.shutdown().expect("a clean end");
         must("qemu-img", &["check", "-f", "vhdx", &path]);
