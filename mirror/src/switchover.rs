@@ -170,6 +170,12 @@ impl SourceSwitch {
         }
     }
 
+    /// The disk that moves.
+    #[must_use]
+    pub fn disk(&self) -> Uuid {
+        self.disk
+    }
+
     /// A source that finds after a restart that it has handed the disk over.
     #[must_use]
     pub fn released(record: &Ownership) -> Option<Self> {

@@ -12,8 +12,6 @@ mod words;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use uuid::Uuid;
-
 pub use self::words::{Command, SourceAction, SourceConfig, SourceEvent};
 use super::copy::BulkCopy;
 use super::link::{Control, Link, LinkAction};
@@ -61,7 +59,6 @@ struct End {
 #[derive(Debug)]
 pub struct Source {
     config: SourceConfig,
-    disk: Uuid,
     tracker: Arc<Tracker>,
     link: Link,
     stream: RecordStream,
@@ -88,7 +85,7 @@ impl Source {
         };
         let to = config.recorded.as_ref().unwrap_or(&config.to).clone();
         let switch = SourceSwitch::new(record.disk, epoch, config.session, to);
-        Ok(Self::with(config, record.disk, tracker, switch))
+        Ok(Self::with(config, tracker, switch))
     }
 
     /// A source that finds, after a restart, that it has handed its disk over: it repeats the
@@ -103,17 +100,11 @@ impl Source {
             return Err(Error::new(ErrorKind::InvalidArgument, what));
         };
         config.session = *session;
-        Ok(Self::with(
-            config,
-            record.disk,
-            Arc::new(Tracker::new(0, 0)),
-            switch,
-        ))
+        Ok(Self::with(config, Arc::new(Tracker::new(0, 0)), switch))
     }
 
-    fn with(config: SourceConfig, disk: Uuid, tracker: Arc<Tracker>, switch: SourceSwitch) -> Self {
+    fn with(config: SourceConfig, tracker: Arc<Tracker>, switch: SourceSwitch) -> Self {
         Self {
-            disk,
             link: Link::new(config.lanes),
             stream: RecordStream::new(),
             copy: BulkCopy::new(config.description.size),
@@ -251,7 +242,7 @@ impl Source {
         let first = match self.link.connected(conn, now) {
             Some(0) => Message::Hello(Hello {
                 session: self.config.session,
-                disk: self.disk,
+                disk: self.switch.disk(),
                 epoch: self.switch.next_epoch().saturating_sub(1),
                 incarnation,
                 description: self.config.description.clone(),

@@ -61,11 +61,18 @@ pub(super) struct Applier {
     /// Operations left of each chunk, and chunks that are done and not yet reported.
     parts: BTreeMap<u64, usize>,
     done: Vec<u64>,
+    heard: Heard,
+}
+
+/// What the stream of this incarnation has said so far.
+#[derive(Debug, Default)]
+struct Heard {
     /// No record up to this number, and no chunk with a base below the second, is to come.
     seen: u64,
     floor: u64,
-    /// The last marker of this incarnation.
+    /// The last marker.
     marker: Option<u64>,
+    /// Of the records since then.
     digest: StreamDigest,
 }
 
@@ -81,10 +88,7 @@ impl Applier {
             held: 0,
             parts: BTreeMap::new(),
             done: Vec::new(),
-            seen: 0,
-            floor: 0,
-            marker: None,
-            digest: StreamDigest::default(),
+            heard: Heard::default(),
         }
     }
 
@@ -103,9 +107,9 @@ impl Applier {
     /// ended before.
     pub(super) fn restart(&mut self, acked: u64) {
         self.drop_waiting();
-        self.seen = acked;
-        self.floor = 0;
-        self.marker = None;
+        self.heard.seen = acked;
+        self.heard.floor = 0;
+        self.heard.marker = None;
     }
 
     /// Forget what has not been begun.
@@ -115,7 +119,7 @@ impl Applier {
         self.parts.clear();
         self.done.clear();
         self.held = self.running.values().map(DiskOp::cost).sum();
-        self.digest = StreamDigest::default();
+        self.heard.digest = StreamDigest::default();
     }
 
     /// Whether no operation is running.
@@ -154,12 +158,15 @@ impl Applier {
     /// A record came. `over` breaks the rule that a later chunk wins.
     pub(super) fn record(&mut self, record: &Record, over: bool) -> Result<()> {
         self.check_place(record.offset, record.content.covers())?;
-        if record.seq <= self.seen {
-            let what = format!("record {} came after number {}", record.seq, self.seen);
+        if record.seq <= self.heard.seen {
+            let what = format!(
+                "record {} came after number {}",
+                record.seq, self.heard.seen
+            );
             return Err(Error::misbehaved(what));
         }
-        self.seen = record.seq;
-        self.digest.add(record);
+        self.heard.seen = record.seq;
+        self.heard.digest.add(record);
         let seq = record.seq;
         let end = record.offset + record.content.covers();
         let parts = self
@@ -178,7 +185,7 @@ impl Applier {
             return Err(Error::new(ErrorKind::Damaged, what));
         }
         // It was on a lane that broke; the source has sent it again since.
-        if chunk.base < self.floor {
+        if chunk.base < self.heard.floor {
             return Ok(());
         }
         let base = chunk.base;
@@ -227,22 +234,23 @@ impl Applier {
 
     /// A marker came: checks the records since the last one.
     pub(super) fn marker(&mut self, marker: &Marker) -> Result<()> {
-        let (digest, count) = self.digest.finish();
+        let (digest, count) = self.heard.digest.finish();
         if count != marker.count || digest != marker.digest {
             let what = format!("the records before marker {} arrived damaged", marker.id);
             return Err(Error::new(ErrorKind::Damaged, what));
         }
         let follows = self
+            .heard
             .marker
             .is_none_or(|last| last.checked_add(1) == Some(marker.id));
-        if !follows || marker.seq < self.seen || marker.floor < self.floor {
+        if !follows || marker.seq < self.heard.seen || marker.floor < self.heard.floor {
             return Err(Error::misbehaved("a marker is missing or went back"));
         }
-        self.marker = Some(marker.id);
-        self.seen = marker.seq;
-        self.floor = marker.floor;
+        self.heard.marker = Some(marker.id);
+        self.heard.seen = marker.seq;
+        self.heard.floor = marker.floor;
         // Numbers up to both bounds can meet nothing older any more.
-        self.versions.forget(self.seen.min(self.floor));
+        self.versions.forget(self.heard.seen.min(self.heard.floor));
         Ok(())
     }
 
