@@ -1,21 +1,7 @@
 #!/usr/bin/env bash
 # Compares diskferry with its peers on this machine; arguments go on (see --help).
 #
-# Run as root it asks for more than its share of the processors, so that what else runs disturbs
-# less. The table goes to stdout, the same as JSON to compare.json in cargo's target folder.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-
-target=${CARGO_TARGET_DIR:-target}
-program=${DISKFERRY:-$target/release/diskferry}
-if [ ! -x "$program" ]; then
-    echo "error: $program is missing" >&2
-    echo "hint: cargo build --release" >&2
-    exit 1
-fi
-kind=()
-if [ "$(id -u)" -eq 0 ]; then
-    kind=(nice -n -15)
-fi
-exec "${kind[@]}" python3 -B benches/compare --diskferry "$program" --directory "$target" \
+# The table goes to stdout, the same as JSON to compare.json in cargo's target folder.
+source "$(dirname "$0")/measuring.sh"
+exec "${measure[@]}" benches/compare --diskferry "$program" --directory "$target" \
     --json "$target/compare.json" "$@"
