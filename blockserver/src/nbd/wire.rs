@@ -4,6 +4,8 @@
 //! the wire is big-endian. Specified in `doc/proto.md` of the NBD project; sections are named where
 //! a layout is defined. Extended headers are not spoken, so only their numbers appear here.
 
+#![deny(clippy::indexing_slicing)]
+
 /// First eight bytes of a server: "NBDMAGIC".
 pub const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
 /// "IHAVEOPT": follows [`NBDMAGIC`], and opens each option of a client.

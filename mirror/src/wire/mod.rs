@@ -16,6 +16,8 @@
 //! fixed fields. The payload (the bytes of a record or a chunk) is covered by the digest of its
 //! epoch or by the chunk's own hash.
 
+#![deny(clippy::indexing_slicing)]
+
 mod decode;
 mod encode;
 mod message;
