@@ -5,16 +5,20 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
+
 use crate::create::{CreateOptions, create};
 use crate::engine::{
     Completion, Done, Engine, EngineOptions, Extent, FileOp, FileOpKind, ImageState, Mark, Outcome,
     Request, RequestId,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::open::{Image, LoadOptions, load};
+use crate::format::PAGE;
+use crate::format::metadata::SizeItem;
+use crate::open::{Image, LoadOptions, View, load};
 use crate::space::SpaceMap;
 use crate::storage::{FileStorage, Storage};
-use crate::units::{GuestOffset, MIB};
+use crate::units::{FileOffset, GuestOffset, MIB};
 
 /// So many pieces of unused space are remembered for reuse.
 const MOST_UNUSED: usize = 1 << 16;
@@ -132,34 +136,34 @@ fn unused(used: &SpaceMap, image: &Image, block: u64) -> Vec<u64> {
 }
 
 fn image_state(storage: &mut dyn Storage, image: Image) -> Result<ImageState> {
-    let at = image.metadata_region.at.0;
-    let page = if let Some(page) = image.overlay.get(&at) {
-        page.clone()
-    } else {
-        let mut page = vec![0; 4096];
-        storage
-            .read_at(at, &mut page)
-            .map_err(|error| Error::io("the metadata can not be read", error).at(at))?;
-        page.into()
-    };
     let block = u64::from(image.geometry.block_size());
     let unused = image
         .used
         .as_ref()
         .map_or_else(Vec::new, |used| unused(used, &image, block));
+    let region = image.metadata_region().at.0;
+    let mut view = View {
+        storage,
+        overlay: image.overlay,
+        len: image.file_len,
+    };
+    let mut read = |at, len| Ok(Bytes::from(view.read(at, len, "metadata")?));
+    let page = read(region, PAGE)?;
+    let size_at = FileOffset(region + u64::from(image.metadata.size_item()?.offset));
+    let size_item = SizeItem::read(size_at, &mut read)?;
     Ok(ImageState {
         unused,
         end_of_used: image.used.is_some().then_some(image.end_of_used),
         header: image.header,
         slot: image.slot,
         geometry: image.geometry,
-        bat: image.bat,
-        metadata: image.metadata_region,
+        regions: image.regions,
         metadata_page: page,
+        size_item,
         mark: image.metadata.mark,
         leave_allocated: image.metadata.leave_allocated,
         file_len: image.file_len,
-        overlay: image.overlay,
+        overlay: view.overlay,
     })
 }
 
@@ -317,6 +321,13 @@ impl Disk {
     /// Leave the image as a cleanly closed one with `mark` in place.
     pub fn park(&mut self, mark: Option<Mark>) -> Result<()> {
         self.run(Request::Park { mark }, Buffer::None).map(|_| ())
+    }
+
+    /// Give the disk another size in bytes, durably; where that cuts off data, only if it may be
+    /// discarded. See [`Request::Resize`] for what is refused.
+    pub fn resize(&mut self, size: u64, discard_data: bool) -> Result<()> {
+        let request = Request::Resize { size, discard_data };
+        self.run(request, Buffer::None).map(|_| ())
     }
 
     /// Close the image cleanly. One that is dropped instead is as after a crash: replayed at the

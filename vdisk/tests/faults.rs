@@ -41,7 +41,7 @@ fn seeds(many: u64) -> std::ops::Range<u64> {
 /// Submit something, or let something happen; parks only while no change is open, as agreed.
 fn act(world: &mut World, variant: &Variant, depth: usize, random: &mut Random) {
     if world.busy() < depth {
-        let request = random_request(random, variant);
+        let request = random_request(random, variant, world.size());
         if random.one_in(24) && !world.changing() && !world.parking() {
             let mark = [None, Some(Mark::Incomplete), Some(Mark::HandedOver)];
             world.submit(Request::Park {

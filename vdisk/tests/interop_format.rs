@@ -216,7 +216,7 @@ fn first_byte(storage: &mut FileStorage, image: &Image, block: u64) -> u8 {
     let index = image.geometry.bat_index(BlockIndex(block));
     let mut entry = [0; 8];
     storage
-        .read_at(image.bat.at.0 + index.0 * 8, &mut entry)
+        .read_at(image.bat().at.0 + index.0 * 8, &mut entry)
         .unwrap();
     let entry = BatEntry::decode(u64::from_le_bytes(entry)).unwrap();
     let mut byte = [0];
@@ -299,7 +299,7 @@ fn change_mark(path: &Path, mark: Option<Mark>) {
         allow_marked: true,
         random: &mut random,
     };
-    let at = load(&mut storage, options).unwrap().metadata_region.at.0;
+    let at = load(&mut storage, options).unwrap().metadata_region().at.0;
     let mut page = vec![0; PAGE];
     storage.read_at(at, &mut page).unwrap();
     storage
@@ -333,12 +333,12 @@ fn make_dirty(path: &Path) {
     let page = |number: u64, entries: &[(usize, u64)]| {
         let mut page = vec![0; PAGE];
         storage
-            .read_at(image.bat.at.0 + number * PAGE_BYTES, &mut page)
+            .read_at(image.bat().at.0 + number * PAGE_BYTES, &mut page)
             .unwrap();
         for (slot, entry) in entries {
             page[slot * 8..slot * 8 + 8].copy_from_slice(&entry.to_le_bytes());
         }
-        let at = FileOffset(image.bat.at.0 + number * PAGE_BYTES);
+        let at = FileOffset(image.bat().at.0 + number * PAGE_BYTES);
         (at, Bytes::from(page))
     };
     let present = |at: u64| BatEntry::fully_present(FileOffset(at)).encode();

@@ -23,7 +23,7 @@ fn sample(blocks: u64, entry: impl Fn(u64, u64) -> u64) -> (MemoryStorage, u64) 
     for block in 0..blocks {
         let index = image.geometry.bat_index(BlockIndex(block));
         let entry = entry(block, image.file_len);
-        storage.put(image.bat.at.0 + index.0 * 8, &entry.to_le_bytes());
+        storage.put(image.bat().at.0 + index.0 * 8, &entry.to_le_bytes());
     }
     (storage, image.file_len)
 }

@@ -161,6 +161,7 @@ impl Engine {
         }
         self.log_round();
         self.session_go_on();
+        self.wake = true;
     }
 
     /// Everything of `round` is durable.
@@ -192,6 +193,7 @@ impl Engine {
             self.requests.fail(request, failed(why));
         }
         self.session_failed(failed(why));
+        self.resize_lost();
         self.wake = true;
     }
 }

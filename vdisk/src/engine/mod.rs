@@ -25,6 +25,7 @@ mod map;
 mod op;
 mod ops;
 mod requests;
+mod resize;
 mod step;
 mod vhdx;
 
@@ -42,6 +43,7 @@ use self::fence::Fence;
 use self::flush::Flusher;
 use self::ops::{Ops, Purpose};
 use self::requests::Requests;
+use self::resize::Resizing;
 use self::vhdx::Vhdx;
 
 /// The machine that decides everything about one disk. It has one owner at a time.
@@ -54,6 +56,8 @@ pub struct Engine {
     requests: Requests,
     flusher: Flusher,
     fence: Fence,
+    /// The resize that is alone on the disk.
+    resizing: Option<Resizing>,
     /// What a raw image does not have.
     vhdx: Option<Box<Vhdx>>,
     /// Why nothing more is accepted, once a flush has failed.
@@ -67,13 +71,12 @@ impl Engine {
     #[must_use]
     pub fn raw(size: u64, alignment: u64, read_only: bool) -> Self {
         let shape = MapShape {
-            size,
             block_shift: None,
             chunk_shift: 0,
             alignment,
             read_only,
         };
-        let map = Arc::new(BlockMap::new(shape, 0, 1));
+        let map = Arc::new(BlockMap::new(shape, size, 0, 1));
         map.set_armed(!read_only);
         Self::over(map, None)
     }
@@ -86,6 +89,7 @@ impl Engine {
             requests: Requests::default(),
             flusher: Flusher::default(),
             fence: Fence::default(),
+            resizing: None,
             vhdx,
             failed: None,
             wake: false,
@@ -131,6 +135,7 @@ impl Engine {
     pub fn poll(&mut self) {
         self.fence_poll();
         self.reclaim();
+        self.wake |= self.resizing.is_some();
         self.settle();
     }
 
@@ -158,7 +163,8 @@ impl Engine {
                 self.part_ended(request, outcome);
             }
             Purpose::Holes { request } => self.holes_ended(request, outcome),
-            Purpose::LoadPage(page) => self.page_loaded(page, outcome),
+            Purpose::LoadPage(page, at) => self.page_loaded((page, at), outcome),
+            Purpose::Resize => self.resize_op_ended(outcome),
             Purpose::Grow(len) => self.grown(len, &outcome),
             Purpose::ReserveBat(granule) => self.bat_reserved(granule, &outcome),
             Purpose::Clean(at) => self.cleaned(at, &outcome),

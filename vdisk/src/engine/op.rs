@@ -76,6 +76,18 @@ pub enum Request {
         /// The mark to leave in the image; `None` removes one.
         mark: Option<Mark>,
     },
+    /// Give the disk another size, durably. Changes that are under way end first; those that come
+    /// meanwhile wait, and fail if they lie beyond the new end.
+    ///
+    /// `InvalidArgument` for a size that cannot be and for one that cuts off data; `NotOwned` for a
+    /// marked image; `Unsupported` for one with a parent; `NoSpace` where the host has no room.
+    Resize {
+        /// The new size in bytes: whole logical sectors, up to 64 TiB; of a raw image what its file
+        /// system allows, in units of the file's alignment.
+        size: u64,
+        /// Whether data beyond the new end may be thrown away.
+        discard_data: bool,
+    },
 }
 
 /// An operation on the file, to be carried out by the driver.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::map::Generation;
 use super::{FileOp, FileOpKind, OpId, RequestId};
+use crate::units::FileOffset;
 
 /// Why an operation was handed out; decides what its end means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,8 +16,8 @@ pub(super) enum Purpose {
     },
     /// Answers part of a status request.
     Holes { request: RequestId },
-    /// Brings in a page of the BAT.
-    LoadPage(u64),
+    /// Brings in a page of the BAT from where it lay then.
+    LoadPage(u64, FileOffset),
     /// Lengthens the file to this many bytes.
     Grow(u64),
     /// Reserves the host space of a granule of the BAT.
@@ -31,6 +32,8 @@ pub(super) enum Purpose {
     Apply,
     /// A step of opening or parking a session.
     Session,
+    /// A step of a resize.
+    Resize,
 }
 
 /// The operations of one engine.

@@ -117,7 +117,7 @@ impl Request {
             | Self::WriteZeroes { offset, len, .. }
             | Self::Discard { offset, len }
             | Self::Status { offset, len } => Some((offset.0, *len)),
-            Self::Flush | Self::Park { .. } => None,
+            Self::Flush | Self::Park { .. } | Self::Resize { .. } => None,
         }
     }
 
@@ -126,7 +126,10 @@ impl Request {
     pub fn changes(&self) -> bool {
         matches!(
             self,
-            Self::Write { .. } | Self::WriteZeroes { .. } | Self::Discard { .. }
+            Self::Write { .. }
+                | Self::WriteZeroes { .. }
+                | Self::Discard { .. }
+                | Self::Resize { .. }
         )
     }
 

@@ -41,6 +41,7 @@ impl Engine {
                 self.flush_wait(id);
             }
             Request::Park { mark } => self.park(id, mark),
+            Request::Resize { size, discard_data } => self.resize(id, size, discard_data),
             Request::Status { .. } | Request::Read { .. } => self.map_range(id),
             Request::Write { .. } | Request::WriteZeroes { .. } | Request::Discard { .. } => {
                 if self.fence.shuts_out(id) {
@@ -158,7 +159,7 @@ impl Engine {
                 );
                 return None;
             }
-            Request::Flush | Request::Park { .. } => return Some(len),
+            Request::Flush | Request::Park { .. } | Request::Resize { .. } => return Some(len),
         };
         self.push_part(id, kind);
         Some(len)

@@ -80,6 +80,25 @@ impl Geometry {
         })
     }
 
+    /// The same disk with another size, in bytes; refused like any size that cannot be.
+    pub fn with_size(&self, virtual_size: u64) -> Result<Self> {
+        Self::new(
+            self.block_size,
+            self.sector,
+            virtual_size,
+            self.differencing,
+        )
+    }
+
+    /// The same disk, as large as the format allows.
+    #[must_use]
+    pub fn largest(&self) -> Self {
+        Self {
+            virtual_size: MAX_VIRTUAL_SIZE,
+            ..*self
+        }
+    }
+
     /// Bytes of a payload block.
     #[must_use]
     pub fn block_size(&self) -> u32 {

@@ -5,11 +5,11 @@ use bytes::{Bytes, BytesMut};
 
 use crate::engine::Mark;
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::MIB;
+use crate::units::{FileOffset, MIB};
 
 use super::bat::Geometry;
 use super::field::{array, guid_at, put, u16_at, u32_at, u64_at};
-use super::{Guid, PAGE};
+use super::{Guid, PAGE, PAGE_BYTES};
 
 /// Bytes of the table at the start of the region.
 pub const TABLE_BYTES: usize = 64 << 10;
@@ -163,6 +163,13 @@ impl Metadata {
         };
         metadata.geometry()?;
         Ok(metadata)
+    }
+
+    /// The item that says the size of the disk; its offset counts from the region.
+    pub fn size_item(&self) -> Result<Item> {
+        find(&self.items, VIRTUAL_DISK_SIZE)
+            .copied()
+            .ok_or_else(|| Error::corrupt("the metadata has no item \"virtual disk size\""))
     }
 
     /// The first 128 KiB of the region of a new image, table and items; the rest is zero.
@@ -445,6 +452,51 @@ pub fn set_mark(page: &[u8], mark: Option<Mark>) -> Result<Bytes> {
     next.resize(PAGE, 0);
     put(&mut next, COUNT_AT, &(kept.len() as u16).to_le_bytes());
     Ok(next.freeze())
+}
+
+/// Whole pages of the file with the item that says the size of the disk, so that it can be changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SizeItem {
+    /// Where the pages lie: a multiple of 4096.
+    pub at: FileOffset,
+    /// One page, or two if the item goes over their border.
+    pub pages: Bytes,
+    /// First byte of the item in them.
+    pub within: usize,
+}
+
+impl SizeItem {
+    /// Byte `at` of the file is the item's first; `read(at, len)` brings whole pages of the file.
+    pub fn read(at: FileOffset, read: &mut dyn FnMut(u64, usize) -> Result<Bytes>) -> Result<Self> {
+        let within = (at.0 % PAGE_BYTES) as usize;
+        let start = FileOffset(at.0 - within as u64);
+        let pages = read(start.0, (within + 8).next_multiple_of(PAGE))?;
+        Ok(Self {
+            at: start,
+            pages,
+            within,
+        })
+    }
+
+    /// The same pages with another size, in bytes.
+    #[must_use]
+    pub fn with_size(&self, size: u64) -> Self {
+        let mut pages = BytesMut::from(&self.pages[..]);
+        put(&mut pages, self.within, &size.to_le_bytes());
+        Self {
+            pages: pages.freeze(),
+            ..*self
+        }
+    }
+
+    /// Its pages, each with its place.
+    pub fn pages(&self) -> impl Iterator<Item = (FileOffset, Bytes)> {
+        let count = self.pages.len() / PAGE;
+        (0..count).map(|page| {
+            let at = FileOffset(self.at.0 + (page * PAGE) as u64);
+            (at, self.pages.slice(page * PAGE..(page + 1) * PAGE))
+        })
+    }
 }
 
 #[cfg(test)]

@@ -95,6 +95,19 @@ impl RegionTable {
         self.bat
     }
 
+    /// The same table with the BAT elsewhere.
+    #[must_use]
+    pub fn with_bat(&self, bat: Region) -> Self {
+        let mut table = self.clone();
+        table.bat = bat;
+        for entry in &mut table.entries {
+            if entry.id == BAT_REGION {
+                entry.place = bat;
+            }
+        }
+        table
+    }
+
     /// Where the metadata lies.
     #[must_use]
     pub fn metadata(&self) -> Region {

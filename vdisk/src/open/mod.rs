@@ -61,10 +61,8 @@ pub struct Image {
     pub geometry: Geometry,
     /// What the metadata says, every item's place included.
     pub metadata: Metadata,
-    /// Where the BAT lies.
-    pub bat: Region,
-    /// Where the metadata lies.
-    pub metadata_region: Region,
+    /// Where BAT and metadata lie, and regions of other programs.
+    pub regions: RegionTable,
     /// Length of the file in bytes; of a dirty image opened for reading, the length after replay.
     pub file_len: u64,
     /// What is off the specification and read without harm.
@@ -81,6 +79,18 @@ pub struct Image {
 }
 
 impl Image {
+    /// Where the BAT lies.
+    #[must_use]
+    pub fn bat(&self) -> Region {
+        self.regions.bat()
+    }
+
+    /// Where the metadata lies.
+    #[must_use]
+    pub fn metadata_region(&self) -> Region {
+        self.regions.metadata()
+    }
+
     /// Where the log lies.
     #[must_use]
     pub fn log(&self) -> Region {
@@ -401,8 +411,7 @@ pub fn load(storage: &mut dyn Storage, options: LoadOptions<'_>) -> Result<Image
         slot,
         geometry: structures.geometry,
         metadata: structures.metadata,
-        bat: structures.regions.bat(),
-        metadata_region: structures.regions.metadata(),
+        regions: structures.regions,
         file_len: view.len,
         warnings: judge.warnings,
         end_of_used: used.as_ref().map_or(0, |used| used.end() * MIB),

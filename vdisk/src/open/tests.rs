@@ -71,7 +71,7 @@ impl Sample {
 
     fn entry(&mut self, block: u64, entry: u64) -> &mut Self {
         let index = self.image.geometry.bat_index(BlockIndex(block));
-        self.put(self.image.bat.at.0 + index.0 * 8, &entry.to_le_bytes())
+        self.put(self.image.bat().at.0 + index.0 * 8, &entry.to_le_bytes())
     }
 
     /// Both headers anew, changed by `change`.
@@ -106,7 +106,7 @@ impl Sample {
         for (slot, entry) in entries {
             page[slot * 8..slot * 8 + 8].copy_from_slice(&entry.to_le_bytes());
         }
-        (self.image.bat.at, Bytes::from(page))
+        (self.image.bat().at, Bytes::from(page))
     }
 
     fn open(&mut self) -> Result<Image> {
@@ -239,7 +239,7 @@ fn rule_8_a_file_shorter_than_the_log_knows_is_refused() {
 fn rule_9_the_log_comes_before_everything_it_changes() {
     // Region tables and metadata in the file are rubbish; the log has the good ones.
     let mut sample = Sample::new();
-    let (tables, metadata) = (192 << 10, sample.image.metadata_region.at.0);
+    let (tables, metadata) = (192 << 10, sample.image.metadata_region().at.0);
     let mut pages = Vec::new();
     for start in [tables, metadata] {
         for at in (start..start + (128 << 10)).step_by(PAGE) {
@@ -294,7 +294,7 @@ fn rule_10_a_damaged_region_table_is_served_by_the_other_and_mended() {
 #[test]
 fn rule_11_regions_keep_to_themselves() {
     let sample = Sample::new();
-    let (bat, metadata) = (sample.image.bat, sample.image.metadata_region);
+    let (bat, metadata) = (sample.image.bat(), sample.image.metadata_region());
     let far = |at: u64| Region {
         at: FileOffset(at),
         ..bat
@@ -319,7 +319,7 @@ fn rule_11_regions_keep_to_themselves() {
 #[test]
 fn rule_12_to_14_metadata_errors_name_their_place_in_the_file() {
     let mut sample = Sample::new();
-    let at = sample.image.metadata_region.at.0;
+    let at = sample.image.metadata_region().at.0;
     sample.put(at, b"metadatA");
     assert_eq!(
         sample.refused(ErrorKind::Corrupt, "signature").offset(),
@@ -334,7 +334,7 @@ fn rule_12_to_14_metadata_errors_name_their_place_in_the_file() {
 #[test]
 fn rule_15_the_bat_region_must_hold_the_disk() {
     let mut sample = Sample::new();
-    let size_item = sample.image.metadata_region.at.0 + (64 << 10) + 8;
+    let size_item = sample.image.metadata_region().at.0 + (64 << 10) + 8;
     sample.put(size_item, &(1_u64 << 40).to_le_bytes());
     sample.refused(ErrorKind::Corrupt, "the disk needs");
 }
@@ -345,7 +345,7 @@ fn rule_16_every_bat_entry_is_judged() {
     let (free, end, bat) = (
         sample.free(),
         sample.storage.length(),
-        sample.image.bat.at.0,
+        sample.image.bat().at.0,
     );
     for (words, entries) in [
         ("reserved state 4", vec![(3, 4)]),
@@ -403,19 +403,19 @@ fn rule_16_the_last_block_may_end_with_the_file() {
     let image = opened(&mut storage, false).unwrap();
     let end = image.file_len;
     storage.resize(end + MIB);
-    storage.put(image.bat.at.0 + 8, &present(end).to_le_bytes());
+    storage.put(image.bat().at.0 + 8, &present(end).to_le_bytes());
     assert_eq!(
         opened(&mut storage, false).unwrap().end_of_used,
         end + 2 * MIB
     );
-    storage.put(image.bat.at.0, &present(end).to_le_bytes());
+    storage.put(image.bat().at.0, &present(end).to_le_bytes());
     assert!(opened(&mut storage, false).is_err());
 }
 
 #[test]
 fn rule_17_bitmap_entries_without_a_parent_are_ignored_with_a_warning() {
     let mut sample = Sample::new();
-    let at = sample.image.bat.at.0 + sample.image.geometry.bitmap_index(0).0 * 8;
+    let at = sample.image.bat().at.0 + sample.image.geometry.bitmap_index(0).0 * 8;
     sample.put(at, &[0xFF; 8]).warned("bitmap entries");
 }
 
@@ -435,7 +435,7 @@ fn rule_18_and_19_an_image_with_a_parent_is_refused_for_now() {
 /// The sample with a parent: the flag and a locator item.
 fn differencing() -> Sample {
     let mut sample = Sample::new();
-    let at = sample.image.metadata_region.at.0;
+    let at = sample.image.metadata_region().at.0;
     let mut entry = [0; 32];
     entry[..16].copy_from_slice(&metadata::PARENT_LOCATOR.0);
     entry[16..20].copy_from_slice(&(128_u32 << 10).to_le_bytes());
@@ -450,7 +450,7 @@ fn differencing() -> Sample {
 #[test]
 fn rule_17_a_partial_block_needs_its_chunks_bitmap() {
     let mut sample = differencing();
-    let (free, bat) = (sample.free(), sample.image.bat.at.0);
+    let (free, bat) = (sample.free(), sample.image.bat().at.0);
     let bitmap = |chunk: u64| bat + (chunk * 4097 + 4096) * 8;
     sample.entry(3, free | 7).entry(9000, (free + MIB) | 7);
     assert_eq!(check(&mut sample.storage).unwrap().errors(), 2);
@@ -559,8 +559,8 @@ proptest! {
             sample.log(&[page], (end, end));
         }
         let image = &sample.image;
-        let (log, metadata) = (image.header.log_at.0, image.metadata_region.at.0);
-        let places = [64 << 10, 128 << 10, 192 << 10, 256 << 10, log, metadata, metadata + (64 << 10), image.bat.at.0];
+        let (log, metadata) = (image.header.log_at.0, image.metadata_region().at.0);
+        let places = [64 << 10, 128 << 10, 192 << 10, 256 << 10, log, metadata, metadata + (64 << 10), image.bat().at.0];
         for (place, at, bytes) in damage {
             let within = u64::from(at) % if place == 5 { 400 } else { 120 };
             sample.put(places[place] + within, &bytes);

@@ -3,6 +3,9 @@
 //! A version is *superseded* when another was issued after it completed and has completed itself; it
 //! is *durably superseded* when that other one is durable. A read may see any version not superseded
 //! when it began; a power cut may leave any version not durably superseded. Nothing else may appear.
+//!
+//! A disk that becomes smaller has zeros from there on, in case it grows again. Until that is
+//! acknowledged, what it cuts off may be gone already; the size may be the old or the new one.
 
 use std::collections::BTreeMap;
 
@@ -34,9 +37,58 @@ fn written(sector: u64) -> bool {
 pub struct Model {
     sectors: BTreeMap<u64, Vec<Version>>,
     next_stamp: Stamp,
+    /// Sectors from here on may be lost: resizes that may discard, open or failed half-way.
+    cutting: Vec<u64>,
+    /// Bytes of the disk, and what they may be after a power cut besides.
+    size: u64,
+    may_be: Vec<(u64, u64)>,
 }
 
 impl Model {
+    /// The disk has so many bytes.
+    pub fn set_size(&mut self, size: u64) {
+        self.size = size;
+    }
+
+    /// `request` will resize the disk.
+    pub fn resizes(&mut self, request: u64, size: u64, discard: bool) {
+        self.may_be.push((request, size));
+        if discard {
+            self.cutting.push(size / SECTOR);
+        }
+    }
+
+    /// It has: what was cut off is gone for good.
+    pub fn resized(&mut self, request: u64, size: u64, now: u64) {
+        self.may_be.retain(|(of, _)| *of != request);
+        self.size = size;
+        for versions in self.sectors.range_mut(size / SECTOR..).map(|(_, all)| all) {
+            // What was under way then touched nothing there, or it came before.
+            for version in versions.iter_mut() {
+                version.completed.get_or_insert(now - 1);
+            }
+            versions.push(Version {
+                issued: now,
+                completed: Some(now),
+                ..Version::initial()
+            });
+        }
+    }
+
+    /// It was refused before it changed anything.
+    pub fn not_resized(&mut self, request: u64) {
+        self.may_be.retain(|(of, _)| *of != request);
+    }
+
+    /// Whether a power cut now may leave a disk of `size` bytes.
+    pub fn may_have_size(&self, size: u64) -> bool {
+        size == self.size || self.may_be.iter().any(|(_, other)| *other == size)
+    }
+
+    fn may_be_cut(&self, sector: u64, stamp: Stamp) -> bool {
+        stamp == 0 && self.cutting.iter().any(|first| sector >= *first)
+    }
+
     /// A stamp that no version has.
     pub fn stamp(&mut self) -> Stamp {
         self.next_stamp += 1;
@@ -103,12 +155,13 @@ impl Model {
         let Some(versions) = self.sectors.get(&sector) else {
             return stamp == 0;
         };
-        versions.iter().any(|version| {
+        let seen = versions.iter().any(|version| {
             version.stamp == stamp
                 && !versions.iter().any(|newer| {
                     newer.supersedes(version) && newer.completed.is_some_and(|at| at < began)
                 })
-        })
+        });
+        seen || self.may_be_cut(sector, stamp)
     }
 
     /// Whether a power cut now may leave `stamp` in `sector`.
@@ -116,13 +169,17 @@ impl Model {
         let Some(versions) = self.sectors.get(&sector) else {
             return stamp == 0;
         };
-        versions
+        let survives = versions
             .iter()
-            .any(|version| version.stamp == stamp && version.may_survive(versions))
+            .any(|version| version.stamp == stamp && version.may_survive(versions));
+        survives || self.may_be_cut(sector, stamp)
     }
 
     /// After a power cut: what is there is what there is.
-    pub fn settle(&mut self, mut content: impl FnMut(u64) -> Stamp) {
+    pub fn settle(&mut self, size: u64, mut content: impl FnMut(u64) -> Stamp) {
+        self.size = size;
+        self.may_be.clear();
+        self.cutting.clear();
         for (sector, versions) in &mut self.sectors {
             let mut only = Version::initial();
             only.stamp = content(*sector);

@@ -14,8 +14,14 @@ use super::world::{World, whole_stamp};
 
 pub const MIB: u64 = 1 << 20;
 
-/// Size of the disk: its BAT has nine pages of 1 MiB blocks.
+/// Size of a new disk: its BAT has nine pages of 1 MiB blocks.
 const SIZE: u64 = 4200 * MIB;
+
+/// Sizes that a disk gets, in MiB: some for which its table has room, some for which it has to move,
+/// once or twice.
+const SIZES: [u64; 10] = [
+    4200, 4200, 4199, 2049, 1025, 600, 8190, 140_000, 420_000, 900_000,
+];
 
 const ZEROES: &[u8] = &[0; SECTOR as usize];
 
@@ -47,7 +53,24 @@ pub fn new_image(variant: &Variant, random: &mut Random) -> MemoryStorage {
     options.block_size = Some(variant.block);
     options.log_len = Some(1 << 20);
     create(&mut storage, options).expect("an image is created");
+    if random.one_in(2) {
+        // The log of 1 MiB and the metadata come first. What stands behind the end means nothing.
+        let bat = 3 * MIB;
+        for entry in (SIZE / MIB + 2..SIZE / MIB + 2000).step_by(97) {
+            storage.put(bat + entry * 8, &(random.next() | 6).to_le_bytes());
+        }
+    }
     storage
+}
+
+/// Another size for the disk.
+fn random_resize(random: &mut Random) -> Request {
+    let mib = SIZES[random.below(SIZES.len() as u64) as usize];
+    let sectors = [0, 0, 8, 100, 200][random.below(5) as usize];
+    Request::Resize {
+        size: mib * MIB + sectors * SECTOR,
+        discard_data: random.one_in(2),
+    }
 }
 
 /// Open `image` for writing, replaying its log; what the opening wrote goes into it.
@@ -71,13 +94,16 @@ pub fn open(
         .map_err(|error| error.to_string())
 }
 
-/// A request on one of the interesting blocks.
-pub fn random_request(random: &mut Random, variant: &Variant) -> Request {
+/// A request on one of the interesting blocks of a disk of `size` bytes.
+pub fn random_request(random: &mut Random, variant: &Variant, size: u64) -> Request {
     let block = u64::from(variant.block);
     if random.one_in(variant.flush) {
         return Request::Flush;
     }
-    let blocks = SIZE / block;
+    if random.one_in(50) {
+        return random_resize(random);
+    }
+    let blocks = size.div_ceil(block);
     // A few neighbours at the beginning, at chunk and page borders, at the end.
     let interesting = [
         0,
@@ -90,6 +116,7 @@ pub fn random_request(random: &mut Random, variant: &Variant) -> Request {
         1500,
         2047,
         2048,
+        4198,
         blocks - 2,
         blocks - 1,
     ];
@@ -107,9 +134,9 @@ pub fn random_request(random: &mut Random, variant: &Variant) -> Request {
         len = len.next_multiple_of(4096);
     }
     let whole = random.one_in(2);
-    let end = (offset + len).min(SIZE);
+    let end = (offset + len).min(size);
     let (offset, len) = (
-        offset.min(SIZE - SECTOR),
+        offset.min(size - SECTOR),
         end.saturating_sub(offset).max(SECTOR),
     );
     let at = GuestOffset(offset);
@@ -127,10 +154,10 @@ pub fn random_request(random: &mut Random, variant: &Variant) -> Request {
         },
         15 | 16 if whole => Request::Discard {
             offset: GuestOffset(chosen * block),
-            len: block.min(SIZE - chosen * block),
+            len: block.min(size - chosen * block),
         },
         15 | 16 => Request::Discard { offset: at, len },
-        17 if whole => zeroes(random, chosen * block, block.min(SIZE - chosen * block)),
+        17 if whole => zeroes(random, chosen * block, block.min(size - chosen * block)),
         17 | 18 => zeroes(random, offset, len),
         _ => Request::Status { offset: at, len },
     }
@@ -160,6 +187,11 @@ pub fn verify(
         open(&mut image, variant, random).unwrap_or_else(|error| panic!("does not open: {error}"));
     let report = check(&mut image).unwrap_or_else(|error| panic!("cannot be checked: {error}"));
     assert!(report.is_sound(), "check found: {:?}", report.findings);
+    let size = engine.map().size();
+    assert!(
+        model.may_have_size(size),
+        "the disk came back with {size} bytes: {model:?}"
+    );
     let blocks: std::collections::BTreeSet<u64> = model
         .touched()
         .map(|sector| sector * SECTOR / u64::from(variant.block))
@@ -183,7 +215,10 @@ fn verify_block(
     block: u64,
     size: u64,
 ) {
-    let len = size.min(SIZE - block * size);
+    let len = size.min(engine.map().size().saturating_sub(block * size));
+    if len == 0 {
+        return;
+    }
     let data = super::world::read(engine, image, block * size, len);
     for (number, bytes) in data.chunks_exact(SECTOR as usize).enumerate() {
         let sector = block * size / SECTOR + number as u64;
@@ -259,18 +294,19 @@ impl Storage for Interrupted {
 }
 
 /// Run one seed: several sessions on one disk, each ended by a power cut or a clean close. Returns
-/// how many crash images were verified.
-pub fn run(seed: u64) -> u64 {
+/// how many crash images were verified, and how often the disk was resized.
+pub fn run(seed: u64) -> (u64, u64) {
     let mut random = Random::new(seed);
     let variant = Variant::of_seed(seed);
     let mut image = new_image(&variant, &mut random);
     let mut model = Model::default();
-    let mut verified = 0;
+    let (mut verified, mut resized) = (0, 0);
     for _ in 0..4 {
         let engine = open(&mut image, &variant, &mut random).expect("a verified image opens");
         let fork = Random::new(random.next());
         let mut world = World::new(image, engine, model, fork);
         verified += session(&mut world, &variant, &mut random);
+        resized += world.resized;
         let left = if random.one_in(3) {
             close(&mut world)
         } else {
@@ -280,12 +316,16 @@ pub fn run(seed: u64) -> u64 {
         image = verify(&left, &model, &variant, &mut random);
         verified += 1;
         let mut engine = open(&mut image, &variant, &mut random).expect("it was just opened");
-        model.settle(|sector| {
+        let size = engine.map().size();
+        model.settle(size, |sector| {
+            if sector * SECTOR >= size {
+                return 0;
+            }
             let bytes = super::world::read(&mut engine, &mut image, sector * SECTOR, SECTOR);
             whole_stamp(&bytes).expect("verified before")
         });
     }
-    verified
+    (verified, resized)
 }
 
 fn session(world: &mut World, variant: &Variant, random: &mut Random) -> u64 {
@@ -293,7 +333,7 @@ fn session(world: &mut World, variant: &Variant, random: &mut Random) -> u64 {
     let depth = 1 + random.below(24) as usize;
     for _ in 0..60 + random.below(240) {
         if world.busy() < depth {
-            let request = random_request(random, variant);
+            let request = random_request(random, variant, world.size());
             world.submit(request);
         }
         for _ in 0..random.below(4) {

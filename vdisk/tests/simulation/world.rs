@@ -45,13 +45,16 @@ pub struct World {
     next_request: u64,
     alignment: u64,
     pub faults: Faults,
+    /// How often the disk got another size.
+    pub resized: u64,
     /// Requests that failed.
     pub refused: Vec<(Request, String)>,
 }
 
 impl World {
-    pub fn new(image: MemoryStorage, engine: Engine, model: Model, random: Random) -> Self {
+    pub fn new(image: MemoryStorage, engine: Engine, mut model: Model, random: Random) -> Self {
         let map = Arc::clone(engine.map());
+        model.set_size(map.size());
         Self {
             storage: CrashStorage::new(image),
             workers: (0..3).map(|_| map.register()).collect(),
@@ -65,8 +68,14 @@ impl World {
             pending: Vec::new(),
             next_request: 1,
             faults: Faults::None,
+            resized: 0,
             refused: Vec::new(),
         }
+    }
+
+    /// Bytes of the disk as its workers see it now.
+    pub fn size(&self) -> u64 {
+        self.map.size()
     }
 
     /// Whether a request to park is open.
@@ -112,6 +121,9 @@ impl World {
             let weak = matches!(request, Request::Discard { .. });
             self.model
                 .issue((id, weak), (offset / SECTOR, len / SECTOR), stamp, self.now);
+        }
+        if let Request::Resize { size, discard_data } = request {
+            self.model.resizes(id, size, discard_data);
         }
         let worker = self.random.below(self.workers.len() as u64) as usize;
         let open = Open {
@@ -168,6 +180,16 @@ impl World {
             open.request
         );
         if let Err(error) = result {
+            let resize = matches!(open.request, Request::Resize { .. });
+            if resize && !self.map.failed() {
+                self.model.not_resized(id);
+            }
+            let refused = ["the disk holds data at byte", "the disk is being moved"];
+            if error.contains("go beyond the disk")
+                || resize && refused.iter().any(|why| error.contains(why))
+            {
+                return;
+            }
             assert_ne!(
                 self.faults,
                 Faults::None,
@@ -182,6 +204,11 @@ impl World {
             Request::Read { .. } => self.check_read(offset, &open),
             Request::Flush | Request::Park { .. } => self.model.flushed(open.issued),
             Request::Status { .. } => {}
+            Request::Resize { size, .. } => {
+                self.now += 1;
+                self.model.resized(id, size, self.now);
+                self.resized += 1;
+            }
             request => {
                 let sectors = (offset / SECTOR, len / SECTOR);
                 self.model

@@ -13,13 +13,12 @@ const MIB: u64 = 1 << 20;
 
 fn map() -> std::sync::Arc<BlockMap> {
     let shape = MapShape {
-        size: 8 * MIB,
         block_shift: Some(20),
         chunk_shift: 12,
         alignment: 1,
         read_only: false,
     };
-    std::sync::Arc::new(BlockMap::new(shape, 4, 1))
+    std::sync::Arc::new(BlockMap::new(shape, 8 * MIB, 4, 1))
 }
 
 #[test]
@@ -84,6 +83,36 @@ fn loom_either_the_engine_sees_the_worker_gone_or_the_worker_is_told_to_poll() {
         let told = worker.leave(entered);
         let seen = engine.join().unwrap();
         assert!(told || seen, "nobody would ever look again");
+        drop(worker);
+    });
+}
+
+#[test]
+fn loom_a_block_that_was_cut_off_is_used_by_nobody_once_its_space_is_taken_back() {
+    loom::model(|| {
+        let map = map();
+        map.install(0, 0, &[0, 7 * MIB | 6]);
+        let mut worker = map.register();
+        // 0: the block's own data; 1: given to another owner.
+        let space = LoomArc::new(AtomicU64::new(0));
+        let (engine_map, engine_space) = (std::sync::Arc::clone(&map), LoomArc::clone(&space));
+        let engine = thread::spawn(move || {
+            engine_map.set_size(MIB);
+            let generation = engine_map.advance();
+            if engine_map.quiesced(generation) {
+                engine_space.store(1, Ordering::Release);
+            }
+        });
+        let generation = worker.enter();
+        if let Lookup::File { .. } = map.lookup(GuestOffset(MIB), 1, Access::Read) {
+            assert_eq!(
+                space.load(Ordering::Acquire),
+                0,
+                "read from space given to another"
+            );
+        }
+        let _ = worker.leave(generation);
+        engine.join().unwrap();
         drop(worker);
     });
 }

@@ -70,11 +70,9 @@ pub enum Lookup {
     Engine,
 }
 
-/// The shape of a disk, as far as finding a block needs it.
+/// The shape of a disk, as far as finding a block needs it; its size alone may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapShape {
-    /// Size of the disk in bytes.
-    pub size: u64,
     /// log2 of the block size, or `None` for a raw image: byte n of the disk is byte n of the file.
     pub block_shift: Option<u32>,
     /// log2 of the number of payload entries between two bitmap entries of the BAT.
@@ -103,7 +101,9 @@ mod flag {
 #[derive(Debug)]
 pub struct BlockMap {
     shape: MapShape,
-    /// For each page of the BAT: number of its frame plus one, or zero.
+    /// Size of the disk in bytes.
+    size: AtomicU64,
+    /// For each page that the BAT can come to have: number of its frame plus one, or zero.
     directory: Box<[AtomicU32]>,
     frames: Box<[OnceLock<Box<Frame>>]>,
     generation: AtomicU64,
@@ -113,13 +113,15 @@ pub struct BlockMap {
 }
 
 impl BlockMap {
-    /// A map for a disk of `shape` whose BAT has `entries` entries, holding at most `frames` pages.
+    /// A map for a disk of `shape` and `size` bytes whose BAT can come to have `entries` entries,
+    /// holding at most `frames` pages.
     #[must_use]
-    pub fn new(shape: MapShape, entries: u64, frames: usize) -> Self {
+    pub fn new(shape: MapShape, size: u64, entries: u64, frames: usize) -> Self {
         let pages = entries.div_ceil(PAGE_ENTRIES as u64) as usize;
         let frames = frames.clamp(1, pages.max(1));
         Self {
             shape,
+            size: AtomicU64::new(size),
             directory: (0..pages).map(|_| AtomicU32::new(0)).collect(),
             frames: (0..frames).map(|_| OnceLock::new()).collect(),
             generation: AtomicU64::new(1),
@@ -129,10 +131,10 @@ impl BlockMap {
         }
     }
 
-    /// Size of the disk in bytes.
+    /// Size of the disk in bytes, now; it changes when the disk is resized.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.shape.size
+        self.size.load(Ordering::Acquire)
     }
 
     /// Whether nothing may be written.
@@ -150,12 +152,20 @@ impl BlockMap {
     /// Where the longest run from `offset`, at most `len` bytes and inside one block, lies.
     ///
     /// The caller has entered (see [`Participant::enter`]), so that what is found stays where it is
-    /// until the caller leaves.
+    /// until the caller leaves. Whatever goes beyond the end of the disk as it is now is the engine's
+    /// business, which refuses it: a disk may have become smaller since its client learnt its size.
     #[must_use]
     pub fn lookup(&self, offset: GuestOffset, len: u64, access: Access) -> Lookup {
         let write = access == Access::Write;
         if write
             && self.flags.load(Ordering::Acquire) & (flag::ARMED | flag::DIVERTED) != flag::ARMED
+        {
+            return Lookup::Engine;
+        }
+        if offset
+            .0
+            .checked_add(len)
+            .is_none_or(|end| end > self.size())
         {
             return Lookup::Engine;
         }
@@ -236,9 +246,9 @@ impl BlockMap {
         self.frames.len()
     }
 
-    /// How many pages the BAT has.
-    pub(crate) fn page_count(&self) -> u64 {
-        self.directory.len() as u64
+    /// Give the disk another size. Lookups that begin in a later generation go by it.
+    pub(crate) fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::SeqCst);
     }
 
     /// Put `page` with `entries` into frame `number`, in place of what was there.

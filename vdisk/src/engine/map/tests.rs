@@ -9,13 +9,12 @@ const MIB: u64 = 1 << 20;
 
 fn map(frames: usize) -> Arc<BlockMap> {
     let shape = MapShape {
-        size: 8192 * MIB,
         block_shift: Some(20),
         chunk_shift: 12,
         alignment: 512,
         read_only: false,
     };
-    Arc::new(BlockMap::new(shape, 8193, frames))
+    Arc::new(BlockMap::new(shape, 8192 * MIB, 8193, frames))
 }
 
 #[test]
@@ -81,6 +80,24 @@ fn an_entry_behind_a_bitmap_slot_is_found() {
             len: 1
         }
     );
+}
+
+#[test]
+fn what_goes_beyond_the_end_is_refused_by_the_engine_and_not_looked_up() {
+    let map = map(1);
+    map.install(0, 0, &[(7 * MIB) | 6, (8 * MIB) | 6]);
+    let read = |at, len| map.lookup(GuestOffset(at), len, Access::Read);
+    let found = Lookup::File {
+        at: FileOffset(8 * MIB),
+        len: 512,
+    };
+    assert_eq!(read(MIB, 512), found);
+    map.set_size(MIB + 512);
+    assert_eq!((map.size(), read(MIB, 512)), (MIB + 512, found));
+    assert_eq!(read(MIB, 1024), Lookup::Engine);
+    assert_eq!(read(u64::MAX, 512), Lookup::Engine);
+    map.set_size(16384 * MIB);
+    assert_eq!(read(8191 * MIB, 512), Lookup::Engine);
 }
 
 #[test]

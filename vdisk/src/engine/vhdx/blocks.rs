@@ -68,7 +68,7 @@ impl Engine {
     }
 
     /// Give the absent block of entry `index` space; its new entry.
-    fn allocate(&mut self, id: RequestId, index: u64) -> Result<u64, Run> {
+    pub(super) fn allocate(&mut self, id: RequestId, index: u64) -> Result<u64, Run> {
         self.ready_to_change(id, index)?;
         let at = self.take_space(id)?;
         let entry = at | FULLY_PRESENT;

@@ -171,9 +171,10 @@ impl Log {
         }
     }
 
-    /// Another checkpoint follows at once, and covers what the last one has written.
+    /// Another checkpoint, if there is anything left, follows at once and covers what the last one has
+    /// written.
     pub(super) fn forget_written(&mut self) {
-        if let Checkpoint::Written(_) = self.checkpoint {
+        if let (Checkpoint::Written(_), false) = (self.checkpoint, self.all_applied()) {
             self.checkpoint = Checkpoint::Idle;
         }
     }
@@ -221,6 +222,8 @@ impl Engine {
     pub(in crate::engine) fn copy_pending(&mut self) -> Copied {
         let mut pages = self.take_pending();
         pages.extend(self.take_metadata_page());
+        // Last: in a round of several entries the size comes after the entries it stands for.
+        pages.extend(self.take_resize_pages());
         let file_len = self.vhdx.as_ref().map_or(0, |vhdx| vhdx.space.file_len());
         Copied { pages, file_len }
     }

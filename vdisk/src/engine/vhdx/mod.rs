@@ -7,10 +7,12 @@
 //! | [`log`] | what the log holds, when it may be overwritten (MS-VHDX 2.3) |
 //! | [`session`] | the headers: opening a session at the first change, parking it (MS-VHDX 2.2.2) |
 //! | [`blocks`] | what each kind of request does to a block |
+//! | [`resize`] | what another size takes: entries, the table, the size itself |
 
 mod blocks;
 mod log;
 mod pages;
+mod resize;
 mod session;
 mod space;
 
@@ -21,11 +23,14 @@ use bytes::Bytes;
 
 use self::log::Log;
 use self::pages::Pages;
+pub(super) use self::resize::Table;
 use self::session::Session;
 use self::space::Space;
 use super::{BlockMap, Engine, MapShape, Mark};
 use crate::format::header::Slot;
-use crate::format::{Geometry, Guid, Header, Region};
+use crate::format::metadata::SizeItem;
+use crate::format::{Geometry, Guid, Header, RegionTable};
+use crate::units::FileOffset;
 
 /// Bytes of a BAT page.
 pub(super) const PAGE: u64 = 4096;
@@ -39,12 +44,12 @@ pub struct ImageState {
     pub slot: Slot,
     /// Block size, sector size, virtual size.
     pub geometry: Geometry,
-    /// Where the BAT lies.
-    pub bat: Region,
-    /// Where the metadata lies.
-    pub metadata: Region,
+    /// Where BAT and metadata lie.
+    pub regions: RegionTable,
     /// The first page of the metadata table.
     pub metadata_page: Bytes,
+    /// The item that says the size of the disk.
+    pub size_item: SizeItem,
     /// The mark that is in place.
     pub mark: Option<Mark>,
     /// Whether blocks keep their space (a fixed disk).
@@ -94,16 +99,18 @@ pub(super) struct Vhdx {
     pub(super) space: Space,
     pub(super) log: Log,
     session: Session,
+    /// What a resize has for the next flush round.
+    resize_pages: Vec<(FileOffset, Bytes)>,
 }
 
-/// What does not change while the image is open, but for the mark.
+/// What changes only when the image is marked or the disk is resized.
 #[derive(Debug)]
 pub(super) struct Layout {
     geometry: Geometry,
     block_size: u64,
-    bat: Region,
-    metadata: Region,
+    regions: RegionTable,
     metadata_page: Bytes,
+    size_item: SizeItem,
     mark: Option<Mark>,
     leave_allocated: bool,
     overlay: BTreeMap<u64, Bytes>,
@@ -116,28 +123,35 @@ impl Engine {
         let geometry = image.geometry;
         let block_size = u64::from(geometry.block_size());
         let shape = MapShape {
-            size: geometry.virtual_size(),
             block_shift: Some(block_size.trailing_zeros()),
             chunk_shift: geometry.chunk_ratio().trailing_zeros(),
             alignment: options.alignment,
             read_only: options.read_only,
         };
-        let entries = geometry.bat_entries();
         let frames = (options.cache / PAGE as usize).max(2);
-        let map = Arc::new(BlockMap::new(shape, entries, frames));
+        // The disk may grow while workers hold the map, so it has room for the largest table: 4 bytes a
+        // page, 512 KiB at most.
+        let entries = geometry.largest().bat_entries();
+        let map = Arc::new(BlockMap::new(
+            shape,
+            geometry.virtual_size(),
+            entries,
+            frames,
+        ));
         let log_len = log::wanted_len(&geometry, options.log_len, image.header.log_len);
-        let limit = pages::pending_limit(&map, log_len);
+        let limit = pages::pending_limit(&map, geometry.largest().bat_len(), log_len);
         let vhdx = Vhdx {
-            pages: Pages::new(map.frame_count(), limit, image.bat.len),
+            pages: Pages::new(map.frame_count(), limit, image.regions.bat().len),
             space: Space::new(block_size, image.file_len, image.end_of_used, image.unused),
             log: Log::new(log_len),
             session: Session::new(image.header, image.slot, options.seed),
+            resize_pages: Vec::new(),
             layout: Layout {
                 geometry,
                 block_size,
-                bat: image.bat,
-                metadata: image.metadata,
+                regions: image.regions,
                 metadata_page: image.metadata_page,
+                size_item: image.size_item,
                 mark: image.mark,
                 leave_allocated: image.leave_allocated,
                 overlay: image.overlay,

@@ -50,11 +50,11 @@ pub(in crate::engine) struct Pages {
 }
 
 /// How many pages may be pending so that a round fits a third of a log of `log_len` bytes, and so
-/// that pages can still be evicted.
-pub(super) fn pending_limit(map: &BlockMap, log_len: u64) -> usize {
+/// that pages of a BAT of `bat_len` bytes can still be evicted.
+pub(super) fn pending_limit(map: &BlockMap, bat_len: u64, log_len: u64) -> usize {
     let sectors = (log_len / PAGE) as usize;
     let by_log = (sectors / 3 * 120 / 128).saturating_sub(2);
-    let by_frames = if map.frame_count() as u64 >= map.page_count() {
+    let by_frames = if map.frame_count() as u64 >= bat_len.div_ceil(PAGE) {
         usize::MAX
     } else {
         map.frame_count() / 4
@@ -62,12 +62,15 @@ pub(super) fn pending_limit(map: &BlockMap, log_len: u64) -> usize {
     by_log.min(by_frames).clamp(1, MOST_PENDING)
 }
 
+fn granule(bat_len: u64) -> u64 {
+    let piece = (bat_len / MOST_GRANULES).next_power_of_two();
+    piece.max(LEAST_GRANULE)
+}
+
 impl Pages {
     pub(super) fn new(frames: usize, limit: usize, bat_len: u64) -> Self {
         Self {
-            granule: (bat_len / MOST_GRANULES)
-                .next_power_of_two()
-                .max(LEAST_GRANULE),
+            granule: granule(bat_len),
             lru: LruCache::unbounded(),
             unused: (0..frames).rev().collect(),
             loading: BTreeSet::new(),
@@ -94,6 +97,23 @@ impl Pages {
         self.pending.is_empty() && self.copied.is_empty()
     }
 
+    /// Whether the log holds every change.
+    pub(super) fn all_published(&self) -> bool {
+        self.pending.is_empty() && self.copied.is_empty() && self.logging.is_empty()
+    }
+
+    /// Whether host space of the table is being reserved.
+    pub(super) fn reserving(&self) -> bool {
+        !self.reserving.is_empty()
+    }
+
+    /// The table lies elsewhere now, in a region of `bat_len` bytes of which nothing is reserved.
+    pub(super) fn moved(&mut self, bat_len: u64) {
+        self.granule = granule(bat_len);
+        self.reserved.clear();
+        self.unread.clear();
+    }
+
     /// Those that waited have been told; later requests try again.
     pub(in crate::engine) fn forget_unread(&mut self) {
         self.unread.clear();
@@ -111,7 +131,7 @@ impl Vhdx {
 
     /// Where `page` lies in the file.
     pub(super) fn page_at(&self, page: u64) -> FileOffset {
-        FileOffset(self.layout.bat.at.0 + page * PAGE)
+        FileOffset(self.layout.regions.bat().at.0 + page * PAGE)
     }
 
     /// A frame for another page: one never used, or the least recently used that can be spared.
@@ -188,15 +208,23 @@ impl Engine {
         if vhdx.pages.loading.insert(page) {
             let (at, len) = (vhdx.page_at(page), PAGE as u32);
             self.ops
-                .push(Purpose::LoadPage(page), FileOpKind::Read { at, len });
+                .push(Purpose::LoadPage(page, at), FileOpKind::Read { at, len });
         }
         Err(Run::Blocked)
     }
 
-    pub(in crate::engine) fn page_loaded(&mut self, page: u64, outcome: Outcome) {
+    pub(in crate::engine) fn page_loaded(
+        &mut self,
+        (page, at): (u64, FileOffset),
+        outcome: Outcome,
+    ) {
         let Some(vhdx) = &mut self.vhdx else { return };
         vhdx.pages.loading.remove(&page);
         self.wake = true;
+        if at != vhdx.page_at(page) {
+            // The table has moved meanwhile; whoever wants the page asks again.
+            return;
+        }
         let data = match outcome {
             Outcome::Data(data) if data.len() == PAGE as usize => data,
             Outcome::Failed(error) => {
@@ -263,8 +291,9 @@ impl Engine {
             self.requests.block(id);
             if pages.reserving.insert(granule) {
                 let at = granule * pages.granule;
-                let len = pages.granule.min(vhdx.layout.bat.len - at);
-                let at = FileOffset(vhdx.layout.bat.at.0 + at);
+                let bat = vhdx.layout.regions.bat();
+                let len = pages.granule.min(bat.len - at);
+                let at = FileOffset(bat.at.0 + at);
                 self.ops.push(
                     Purpose::ReserveBat(granule),
                     FileOpKind::Reserve { at, len },

@@ -293,9 +293,14 @@ impl Engine {
         let kind = match step {
             Step::Header { log } => vhdx.write_header(log),
             Step::Flush => FileOpKind::Flush,
-            Step::Cut => FileOpKind::SetLen {
-                len: vhdx.cut_len(),
-            },
+            Step::Cut => {
+                if vhdx.session.state == State::Parking {
+                    vhdx.space.give_back_end();
+                }
+                FileOpKind::SetLen {
+                    len: vhdx.cut_len(),
+                }
+            }
             Step::PlaceLog => {
                 // The flush before this step covered the length that the file has.
                 vhdx.space.set_durable_len(vhdx.space.file_len());
@@ -325,6 +330,7 @@ impl Engine {
         match vhdx.session.state {
             State::Opening => {
                 vhdx.session.state = State::Open;
+                vhdx.space.release_retired();
                 vhdx.space.set_durable_len(vhdx.space.file_len());
                 self.map.set_armed(!self.map.read_only());
             }
@@ -347,7 +353,7 @@ impl Engine {
     pub(super) fn take_metadata_page(&mut self) -> Option<(FileOffset, Bytes)> {
         let vhdx = self.vhdx.as_mut()?;
         let page = vhdx.session.page_for_round.take()?;
-        Some((vhdx.layout.metadata.at, page))
+        Some((vhdx.layout.regions.metadata().at, page))
     }
 
     /// Whoever waits for the image to be parked hears that it failed.

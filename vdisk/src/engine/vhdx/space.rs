@@ -6,13 +6,14 @@
 //! is durable before another entry names the space follows from the flush round: its data flush
 //! comes after the pages were copied and before they are logged.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::engine::map::Generation;
 use crate::engine::ops::Purpose;
 use crate::engine::step::Run;
 use crate::engine::{BlockMap, Engine, FileOpKind, Outcome, RequestId};
 use crate::error::Error;
+use crate::format::Region;
 use crate::units::{FileOffset, MIB};
 
 /// The file grows by at least this many bytes at a time.
@@ -50,7 +51,10 @@ pub(in crate::engine) struct Space {
     clean: BTreeSet<u64>,
     /// Space that nothing names but that must be zeroed before it is used.
     unclean: Vec<u64>,
-    freed: Vec<Freed>,
+    /// In the order in which it was freed, and so of rounds and generations.
+    freed: VecDeque<Freed>,
+    /// Regions given up in this session, to be used from the next one on.
+    retired: Vec<Region>,
 }
 
 impl Space {
@@ -70,7 +74,8 @@ impl Space {
             full: None,
             clean: BTreeSet::new(),
             unclean,
-            freed: Vec::new(),
+            freed: VecDeque::new(),
+            retired: Vec::new(),
         }
     }
 
@@ -168,14 +173,41 @@ impl Space {
     /// Freed space whose freeing is durable since `round` ended and which nobody uses any more.
     fn take_reclaimable(&mut self, round: u64, map: &BlockMap) -> Vec<u64> {
         let mut ready = Vec::new();
-        self.freed.retain(|freed| {
-            let keep = freed.round > round || !map.quiesced(freed.generation);
-            if !keep {
-                ready.push(freed.at);
-            }
-            keep
-        });
+        while let Some(freed) = self.freed.front()
+            && freed.round <= round
+            && map.quiesced(freed.generation)
+        {
+            ready.push(freed.at);
+            self.freed.pop_front();
+        }
         ready
+    }
+
+    /// A region is given up. Entries of this session's log may still name it, and programs that
+    /// replay more of a log than its tail says would write there: nothing else may lie there before
+    /// the next session.
+    pub(super) fn retire(&mut self, region: Region) {
+        self.retired.push(region);
+    }
+
+    /// A new session has begun, with a log that knows nothing of regions given up before.
+    pub(super) fn release_retired(&mut self) {
+        for region in self.retired.drain(..) {
+            let pieces = region.len / self.block_size;
+            let at = |piece| region.at.0 + piece * self.block_size;
+            self.unclean.extend((0..pieces).map(at));
+        }
+    }
+
+    /// Unused space at the end of what is in use becomes space beyond it, to be cut off.
+    pub(super) fn give_back_end(&mut self) {
+        let mut unclean: BTreeSet<u64> = self.unclean.drain(..).collect();
+        while let Some(last) = self.next.checked_sub(self.block_size)
+            && (self.clean.remove(&last) || unclean.remove(&last))
+        {
+            self.next = last;
+        }
+        self.unclean.extend(unclean.into_iter().rev());
     }
 }
 
@@ -239,7 +271,7 @@ impl Engine {
         let generation = self.map.advance();
         let round = self.flusher.begun + 1;
         if let Some(vhdx) = &mut self.vhdx {
-            vhdx.space.freed.push(Freed {
+            vhdx.space.freed.push_back(Freed {
                 at,
                 round,
                 generation,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use vdisk::engine::{Done, Extent, FileOp, FileOpKind, Outcome, RequestId};
-use vdisk::storage::{Change, FlushMark, MemoryStorage};
+use vdisk::storage::{Change, FlushMark, MemoryStorage, Storage};
 use vdisk::units::FileOffset;
 
 use super::World;
@@ -172,12 +172,8 @@ impl World {
             }
             FileOpKind::Flush => self.storage.end_flush(mark.unwrap()),
             FileOpKind::Reserve { .. } => {}
-            FileOpKind::Holes { len, .. } => {
-                return Outcome::Holes(vec![Extent {
-                    len: *len,
-                    allocated: true,
-                    zero: false,
-                }]);
+            FileOpKind::Holes { at, len } => {
+                return Outcome::Holes(self.holes(at.0, *len));
             }
             FileOpKind::MergeRequest { .. } => {
                 let (at, bytes) = merged.unwrap();
@@ -190,6 +186,30 @@ impl World {
             }
         }
         Outcome::Done
+    }
+
+    /// Data and holes of a range; like a file system, perhaps not of all of it.
+    fn holes(&mut self, at: u64, len: u64) -> Vec<Extent> {
+        const PAGE: u64 = 4096;
+        let (mut from, end, most) = (at, at + len, 1 + self.random.below(8));
+        let mut extents = Vec::new();
+        while from < end && (extents.len() as u64) < most {
+            let data = self.storage.next_data(from).unwrap();
+            let data = data.map_or(end, |data| data.min(end));
+            let zero = data > from;
+            let to = if zero {
+                data
+            } else {
+                ((from / PAGE + 1) * PAGE).min(end)
+            };
+            extents.push(Extent {
+                len: to - from,
+                allocated: !zero,
+                zero,
+            });
+            from = to;
+        }
+        extents
     }
 
     fn merge(&self, request: u64, start: u64, at: FileOffset, len: u64) -> (u64, Vec<u8>) {
