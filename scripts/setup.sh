@@ -6,7 +6,7 @@
 # root, it prints what to install and fails. Further programs may be given as program:package.
 set -euo pipefail
 
-# program:package, by Debian 12's names. A toolchain for Rust is not taken from Debian: its 1.63 is
+# program:package, or module=NAME:package for a module of Debian's Python, by Debian 12's names. A toolchain for Rust is not taken from Debian: its 1.63 is
 # too old for edition 2024.
 NEEDED="
 qemu-img:qemu-utils
@@ -17,6 +17,7 @@ nbdcopy:libnbd-bin
 nbdinfo:libnbd-bin
 nbdfuse:libnbd-bin
 vhdiinfo:libvhdi-utils
+module=pyvhdi:python3-libvhdi
 mkfs.ext4:e2fsprogs
 e2fsck:e2fsprogs
 debugfs:e2fsprogs
@@ -29,6 +30,10 @@ $*
 MINIMUM_RUST=90
 
 have() {
+    if [ "${1#module=}" != "$1" ]; then
+        /usr/bin/python3 -c "import ${1#module=}" 2>/dev/null
+        return
+    fi
     PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1
 }
 

@@ -84,6 +84,8 @@ pub(crate) enum ProgressMode {
 pub(crate) enum Verb {
     /// Create an empty disk
     Create(CreateArgs),
+    /// Keep what a disk holds now, and go on in a new disk built on it
+    Snapshot(SnapshotArgs),
     /// Say what a disk is
     Info(InfoArgs),
     /// Check a disk against the rules of its format
@@ -131,12 +133,20 @@ pub(crate) enum FormatName {
   diskferry create disk.vhdx 16T
   diskferry create disk.vhdx 64T --block-size 1M
   diskferry create disk.vhdx 100G --fixed
-  diskferry create disk.img 100G              a sparse raw file, by its suffix")]
+  diskferry create disk.img 100G              a sparse raw file, by its suffix
+  diskferry create child.vhdx --parent base.vhdx
+
+A disk with a parent holds only what differs from it. The parent must not change from then on: see
+`diskferry snapshot`.")]
 pub(crate) struct CreateArgs {
     /// The file to make; a suffix .vhdx makes a VHDX, any other a raw file
     pub(crate) disk: PathBuf,
-    /// Size of the disk, as in 16T or 500GB
-    pub(crate) size: String,
+    /// Size of the disk, as in 16T or 500GB; that of its parent, if it has one
+    #[arg(required_unless_present = "parent", conflicts_with = "parent")]
+    pub(crate) size: Option<String>,
+    /// Make a differencing disk over this one
+    #[arg(long, value_name = "DISK", conflicts_with_all = ["fixed", "sector_size"])]
+    pub(crate) parent: Option<PathBuf>,
     /// Bytes per block of a VHDX: a power of two from 1M to 256M [default: by the size]
     #[arg(long, value_name = "SIZE")]
     pub(crate) block_size: Option<String>,
@@ -152,6 +162,36 @@ pub(crate) struct CreateArgs {
     /// Replace the file if there is one
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry snapshot disk.vhdx disk-monday.vhdx
+
+BASE keeps what it holds now and is made read-only; CHILD holds what is written from now on. Use CHILD
+in place of BASE. To go back to what BASE holds, delete CHILD and make BASE writable again (chmod u+w).
+BASE must not be in use; its disk may itself be built on others.")]
+pub(crate) struct SnapshotArgs {
+    /// The disk, which becomes the read-only parent
+    pub(crate) base: PathBuf,
+    /// The differencing disk to make
+    pub(crate) child: PathBuf,
+    /// Bytes per block of the child: a power of two from 1M to 256M [default: 2M]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) block_size: Option<String>,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
+}
+
+/// Where the disks may be that a disk is built on.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ChainArgs {
+    /// The parent of the disk, whatever the disk itself says; it must be the right version
+    #[arg(long, value_name = "DISK")]
+    pub(crate) parent: Option<PathBuf>,
+    /// A folder in which parents may lie; may be given several times [default: the disk's own]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) parent_dir: Vec<PathBuf>,
 }
 
 #[derive(Args, Debug)]
@@ -197,6 +237,8 @@ pub(crate) struct MapArgs {
     /// How many bytes to list [default: to the end]
     #[arg(long, value_name = "SIZE")]
     pub(crate) length: Option<String>,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
 }
 
 #[derive(Args, Debug)]
@@ -205,6 +247,7 @@ pub(crate) struct MapArgs {
   diskferry convert disk.vhdx disk.img
   diskferry convert --block-size 1M old.vhdx new.vhdx
   diskferry convert --to raw disk.vhdx disk.bin
+  diskferry convert child.vhdx whole.vhdx     a chain of disks becomes one
 
 Holes and zeros of the source stay holes. The target appears under its name only when it is whole.")]
 pub(crate) struct ConvertArgs {
@@ -227,6 +270,8 @@ pub(crate) struct ConvertArgs {
     /// Replace the target if it exists
     #[arg(long)]
     pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
 }
 
 #[derive(Args, Debug)]
@@ -260,6 +305,8 @@ pub(crate) struct ServeArgs {
     /// Serve also a disk that is marked incomplete or handed over; only if no other host can own it
     #[arg(long)]
     pub(crate) take_over: bool,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
 }
 
 #[derive(Args, Debug)]

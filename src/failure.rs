@@ -135,6 +135,12 @@ impl From<vdisk::Error> for Failure {
                 Exit::InUse,
                 Some("find the owner with `diskferry info`; only it may be served"),
             ),
+            ErrorKind::NoParent => (
+                Exit::Failed,
+                Some(
+                    "--parent-dir DIR allows a folder for parents, --parent DISK names the parent",
+                ),
+            ),
             ErrorKind::NoSpace => (Exit::Failed, Some("free space on the host's file system")),
             _ => (Exit::Failed, None),
         };

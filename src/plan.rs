@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blockserver::nbd::uri::{Address, AddressError, Endpoint};
+use vdisk::chain::ParentSearch;
 use vdisk::disk::ImageFormat;
 
 use crate::args::{
-    BenchArgs, ConvertArgs, CreateArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs,
-    ServeArgs,
+    BenchArgs, ChainArgs, ConvertArgs, CreateArgs, FormatName, LoadRunArgs, MapArgs, Pattern,
+    ReceiveArgs, ServeArgs, SnapshotArgs,
 };
 use crate::failure::{Failure, Result};
 use crate::load::ledger::Area;
@@ -33,10 +34,27 @@ pub(crate) struct Shape {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Create {
     pub(crate) disk: PathBuf,
-    /// Bytes of the disk.
-    pub(crate) size: u64,
+    pub(crate) content: Content,
     pub(crate) shape: Shape,
     pub(crate) force: bool,
+}
+
+/// What a new disk holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// So many bytes of nothing.
+    Empty(u64),
+    /// What the disk at this path holds.
+    Parent(PathBuf),
+}
+
+/// What `snapshot` means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    pub(crate) base: PathBuf,
+    pub(crate) child: PathBuf,
+    pub(crate) block_size: Option<u32>,
+    pub(crate) search: ParentSearch,
 }
 
 /// What `convert` means.
@@ -48,6 +66,7 @@ pub(crate) struct Convert {
     pub(crate) target: PathBuf,
     pub(crate) shape: Shape,
     pub(crate) force: bool,
+    pub(crate) search: ParentSearch,
 }
 
 /// What `map` means.
@@ -57,6 +76,7 @@ pub(crate) struct Map {
     pub(crate) format: Option<FormatName>,
     pub(crate) offset: u64,
     pub(crate) length: Option<u64>,
+    pub(crate) search: ParentSearch,
 }
 
 /// A disk that is asked things: here, or at a server.
@@ -111,6 +131,7 @@ pub(crate) struct Serve {
     pub(crate) control: Vec<PathBuf>,
     /// Serve also what another host may own.
     pub(crate) take_over: bool,
+    pub(crate) search: ParentSearch,
 }
 
 /// What `receive` means.
@@ -207,16 +228,20 @@ impl Create {
                 );
             }
         };
-        let size = bytes("the size", &args.size)?;
-        if size == 0 {
-            return Err(Failure::usage("a disk of no bytes is not possible")
-                .hint("sizes look like 16T, 64M or 500GB"));
-        }
-        multiple_of("the size", size, u64::from(sector_size))?;
         let format = args.format.unwrap_or_else(|| format_of(&args.disk));
+        let content = match (&args.parent, &args.size) {
+            (Some(parent), _) => {
+                only_vhdx(&args.disk, format)?;
+                Content::Parent(parent.clone())
+            }
+            (None, size) => {
+                let size = size.as_deref().unwrap_or_default();
+                Content::Empty(size_of_disk(size, sector_size)?)
+            }
+        };
         Ok(Self {
             disk: args.disk.clone(),
-            size,
+            content,
             shape: Shape {
                 format,
                 block_size: block_size(args.block_size.as_deref(), format)?,
@@ -225,6 +250,48 @@ impl Create {
             },
             force: args.force,
         })
+    }
+}
+
+/// The size of a disk of whole sectors.
+fn size_of_disk(text: &str, sector_size: u32) -> Result<u64> {
+    let size = bytes("the size", text)?;
+    if size == 0 {
+        return Err(Failure::usage("a disk of no bytes is not possible")
+            .hint("sizes look like 16T, 64M or 500GB"));
+    }
+    multiple_of("the size", size, u64::from(sector_size))?;
+    Ok(size)
+}
+
+/// Only a VHDX can be built on another disk.
+fn only_vhdx(disk: &Path, format: FormatName) -> Result<()> {
+    if format == FormatName::Vhdx {
+        return Ok(());
+    }
+    let what = format!("{}: only a VHDX can have a parent", disk.display());
+    Err(Failure::usage(what).hint("give it the suffix .vhdx"))
+}
+
+impl Snapshot {
+    pub(crate) fn new(args: &SnapshotArgs) -> Result<Self> {
+        for disk in [&args.base, &args.child] {
+            only_vhdx(disk, format_of(disk))?;
+        }
+        Ok(Self {
+            base: args.base.clone(),
+            child: args.child.clone(),
+            block_size: block_size(args.block_size.as_deref(), FormatName::Vhdx)?,
+            search: search(&args.chain),
+        })
+    }
+}
+
+/// Where parents may be.
+fn search(args: &ChainArgs) -> ParentSearch {
+    ParentSearch {
+        parent: args.parent.clone(),
+        folders: args.parent_dir.clone(),
     }
 }
 
@@ -242,6 +309,7 @@ impl Convert {
                 fixed: args.fixed,
             },
             force: args.force,
+            search: search(&args.chain),
         })
     }
 }
@@ -254,6 +322,7 @@ impl Map {
             format: args.format,
             offset: bytes("the offset", &args.offset)?,
             length: length.map(|text| bytes("the length", text)).transpose()?,
+            search: search(&args.chain),
         })
     }
 }
@@ -279,6 +348,10 @@ impl Served {
 
 impl Serve {
     pub(crate) fn new(args: &ServeArgs) -> Result<Self> {
+        if args.disks.len() > 1 && args.chain.parent.is_some() {
+            let what = "--parent can be given for one disk only";
+            return Err(Failure::usage(what).hint("--parent-dir allows folders for all of them"));
+        }
         let mut disks: Vec<Served> = Vec::new();
         for typed in &args.disks {
             let disk = Served::new(typed, args.format)?;
@@ -308,6 +381,7 @@ impl Serve {
                 .map(|text| control_path(text))
                 .collect::<Result<_>>()?,
             take_over: args.take_over,
+            search: search(&args.chain),
         })
     }
 }

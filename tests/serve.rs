@@ -9,6 +9,7 @@ mod run;
 mod serving;
 
 mod serve {
+    mod chain;
     mod ends;
     mod files;
     mod full;

@@ -50,7 +50,8 @@ pub(crate) fn run(args: &ConvertArgs, report: Report, mode: ProgressMode) -> Res
     let plan = Convert::new(args)?;
     refuse_the_same_file(&plan.source, &plan.target)?;
     interrupt::listen();
-    let source = image::open(&plan.source, plan.from, true)?;
+    let options = image::options(plan.from, true);
+    let source = image::open_chain(&plan.source, &options, &plan.search)?;
     let target = Target::new(&plan.target, plan.force)?;
     let size = whole_sectors(source.size(), plan.shape.format, report);
     image::make(target.partial(), &plan.shape, size)?;

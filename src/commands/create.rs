@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::image::{self, Known};
 use crate::args::CreateArgs;
 use crate::failure::Result;
-use crate::plan::Create;
+use crate::plan::{Content, Create};
 use crate::report::Report;
 use crate::size;
 use crate::target::Target;
@@ -21,7 +21,12 @@ struct Created {
 pub(crate) fn run(args: &CreateArgs, report: Report) -> Result<()> {
     let plan = Create::new(args)?;
     let target = Target::new(&plan.disk, plan.force)?;
-    image::make(target.partial(), &plan.shape, plan.size)?;
+    match &plan.content {
+        Content::Empty(size) => image::make(target.partial(), &plan.shape, *size)?,
+        Content::Parent(parent) => {
+            image::make_child(target.partial(), parent, plan.shape.block_size)?;
+        }
+    }
     target.finish()?;
     let created = Created {
         path: plan.disk.display().to_string(),

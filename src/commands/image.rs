@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use vdisk::ErrorKind;
+use vdisk::chain::{ParentSearch, create_child};
 use vdisk::create::CreateOptions;
 use vdisk::disk::{Disk, ImageFormat, OpenOptions, random_bits};
 use vdisk::info::Info;
@@ -20,7 +21,16 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Opens the disk at `path`; without a format its suffix says.
 pub(crate) fn open(path: &Path, format: Option<FormatName>, read_only: bool) -> Result<Disk> {
-    patiently(|| Disk::open(path, &options(format, read_only)))
+    open_chain(path, &options(format, read_only), &ParentSearch::default())
+}
+
+/// The same, with the disks it is built on found as `search` says.
+pub(crate) fn open_chain(
+    path: &Path,
+    options: &OpenOptions,
+    search: &ParentSearch,
+) -> Result<Disk> {
+    patiently(|| Disk::open_with(path, options, search))
 }
 
 /// Tries again for a while if the file is locked: the kernel gives a killed server's lock back only
@@ -47,6 +57,18 @@ pub(crate) fn options(format: Option<FormatName>, read_only: bool) -> OpenOption
         }),
         ..OpenOptions::default()
     }
+}
+
+/// Makes a differencing disk at `path` over the disk at `parent`.
+pub(crate) fn make_child(path: &Path, parent: &Path, block_size: Option<u32>) -> Result<()> {
+    patiently(|| {
+        let mut random = random_bits;
+        let options = CreateOptions {
+            block_size,
+            ..CreateOptions::new(0, &mut random)
+        };
+        create_child(path, parent, options)
+    })
 }
 
 /// Makes an empty image of `shape` with a disk of `size` bytes; the file must not exist.

@@ -61,6 +61,17 @@ fn vhdx(text: &mut String, info: &Info) {
     line(text, "disk id", &info.ids.disk.to_string());
     line(text, "file id", &info.ids.file_write.to_string());
     line(text, "data id", &info.ids.data_write.to_string());
+    if let Some(parent) = &info.parent {
+        let path = parent.relative_path.as_deref();
+        line(
+            text,
+            "parent",
+            path.unwrap_or("named only by paths of Windows"),
+        );
+        for version in &parent.versions {
+            line(text, "", &format!("its data id must be {version}"));
+        }
+    }
     if let Some(mark) = info.mark {
         let meaning = match mark {
             "incomplete" => "the target of a migration that is not complete",

@@ -34,7 +34,7 @@ struct Totals {
 pub(crate) fn run(args: &MapArgs, report: Report) -> Result<()> {
     let plan = Map::new(args)?;
     interrupt::listen();
-    let mut disk = image::open(&plan.disk, plan.format, true)?;
+    let mut disk = image::open_chain(&plan.disk, &image::options(plan.format, true), &plan.search)?;
     let size = disk.size();
     if plan.offset >= size {
         let what = format!("the offset {} is beyond the disk", size::exact(plan.offset));

@@ -13,6 +13,7 @@ mod map;
 mod mirror;
 mod receive;
 mod serve;
+mod snapshot;
 
 use crate::args::{CommandLine, LoadVerb, Verb};
 use crate::failure::Result;
@@ -22,6 +23,7 @@ use crate::report::Report;
 pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
     match &typed.verb {
         Verb::Create(args) => create::run(args, report),
+        Verb::Snapshot(args) => snapshot::run(args, report),
         Verb::Info(args) => info::run(args, report),
         Verb::Check(args) => check::run(args, report),
         Verb::Map(args) => map::run(args, report),

@@ -84,7 +84,7 @@ pub(crate) fn run(args: &ServeArgs, report: Report) -> Result<()> {
 /// Opens a disk and makes it an export.
 fn add(site: &mut Site, served: &Served, plan: &Serve) -> Result<ExportHandle> {
     let format = served.format.map(plan::library_format);
-    let opened = site::disk::open(&served.path, format, plan.read_only)?;
+    let opened = site::disk::open(&served.path, format, plan.read_only, &plan.search)?;
     let options = ExportOptions {
         read_only: plan.read_only,
         description: served.path.display().to_string(),

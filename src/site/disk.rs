@@ -8,6 +8,7 @@ use mirror::files::{RecordStore, sidecar_path};
 use mirror::record::Ownership;
 use mirror::switchover::{Verdict, verdict};
 use mirror::wire::{DiskDescription, DiskFormat};
+use vdisk::chain::ParentSearch;
 use vdisk::disk::{ImageFormat, OpenOptions};
 use vdisk::engine::Mark;
 use vdisk::info::info;
@@ -31,7 +32,12 @@ pub(crate) struct Opened {
 ///
 /// The record lies beside the file itself, not beside a link to it: else a disk that was handed over
 /// could be served again by another name.
-pub(crate) fn open(path: &Path, format: Option<ImageFormat>, read_only: bool) -> Result<Opened> {
+pub(crate) fn open(
+    path: &Path,
+    format: Option<ImageFormat>,
+    read_only: bool,
+    search: &ParentSearch,
+) -> Result<Opened> {
     let found = std::fs::canonicalize(path);
     let found =
         found.map_err(|e| Failure::io(format!("{}: cannot be found", path.display()), &e))?;
@@ -44,7 +50,7 @@ pub(crate) fn open(path: &Path, format: Option<ImageFormat>, read_only: bool) ->
         ..OpenOptions::default()
     };
     let description = describe(path, kind)?;
-    let disk = image::patiently(|| Disk::open(path, &options))?;
+    let disk = image::patiently(|| Disk::open_with(path, &options, search))?;
     let description = DiskDescription {
         size: disk.size(),
         ..description

@@ -10,6 +10,7 @@ use blockserver::server::Server;
 use mirror::files::sidecar_path;
 use mirror::net::{DiskPort, TargetHost};
 use mirror::wire::{DiskDescription, DiskFormat};
+use vdisk::chain::ParentSearch;
 use vdisk::create::CreateOptions;
 use vdisk::disk::{ImageFormat, create_file, random_bits};
 use vdisk::engine::Mark;
@@ -102,7 +103,8 @@ impl Folder {
 
     fn open_and_hold(&self, name: &str) -> io::Result<Arc<dyn DiskPort>> {
         self.close(name)?;
-        let opened = open(&self.path(name), None, false).map_err(|failure| plain(&failure))?;
+        let opened = open(&self.path(name), None, false, &ParentSearch::default())
+            .map_err(|failure| plain(&failure))?;
         let options = ExportOptions {
             description: opened.path.display().to_string(),
             listed: self.listed,

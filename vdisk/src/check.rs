@@ -170,7 +170,7 @@ fn ownership(structures: &Structures, report: &mut CheckReport) -> Result<()> {
         let follows = "it is refused by every program until the mark is removed";
         report.found(Finding::warning("metadata", what, follows).at(at))?;
     }
-    if structures.metadata.has_parent {
+    if structures.metadata.parent.is_some() {
         let follows = "what it reads depends on the parent as well; this image alone was examined";
         report.found(Finding::warning("metadata", "the image has a parent", follows).at(at))?;
     }

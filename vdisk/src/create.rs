@@ -15,7 +15,7 @@ use crate::format::header::{Header, Slot, VERSION};
 use crate::format::identifier::Identifier;
 use crate::format::metadata::Metadata;
 use crate::format::region::{self, RegionTable};
-use crate::format::{BatEntry, Geometry, Guid, Region};
+use crate::format::{BatEntry, Geometry, Guid, ParentLocator, Region};
 use crate::storage::Storage;
 use crate::units::{BatIndex, BlockIndex, FileOffset, MAX_VIRTUAL_SIZE, MIB};
 
@@ -41,6 +41,8 @@ pub struct CreateOptions<'a> {
     pub log_len: Option<u32>,
     /// The mark to leave in the image.
     pub mark: Option<Mark>,
+    /// The disk that a differencing disk is built on.
+    pub parent: Option<ParentLocator>,
     /// The disk's identity; `None` for a random one.
     pub disk_id: Option<Guid>,
     /// Who makes the file, for people to read.
@@ -61,6 +63,7 @@ impl<'a> CreateOptions<'a> {
             fixed: false,
             log_len: None,
             mark: None,
+            parent: None,
             disk_id: None,
             creator: concat!("Diskferry ", env!("CARGO_PKG_VERSION")).to_owned(),
             random,
@@ -179,7 +182,7 @@ pub fn create(storage: &mut dyn Storage, options: CreateOptions<'_>) -> Result<(
             .disk_id
             .unwrap_or_else(|| Guid::from_random(random())),
         leave_allocated: options.fixed,
-        has_parent: false,
+        parent: options.parent,
         mark: options.mark,
         items: Vec::new(),
     };
@@ -282,7 +285,12 @@ fn validate(options: &CreateOptions<'_>) -> Result<Geometry> {
             size.next_multiple_of(u64::from(sector))
         )));
     }
-    Geometry::new(block_size, sector, size, false)
+    if options.fixed && options.parent.is_some() {
+        return Err(Error::invalid(
+            "a disk with a parent grows as it is written; it cannot be fixed",
+        ));
+    }
+    Geometry::new(block_size, sector, size, options.parent.is_some())
 }
 
 #[cfg(test)]

@@ -7,15 +7,16 @@ use std::path::Path;
 
 use bytes::Bytes;
 
+use crate::chain::{Chain, Layer, Lineage, ParentSearch, open_chain};
 use crate::create::{CreateOptions, create};
 use crate::engine::{
     Completion, Done, Engine, EngineOptions, Extent, FileOp, FileOpKind, ImageState, Mark, Outcome,
     Request, RequestId,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::PAGE;
 use crate::format::metadata::SizeItem;
-use crate::open::{Image, LoadOptions, View, load};
+use crate::format::{Guid, PAGE};
+use crate::open::{Admit, Image, LoadOptions, View, load};
 use crate::space::SpaceMap;
 use crate::storage::{FileStorage, Storage};
 use crate::units::{FileOffset, GuestOffset, MIB};
@@ -97,22 +98,57 @@ pub fn open_engine_with(
     random: &mut dyn FnMut() -> u128,
     tune: impl FnOnce(EngineOptions) -> EngineOptions,
 ) -> Result<Engine> {
-    if format == ImageFormat::Raw {
-        let size = storage
-            .len()
-            .map_err(|error| Error::io("its length is not known", error))?;
-        return Ok(Engine::raw(size, options.alignment, options.read_only));
+    match format {
+        ImageFormat::Raw => raw_engine(storage, options),
+        ImageFormat::Vhdx => {
+            let random = (random, false);
+            vhdx_engine(storage, options, random, tune).map(|(engine, _)| engine)
+        }
     }
+}
+
+/// As [`open_engine_with`] for a VHDX disk that may have a parent: what [`FileOpKind::ReadParent`] and
+/// its like ask for, the caller knows.
+pub fn open_child_engine_with(
+    storage: &mut dyn Storage,
+    options: &OpenOptions,
+    random: &mut dyn FnMut() -> u128,
+    tune: impl FnOnce(EngineOptions) -> EngineOptions,
+) -> Result<(Engine, Lineage)> {
+    vhdx_engine(storage, options, (random, true), tune)
+}
+
+fn raw_engine(storage: &mut dyn Storage, options: &OpenOptions) -> Result<Engine> {
+    let size = storage
+        .len()
+        .map_err(|error| Error::io("its length is not known", error))?;
+    Ok(Engine::raw(size, options.alignment, options.read_only))
+}
+
+fn vhdx_engine(
+    storage: &mut dyn Storage,
+    options: &OpenOptions,
+    (random, allow_parent): (&mut dyn FnMut() -> u128, bool),
+    tune: impl FnOnce(EngineOptions) -> EngineOptions,
+) -> Result<(Engine, Lineage)> {
     let seed = random();
     let image = load(
         storage,
         LoadOptions {
             writable: !options.read_only,
             scan_bat: !options.read_only,
-            allow_marked: options.allow_marked,
+            admit: Admit {
+                marked: options.allow_marked,
+                parent: allow_parent,
+            },
             random,
         },
     )?;
+    let lineage = Lineage {
+        data_write: image.header.data_write,
+        sector: image.geometry.sector(),
+        parent: image.metadata.parent.clone(),
+    };
     let state = image_state(storage, image)?;
     let engine_options = EngineOptions {
         read_only: options.read_only,
@@ -121,7 +157,7 @@ pub fn open_engine_with(
         seed,
         log_len: None,
     };
-    Ok(Engine::vhdx(state, &tune(engine_options)))
+    Ok((Engine::vhdx(state, &tune(engine_options)), lineage))
 }
 
 /// Block-sized pieces of what the file holds and nothing names, the first ones last.
@@ -161,22 +197,34 @@ fn image_state(storage: &mut dyn Storage, image: Image) -> Result<ImageState> {
         metadata_page: page,
         size_item,
         mark: image.metadata.mark,
-        leave_allocated: image.metadata.leave_allocated,
+        // Ignored where there is a parent.
+        leave_allocated: image.metadata.leave_allocated && image.metadata.parent.is_none(),
         file_len: image.file_len,
         overlay: view.overlay,
     })
 }
 
-/// Open and lock the image at `path`: its file and an engine for it.
-pub fn open_path(path: &Path, options: &OpenOptions) -> Result<(FileStorage, Engine)> {
+/// An engine for one disk of a chain, and what it says of the one beneath; `path` names the file.
+pub(crate) fn open_layer(
+    storage: &mut FileStorage,
+    path: &Path,
+    options: &OpenOptions,
+) -> Result<(Engine, Lineage)> {
     let format = options.format.unwrap_or_else(|| ImageFormat::of_path(path));
-    let mut storage = FileStorage::open(path, !options.read_only)?;
-    if options.format.is_none() && format == ImageFormat::Raw {
-        refuse_disguised(&mut storage).map_err(|error| error.in_file(path))?;
+    if format == ImageFormat::Vhdx {
+        return vhdx_engine(storage, options, (&mut random_bits, true), |options| {
+            options
+        });
     }
-    let engine = open_engine(&mut storage, format, options, &mut random_bits)
-        .map_err(|error| error.in_file(path))?;
-    Ok((storage, engine))
+    if options.format.is_none() {
+        refuse_disguised(storage)?;
+    }
+    let lineage = Lineage {
+        data_write: Guid::ZERO,
+        sector: 0,
+        parent: None,
+    };
+    Ok((raw_engine(storage, options)?, lineage))
 }
 
 /// A file that looks like VHDX and is not called so: somebody must say which it is.
@@ -227,6 +275,8 @@ enum Buffer<'a> {
 pub struct Disk {
     storage: Box<dyn Storage + Send>,
     engine: Engine,
+    /// The disk it is built on.
+    parent: Option<Box<Disk>>,
 }
 
 impl std::fmt::Debug for Disk {
@@ -238,16 +288,44 @@ impl std::fmt::Debug for Disk {
 }
 
 impl Disk {
-    /// Open and lock the image at `path`.
+    /// Open and lock the image at `path`, and those it is built on, which lie in the same folder or
+    /// below it.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
-        let (storage, engine) = open_path(path, options)?;
-        Ok(Self::new(Box::new(storage), engine))
+        Self::open_with(path, options, &ParentSearch::default())
+    }
+
+    /// Open and lock the image at `path`, and those it is built on, found as `search` says.
+    pub fn open_with(path: &Path, options: &OpenOptions, search: &ParentSearch) -> Result<Self> {
+        let Chain { top, mut parents } = open_chain(path, options, search)?;
+        let layer = |layer: Layer| Self::new(Box::new(layer.storage), layer.engine);
+        let mut beneath = None;
+        while let Some(parent) = parents.pop() {
+            let parent = layer(parent);
+            beneath = Some(match beneath {
+                Some(beneath) => parent.over(beneath),
+                None => parent,
+            });
+        }
+        let mut disk = layer(top);
+        disk.parent = beneath.map(Box::new);
+        Ok(disk)
     }
 
     /// A disk over a storage that has been opened with [`open_engine`].
     #[must_use]
     pub fn new(storage: Box<dyn Storage + Send>, engine: Engine) -> Self {
-        Self { storage, engine }
+        Self {
+            storage,
+            engine,
+            parent: None,
+        }
+    }
+
+    /// The same disk, with the one it is built on.
+    #[must_use]
+    pub fn over(mut self, parent: Disk) -> Self {
+        self.parent = Some(Box::new(parent));
+        self
     }
 
     /// Size in bytes.
@@ -344,8 +422,9 @@ impl Disk {
         self.engine.submit(RequestId(0), request);
         loop {
             while let Some(op) = self.engine.next_op() {
-                let outcome =
-                    execute(&mut *self.storage, &op, &mut buffer).unwrap_or_else(Outcome::Failed);
+                let outcome = self
+                    .execute(&op, &mut buffer)
+                    .unwrap_or_else(Outcome::Failed);
                 self.engine.complete(op.id, outcome);
             }
             if let Some(Completion { result, .. }) = self.engine.next_completion() {
@@ -364,11 +443,76 @@ impl Disk {
 
     fn settle(&mut self) {
         while let Some(op) = self.engine.next_op() {
-            let outcome =
-                execute(&mut *self.storage, &op, &mut Buffer::None).unwrap_or_else(Outcome::Failed);
+            let outcome = self
+                .execute(&op, &mut Buffer::None)
+                .unwrap_or_else(Outcome::Failed);
             self.engine.complete(op.id, outcome);
         }
     }
+
+    fn execute(&mut self, op: &FileOp, buffer: &mut Buffer<'_>) -> std::io::Result<Outcome> {
+        let parent = self.parent.as_deref_mut();
+        match (&op.kind, buffer) {
+            (
+                FileOpKind::ReadParent {
+                    start, offset, len, ..
+                },
+                Buffer::In(buffer),
+            ) => {
+                let range = *start as usize..(start + len) as usize;
+                read_parent(parent, offset.0, &mut buffer[range])?;
+            }
+            (FileOpKind::CopyUp { offset, at, len }, _) => {
+                let mut data = vec![0; *len as usize];
+                read_parent(parent, offset.0, &mut data)?;
+                self.storage.write_at(at.0, &data)?;
+            }
+            (FileOpKind::StatusParent { offset, len }, _) => {
+                return Ok(Outcome::Holes(parent_extents(parent, offset.0, *len)?));
+            }
+            (_, buffer) => return execute(&mut *self.storage, op, buffer),
+        }
+        Ok(Outcome::Done)
+    }
+}
+
+/// What a chain without its parent is answered.
+fn no_parent() -> std::io::Error {
+    std::io::Error::other("the disk was opened without the one it is built on")
+}
+
+/// Fill `buffer` from a parent; what lies beyond its end is zero.
+fn read_parent(parent: Option<&mut Disk>, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+    let parent = parent.ok_or_else(no_parent)?;
+    let there = parent
+        .size()
+        .saturating_sub(offset)
+        .min(buffer.len() as u64);
+    let (inside, beyond) = buffer.split_at_mut(there as usize);
+    beyond.fill(0);
+    if inside.is_empty() {
+        return Ok(());
+    }
+    let read = parent.read_at(offset, inside);
+    read.map_err(std::io::Error::other)
+}
+
+/// Extents of a parent; what lies beyond its end is zero.
+fn parent_extents(
+    parent: Option<&mut Disk>,
+    offset: u64,
+    len: u64,
+) -> std::io::Result<Vec<Extent>> {
+    let parent = parent.ok_or_else(no_parent)?;
+    let there = parent.size().saturating_sub(offset).min(len);
+    if there == 0 {
+        return Ok(vec![Extent {
+            len,
+            allocated: false,
+            zero: true,
+        }]);
+    }
+    parent.status(offset, there).map_err(std::io::Error::other)
 }
 
 /// Carry out one operation with blocking calls.

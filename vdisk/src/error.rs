@@ -19,6 +19,8 @@ pub enum ErrorKind {
     Locked,
     /// The image is the incomplete target of a migration, or has been handed over to another owner.
     NotOwned,
+    /// The disk that an image is built on was not found where it may be.
+    NoParent,
     /// No room on the host's file system.
     NoSpace,
     /// The host's file system or medium failed.

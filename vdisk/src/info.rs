@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::engine::Mark;
 use crate::error::Result;
-use crate::format::{Finding, Guid, Metadata};
+use crate::format::{Finding, Guid, Metadata, ParentLocator};
 use crate::open::{LiveLog, Opening, Strict, Structures, View};
 use crate::storage::Storage;
 
@@ -36,8 +36,23 @@ pub struct Info {
     pub log: LogInfo,
     /// "incomplete" for the target of an unfinished migration, "handed-over" for a former source.
     pub mark: Option<&'static str>,
+    /// Of a differencing disk: the disk it is built on, as it says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<ParentInfo>,
     /// What is off the specification and read without harm.
     pub warnings: Vec<Finding>,
+}
+
+/// What a differencing disk says of the disk it is built on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ParentInfo {
+    /// The versions of the parent's data that it may be built on: one, or two while a merge is under
+    /// way.
+    pub versions: Vec<Guid>,
+    /// Its path from the folder of this image, the only one that is ever followed.
+    pub relative_path: Option<String>,
+    /// Everything that the locator says, paths of Windows included.
+    pub locator: BTreeMap<String, String>,
 }
 
 /// The GUIDs of an image.
@@ -101,12 +116,22 @@ pub fn info(storage: &mut dyn Storage) -> Result<Info> {
             Mark::Incomplete => "incomplete",
             Mark::HandedOver => "handed-over",
         }),
+        parent: metadata.parent.as_ref().map(parent).transpose()?,
         warnings: judge.warnings,
     })
 }
 
+fn parent(locator: &ParentLocator) -> Result<ParentInfo> {
+    let pair = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    Ok(ParentInfo {
+        versions: locator.linkages()?,
+        relative_path: locator.relative_path(),
+        locator: locator.pairs().map(pair).collect(),
+    })
+}
+
 fn kind(metadata: &Metadata) -> &'static str {
-    if metadata.has_parent {
+    if metadata.parent.is_some() {
         "differencing"
     } else if metadata.leave_allocated {
         "fixed"

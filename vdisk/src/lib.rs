@@ -4,7 +4,7 @@
 //!
 //! | floor | modules | may not |
 //! |---|---|---|
-//! | driver | [`storage`], [`disk`] | hold policy |
+//! | driver | [`storage`], [`disk`], [`chain`] | hold policy |
 //! | machine | [`engine`] | do I/O, read a clock, take randomness, block |
 //! | codec | [`mod@format`] | anything but bytes to checked types and back |
 //!
@@ -13,6 +13,7 @@
 //! power at every step.
 #![forbid(unsafe_code)]
 
+pub mod chain;
 pub mod check;
 pub mod create;
 pub mod disk;

@@ -27,6 +27,7 @@ const VARIANT: Variant = Variant {
     cache: 1 << 20,
     block: 1 << 20,
     flush: 10,
+    child: None,
 };
 
 fn write(offset: u64, len: u64) -> Request {
@@ -331,6 +332,14 @@ fn a_disk_holds_what_a_byte_vector_would() -> Result<()> {
         let engine = open(&mut image, &variant, &mut random).unwrap();
         let mut disk = Disk::new(Box::new(image), engine);
         let mut plain = vec![0_u8; 9 << 20];
+        if variant.child.is_some() {
+            // Shorter than the part that is looked at: what lies beyond it is zero.
+            let parent = &mut plain[..(6 << 20) + 512];
+            parent.fill_with(|| random.next() as u8);
+            let engine = Engine::raw(parent.len() as u64, 1, true);
+            let storage = MemoryStorage::from_bytes(parent);
+            disk = disk.over(Disk::new(Box::new(storage), engine));
+        }
         for step in 0..400_u64 {
             let offset = random.below(plain.len() as u64 - 1);
             let len = 1 + random.below((plain.len() as u64 - offset).min(3 << 20));

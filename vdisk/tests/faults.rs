@@ -23,6 +23,7 @@ const VARIANT: Variant = Variant {
     cache: 1 << 20,
     block: 1 << 20,
     flush: 10,
+    child: None,
 };
 
 fn number(name: &str) -> Option<u64> {
@@ -63,7 +64,12 @@ fn run(seed: u64, faults: Faults) -> usize {
     println!("DISKFERRY_SEED={seed} {variant:?} {faults:?}");
     let mut image = new_image(&variant, &mut random);
     let engine = open(&mut image, &variant, &mut random).expect("a new image opens");
-    let mut world = World::new(image, engine, Model::default(), Random::new(random.next()));
+    let mut world = World::new(
+        image,
+        engine,
+        Model::new(variant.child.is_some()),
+        Random::new(random.next()),
+    );
     let depth = 1 + random.below(24) as usize;
     let quiet = random.below(60);
     for turn in 0..400 {
@@ -121,7 +127,7 @@ fn world(image: MemoryStorage, seed: u64) -> World {
     let mut image = image;
     let mut random = Random::new(seed);
     let engine = open(&mut image, &VARIANT, &mut random).expect("a sound image opens");
-    World::new(image, engine, Model::default(), random)
+    World::new(image, engine, Model::new(VARIANT.child.is_some()), random)
 }
 
 #[test]

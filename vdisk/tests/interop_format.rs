@@ -17,7 +17,7 @@ use vdisk::format::log::{EntryPlan, encode_entry};
 use vdisk::format::metadata::set_mark;
 use vdisk::format::{BatEntry, Guid, Header, PAGE, PAGE_BYTES};
 use vdisk::info::{Info, info};
-use vdisk::open::{Image, LoadOptions, load};
+use vdisk::open::{Admit, Image, LoadOptions, load};
 use vdisk::storage::{FileStorage, Storage};
 use vdisk::units::{BlockIndex, FileOffset, MIB};
 
@@ -100,7 +100,10 @@ fn open(path: &Path, writable: bool) -> (FileStorage, vdisk::Result<Image>) {
         LoadOptions {
             writable,
             scan_bat: true,
-            allow_marked: false,
+            admit: Admit {
+                marked: false,
+                parent: false,
+            },
             random: &mut random,
         },
     );
@@ -296,7 +299,10 @@ fn change_mark(path: &Path, mark: Option<Mark>) {
     let options = LoadOptions {
         writable: true,
         scan_bat: false,
-        allow_marked: true,
+        admit: Admit {
+            marked: true,
+            parent: false,
+        },
         random: &mut random,
     };
     let at = load(&mut storage, options).unwrap().metadata_region().at.0;

@@ -9,7 +9,7 @@ use vdisk::check::check;
 use vdisk::create::{CreateOptions, create};
 use vdisk::disk::{Disk, ImageFormat, OpenOptions, open_engine, random_bits};
 use vdisk::info::info;
-use vdisk::open::{Image, LoadOptions, load};
+use vdisk::open::{Admit, Image, LoadOptions, load};
 use vdisk::storage::{CrashStorage, MemoryStorage, Storage};
 
 const MIB: u64 = 1 << 20;
@@ -121,7 +121,7 @@ fn structures(medium: &Medium) -> Image {
     let options = LoadOptions {
         writable: false,
         scan_bat: true,
-        allow_marked: false,
+        admit: Admit::default(),
         random: &mut random_bits,
     };
     load(&mut image, options).unwrap()

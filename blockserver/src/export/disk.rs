@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, statx};
-use vdisk::disk::{ImageFormat, OpenOptions, open_path};
+use vdisk::chain::{Layer, ParentSearch, open_chain};
+use vdisk::disk::{ImageFormat, OpenOptions};
 use vdisk::engine::{BlockMap, Engine, Mark};
 
 use crate::uring::ALIGNMENT;
@@ -21,29 +22,53 @@ pub struct Disk {
     alignment: u32,
     /// A data sync failed: what the medium holds is unknown.
     failed: AtomicBool,
+    /// The disk it is built on.
+    parent: Option<Arc<Self>>,
 }
 
 impl Disk {
-    /// Open and lock the image at `path`. Its file bypasses the page cache where the file system
-    /// allows that; `options.alignment` is set accordingly.
+    /// Open and lock the image at `path`, and those it is built on, which lie in the same folder or
+    /// below it. Their files bypass the page cache where the file system allows that;
+    /// `options.alignment` is set accordingly.
     pub fn open(path: &Path, options: &OpenOptions) -> vdisk::Result<Arc<Self>> {
+        Self::open_with(path, options, &ParentSearch::default())
+    }
+
+    /// [`Self::open`], with parents found as `search` says.
+    pub fn open_with(
+        path: &Path,
+        options: &OpenOptions,
+        search: &ParentSearch,
+    ) -> vdisk::Result<Arc<Self>> {
         let format = options.format.unwrap_or_else(|| ImageFormat::of_path(path));
         let alignment = direct_alignment(path, format == ImageFormat::Raw);
         let mut options = *options;
         options.alignment = alignment.map_or(1, u64::from);
-        let (storage, engine) = open_path(path, &options)?;
-        let file = storage.into_file();
-        // The engine has read what it needs through the page cache; from here on nobody does.
-        let alignment = alignment.filter(|_| set_direct(&file)).unwrap_or(1);
-        Ok(Self::new(file, engine, alignment))
+        let chain = open_chain(path, &options, search)?;
+        let mut beneath = None;
+        for layer in chain.parents.into_iter().rev() {
+            let alignment = direct_alignment(layer.storage.path(), false);
+            beneath = Some(Self::of(layer, alignment, beneath.take()));
+        }
+        Ok(Self::of(chain.top, alignment, beneath))
     }
 
     /// Open the image at `path` as [`Self::open`] does, but leave its file to the page cache.
     pub fn open_buffered(path: &Path, options: &OpenOptions) -> vdisk::Result<Arc<Self>> {
         let mut options = *options;
         options.alignment = 1;
-        let (storage, engine) = open_path(path, &options)?;
-        Ok(Self::new(storage.into_file(), engine, 1))
+        let chain = open_chain(path, &options, &ParentSearch::default())?;
+        let parents = chain.parents.into_iter().rev();
+        let beneath = parents.fold(None, |beneath, layer| Some(Self::of(layer, None, beneath)));
+        Ok(Self::of(chain.top, None, beneath))
+    }
+
+    /// One layer of a chain over those beneath it, direct if it has an alignment and may be.
+    fn of(layer: Layer, alignment: Option<u32>, beneath: Option<Arc<Self>>) -> Arc<Self> {
+        let file = layer.storage.into_file();
+        // The engine has read what it needs through the page cache; from here on nobody does.
+        let alignment = alignment.filter(|_| set_direct(&file)).unwrap_or(1);
+        Self::over(file, layer.engine, alignment, beneath)
     }
 
     /// A disk of this engine on this file. Reads and writes of the file must be multiples of
@@ -51,6 +76,10 @@ impl Disk {
     /// the same for writes.
     #[must_use]
     pub fn new(file: File, engine: Engine, alignment: u32) -> Arc<Self> {
+        Self::over(file, engine, alignment, None)
+    }
+
+    fn over(file: File, engine: Engine, alignment: u32, parent: Option<Arc<Self>>) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let map = Arc::clone(engine.map());
         Arc::new(Self {
@@ -60,7 +89,13 @@ impl Disk {
             file,
             alignment,
             failed: AtomicBool::new(false),
+            parent,
         })
+    }
+
+    /// The disk it is built on.
+    pub(crate) fn parent(&self) -> Option<&Arc<Self>> {
+        self.parent.as_ref()
     }
 
     /// Size in bytes as clients see it.
@@ -80,6 +115,9 @@ impl Disk {
     pub fn unlock(&self) {
         // What fails here comes with the end of the process.
         let _ = self.file.unlock();
+        if let Some(parent) = &self.parent {
+            parent.unlock();
+        }
     }
 
     /// The mark that is in the image.

@@ -17,8 +17,8 @@ use super::task::{Action, Asked, From, Task};
 pub(super) enum Answer {
     /// It was done.
     Done,
-    /// The bytes read.
-    Data(IoBuffer),
+    /// The bytes read, and how many there are.
+    Data(IoBuffer, usize),
     /// The bytes read are all zero.
     Hole,
     /// The extents.
@@ -72,7 +72,7 @@ impl Worker {
             Some(error) => Err(error),
             None if action == Action::Status => Ok(Answer::Extents(run.extents)),
             None if action == Action::Read => Ok(match (run.hole, buffer) {
-                (false, Some(buffer)) => Answer::Data(buffer),
+                (false, Some(buffer)) => Answer::Data(buffer, len as usize),
                 _ => Answer::Hole,
             }),
             None => {
@@ -97,10 +97,11 @@ impl Worker {
                 };
                 self.reply(session, &reply, result);
             }
+            From::Child(question) => self.parent_answered(*question, result),
             From::Local(done) => done(result.map(|answer| match answer {
                 Answer::Done => LocalReply::Done,
                 Answer::Extents(extents) => LocalReply::Extents(extents),
-                Answer::Data(buffer) => LocalReply::Data(into_bytes(buffer, len as usize)),
+                Answer::Data(buffer, len) => LocalReply::Data(into_bytes(buffer, len)),
                 Answer::Hole => LocalReply::Data(Bytes::from(vec![0; len as usize])),
             })),
         }

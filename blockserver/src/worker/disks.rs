@@ -60,6 +60,7 @@ fn request_of(op: &FileOpKind) -> Option<RequestId> {
         FileOpKind::ReadRequest { request, .. }
         | FileOpKind::WriteRequest { request, .. }
         | FileOpKind::MergeRequest { request, .. }
+        | FileOpKind::ReadParent { request, .. }
         | FileOpKind::ZeroRequest { request, .. } => Some(*request),
         _ => None,
     }

@@ -16,6 +16,7 @@
 //! | `task`, `answer` | one request from its beginning to its end, and the reply to it |
 //! | `transfer`, `merge` | one operation on a file, short counts and unaligned ends included |
 //! | `metadata` | holes and lengths of files |
+//! | `layers` | what a disk that is built on another asks of it |
 //! | `disks` | an engine's words exchanged, flushes coalesced |
 //! | `exports` | policy of each export here; what waits while one is held |
 //! | `inbox` | what workers share, and letters to them |
@@ -24,6 +25,7 @@ mod answer;
 mod disks;
 mod exports;
 mod inbox;
+mod layers;
 mod local;
 mod merge;
 mod metadata;

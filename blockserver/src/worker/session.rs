@@ -554,7 +554,7 @@ impl Worker {
                     freed = 0;
                 }
             }
-            Ok(Answer::Data(buffer)) => {
+            Ok(Answer::Data(buffer, _)) => {
                 out.head(|out| style.reply_read_header(out, cookie, offset, len as u32));
                 if len as usize <= COPY_LIMIT {
                     out.head(|out| buffer.copy_out(0..len as usize, out));

@@ -21,6 +21,7 @@ use crate::forward::{ForwardReply, ForwardRequest};
 use crate::uring::IoBuffer;
 
 use super::answer::into_bytes;
+use super::layers::Question;
 use super::transfer::{Purpose, Span};
 use super::{Message, Worker};
 
@@ -37,6 +38,8 @@ pub(super) enum From {
     },
     /// This process.
     Local(LocalDone),
+    /// The engine of a disk that is built on this one.
+    Child(Box<Question>),
 }
 
 /// What a request asks for.
@@ -86,6 +89,9 @@ pub(super) struct Part {
     at: Option<FileOffset>,
     len: u64,
 }
+
+/// The export of a task on a disk beneath the one that is served.
+const BELOW: u32 = u32::MAX;
 
 /// How far a task is.
 #[derive(Default)]
@@ -151,6 +157,18 @@ impl Worker {
             began: self.life.now,
         });
         self.admit(task);
+    }
+
+    /// A request to a disk beneath the one that is served; its user has been counted.
+    pub(super) fn begin_below(&mut self, asked: Asked, disk: u32) -> u32 {
+        self.tasks.insert(Task {
+            asked,
+            export: BELOW,
+            place: Some((disk, 0)),
+            tap: None,
+            run: Run::default(),
+            began: self.life.now,
+        })
     }
 
     /// Let a request begin, if the policy of its export says so.

@@ -12,6 +12,7 @@ use vdisk::engine::{FileOp, FileOpKind, OpId, Outcome, RequestId};
 
 use crate::uring::{Allocation, IoBuffer, Op};
 
+use super::layers::Wanted;
 use super::merge::Merge;
 use super::{Token, Worker};
 
@@ -120,6 +121,17 @@ impl Worker {
             FileOpKind::Reserve { at, len } => {
                 let mode = libc::FALLOC_FL_KEEP_SIZE;
                 self.begin(purpose, disk, Step::Reserve(Allocation { mode, at: at.0, len }));
+            }
+            FileOpKind::ReadParent { request, start, offset, len } => {
+                let (target, range) = self.buffer_of(request, start, len)?;
+                let wanted = Wanted::Bytes { target, start: range.start };
+                self.ask_parent(disk, id, (offset.0, len), wanted);
+            }
+            FileOpKind::CopyUp { offset, at, len } => {
+                self.ask_parent(disk, id, (offset.0, len), Wanted::CopyUp { at: at.0 });
+            }
+            FileOpKind::StatusParent { offset, len } => {
+                self.ask_parent(disk, id, (offset.0, len), Wanted::Extents);
             }
             FileOpKind::Holes { at, len } => {
                 return Some(Outcome::Holes(self.holes(disk, at.0, len)));

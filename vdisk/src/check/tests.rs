@@ -4,7 +4,7 @@
 use super::*;
 use crate::create::tests::{counter, made};
 use crate::format::BatEntry;
-use crate::open::{LoadOptions, load};
+use crate::open::{Admit, LoadOptions, load};
 use crate::storage::MemoryStorage;
 use crate::units::{BlockIndex, FileOffset};
 
@@ -15,7 +15,10 @@ fn sample(blocks: u64, entry: impl Fn(u64, u64) -> u64) -> (MemoryStorage, u64) 
     let options = LoadOptions {
         writable: false,
         scan_bat: false,
-        allow_marked: false,
+        admit: Admit {
+            marked: false,
+            parent: false,
+        },
         random: &mut counter(),
     };
     let image = load(&mut storage, options).unwrap();

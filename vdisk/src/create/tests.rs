@@ -3,7 +3,7 @@
 use super::*;
 use crate::check::check;
 use crate::info::info;
-use crate::open::{LoadOptions, load};
+use crate::open::{Admit, LoadOptions, load};
 use crate::storage::{CrashStorage, MemoryStorage};
 
 const TIB: u64 = 1 << 40;
@@ -178,7 +178,10 @@ fn a_marked_image_opens_only_when_told() {
                 LoadOptions {
                     writable: true,
                     scan_bat: true,
-                    allow_marked,
+                    admit: Admit {
+                        marked: allow_marked,
+                        parent: false,
+                    },
                     random: &mut random,
                 },
             )

@@ -13,8 +13,8 @@
 //! takes its randomness as a seed; the crash simulation runs this very code.
 //!
 //! Reads, and writes to blocks that are there, need none of this: the [`BlockMap`] answers them on
-//! whichever thread they arrive. What comes here: allocation, zeroing and discarding, unaligned
-//! writes, flushes with anything unpublished, a session's first write, pages of the BAT that are not
+//! whichever thread they arrive. What comes here: allocation, zeroing and discarding, blocks in which
+//! a parent has a part, unaligned writes, flushes with anything unpublished, a session's first write, pages of the BAT that are not
 //! in memory.
 //!
 //! The order of writes is reasoned out in `docs/crash-consistency.md`; the format is MS-VHDX.
@@ -75,6 +75,7 @@ impl Engine {
             chunk_shift: 0,
             alignment,
             read_only,
+            parent: false,
         };
         let map = Arc::new(BlockMap::new(shape, size, 0, 1));
         map.set_armed(!read_only);
@@ -157,11 +158,18 @@ impl Engine {
             Purpose::Part {
                 request,
                 generation,
+                sets,
             } => {
                 // The engine itself is asking: nobody needs to be told to poll it.
                 let _ = self.me.leave(generation);
+                if let Some(sectors) = sets {
+                    self.sectors_written(sectors, &outcome);
+                }
                 self.part_ended(request, outcome);
             }
+            Purpose::CopyUp { request, sets } => self.copied_up(request, sets, outcome),
+            Purpose::LoadBits(at) => self.bits_loaded(at, outcome),
+            Purpose::ReserveBitmap(at) => self.bitmap_reserved(at, &outcome),
             Purpose::Holes { request } => self.holes_ended(request, outcome),
             Purpose::LoadPage(page, at) => self.page_loaded((page, at), outcome),
             Purpose::Resize => self.resize_op_ended(outcome),
@@ -201,6 +209,7 @@ impl Engine {
         if let Some(vhdx) = &mut self.vhdx {
             vhdx.space.forget_full();
             vhdx.pages.forget_unread();
+            vhdx.bitmaps.forget_unread();
         }
         self.flush_kick();
         self.map.set_attention(self.waits_for_workers());

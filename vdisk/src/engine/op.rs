@@ -159,6 +159,27 @@ pub enum FileOpKind {
         /// How many bytes.
         len: u64,
     },
+    /// Fill part of a request's buffer from the parent disk; what lies beyond its end is zero.
+    ReadParent {
+        /// Whose buffer.
+        request: RequestId,
+        /// First byte in that buffer.
+        start: u64,
+        /// Where on the disk.
+        offset: GuestOffset,
+        /// How many bytes.
+        len: u64,
+    },
+    /// Write to the file what the parent disk holds; what lies beyond its end is zero. The engine has
+    /// shut out other writers, so that surroundings may be read and written back.
+    CopyUp {
+        /// Where on the disk.
+        offset: GuestOffset,
+        /// Where in the file.
+        at: FileOffset,
+        /// How many bytes; whole sectors.
+        len: u64,
+    },
     /// Make everything durable that was written before this operation was handed out.
     Flush,
     /// Set the length of the file.
@@ -189,6 +210,14 @@ pub enum FileOpKind {
         /// How many bytes.
         len: u64,
     },
+    /// Say which parts of a range the parent disk holds, as [`Request::Status`] of it would; what
+    /// lies beyond its end is zero. Answered by [`Outcome::Holes`].
+    StatusParent {
+        /// Where on the disk.
+        offset: GuestOffset,
+        /// How many bytes.
+        len: u64,
+    },
 }
 
 /// How an operation went.
@@ -198,8 +227,8 @@ pub enum Outcome {
     Done,
     /// Done, and this is what [`FileOpKind::Read`] read.
     Data(Bytes),
-    /// Done, and these extents, from the first byte of [`FileOpKind::Holes`] on, are what the file
-    /// holds; at least one, together at most the range.
+    /// Done, and these extents, from the first byte of [`FileOpKind::Holes`] or
+    /// [`FileOpKind::StatusParent`] on, are what is there; at least one, together at most the range.
     Holes(Vec<Extent>),
     /// It failed; nothing or part of it may have happened.
     Failed(std::io::Error),

@@ -3,17 +3,26 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::map::Generation;
+use super::vhdx::Sectors;
 use super::{FileOp, FileOpKind, OpId, RequestId};
 use crate::units::FileOffset;
 
 /// Why an operation was handed out; decides what its end means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Moves part of a request's bytes; the generation it was looked up in.
+    /// Moves part of a request's bytes; the generation it was looked up in, and the sectors that
+    /// are the child's own when it has ended.
     Part {
         request: RequestId,
         generation: Generation,
+        sets: Option<Sectors>,
     },
+    /// Brings the rest of a sector that a request writes in part from the parent.
+    CopyUp { request: RequestId, sets: Sectors },
+    /// Brings in a page of a sector bitmap.
+    LoadBits(u64),
+    /// Reserves the host space of the sector bitmap at this offset.
+    ReserveBitmap(u64),
     /// Answers part of a status request.
     Holes { request: RequestId },
     /// Brings in a page of the BAT from where it lay then.

@@ -2,17 +2,24 @@
 
 use super::ops::Purpose;
 use super::requests::{Stage, failed};
+use super::vhdx::Sectors;
 use super::{Engine, Extent, FileOpKind, Outcome, Request, RequestId};
 use crate::error::{Error, ErrorKind};
-use crate::units::FileOffset;
+use crate::units::{FileOffset, GuestOffset};
 
 /// A status request in more extents than this is answered up to there.
 const MOST_EXTENTS: usize = 4096;
 
 /// What became of one run of a request's bytes.
 pub(super) enum Run {
-    /// They lie in the file.
-    File { at: FileOffset, len: u64 },
+    /// They lie in the file; once written, these sectors are the child's own.
+    File {
+        at: FileOffset,
+        len: u64,
+        sets: Option<Sectors>,
+    },
+    /// They lie in the parent.
+    Parent { len: u64 },
     /// They read as zero, or need nothing done.
     Zero { len: u64 },
     /// The request waits; it is in the list of whatever it waits for.
@@ -96,7 +103,10 @@ impl Engine {
                     }
                     break;
                 }
-                Run::File { at, len } => self.emit_file(id, &request, cursor, (at, len)),
+                Run::File { at, len, sets } => {
+                    self.emit_file(id, &request, cursor, (at, len, sets))
+                }
+                Run::Parent { len } => self.emit_parent(id, &request, cursor, len),
                 Run::Zero { len } => Some(self.emit_zero(id, &request, cursor, len)),
             };
             let Some(moved) = moved else { return };
@@ -114,7 +124,7 @@ impl Engine {
         id: RequestId,
         request: &Request,
         start: u64,
-        (at, len): (FileOffset, u64),
+        (at, len, sets): (FileOffset, u64, Option<Sectors>),
     ) -> Option<u64> {
         let aligned = (at.0 | len) & (self.map.shape().alignment - 1) == 0;
         let kind = match request {
@@ -151,17 +161,49 @@ impl Engine {
                 keep: false,
             },
             Request::Status { .. } => {
-                // One at a time: the answer says how far to go on, and extents come in order.
-                self.count_op(id);
-                self.ops.push(
-                    Purpose::Holes { request: id },
-                    FileOpKind::Holes { at, len },
-                );
+                self.ask_extents(id, FileOpKind::Holes { at, len });
                 return None;
             }
             Request::Flush | Request::Park { .. } | Request::Resize { .. } => return Some(len),
         };
-        self.push_part(id, kind);
+        self.push_part(id, kind, sets);
+        Some(len)
+    }
+
+    /// Ask what is allocated. One question at a time: the answer says how far to go on, and extents
+    /// come in order.
+    fn ask_extents(&mut self, id: RequestId, kind: FileOpKind) {
+        self.count_op(id);
+        self.ops.push(Purpose::Holes { request: id }, kind);
+    }
+
+    /// Operations for a run that lies in the parent; `None` when its answer must be waited for.
+    fn emit_parent(
+        &mut self,
+        id: RequestId,
+        request: &Request,
+        start: u64,
+        len: u64,
+    ) -> Option<u64> {
+        let first = request.range().map_or(0, |(offset, _)| offset);
+        let offset = GuestOffset(first + start);
+        match request {
+            Request::Read { .. } => {
+                let kind = FileOpKind::ReadParent {
+                    request: id,
+                    start,
+                    offset,
+                    len,
+                };
+                self.push_part(id, kind, None);
+            }
+            Request::Status { .. } => {
+                self.ask_extents(id, FileOpKind::StatusParent { offset, len });
+                return None;
+            }
+            // What the guest discards may stay as it is; nothing else is left to the parent.
+            _ => {}
+        }
         Some(len)
     }
 
@@ -175,6 +217,7 @@ impl Engine {
                         start,
                         len,
                     },
+                    None,
                 );
             }
             Request::Status { .. } => {
@@ -193,19 +236,23 @@ impl Engine {
     }
 
     /// Hand out an operation for `id` that keeps the map's generation in use until it ends.
-    pub(super) fn push_part(&mut self, id: RequestId, kind: FileOpKind) {
+    pub(super) fn push_part(&mut self, id: RequestId, kind: FileOpKind, sets: Option<Sectors>) {
         let generation = self.me.enter();
         self.count_op(id);
+        if let Some(sectors) = sets {
+            self.pin_bits(sectors);
+        }
         self.ops.push(
             Purpose::Part {
                 request: id,
                 generation,
+                sets,
             },
             kind,
         );
     }
 
-    fn count_op(&mut self, id: RequestId) {
+    pub(super) fn count_op(&mut self, id: RequestId) {
         if let Some(active) = self.requests.get_mut(id) {
             active.outstanding += 1;
         }
@@ -234,6 +281,12 @@ impl Engine {
                 .get_or_insert_with(|| Error::io("the image file refused the request", error));
         }
         self.check_ended(id);
+    }
+
+    /// What the request needed of the parent could not be brought.
+    pub(super) fn copy_up_failed(&mut self, id: RequestId, error: std::io::Error) {
+        self.set_stage(id, Stage::Running);
+        self.part_ended(id, Outcome::Failed(error));
     }
 
     pub(super) fn holes_ended(&mut self, id: RequestId, outcome: Outcome) {

@@ -9,7 +9,7 @@ use crate::units::{FileOffset, MIB};
 
 use super::bat::Geometry;
 use super::field::{array, guid_at, put, u16_at, u32_at, u64_at};
-use super::{Guid, PAGE, PAGE_BYTES};
+use super::{Guid, PAGE, PAGE_BYTES, ParentLocator};
 
 /// Bytes of the table at the start of the region.
 pub const TABLE_BYTES: usize = 64 << 10;
@@ -101,8 +101,8 @@ pub struct Metadata {
     pub disk_id: Guid,
     /// A fixed disk: blocks stay allocated.
     pub leave_allocated: bool,
-    /// A differencing disk.
-    pub has_parent: bool,
+    /// Of a differencing disk: which disk it is built on.
+    pub parent: Option<ParentLocator>,
     /// Why other programs must not open it now.
     pub mark: Option<Mark>,
     /// Every entry of the table, known or not, to be preserved.
@@ -116,14 +116,14 @@ impl Metadata {
             self.block_size,
             self.logical_sector,
             self.virtual_size,
-            self.has_parent,
+            self.parent.is_some(),
         )
     }
 
     /// Whether a parent locator stands in an image without a parent.
     #[must_use]
     pub fn has_stray_locator(&self) -> bool {
-        !self.has_parent && find(&self.items, PARENT_LOCATOR).is_some()
+        self.parent.is_none() && find(&self.items, PARENT_LOCATOR).is_some()
     }
 
     /// Reads what the items say; `read(offset, len)` brings bytes of the region.
@@ -145,11 +145,9 @@ impl Metadata {
             )));
         }
         let has_parent = flags & HAS_PARENT != 0;
-        if has_parent && find(&items, PARENT_LOCATOR).is_none() {
-            return Err(Error::corrupt(
-                "the image has a parent and no parent locator says where",
-            ));
-        }
+        let parent = has_parent
+            .then(|| fetch_locator(&items, read))
+            .transpose()?;
         let metadata = Self {
             block_size: u32_at(&parameters, 0)?,
             virtual_size: u64_at(&fetch(&items, VIRTUAL_DISK_SIZE, 8, read)?, 0)?,
@@ -157,7 +155,7 @@ impl Metadata {
             physical_sector,
             disk_id: guid_at(&fetch(&items, VIRTUAL_DISK_ID, 16, read)?, 0)?,
             leave_allocated: flags & LEAVE_ALLOCATED != 0,
-            has_parent,
+            parent,
             mark: mark_of(&items),
             items,
         };
@@ -179,27 +177,30 @@ impl Metadata {
         if self.leave_allocated {
             flags |= LEAVE_ALLOCATED;
         }
-        if self.has_parent {
+        if self.parent.is_some() {
             flags |= HAS_PARENT;
         }
+        let locator = self.parent.as_ref().map(ParentLocator::encode);
         let parameters = [self.block_size.to_le_bytes(), flags.to_le_bytes()].concat();
         let of_disk = IS_VIRTUAL_DISK | IS_REQUIRED;
-        let items: [(Guid, u32, &[u8]); 5] = [
+        let size = self.virtual_size.to_le_bytes();
+        let logical = self.logical_sector.to_le_bytes();
+        let physical = self.physical_sector.to_le_bytes();
+        let mut items: Vec<(Guid, u32, &[u8])> = vec![
             (FILE_PARAMETERS, IS_REQUIRED, &parameters),
-            (VIRTUAL_DISK_SIZE, of_disk, &self.virtual_size.to_le_bytes()),
+            (VIRTUAL_DISK_SIZE, of_disk, &size),
             (VIRTUAL_DISK_ID, of_disk, &self.disk_id.0),
-            (LOGICAL_SECTOR, of_disk, &self.logical_sector.to_le_bytes()),
-            (
-                PHYSICAL_SECTOR,
-                of_disk,
-                &self.physical_sector.to_le_bytes(),
-            ),
+            (LOGICAL_SECTOR, of_disk, &logical),
+            (PHYSICAL_SECTOR, of_disk, &physical),
         ];
+        if let Some(locator) = &locator {
+            items.push((PARENT_LOCATOR, IS_REQUIRED, locator));
+        }
         let mut region = vec![0; 2 * TABLE_BYTES];
         put(&mut region, 0, &SIGNATURE);
         let mut start = TABLE_BYTES;
         let mut entry_at = ENTRIES_AT;
-        for (id, flags, content) in items {
+        for &(id, flags, content) in &items {
             let item = Item {
                 id,
                 offset: start as u32,
@@ -273,6 +274,19 @@ fn fetch(
         )));
     }
     read(item.offset, item.len)
+}
+
+fn fetch_locator(
+    items: &[Item],
+    read: &mut dyn FnMut(u32, u32) -> Result<Vec<u8>>,
+) -> Result<ParentLocator> {
+    let item = find(items, PARENT_LOCATOR)
+        .ok_or_else(|| Error::corrupt("the image has a parent and no parent locator says where"))?;
+    let at = u64::from(item.offset);
+    ParentLocator::decode(&read(item.offset, item.len)?).map_err(|error| {
+        let within = error.offset().unwrap_or(0);
+        error.at(at + within)
+    })
 }
 
 fn name(id: Guid) -> &'static str {

@@ -9,6 +9,7 @@
 //! | 192 KiB, 256 KiB | the two copies of the region table | [`region`] |
 //! | anywhere | log | [`log`] |
 //! | anywhere | metadata region | [`metadata`] |
+//! | in the metadata region | parent locator | [`locator`] |
 //! | anywhere | block allocation table | [`bat`] |
 //!
 //! Specified by MS-VHDX; what is read leniently and why is in `docs/vhdx.md`. Nothing in here may
@@ -20,6 +21,7 @@ mod finding;
 mod guid;
 pub mod header;
 pub mod identifier;
+pub mod locator;
 pub mod log;
 pub mod metadata;
 pub mod region;
@@ -28,6 +30,7 @@ pub use bat::{BatEntry, BlockState, Geometry};
 pub use finding::{Finding, Severity};
 pub use guid::Guid;
 pub use header::Header;
+pub use locator::ParentLocator;
 pub use metadata::Metadata;
 pub use region::{Region, RegionTable};
 

@@ -44,10 +44,19 @@ pub struct LoadOptions<'a> {
     pub writable: bool,
     /// Whether to read and check the whole BAT, and bring [`Image::used`].
     pub scan_bat: bool,
-    /// Whether to open an image that is marked as another's ([`Mark`]).
-    pub allow_marked: bool,
+    /// Images that are opened only when told.
+    pub admit: Admit,
     /// Random bits for GUIDs; needed when a log is replayed into the file.
     pub random: &'a mut dyn FnMut() -> u128,
+}
+
+/// Which images are opened although they say that they should not, or not alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Admit {
+    /// Those marked as another's ([`Mark`]).
+    pub marked: bool,
+    /// Those with a parent, which the caller then opens, too.
+    pub parent: bool,
 }
 
 /// An image that was opened and keeps every rule that was checked.
@@ -447,7 +456,7 @@ fn put_right(
 
 /// Whether an image may be opened in the way asked for.
 fn admit(metadata: &Metadata, options: &LoadOptions<'_>, header: &Header) -> Result<()> {
-    if let (Some(mark), false) = (metadata.mark, options.allow_marked) {
+    if let (Some(mark), false) = (metadata.mark, options.admit.marked) {
         let what = match mark {
             Mark::Incomplete => {
                 "this image is the target of a migration that is not complete; its data is partial"
@@ -458,10 +467,10 @@ fn admit(metadata: &Metadata, options: &LoadOptions<'_>, header: &Header) -> Res
         };
         return Err(Error::new(ErrorKind::NotOwned, what));
     }
-    if metadata.has_parent {
+    if metadata.parent.is_some() && !options.admit.parent {
         return Err(Error::new(
             ErrorKind::Unsupported,
-            "this is a differencing image; images with a parent cannot be opened yet",
+            "this disk is built on another one, and is opened with it or not at all",
         ));
     }
     if options.writable && header.log_len == 0 {

@@ -12,13 +12,18 @@ use crate::info::info;
 use crate::storage::{CrashStorage, MemoryStorage};
 use crate::units::{BlockIndex, FileOffset};
 
+mod parents;
+
 const GIB: u64 = 1 << 30;
 
 fn options(writable: bool, random: &mut dyn FnMut() -> u128) -> LoadOptions<'_> {
     LoadOptions {
         writable,
         scan_bat: true,
-        allow_marked: false,
+        admit: Admit {
+            marked: false,
+            parent: false,
+        },
         random,
     }
 }
@@ -50,7 +55,10 @@ impl Sample {
         let image = load(
             &mut storage,
             LoadOptions {
-                allow_marked: true,
+                admit: Admit {
+                    marked: true,
+                    parent: false,
+                },
                 ..options(false, &mut counter())
             },
         )
@@ -417,53 +425,6 @@ fn rule_17_bitmap_entries_without_a_parent_are_ignored_with_a_warning() {
     let mut sample = Sample::new();
     let at = sample.image.bat().at.0 + sample.image.geometry.bitmap_index(0).0 * 8;
     sample.put(at, &[0xFF; 8]).warned("bitmap entries");
-}
-
-#[test]
-fn rule_18_and_19_an_image_with_a_parent_is_refused_for_now() {
-    let mut sample = differencing();
-    for writable in [false, true] {
-        let error = opened(&mut sample.storage, writable).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(error.to_string().contains("differencing"), "{error}");
-    }
-    assert_eq!(info(&mut sample.storage).unwrap().kind, "differencing");
-    let report = check(&mut sample.storage).unwrap();
-    assert!(report.is_sound(), "{report:?}");
-}
-
-/// The sample with a parent: the flag and a locator item.
-fn differencing() -> Sample {
-    let mut sample = Sample::new();
-    let at = sample.image.metadata_region().at.0;
-    let mut entry = [0; 32];
-    entry[..16].copy_from_slice(&metadata::PARENT_LOCATOR.0);
-    entry[16..20].copy_from_slice(&(128_u32 << 10).to_le_bytes());
-    entry[20..24].copy_from_slice(&20_u32.to_le_bytes());
-    entry[24] = 4;
-    sample.put(at + 32 + 5 * 32, &entry).put(at + 10, &[6]);
-    sample.warned("parent locator");
-    sample.put(at + (64 << 10) + 4, &[2]);
-    sample
-}
-
-#[test]
-fn rule_17_a_partial_block_needs_its_chunks_bitmap() {
-    let mut sample = differencing();
-    let (free, bat) = (sample.free(), sample.image.bat().at.0);
-    let bitmap = |chunk: u64| bat + (chunk * 4097 + 4096) * 8;
-    sample.entry(3, free | 7).entry(9000, (free + MIB) | 7);
-    assert_eq!(check(&mut sample.storage).unwrap().errors(), 2);
-    sample.put(bitmap(0), &present(free + 2 * MIB).to_le_bytes());
-    assert_eq!(check(&mut sample.storage).unwrap().errors(), 1);
-    sample.put(bitmap(2), &present(free + 3 * MIB).to_le_bytes());
-    let report = check(&mut sample.storage).unwrap();
-    assert!(report.is_sound(), "{report:?}");
-    assert_eq!(report.blocks.partially_present, 2);
-    sample.put(bitmap(2), &present(free).to_le_bytes());
-    assert_eq!(check(&mut sample.storage).unwrap().errors(), 1);
-    sample.put(bitmap(2), &2_u64.to_le_bytes());
-    assert_eq!(check(&mut sample.storage).unwrap().errors(), 2);
 }
 
 #[test]

@@ -31,8 +31,9 @@ impl FileStorage {
             .read(true)
             .write(writable)
             .open(path)
+            .and_then(|file| writable_by_somebody(file, writable))
             .map_err(|error| Error::io("cannot be opened", error).in_file(path))?;
-        Self::lock(file, path, writable)
+        Self::of(file, path, writable)
     }
 
     /// Create a file that must not exist yet, and lock it.
@@ -43,10 +44,11 @@ impl FileStorage {
             .create_new(true)
             .open(path)
             .map_err(|error| Error::io("cannot be created", error).in_file(path))?;
-        Self::lock(file, path, true)
+        Self::of(file, path, true)
     }
 
-    fn lock(file: File, path: &Path, writable: bool) -> Result<Self> {
+    /// Lock a file that has been opened; `path` names it in errors.
+    pub(crate) fn of(file: File, path: &Path, writable: bool) -> Result<Self> {
         let how = if writable {
             FlockOperation::NonBlockingLockExclusive
         } else {
@@ -102,6 +104,16 @@ impl FileStorage {
         }
         Ok(())
     }
+}
+
+/// Refuses to write what its permissions let nobody write, also to those whom permissions do not bind:
+/// that is how a disk is protected on which others are built.
+fn writable_by_somebody(file: File, writable: bool) -> io::Result<File> {
+    if writable && file.metadata()?.permissions().readonly() {
+        let what = "its permissions let nobody write it; other disks may be built on it";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+    }
+    Ok(file)
 }
 
 impl Storage for FileStorage {

@@ -32,9 +32,33 @@ fn written(sector: u64) -> bool {
     !(256..2048 - 32).contains(&within)
 }
 
+/// What the parent of a differencing disk holds in `sector`: stamps of its own, zeros here and there
+/// and from its end on, which comes before the child's.
+pub fn parent_stamp(sector: u64) -> Stamp {
+    if sector >= PARENT_SECTORS || (sector / 16).is_multiple_of(3) || !written(sector) {
+        return 0;
+    }
+    1 << 63 | sector
+}
+
+/// Read that parent; both numbers are multiples of a sector.
+pub fn parent_read(offset: u64, buffer: &mut [u8]) {
+    let whole = (offset | buffer.len() as u64).is_multiple_of(SECTOR);
+    assert!(whole, "a part of a sector of the parent");
+    for (number, place) in buffer.chunks_exact_mut(SECTOR as usize).enumerate() {
+        let stamp = parent_stamp(offset / SECTOR + number as u64);
+        place.as_chunks_mut::<8>().0.fill(stamp.to_le_bytes());
+    }
+}
+
+/// Sectors of that parent.
+pub const PARENT_SECTORS: u64 = (4199 << 20) / SECTOR + 40;
+
 /// All that may be seen of one disk.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
+    /// Whether the disk has a parent.
+    child: bool,
     sectors: BTreeMap<u64, Vec<Version>>,
     next_stamp: Stamp,
     /// Sectors from here on may be lost: resizes that may discard, open or failed half-way.
@@ -70,7 +94,7 @@ impl Model {
             versions.push(Version {
                 issued: now,
                 completed: Some(now),
-                ..Version::initial()
+                ..Version::initial(0)
             });
         }
     }
@@ -89,6 +113,19 @@ impl Model {
         stamp == 0 && self.cutting.iter().any(|first| sector >= *first)
     }
 
+    /// The model of a new disk, with or without a parent.
+    pub fn new(child: bool) -> Self {
+        Self {
+            child,
+            ..Self::default()
+        }
+    }
+
+    /// What `sector` held before anything was written to it.
+    pub fn base(&self, sector: u64) -> Stamp {
+        if self.child { parent_stamp(sector) } else { 0 }
+    }
+
     /// A stamp that no version has.
     pub fn stamp(&mut self) -> Stamp {
         self.next_stamp += 1;
@@ -104,10 +141,11 @@ impl Model {
         now: u64,
     ) {
         for sector in (first..first + count).filter(|sector| stamp != 0 || written(*sector)) {
+            let base = self.base(sector);
             let versions = self
                 .sectors
                 .entry(sector)
-                .or_insert_with(|| vec![Version::initial()]);
+                .or_insert_with(|| vec![Version::initial(base)]);
             versions.push(Version {
                 stamp,
                 issued: now,
@@ -153,7 +191,7 @@ impl Model {
     /// Whether a read that began at `began` may see `stamp` in `sector`.
     pub fn may_read(&self, sector: u64, stamp: Stamp, began: u64) -> bool {
         let Some(versions) = self.sectors.get(&sector) else {
-            return stamp == 0;
+            return stamp == self.base(sector);
         };
         let seen = versions.iter().any(|version| {
             version.stamp == stamp
@@ -167,7 +205,7 @@ impl Model {
     /// Whether a power cut now may leave `stamp` in `sector`.
     pub fn may_survive(&self, sector: u64, stamp: Stamp) -> bool {
         let Some(versions) = self.sectors.get(&sector) else {
-            return stamp == 0;
+            return stamp == self.base(sector);
         };
         let survives = versions
             .iter()
@@ -181,9 +219,7 @@ impl Model {
         self.may_be.clear();
         self.cutting.clear();
         for (sector, versions) in &mut self.sectors {
-            let mut only = Version::initial();
-            only.stamp = content(*sector);
-            *versions = vec![only];
+            *versions = vec![Version::initial(content(*sector))];
         }
     }
 
@@ -193,9 +229,9 @@ impl Model {
 }
 
 impl Version {
-    fn initial() -> Self {
+    fn initial(stamp: Stamp) -> Self {
         Self {
-            stamp: 0,
+            stamp,
             issued: 0,
             completed: Some(0),
             durable: true,

@@ -15,7 +15,7 @@ use vdisk::units::GuestOffset;
 
 pub use self::faults::Faults;
 use self::medium::Pending;
-use super::model::{Model, SECTOR, Stamp};
+use super::model::{Model, SECTOR, Stamp, parent_read};
 use super::random::Random;
 
 /// A request as its worker sees it.
@@ -295,6 +295,13 @@ pub fn read(engine: &mut Engine, storage: &mut dyn Storage, offset: u64, len: u6
                 }
                 FileOpKind::ZeroRequest { start, len, .. } => {
                     buffer[*start as usize..(*start + *len) as usize].fill(0);
+                    Outcome::Done
+                }
+                FileOpKind::ReadParent {
+                    start, offset, len, ..
+                } => {
+                    let range = *start as usize..(*start + *len) as usize;
+                    parent_read(offset.0, &mut buffer[range]);
                     Outcome::Done
                 }
                 kind => panic!("a read asks for {kind:?}"),

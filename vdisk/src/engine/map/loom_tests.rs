@@ -17,6 +17,7 @@ fn map() -> std::sync::Arc<BlockMap> {
         chunk_shift: 12,
         alignment: 1,
         read_only: false,
+        parent: false,
     };
     std::sync::Arc::new(BlockMap::new(shape, 8 * MIB, 4, 1))
 }

@@ -81,6 +81,8 @@ pub struct MapShape {
     pub alignment: u64,
     /// Whether nothing may be written.
     pub read_only: bool,
+    /// Whether a block that is not present is read from a parent disk.
+    pub parent: bool,
 }
 
 /// Bits of [`BlockMap::flags`].
@@ -196,6 +198,7 @@ impl BlockMap {
                 at: FileOffset((entry & OFFSET_MASK) + within),
                 len,
             },
+            0 if self.shape.parent => Lookup::Engine,
             0..=3 => Lookup::Zero { len },
             _ => Lookup::Engine,
         }

@@ -13,6 +13,7 @@ fn map(frames: usize) -> Arc<BlockMap> {
         chunk_shift: 12,
         alignment: 512,
         read_only: false,
+        parent: false,
     };
     Arc::new(BlockMap::new(shape, 8192 * MIB, 8193, frames))
 }

@@ -6,14 +6,14 @@ use crate::units::FileOffset;
 
 use super::Vhdx;
 
-const ZERO: u64 = 2;
-const UNMAPPED: u64 = 3;
-const FULLY_PRESENT: u64 = 6;
-const OFFSET_MASK: u64 = !0xF_FFFF;
+pub(super) const ZERO: u64 = 2;
+pub(super) const UNMAPPED: u64 = 3;
+pub(super) const FULLY_PRESENT: u64 = 6;
+pub(super) const OFFSET_MASK: u64 = !0xF_FFFF;
 
 impl Vhdx {
     /// Whether `len` bytes at `offset` are all of a block, or all of the last one up to the end.
-    fn is_whole_block(&self, offset: u64, len: u64) -> bool {
+    pub(super) fn is_whole_block(&self, offset: u64, len: u64) -> bool {
         offset.is_multiple_of(self.layout.block_size)
             && (len == self.layout.block_size
                 || offset + len == self.layout.geometry.virtual_size())
@@ -33,6 +33,7 @@ impl Engine {
             return Run::File {
                 at: FileOffset(offset),
                 len,
+                sets: None,
             };
         };
         let within = offset % vhdx.layout.block_size;
@@ -47,10 +48,14 @@ impl Engine {
             Ok(entry) => entry,
             Err(run) => return run,
         };
+        if self.map.shape().parent {
+            return self.run_in_child(id, request, (offset, len), (index, entry));
+        }
         let present = entry & 7 == FULLY_PRESENT;
         let in_file = |entry: u64| Run::File {
             at: FileOffset((entry & OFFSET_MASK) + within),
             len,
+            sets: None,
         };
         match request {
             Request::Write { .. } | Request::WriteZeroes { unmap: false, .. } if !present => {
@@ -70,7 +75,7 @@ impl Engine {
     /// Give the absent block of entry `index` space; its new entry.
     pub(super) fn allocate(&mut self, id: RequestId, index: u64) -> Result<u64, Run> {
         self.ready_to_change(id, index)?;
-        let at = self.take_space(id)?;
+        let at = self.take_block(id)?;
         let entry = at | FULLY_PRESENT;
         self.change_entry(index, entry);
         Ok(entry)
@@ -94,11 +99,19 @@ impl Engine {
             return if discard {
                 Run::Zero { len }
             } else {
-                Run::File { at, len }
+                Run::File {
+                    at,
+                    len,
+                    sets: None,
+                }
             };
         }
         if !unmap || !vhdx.is_whole_block(offset, len) {
-            return Run::File { at, len };
+            return Run::File {
+                at,
+                len,
+                sets: None,
+            };
         }
         if let Err(run) = self.ready_to_change(id, index) {
             return run;

@@ -220,7 +220,12 @@ impl Log {
 impl Engine {
     /// What a flush round that begins now has to carry.
     pub(in crate::engine) fn copy_pending(&mut self) -> Copied {
-        let mut pages = self.take_pending();
+        // Bits before the entries that give them a meaning: an entry never outruns its bits.
+        let mut pages = self
+            .vhdx
+            .as_mut()
+            .map_or_else(Vec::new, |vhdx| vhdx.bitmaps.take_pending());
+        pages.extend(self.take_pending());
         pages.extend(self.take_metadata_page());
         // Last: in a round of several entries the size comes after the entries it stands for.
         pages.extend(self.take_resize_pages());
@@ -253,6 +258,7 @@ impl Engine {
         if let Some(vhdx) = &mut self.vhdx {
             vhdx.space.set_durable_len(copied.file_len);
             vhdx.pages.data_durable();
+            vhdx.bitmaps.data_durable();
         }
     }
 
@@ -301,7 +307,8 @@ impl Engine {
             let sequence = sequence + (number / ENTRY_PAGES) as u64;
             vhdx.log.unapplied.insert(at.0, (sequence, page));
         }
-        if vhdx.pages.logged() {
+        let (entries, bits) = (vhdx.pages.logged(), vhdx.bitmaps.logged());
+        if entries && bits {
             self.map.set_unpublished(false);
         }
         if vhdx.log.used() * 2 > vhdx.log.len {

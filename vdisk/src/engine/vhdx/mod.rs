@@ -8,8 +8,12 @@
 //! | [`session`] | the headers: opening a session at the first change, parking it (MS-VHDX 2.2.2) |
 //! | [`blocks`] | what each kind of request does to a block |
 //! | [`resize`] | what another size takes: entries, the table, the size itself |
+//! | [`child`] | the same where there is a parent (MS-VHDX 2.5.1.1, states 0 and 7) |
+//! | [`bitmaps`] | which sectors of a block are the child's own (MS-VHDX 2.5.1.2) |
 
+mod bitmaps;
 mod blocks;
+mod child;
 mod log;
 mod pages;
 mod resize;
@@ -21,6 +25,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub(super) use self::bitmaps::Sectors;
+
+use self::bitmaps::Bitmaps;
 use self::log::Log;
 use self::pages::Pages;
 pub(super) use self::resize::Table;
@@ -34,6 +41,10 @@ use crate::units::FileOffset;
 
 /// Bytes of a BAT page.
 pub(super) const PAGE: u64 = 4096;
+
+/// Pages of a child's BAT that are kept at least. A write there may need two at once, its block's and
+/// its bitmap's; with too few, requests would go on taking them from each other.
+const LEAST_FRAMES: usize = 8;
 
 /// What opening an image found out, as far as the engine needs it.
 #[derive(Clone, Debug)]
@@ -96,6 +107,7 @@ impl Default for EngineOptions {
 pub(super) struct Vhdx {
     layout: Layout,
     pub(super) pages: Pages,
+    pub(super) bitmaps: Bitmaps,
     pub(super) space: Space,
     pub(super) log: Log,
     session: Session,
@@ -127,8 +139,15 @@ impl Engine {
             chunk_shift: geometry.chunk_ratio().trailing_zeros(),
             alignment: options.alignment,
             read_only: options.read_only,
+            parent: geometry.differencing(),
         };
-        let frames = (options.cache / PAGE as usize).max(2);
+        // A quarter of the memory is for sector bitmaps, where there are any.
+        let cache_pages = options.cache / PAGE as usize;
+        let (frames, bit_pages) = if geometry.differencing() {
+            ((cache_pages / 4 * 3).max(LEAST_FRAMES), cache_pages / 4)
+        } else {
+            (cache_pages.max(2), 0)
+        };
         // The disk may grow while workers hold the map, so it has room for the largest table: 4 bytes a
         // page, 512 KiB at most.
         let entries = geometry.largest().bat_entries();
@@ -142,6 +161,7 @@ impl Engine {
         let limit = pages::pending_limit(&map, geometry.largest().bat_len(), log_len);
         let vhdx = Vhdx {
             pages: Pages::new(map.frame_count(), limit, image.regions.bat().len),
+            bitmaps: Bitmaps::new(bit_pages, block_size / u64::from(geometry.sector())),
             space: Space::new(block_size, image.file_len, image.end_of_used, image.unused),
             log: Log::new(log_len),
             session: Session::new(image.header, image.slot, options.seed),

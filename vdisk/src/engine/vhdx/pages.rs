@@ -129,6 +129,30 @@ impl Vhdx {
             || self.log.holds_page(self.page_at(page).0)
     }
 
+    fn pending(&self) -> usize {
+        self.pages.pending.len() + self.bitmaps.pending()
+    }
+
+    /// Whether the next round can carry no other page.
+    pub(super) fn round_is_full(&self) -> bool {
+        self.pending() >= self.pages.limit
+    }
+
+    /// Whether a round should begin although nobody waits for one.
+    pub(super) fn round_is_half_full(&self) -> bool {
+        self.pending() * 2 > self.pages.limit
+    }
+
+    /// Whether entry `index` could be changed without waiting for anything.
+    pub(super) fn may_change_now(&self, index: u64) -> bool {
+        let page = index / PAGE_ENTRIES as u64;
+        let room = self.pages.pending.contains(&page) || !self.round_is_full();
+        room && self
+            .pages
+            .reserved
+            .contains(&(page * PAGE / self.pages.granule))
+    }
+
     /// Where `page` lies in the file.
     pub(super) fn page_at(&self, page: u64) -> FileOffset {
         FileOffset(self.layout.regions.bat().at.0 + page * PAGE)
@@ -165,15 +189,29 @@ impl Vhdx {
     }
 
     fn check_entry(&self, index: u64, raw: u64) -> Result<(), Error> {
-        let BatSlot::Payload(_) = self.layout.geometry.classify(BatIndex(index)) else {
-            return Ok(());
+        let differencing = self.layout.geometry.differencing();
+        let bitmap = match self.layout.geometry.classify(BatIndex(index)) {
+            BatSlot::Payload(_) => false,
+            BatSlot::Bitmap(_) if differencing => true,
+            BatSlot::Bitmap(_) | BatSlot::Unused => return Ok(()),
         };
         let entry = BatEntry::decode(raw)?;
         match entry.state {
-            BlockState::PartiallyPresent => Err(Error::corrupt(format!(
+            BlockState::FullyPresent | BlockState::NotPresent | BlockState::PartiallyPresent => {}
+            state if bitmap => {
+                let what = format!("BAT entry {index} of a sector bitmap has the state {state:?}");
+                return Err(Error::corrupt(what));
+            }
+            _ => {}
+        }
+        match entry.state {
+            BlockState::PartiallyPresent if bitmap => Err(Error::corrupt(format!(
+                "BAT entry {index} of a sector bitmap is partially present"
+            ))),
+            BlockState::PartiallyPresent if !differencing => Err(Error::corrupt(format!(
                 "BAT entry {index} is partially present in a disk without a parent"
             ))),
-            BlockState::FullyPresent
+            BlockState::FullyPresent | BlockState::PartiallyPresent
                 if entry.offset.0 < crate::units::MIB
                     || entry.offset.0 >= self.space.file_len() =>
             {
@@ -270,6 +308,18 @@ impl Engine {
         self.checkpoint_begin();
     }
 
+    /// The next round can carry no other page: `id` waits for it to begin, or, where all it would carry
+    /// is bits of writes under way, for those to end.
+    pub(super) fn wait_for_room(&mut self, id: RequestId) -> Run {
+        if let Some(vhdx) = &self.vhdx
+            && (!vhdx.pages.pending.is_empty() || vhdx.bitmaps.has_changes())
+        {
+            self.flusher.wanted = true;
+        }
+        self.requests.block(id);
+        Run::Blocked
+    }
+
     /// Get ready to change entry `index`, whose page is in memory: room in the next flush round and
     /// host space for the page. Else `id` is blocked until there is, or refused since there is none.
     pub(super) fn ready_to_change(&mut self, id: RequestId, index: u64) -> Result<(), Run> {
@@ -277,12 +327,10 @@ impl Engine {
         let Some(vhdx) = &mut self.vhdx else {
             return Err(Run::Blocked);
         };
-        let pages = &mut vhdx.pages;
-        if pages.pending.len() >= pages.limit && !pages.pending.contains(&page) {
-            self.flusher.wanted = true;
-            self.requests.block(id);
-            return Err(Run::Blocked);
+        if !vhdx.pages.pending.contains(&page) && vhdx.round_is_full() {
+            return Err(self.wait_for_room(id));
         }
+        let pages = &mut vhdx.pages;
         let granule = page * PAGE / pages.granule;
         if !pages.reserved.contains(&granule) {
             if let Some(error) = vhdx.space.full() {
@@ -325,7 +373,7 @@ impl Engine {
         vhdx.pages.pending.insert(page);
         vhdx.pages.lru.promote(&page);
         self.map.set_entry(index, value);
-        if vhdx.pages.pending.len() * 2 > vhdx.pages.limit {
+        if vhdx.round_is_half_full() {
             self.flusher.wanted = true;
         }
     }

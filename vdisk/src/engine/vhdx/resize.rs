@@ -134,6 +134,12 @@ impl Engine {
         let Some(vhdx) = &self.vhdx else {
             return Ok(());
         };
+        if vhdx.layout.geometry.differencing() {
+            // What a smaller disk cuts off would be the parent's again when it grows.
+            let what = "a disk that is built on another one cannot be resized; \
+                        convert it into a disk of its own first";
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
         let sector = u64::from(vhdx.layout.geometry.sector());
         if size > MAX_VIRTUAL_SIZE {
             return Err(Error::invalid(format!(

@@ -120,12 +120,14 @@ impl Space {
         self.durable_len = len;
     }
 
-    /// Space for a block that reads as zero.
-    fn take(&mut self) -> Option<u64> {
-        if let Some(at) = self.clean.pop_first() {
+    /// Space of `len` bytes that reads as zero: for a block, or fresh space for something else.
+    fn take(&mut self, len: u64) -> Option<u64> {
+        if len == self.block_size
+            && let Some(at) = self.clean.pop_first()
+        {
             return Some(at);
         }
-        let end = self.next.checked_add(self.block_size)?;
+        let end = self.next.checked_add(len)?;
         (end <= self.file_len).then(|| std::mem::replace(&mut self.next, end))
     }
 
@@ -213,7 +215,13 @@ impl Space {
 
 impl Engine {
     /// Space for a block; else `id` is blocked while the file grows, or refused since it can not.
-    pub(super) fn take_space(&mut self, id: RequestId) -> Result<u64, Run> {
+    pub(super) fn take_block(&mut self, id: RequestId) -> Result<u64, Run> {
+        let len = self.vhdx.as_ref().map_or(0, |vhdx| vhdx.space.block_size);
+        self.take_space(id, len)
+    }
+
+    /// The same for `len` bytes, at most a block: a block's, or those of a sector bitmap.
+    pub(super) fn take_space(&mut self, id: RequestId, len: u64) -> Result<u64, Run> {
         let Some(vhdx) = &mut self.vhdx else {
             return Err(Run::Blocked);
         };
@@ -232,7 +240,7 @@ impl Engine {
                 );
             }
         }
-        let taken = space.take();
+        let taken = space.take(len);
         if let (None, Some(error)) = (taken, space.full()) {
             return Err(Run::Failed(error));
         }

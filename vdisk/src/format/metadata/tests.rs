@@ -12,7 +12,7 @@ fn metadata() -> Metadata {
         physical_sector: 4096,
         disk_id: Guid::from_random(3),
         leave_allocated: false,
-        has_parent: false,
+        parent: None,
         mark: None,
         items: Vec::new(),
     }

@@ -28,6 +28,7 @@ impl World {
             FileOpKind::SetLen { len } => *len > self.storage.live().length(),
             FileOpKind::Zero { keep, .. } => *keep,
             FileOpKind::Reserve { .. }
+            | FileOpKind::CopyUp { .. }
             | FileOpKind::WriteRequest { .. }
             | FileOpKind::MergeRequest { .. } => true,
             _ => false,

@@ -6,6 +6,7 @@ use vdisk::storage::{Change, FlushMark, MemoryStorage, Storage};
 use vdisk::units::FileOffset;
 
 use super::World;
+use crate::simulation::model::parent_read;
 
 /// A file operation that has not ended.
 pub(super) enum Pending {
@@ -40,6 +41,7 @@ impl Pending {
                 FileOpKind::ReadRequest { request, .. }
                 | FileOpKind::WriteRequest { request, .. }
                 | FileOpKind::MergeRequest { request, .. }
+                | FileOpKind::ReadParent { request, .. }
                 | FileOpKind::ZeroRequest { request, .. } => Some(request.0),
                 _ => None,
             },
@@ -170,10 +172,27 @@ impl World {
                 let buffer = &mut self.open.get_mut(&request.0).unwrap().buffer;
                 buffer[*start as usize..(*start + *len) as usize].fill(0);
             }
+            FileOpKind::ReadParent {
+                request,
+                start,
+                offset,
+                len,
+            } => {
+                let buffer = &mut self.open.get_mut(&request.0).unwrap().buffer;
+                let range = *start as usize..(*start + *len) as usize;
+                parent_read(offset.0, &mut buffer[range]);
+            }
             FileOpKind::Flush => self.storage.end_flush(mark.unwrap()),
             FileOpKind::Reserve { .. } => {}
             FileOpKind::Holes { at, len } => {
                 return Outcome::Holes(self.holes(at.0, *len));
+            }
+            FileOpKind::StatusParent { len, .. } => {
+                return Outcome::Holes(vec![Extent {
+                    len: *len,
+                    allocated: true,
+                    zero: false,
+                }]);
             }
             FileOpKind::MergeRequest { .. } => {
                 let (at, bytes) = merged.unwrap();
@@ -257,6 +276,16 @@ impl World {
             } => {
                 assert_eq!((at.0 | len) % self.alignment, 0, "an unaligned write");
                 self.write_of(request.0, *start, *at, *len)
+            }
+            FileOpKind::CopyUp { offset, at, len } => {
+                // With its surroundings, as a driver must where the file has a coarser alignment.
+                let from = at.0 / self.alignment * self.alignment;
+                let to = (at.0 + len).next_multiple_of(self.alignment);
+                let mut bytes = vec![0; (to - from) as usize];
+                self.storage.live().get(from, &mut bytes);
+                let place = (at.0 - from) as usize..(at.0 + len - from) as usize;
+                parent_read(offset.0, &mut bytes[place]);
+                Change::Write(from, bytes.into())
             }
             FileOpKind::Zero { at, len, .. } => Change::Zero(at.0, *len),
             FileOpKind::SetLen { len } => Change::Length(*len),
