@@ -56,6 +56,14 @@ pub enum LocalRequest {
         /// The mark; `None` removes one.
         mark: Option<Mark>,
     },
+    /// Give the disk another size, durably. Clients that attach afterwards see it. Those that are
+    /// attached keep the size they learnt; what they ask for beyond the new end fails.
+    Resize {
+        /// The new size in bytes.
+        size: u64,
+        /// Whether data beyond the new end may be thrown away.
+        discard_data: bool,
+    },
 }
 
 /// What a [`LocalRequest`] brought.

@@ -19,7 +19,10 @@ impl Worker {
         let here = self.exports.get(index);
         let size = here.map_or(0, |here| here.policy.disk.size());
         let moves = matches!(action, Action::Read | Action::Write { .. });
-        let whole = matches!(action, Action::Flush | Action::Park { .. });
+        let whole = matches!(
+            action,
+            Action::Flush | Action::Park { .. } | Action::Resize { .. }
+        );
         let fits = offset.checked_add(len).is_some_and(|end| end <= size)
             && (!moves || len <= LONGEST)
             && (whole || len > 0);
@@ -51,5 +54,9 @@ fn action_of(request: &LocalRequest) -> (Action, u64, u64) {
         LocalRequest::Flush => (Action::Flush, 0, 0),
         LocalRequest::Status { offset, len } => (Action::Status, *offset, *len),
         LocalRequest::Park { mark } => (Action::Park { mark: *mark }, 0, 0),
+        LocalRequest::Resize { size, discard_data } => {
+            let (size, discard_data) = (*size, *discard_data);
+            (Action::Resize { size, discard_data }, 0, 0)
+        }
     }
 }

@@ -59,6 +59,8 @@ pub(crate) enum Action {
     Status,
     /// Leave a cleanly closed image.
     Park { mark: Option<Mark> },
+    /// Give the disk another size.
+    Resize { size: u64, discard_data: bool },
 }
 
 impl Action {
@@ -74,7 +76,7 @@ impl Action {
             Self::Read => Kind::Read,
             Self::Write { .. } => Kind::Write,
             Self::Zero { .. } | Self::Discard { .. } => Kind::Zero,
-            Self::Flush | Self::Park { .. } => Kind::Flush,
+            Self::Flush | Self::Park { .. } | Self::Resize { .. } => Kind::Flush,
             Self::Status => Kind::Status,
         }
     }
@@ -287,6 +289,7 @@ impl Worker {
             Action::Flush => return self.sync(id),
             Action::Status => Request::Status { offset, len },
             Action::Park { mark } => Request::Park { mark },
+            Action::Resize { size, discard_data } => Request::Resize { size, discard_data },
         };
         self.tell_request(disk, id, request);
     }
