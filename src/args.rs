@@ -94,6 +94,8 @@ pub(crate) enum Verb {
     Map(MapArgs),
     /// Copy a disk into another format, or the same
     Convert(ConvertArgs),
+    /// Make a disk larger or smaller, also while it is served
+    Resize(ResizeArgs),
     /// Serve disks to NBD clients until a signal
     Serve(ServeArgs),
     /// Receive disks from other hosts, and serve them once they belong here
@@ -272,6 +274,34 @@ pub(crate) struct ConvertArgs {
     pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry resize disk.vhdx 20T
+  diskferry resize disk.vhdx +1T
+  diskferry resize disk.vhdx -500G                  refused if data lies there
+  diskferry resize disk.vhdx 1T --discard-data      throws away what lies beyond
+
+A disk that a `diskferry serve` has is resized there, while it is in use. Clients see the new size when
+they connect again; until then they keep the old one, and what they ask for beyond a new, nearer end
+fails. A disk that is being moved, or has been, is not resized. What the disk holds is not touched:
+make partitions and file systems smaller before it, larger after it.")]
+pub(crate) struct ResizeArgs {
+    /// The disk
+    pub(crate) disk: PathBuf,
+    /// The new size, as in 20T, or the difference, as in +1T or -500G
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) size: String,
+    /// Agree that data beyond the new end is thrown away
+    #[arg(long)]
+    pub(crate) discard_data: bool,
+    /// The disk's format, whatever its suffix says
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<FormatName>,
+    /// The control socket of its server: unix:PATH [default: found by the disk]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) control: Option<String>,
 }
 
 #[derive(Args, Debug)]

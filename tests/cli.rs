@@ -5,6 +5,7 @@ mod cli {
     mod create;
     mod disk;
     mod load;
+    mod resize;
     mod run;
     mod serve;
     mod serving;

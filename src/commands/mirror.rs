@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::remote::Remote;
 use crate::args::{MirrorArgs, MirrorStartArgs, MirrorVerb};
-use crate::control::client::Client;
-use crate::control::{Cutover, DiskState, StartMirror, place};
+use crate::control::{Cutover, StartMirror};
 use crate::failure::{Exit, Failure, Result};
 use crate::interrupt;
-use crate::plan;
 use crate::report::Report;
 use crate::size;
 
@@ -23,24 +22,25 @@ pub(crate) fn run(verb: &MirrorVerb, report: Report) -> Result<()> {
     match verb {
         MirrorVerb::Start(args) => start(args, report),
         MirrorVerb::Status(args) => {
-            let disk = Remote::find(args)?;
-            disk.report(report, disk.client.get(&disk.resource(""))?, args.wait)
+            let disk = find(args)?;
+            let state = disk.client.get(&disk.resource("mirror"))?;
+            tell(&disk, report, state, args.wait)
         }
         MirrorVerb::Cutover(args) => {
-            let disk = Remote::find(args)?;
-            let state = disk.client.post(&disk.resource("/cutover"), &())?;
-            disk.report(report, state, args.wait)
+            let disk = find(args)?;
+            let state = disk.client.post(&disk.resource("mirror/cutover"), &())?;
+            tell(&disk, report, state, args.wait)
         }
         MirrorVerb::Cancel(args) => {
-            let disk = Remote::find(args)?;
-            let state = disk.client.post(&disk.resource("/cancel"), &())?;
-            disk.report(report, state, args.wait)
+            let disk = find(args)?;
+            let state = disk.client.post(&disk.resource("mirror/cancel"), &())?;
+            tell(&disk, report, state, args.wait)
         }
     }
 }
 
 fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
-    let disk = Remote::find(&args.disk)?;
+    let disk = find(&args.disk)?;
     let to = if args.to.starts_with("tcp:") {
         args.to.clone()
     } else {
@@ -52,14 +52,18 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
         Cutover::Automatic
     };
     let state = disk.client.post(
-        &disk.resource(""),
+        &disk.resource("mirror"),
         &StartMirror {
             to,
             cutover,
             max_pause_ms: args.max_pause,
         },
     )?;
-    disk.report(report, state, args.disk.wait)
+    tell(&disk, report, state, args.disk.wait)
+}
+
+fn find(args: &MirrorArgs) -> Result<Remote> {
+    Remote::find(&args.disk, args.control.as_deref())
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
@@ -67,71 +71,24 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     absolute.map_err(|e| Failure::io(format!("{}: is no path", path.display()), &e))
 }
 
-/// A disk at the server that has it.
-struct Remote {
-    client: Client,
-    name: String,
-}
-
-impl Remote {
-    fn find(args: &MirrorArgs) -> Result<Self> {
-        let socket = match &args.control {
-            Some(text) => plan::control_path(text)?,
-            None => place::socket_of(&args.disk)?,
-        };
-        let client = Client::new(&socket);
-        let disks: Vec<DiskState> = client.get("/v1/disks")?;
-        let wanted = std::fs::canonicalize(&args.disk).ok();
-        let same = |disk: &&DiskState| {
-            Path::new(&disk.path) == args.disk
-                || (wanted.is_some() && std::fs::canonicalize(&disk.path).ok() == wanted)
-        };
-        let found = disks.iter().find(same).ok_or_else(|| {
-            Failure::usage(format!("{}: is not served there", args.disk.display()))
-        })?;
-        Ok(Self {
-            client,
-            name: found.name.clone(),
-        })
+/// Say how the move stands, once, or until it has ended.
+fn tell(disk: &Remote, report: Report, mut state: Value, wait: bool) -> Result<()> {
+    if !wait {
+        return report.result("mirror", &state, people);
     }
-
-    fn resource(&self, verb: &str) -> String {
-        format!("/v1/disks/{}/mirror{verb}", escape(&self.name))
+    interrupt::listen();
+    while state["ended"] != Value::Bool(true) {
+        interrupt::check("the move goes on; see `diskferry mirror status`")?;
+        report.event("progress", &state, &people(&state))?;
+        thread::sleep(LOOK);
+        state = disk.client.get(&disk.resource("mirror"))?;
     }
-
-    /// Say how the move stands, once, or until it has ended.
-    fn report(&self, report: Report, mut state: Value, wait: bool) -> Result<()> {
-        if !wait {
-            return report.result("mirror", &state, people);
-        }
-        interrupt::listen();
-        while state["ended"] != Value::Bool(true) {
-            interrupt::check("the move goes on; see `diskferry mirror status`")?;
-            report.event("progress", &state, &people(&state))?;
-            thread::sleep(LOOK);
-            state = self.client.get(&self.resource(""))?;
-        }
-        report.result("summary", &state, people)?;
-        match state["error"].as_str() {
-            Some(error) => Err(Failure::new(Exit::Cancelled, error)
-                .hint("the source is intact and still owns the disk")),
-            None => Ok(()),
-        }
+    report.result("summary", &state, people)?;
+    match state["error"].as_str() {
+        Some(error) => Err(Failure::new(Exit::Cancelled, error)
+            .hint("the source is intact and still owns the disk")),
+        None => Ok(()),
     }
-}
-
-/// The name as part of a URL path.
-fn escape(name: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    name.bytes()
-        .map(|byte| {
-            if plain(byte) {
-                char::from(byte).to_string()
-            } else {
-                format!("%{byte:02X}")
-            }
-        })
-        .collect()
 }
 
 fn people(state: &Value) -> String {

@@ -12,6 +12,8 @@ mod man;
 mod map;
 mod mirror;
 mod receive;
+mod remote;
+mod resize;
 mod serve;
 mod snapshot;
 
@@ -28,6 +30,7 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Check(args) => check::run(args, report),
         Verb::Map(args) => map::run(args, report),
         Verb::Convert(args) => convert::run(args, report, typed.global.progress),
+        Verb::Resize(args) => resize::run(args, report),
         Verb::Serve(args) => serve::run(args, report),
         Verb::Receive(args) => receive::run(args, report),
         Verb::Mirror(verb) => mirror::run(verb, report),

@@ -30,6 +30,11 @@ impl Client {
         }
     }
 
+    /// Whether anybody listens there.
+    pub(crate) fn answers(&self) -> bool {
+        std::os::unix::net::UnixStream::connect(&self.socket).is_ok()
+    }
+
     /// Ask for a resource.
     pub(crate) fn get<T: DeserializeOwned>(&self, resource: &str) -> Result<T> {
         self.call(Method::GET, resource, &())

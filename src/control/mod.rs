@@ -49,10 +49,23 @@ pub(crate) struct StartMirror {
     pub(crate) max_pause_ms: Option<u64>,
 }
 
+/// Another size for a disk.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Resize {
+    /// The new size in bytes.
+    pub(crate) size: u64,
+    /// Whether data beyond the new end may be thrown away.
+    #[serde(default)]
+    pub(crate) discard_data: bool,
+}
+
 /// What can be asked of a running server. Calls may block for as long as a disk operation takes.
 pub(crate) trait Control: Send + Sync + 'static {
     /// All disks.
     fn disks(&self) -> Vec<DiskState>;
+    /// Give a disk another size; its state afterwards.
+    fn resize(&self, disk: &str, resize: Resize) -> Result<DiskState>;
     /// Begin a migration; its state.
     fn start_mirror(&self, disk: &str, start: &StartMirror) -> Result<serde_json::Value>;
     /// How the newest migration stands.

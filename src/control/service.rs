@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 
-use super::{Control, StartMirror};
+use super::{Control, Resize, StartMirror};
 use crate::failure::{Exit, Failure, Result};
 
 /// What a request that failed brings.
@@ -97,6 +97,7 @@ fn bind(path: &Path) -> Result<UnixListener> {
 fn router(control: Arc<dyn Control>) -> Router {
     Router::new()
         .route("/v1/disks", get(disks))
+        .route("/v1/disks/{disk}/resize", post(resize))
         .route("/v1/disks/{disk}/mirror", get(mirror).post(start_mirror))
         .route("/v1/disks/{disk}/mirror/cutover", post(cutover))
         .route("/v1/disks/{disk}/mirror/cancel", post(cancel))
@@ -105,6 +106,14 @@ fn router(control: Arc<dyn Control>) -> Router {
 
 async fn disks(State(control): Shared) -> Response {
     answer(blocking(move || Ok(control.disks())).await)
+}
+
+async fn resize(
+    State(control): Shared,
+    UrlPath(disk): UrlPath<String>,
+    Json(to): Json<Resize>,
+) -> Response {
+    answer(blocking(move || control.resize(&disk, to)).await)
 }
 
 async fn mirror(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {

@@ -64,6 +64,25 @@ pub(crate) fn open(
     })
 }
 
+/// Refuse a disk that another host may own, as far as its record tells; marks in the image tell when it
+/// is opened.
+pub(crate) fn refuse_moved(path: &Path) -> Result<()> {
+    let found = std::fs::canonicalize(path);
+    let path =
+        found.map_err(|e| Failure::io(format!("{}: cannot be found", path.display()), &e))?;
+    let failed = |why: String| {
+        Failure::new(Exit::InUse, format!("{}: {why}", path.display()))
+            .hint("resize it where it is owned")
+    };
+    let record = RecordStore::open(sidecar_path(&path)).load();
+    let record = record.map_err(|error| failed(error.to_string()))?;
+    match verdict(record.as_ref(), None) {
+        Verdict::Serve { .. } => Ok(()),
+        Verdict::Forward { .. } => Err(failed("the disk was handed over".to_owned())),
+        Verdict::Refuse(why) => Err(failed(why)),
+    }
+}
+
 /// What another host needs to know to make a disk like the one at `path`; its size is not asked here.
 fn describe(path: &Path, kind: ImageFormat) -> Result<DiskDescription> {
     let name = path

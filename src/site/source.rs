@@ -1,9 +1,10 @@
 //! The disks of a `serve`, their migrations, and what its control socket can ask.
 
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use blockserver::export::{ExportHandle, ExportOptions};
+use blockserver::export::{ExportHandle, ExportOptions, LocalRequest};
 use blockserver::server::Server;
 use mirror::Micros;
 use mirror::net::{ServedDisk, SourceDriver, SourceHandle};
@@ -14,7 +15,7 @@ use uuid::Uuid;
 use super::beside::{self, Beside, MovingBeside};
 use super::disk::{Opened, Standing};
 use super::port::ExportPort;
-use crate::control::{Control, Cutover, DiskState, StartMirror};
+use crate::control::{Control, Cutover, DiskState, Resize, StartMirror};
 use crate::failure::{Exit, Failure, Result};
 
 /// The disks that one process serves.
@@ -148,7 +149,7 @@ impl Site {
 }
 
 fn unmark(export: &ExportHandle) -> Result<()> {
-    let parked = export.call(blockserver::export::LocalRequest::Park { mark: None });
+    let parked = export.call(LocalRequest::Park { mark: None });
     parked
         .map(drop)
         .map_err(|e| Failure::io("the mark of a migration cannot be removed", &e))
@@ -170,15 +171,7 @@ impl SiteDisk {
 
     fn start(&self, server: &Arc<Server>, start: &StartMirror) -> Result<serde_json::Value> {
         let mut moving = self.lock();
-        if let Some(old) = &*moving
-            && !(old.session.status().ended && old.session.status().error.is_some())
-        {
-            let what = format!(
-                "`{}` is being moved, or has moved, already",
-                self.export.name()
-            );
-            return Err(Failure::new(Exit::InUse, what).hint("see `diskferry mirror status`"));
-        }
+        self.stays(moving.as_ref())?;
         if self.opened.read_only {
             let what = format!("`{}` is served read-only", self.export.name());
             return Err(Failure::usage(what).hint("serve it without --read-only to move it"));
@@ -203,6 +196,52 @@ impl SiteDisk {
         status
     }
 
+    /// Refuse what can only be done to a disk that is not being moved and has not moved.
+    fn stays(&self, moving: Option<&Moving>) -> Result<()> {
+        let status = moving.map(|moving| moving.session.status());
+        if status.is_none_or(|status| status.ended && status.error.is_some()) {
+            return Ok(());
+        }
+        let what = format!(
+            "`{}` is being moved, or has moved, already",
+            self.export.name()
+        );
+        Err(Failure::new(Exit::InUse, what).hint("see `diskferry mirror status`"))
+    }
+
+    /// Give the disk another size. No move begins meanwhile.
+    fn resize(&self, resize: Resize) -> Result<()> {
+        let moving = self.lock();
+        self.stays(moving.as_ref())?;
+        if self.opened.read_only {
+            let what = format!("`{}` is served read-only", self.export.name());
+            return Err(Failure::usage(what).hint("serve it without --read-only to resize it"));
+        }
+        let request = LocalRequest::Resize {
+            size: resize.size,
+            discard_data: resize.discard_data,
+        };
+        self.export.call(request).map(drop).map_err(|error| {
+            let exit = match error.kind() {
+                io::ErrorKind::InvalidInput => Exit::Usage,
+                io::ErrorKind::PermissionDenied => Exit::InUse,
+                io::ErrorKind::Unsupported => Exit::Unsupported,
+                _ => Exit::Failed,
+            };
+            Failure::new(exit, format!("{}: {error}", self.opened.path.display()))
+        })
+    }
+
+    fn state(&self) -> DiskState {
+        let moving = self.lock();
+        DiskState {
+            name: self.export.name().to_owned(),
+            path: self.opened.path.display().to_string(),
+            virtual_size: self.export.size(),
+            mirror: moving.as_ref().and_then(|moving| state_of(moving).ok()),
+        }
+    }
+
     fn name_here(&self) -> &str {
         let name = self.opened.path.file_name();
         name.and_then(|name| name.to_str()).unwrap_or_default()
@@ -210,6 +249,8 @@ impl SiteDisk {
 
     fn config(&self, to: &str, name: &str, start: &StartMirror) -> SourceConfig {
         let mut description = self.opened.description.clone();
+        // It may have been resized since it was opened.
+        description.size = self.export.size();
         name.clone_into(&mut description.name);
         let mut config = SourceConfig::new(Uuid::new_v4(), to.to_owned(), description);
         config.automatic = start.cutover == Cutover::Automatic;
@@ -261,16 +302,13 @@ fn state_of(moving: &Moving) -> Result<serde_json::Value> {
 
 impl Control for Site {
     fn disks(&self) -> Vec<DiskState> {
-        let state = |disk: &SiteDisk| DiskState {
-            name: disk.export.name().to_owned(),
-            path: disk.opened.path.display().to_string(),
-            virtual_size: disk.export.size(),
-            mirror: disk
-                .lock()
-                .as_ref()
-                .and_then(|moving| state_of(moving).ok()),
-        };
-        self.disks.iter().map(state).collect()
+        self.disks.iter().map(SiteDisk::state).collect()
+    }
+
+    fn resize(&self, disk: &str, resize: Resize) -> Result<DiskState> {
+        let disk = self.disk(disk)?;
+        disk.resize(resize)?;
+        Ok(disk.state())
     }
 
     fn start_mirror(&self, disk: &str, start: &StartMirror) -> Result<serde_json::Value> {

@@ -79,3 +79,26 @@ fn an_incomplete_target_is_refused_by_everybody() {
     assert!(ran.stderr.contains("incomplete"), "{}", ran.stderr);
     sites.source.take().expect("it runs").end();
 }
+
+#[test]
+fn a_disk_that_is_being_moved_keeps_its_size_and_moves_with_the_one_it_was_given_before() {
+    let mut sites = Sites::running("a.vhdx", &["1G"]);
+    sites.run(&["resize", "a.vhdx", "+1G"]).ends(0);
+    sites.start(&["--manual"]).ends(0);
+    sites.until("in step", |status| status["stage"] == "synced");
+    let ran = sites.run(&["resize", "a.vhdx", "+1G"]).ends(5);
+    assert!(ran.stderr.contains("being moved"), "{}", ran.stderr);
+    sites.mirror("cancel").ends(0);
+    sites.until("ended", |status| status["ended"] == true);
+    sites.run(&["resize", "a.vhdx", "+1G"]).ends(0);
+    sites.start(&["--wait"]).ends(0);
+    // It has moved: neither its clients' server nor its old file is the place for that.
+    sites.run(&["resize", "a.vhdx", "+1G"]).ends(5);
+    sites.end();
+    let ran = sites.run(&["resize", "a.vhdx", "+1G"]).ends(5);
+    assert!(ran.stderr.contains("handed over"), "{}", ran.stderr);
+    let info = sites.run(&["info", "in/a.vhdx", "--json"]).ends(0).json();
+    assert_eq!(info["virtual_size"], 3_u64 << 30, "{info}");
+    sites.run(&["resize", "in/a.vhdx", "+1G"]).ends(0);
+    sites.run(&["check", "in/a.vhdx"]).ends(0);
+}
