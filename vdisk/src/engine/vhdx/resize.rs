@@ -158,12 +158,6 @@ impl Engine {
                 "the disk is being moved or has been handed over; resize it where it is owned",
             ));
         }
-        if vhdx.layout.geometry.differencing() {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "a disk with a parent cannot be resized yet",
-            ));
-        }
         Ok(())
     }
 
