@@ -86,6 +86,8 @@ pub(crate) enum Verb {
     Create(CreateArgs),
     /// Keep what a disk holds now, and go on in a new disk built on it
     Snapshot(SnapshotArgs),
+    /// Merge a disk into the one it is built on
+    Commit(CommitArgs),
     /// Say what a disk is
     Info(InfoArgs),
     /// Check a disk against the rules of its format
@@ -181,6 +183,27 @@ pub(crate) struct SnapshotArgs {
     /// Bytes per block of the child: a power of two from 1M to 256M [default: 2M]
     #[arg(long, value_name = "SIZE")]
     pub(crate) block_size: Option<String>,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry commit monday.vhdx
+  diskferry commit monday.vhdx --delete
+
+Afterwards the parent holds what the disk reads as. Until the disk is deleted it goes on reading the
+same, also if the merge is interrupted: the same command goes on then. Other disks that are built on the
+parent would be lost; those in the two folders are looked for, and the merge is refused if there are any.")]
+pub(crate) struct CommitArgs {
+    /// The disk to merge into its parent
+    pub(crate) disk: PathBuf,
+    /// Delete the disk once it is merged, and leave its parent writable
+    #[arg(long)]
+    pub(crate) delete: bool,
+    /// Merge although other disks are built on the parent
+    #[arg(long)]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
 }

@@ -2,6 +2,7 @@
 //!
 //! Everything that can be refused without touching a disk is refused here.
 
+mod chain;
 mod new_size;
 
 use std::fmt;
@@ -12,9 +13,11 @@ use blockserver::nbd::uri::{Address, AddressError, Endpoint};
 use vdisk::chain::ParentSearch;
 use vdisk::disk::ImageFormat;
 
+pub(crate) use self::chain::{Commit, Snapshot};
+use self::chain::{only_vhdx, search};
 use crate::args::{
-    BenchArgs, ChainArgs, ConvertArgs, CreateArgs, FormatName, LoadRunArgs, MapArgs, Pattern,
-    ReceiveArgs, ServeArgs, SnapshotArgs,
+    BenchArgs, ConvertArgs, CreateArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs,
+    ServeArgs,
 };
 use crate::failure::{Failure, Result};
 use crate::load::ledger::Area;
@@ -50,15 +53,6 @@ pub(crate) enum Content {
     Empty(u64),
     /// What the disk at this path holds.
     Parent(PathBuf),
-}
-
-/// What `snapshot` means.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Snapshot {
-    pub(crate) base: PathBuf,
-    pub(crate) child: PathBuf,
-    pub(crate) block_size: Option<u32>,
-    pub(crate) search: ParentSearch,
 }
 
 /// What `convert` means.
@@ -266,37 +260,6 @@ fn size_of_disk(text: &str, sector_size: u32) -> Result<u64> {
     }
     multiple_of("the size", size, u64::from(sector_size))?;
     Ok(size)
-}
-
-/// Only a VHDX can be built on another disk.
-fn only_vhdx(disk: &Path, format: FormatName) -> Result<()> {
-    if format == FormatName::Vhdx {
-        return Ok(());
-    }
-    let what = format!("{}: only a VHDX can have a parent", disk.display());
-    Err(Failure::usage(what).hint("give it the suffix .vhdx"))
-}
-
-impl Snapshot {
-    pub(crate) fn new(args: &SnapshotArgs) -> Result<Self> {
-        for disk in [&args.base, &args.child] {
-            only_vhdx(disk, format_of(disk))?;
-        }
-        Ok(Self {
-            base: args.base.clone(),
-            child: args.child.clone(),
-            block_size: block_size(args.block_size.as_deref(), FormatName::Vhdx)?,
-            search: search(&args.chain),
-        })
-    }
-}
-
-/// Where parents may be.
-fn search(args: &ChainArgs) -> ParentSearch {
-    ParentSearch {
-        parent: args.parent.clone(),
-        folders: args.parent_dir.clone(),
-    }
 }
 
 impl Convert {

@@ -1,6 +1,7 @@
 //! The command line as a script or a person meets it: the program is run, nothing inside is called.
 
 mod cli {
+    mod chain;
     mod convert;
     mod create;
     mod disk;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod check;
+mod commit;
 mod completions;
 mod convert;
 mod create;
@@ -26,6 +27,7 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
     match &typed.verb {
         Verb::Create(args) => create::run(args, report),
         Verb::Snapshot(args) => snapshot::run(args, report),
+        Verb::Commit(args) => commit::run(args, report, typed.global.progress),
         Verb::Info(args) => info::run(args, report),
         Verb::Check(args) => check::run(args, report),
         Verb::Map(args) => map::run(args, report),

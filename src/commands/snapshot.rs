@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::commit::protect;
 use super::image::{self, Known};
 use crate::args::{FormatName, SnapshotArgs};
 use crate::failure::{Failure, Result};
@@ -46,14 +47,6 @@ pub(crate) fn run(args: &SnapshotArgs, report: Report) -> Result<()> {
 fn is_protected(path: &Path) -> Result<bool> {
     let failed = |e| Failure::io(format!("{}: cannot be found", path.display()), &e);
     Ok(fs::metadata(path).map_err(failed)?.permissions().readonly())
-}
-
-/// Takes everybody's permission to write.
-fn protect(path: &Path) -> Result<()> {
-    let failed = |e| Failure::io(format!("{}: cannot be made read-only", path.display()), &e);
-    let mut permissions = fs::metadata(path).map_err(failed)?.permissions();
-    permissions.set_readonly(true);
-    fs::set_permissions(path, permissions).map_err(failed)
 }
 
 fn sentence(taken: &Taken) -> String {

@@ -3,9 +3,13 @@
 //! For tools that read, write and convert images. A server drives the [`Engine`] itself, with many
 //! requests in flight.
 
+mod parent;
+
 use std::path::Path;
 
 use bytes::Bytes;
+
+use self::parent::{parent_extents, read_parent};
 
 use crate::chain::{Chain, Layer, Lineage, ParentSearch, open_chain};
 use crate::create::{CreateOptions, create};
@@ -64,6 +68,8 @@ pub struct OpenOptions {
     pub alignment: u64,
     /// Memory for pages of the BAT, in bytes.
     pub cache: usize,
+    /// The version that the disk's data gets when it is changed; `None` for a fresh one.
+    pub data_write: Option<Guid>,
 }
 
 impl Default for OpenOptions {
@@ -74,6 +80,7 @@ impl Default for OpenOptions {
             format: None,
             alignment: 1,
             cache: EngineOptions::default().cache,
+            data_write: None,
         }
     }
 }
@@ -155,7 +162,8 @@ fn vhdx_engine(
         alignment: options.alignment,
         cache: options.cache,
         seed,
-        log_len: None,
+        data_write: options.data_write,
+        ..EngineOptions::default()
     };
     Ok((Engine::vhdx(state, &tune(engine_options)), lineage))
 }
@@ -277,6 +285,8 @@ pub struct Disk {
     engine: Engine,
     /// The disk it is built on.
     parent: Option<Box<Disk>>,
+    /// Whether only what it holds of its own is looked at.
+    alone: bool,
 }
 
 impl std::fmt::Debug for Disk {
@@ -318,7 +328,16 @@ impl Disk {
             storage,
             engine,
             parent: None,
+            alone: false,
         }
+    }
+
+    /// The same disk without the one it is built on: what that holds cannot be read, and
+    /// [`Disk::status`] tells of it as neither allocated nor zero.
+    #[must_use]
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
+        self
     }
 
     /// The same disk, with the one it is built on.
@@ -467,6 +486,13 @@ impl Disk {
                 read_parent(parent, offset.0, &mut data)?;
                 self.storage.write_at(at.0, &data)?;
             }
+            (FileOpKind::StatusParent { len, .. }, _) if self.alone => {
+                return Ok(Outcome::Holes(vec![Extent {
+                    len: *len,
+                    allocated: false,
+                    zero: false,
+                }]));
+            }
             (FileOpKind::StatusParent { offset, len }, _) => {
                 return Ok(Outcome::Holes(parent_extents(parent, offset.0, *len)?));
             }
@@ -474,45 +500,6 @@ impl Disk {
         }
         Ok(Outcome::Done)
     }
-}
-
-/// What a chain without its parent is answered.
-fn no_parent() -> std::io::Error {
-    std::io::Error::other("the disk was opened without the one it is built on")
-}
-
-/// Fill `buffer` from a parent; what lies beyond its end is zero.
-fn read_parent(parent: Option<&mut Disk>, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-    let parent = parent.ok_or_else(no_parent)?;
-    let there = parent
-        .size()
-        .saturating_sub(offset)
-        .min(buffer.len() as u64);
-    let (inside, beyond) = buffer.split_at_mut(there as usize);
-    beyond.fill(0);
-    if inside.is_empty() {
-        return Ok(());
-    }
-    let read = parent.read_at(offset, inside);
-    read.map_err(std::io::Error::other)
-}
-
-/// Extents of a parent; what lies beyond its end is zero.
-fn parent_extents(
-    parent: Option<&mut Disk>,
-    offset: u64,
-    len: u64,
-) -> std::io::Result<Vec<Extent>> {
-    let parent = parent.ok_or_else(no_parent)?;
-    let there = parent.size().saturating_sub(offset).min(len);
-    if there == 0 {
-        return Ok(vec![Extent {
-            len,
-            allocated: false,
-            zero: true,
-        }]);
-    }
-    parent.status(offset, there).map_err(std::io::Error::other)
 }
 
 /// Carry out one operation with blocking calls.

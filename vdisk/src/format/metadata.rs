@@ -468,6 +468,40 @@ pub fn set_mark(page: &[u8], mark: Option<Mark>) -> Result<Bytes> {
     Ok(next.freeze())
 }
 
+/// Where a parent locator of `len` bytes goes that takes the place of the one there is: the byte of its
+/// entry in the table, and the entry. What the old one takes stays as it is.
+pub fn place_locator(
+    items: &[Item],
+    region_len: u64,
+    len: usize,
+) -> Result<(usize, [u8; ENTRY_BYTES])> {
+    let known = |item: &Item| item.id == PARENT_LOCATOR && !item.is_user();
+    let number = items
+        .iter()
+        .position(known)
+        .ok_or_else(|| Error::invalid("the disk is not built on another one"))?;
+    let len = u32::try_from(len).unwrap_or(u32::MAX);
+    let free = (TABLE_BYTES as u32..)
+        .step_by(PAGE)
+        .take_while(|at| u64::from(*at) + u64::from(len) <= region_len)
+        .find(|at| {
+            let end = u64::from(*at) + u64::from(len);
+            let apart = |item: &Item| end <= u64::from(item.offset) || item.end() <= u64::from(*at);
+            items.iter().all(|item| item.len == 0 || apart(item))
+        });
+    let offset = free.filter(|_| u64::from(len) <= MIB).ok_or_else(|| {
+        let what = "the metadata region has no room for another parent locator";
+        Error::new(ErrorKind::Unsupported, what)
+    })?;
+    let item = Item {
+        id: PARENT_LOCATOR,
+        offset,
+        len,
+        flags: IS_REQUIRED,
+    };
+    Ok((ENTRIES_AT + number * ENTRY_BYTES, encode_entry(&item)))
+}
+
 /// Whole pages of the file with the item that says the size of the disk, so that it can be changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SizeItem {

@@ -1,37 +1,55 @@
-//! Writing a damaged copy of the region table anew, through the log like every change of it.
+//! Changes of an image that is not in use, through the log like every change of its structures:
+//! a damaged copy of the region table, another parent locator.
 
 use bytes::Bytes;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{Header, Slot};
-use crate::format::log::{EntryPlan, encode_entry};
-use crate::format::{Guid, PAGE, region};
+use crate::format::log::{EntryPlan, encode_entry, entry_len};
+use crate::format::{Guid, PAGE, PAGE_BYTES, region};
 use crate::storage::Storage;
 use crate::units::{FileOffset, MIB};
 
 use super::replay::header_update;
 
 /// Makes both copies of the region table `table`, the bytes of an intact one. The log is empty.
-///
-/// A crash anywhere leaves the old copies or a log that brings the new ones: the entry is durable
-/// before the header names its log, and named before the copies change.
 pub(super) fn mend_region_tables(
     storage: &mut dyn Storage,
-    (header, slot): (Header, Slot),
+    current: (Header, Slot),
     table: &[u8],
     random: &mut dyn FnMut() -> u128,
 ) -> Result<(Header, Slot)> {
-    let failed = |source| Error::io("cannot mend the region tables", source);
-    let renewed = Header {
-        file_write: Guid::from_random(random()),
-        ..header
-    };
-    let (header, slot) = header_update(storage, slot, renewed)?;
     let pages: Vec<(FileOffset, Bytes)> = [region::COPY_ONE, region::COPY_TWO]
         .into_iter()
         .flat_map(|copy| (copy.0..).step_by(PAGE).zip(table.chunks(PAGE)))
         .map(|(at, page)| (FileOffset(at), Bytes::copy_from_slice(page)))
         .collect();
+    change_pages(storage, current, &pages, random)
+}
+
+/// Makes these pages the content of their places. The log is empty and long enough for one entry
+/// with them.
+///
+/// A crash anywhere leaves the old pages or a log that brings the new ones: the entry is durable
+/// before the header names its log, and named before the pages change.
+pub(super) fn change_pages(
+    storage: &mut dyn Storage,
+    (header, slot): (Header, Slot),
+    pages: &[(FileOffset, Bytes)],
+    random: &mut dyn FnMut() -> u128,
+) -> Result<(Header, Slot)> {
+    let failed = |source| Error::io("cannot change the image's structures", source);
+    if entry_len(pages.len()) as u64 + PAGE_BYTES > u64::from(header.log_len) {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("the log of {} bytes is too short for that", header.log_len),
+        ));
+    }
+    let renewed = Header {
+        file_write: Guid::from_random(random()),
+        ..header
+    };
+    let (header, slot) = header_update(storage, slot, renewed)?;
     let whole_mib = storage.len().map_err(failed)? / MIB * MIB;
     let log_guid = Guid::from_random(random());
     let entry = encode_entry(&EntryPlan {
@@ -40,14 +58,14 @@ pub(super) fn mend_region_tables(
         tail: 0,
         flushed_file_offset: whole_mib,
         last_file_offset: whole_mib,
-        pages: &pages,
+        pages,
     });
     storage
         .write_at(header.log_at.0, &entry)
         .and_then(|()| storage.flush())
         .map_err(failed)?;
     let (header, slot) = header_update(storage, slot, Header { log_guid, ..header })?;
-    for (at, page) in &pages {
+    for (at, page) in pages {
         storage.write_at(at.0, page).map_err(failed)?;
     }
     storage.flush().map_err(failed)?;

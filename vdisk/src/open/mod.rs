@@ -11,6 +11,7 @@
 
 mod bat_scan;
 mod mend;
+mod relink;
 mod replay;
 mod view;
 
@@ -32,6 +33,7 @@ use crate::units::MIB;
 
 use bat_scan::BatScan;
 use mend::mend_region_tables;
+pub use relink::set_locator;
 pub(crate) use replay::LiveLog;
 pub(crate) use view::View;
 

@@ -88,6 +88,9 @@ pub struct EngineOptions {
     pub seed: u128,
     /// Length the log shall at least have, in bytes; `None` chooses by the size of the BAT.
     pub log_len: Option<u32>,
+    /// The `DataWriteGuid` of its sessions; `None` for a fresh one each. A merge announces the one that
+    /// a parent will have before it changes it.
+    pub data_write: Option<Guid>,
 }
 
 impl Default for EngineOptions {
@@ -98,6 +101,7 @@ impl Default for EngineOptions {
             cache: 64 << 20,
             seed: 0,
             log_len: None,
+            data_write: None,
         }
     }
 }
@@ -164,7 +168,7 @@ impl Engine {
             bitmaps: Bitmaps::new(bit_pages, block_size / u64::from(geometry.sector())),
             space: Space::new(block_size, image.file_len, image.end_of_used, image.unused),
             log: Log::new(log_len),
-            session: Session::new(image.header, image.slot, options.seed),
+            session: Session::new(image.header, image.slot, (options.seed, options.data_write)),
             resize_pages: Vec::new(),
             layout: Layout {
                 geometry,

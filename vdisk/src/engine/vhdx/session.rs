@@ -102,6 +102,8 @@ pub(super) struct Session {
     header: Header,
     slot: Slot,
     guids: GuidSource,
+    /// The `DataWriteGuid` of every session, if it is not a fresh one.
+    data_write: Option<Guid>,
     state: State,
     steps: VecDeque<Step>,
     /// The step that runs.
@@ -117,12 +119,17 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(header: Header, slot: Slot, seed: u128) -> Self {
+    pub(super) fn new(
+        header: Header,
+        slot: Slot,
+        (seed, data_write): (u128, Option<Guid>),
+    ) -> Self {
         let header_log = (header.log_at, header.log_len);
         Self {
             header,
             slot,
             guids: GuidSource::new(seed),
+            data_write,
             state: State::Parked,
             steps: VecDeque::new(),
             running: None,
@@ -207,7 +214,8 @@ impl Engine {
         let session = &mut vhdx.session;
         session.begin(State::Opening, OPENING);
         session.header.file_write = session.guids.next();
-        session.header.data_write = session.guids.next();
+        let fresh = session.guids.next();
+        session.header.data_write = session.data_write.unwrap_or(fresh);
         self.session_go_on();
     }
 

@@ -62,3 +62,65 @@ fn rule_17_a_partial_block_needs_its_chunks_bitmap() {
     sample.put(bitmap(2), &2_u64.to_le_bytes());
     assert_eq!(check(&mut sample.storage).unwrap().errors(), 2);
 }
+
+/// What the image says of its parent, which must be readable; and that the rest is in order.
+fn locator_of(storage: &mut dyn Storage, writable: bool) -> ParentLocator {
+    let mut random = counter();
+    let options = LoadOptions {
+        writable,
+        scan_bat: true,
+        admit: Admit {
+            parent: true,
+            marked: false,
+        },
+        random: &mut random,
+    };
+    let image = load(storage, options).unwrap();
+    image.metadata.parent.expect("a child has a locator")
+}
+
+#[test]
+fn a_power_cut_while_the_locator_changes_leaves_the_old_one_or_the_new_one() {
+    let mut sample = differencing();
+    let old = locator_of(&mut sample.storage, false);
+    let mut new = old.clone();
+    new.add_linkage(Guid::known(9));
+    let data_write = info(&mut sample.storage).unwrap().ids.data_write;
+    let (mut cuts, mut changed) = (0, 0);
+    for left in 0.. {
+        let mut whole = false;
+        for seed in 0..20 {
+            let mut cut = Cut {
+                storage: CrashStorage::new(sample.storage.clone()),
+                left,
+            };
+            whole = set_locator(&mut cut, &new, &mut counter()).is_ok();
+            let mut image = cut.storage.cut(&[], &mut dice(seed));
+            for writable in [false, true] {
+                let seen = locator_of(&mut image, writable);
+                assert!(seen == old || seen == new, "{left} operations, seed {seed}");
+                assert!(!whole || seen == new);
+                changed += u32::from(seen == new && !whole);
+            }
+            assert!(check(&mut image).unwrap().is_sound());
+            assert_eq!(info(&mut image).unwrap().ids.data_write, data_write);
+            cuts += 1;
+        }
+        if whole {
+            break;
+        }
+    }
+    assert!(cuts > 200 && changed > 20, "{cuts} cuts, {changed} changed");
+}
+
+#[test]
+fn a_locator_can_change_any_number_of_times() {
+    let mut sample = differencing();
+    let mut locator = locator_of(&mut sample.storage, false);
+    for number in 1..600_u128 {
+        locator.set_linkage(Guid::known(number));
+        set_locator(&mut sample.storage, &locator, &mut counter()).unwrap();
+        assert_eq!(locator_of(&mut sample.storage, false), locator);
+    }
+    assert!(check(&mut sample.storage).unwrap().is_sound());
+}
