@@ -13,7 +13,7 @@ use blockserver::nbd::uri::{Address, AddressError, Endpoint};
 use vdisk::chain::ParentSearch;
 use vdisk::disk::ImageFormat;
 
-pub(crate) use self::chain::{Commit, Snapshot};
+pub(crate) use self::chain::{Commit, Rebase, Snapshot};
 use self::chain::{only_vhdx, search};
 use crate::args::{
     BenchArgs, ConvertArgs, CreateArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs,

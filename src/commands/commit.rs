@@ -54,11 +54,11 @@ pub(crate) fn run(args: &CommitArgs, report: Report, mode: ProgressMode) -> Resu
     report.event("summary", &body(&plan, &merged), &sentence(&plan, &merged))
 }
 
-fn stopped() -> vdisk::Error {
+pub(super) fn stopped() -> vdisk::Error {
     vdisk::Error::new(vdisk::ErrorKind::Failed, "interrupted")
 }
 
-fn explain(error: vdisk::Error, disk: &Path) -> Failure {
+pub(super) fn explain(error: vdisk::Error, disk: &Path) -> Failure {
     if interrupt::check("").is_err() {
         let state = format!(
             "{} reads as before; the same command goes on",

@@ -12,6 +12,7 @@ mod load;
 mod man;
 mod map;
 mod mirror;
+mod rebase;
 mod receive;
 mod remote;
 mod resize;
@@ -28,6 +29,7 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Create(args) => create::run(args, report),
         Verb::Snapshot(args) => snapshot::run(args, report),
         Verb::Commit(args) => commit::run(args, report, typed.global.progress),
+        Verb::Rebase(args) => rebase::run(args, report, typed.global.progress),
         Verb::Info(args) => info::run(args, report),
         Verb::Check(args) => check::run(args, report),
         Verb::Map(args) => map::run(args, report),

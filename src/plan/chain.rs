@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use vdisk::chain::ParentSearch;
 
 use super::{block_size, format_of};
-use crate::args::{ChainArgs, CommitArgs, FormatName, SnapshotArgs};
+use crate::args::{ChainArgs, CommitArgs, FormatName, RebaseArgs, SnapshotArgs};
 use crate::failure::{Failure, Result};
 
 /// What `snapshot` means.
@@ -24,6 +24,27 @@ pub(crate) struct Commit {
     pub(crate) delete: bool,
     pub(crate) force: bool,
     pub(crate) search: ParentSearch,
+}
+
+/// What `rebase` means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rebase {
+    pub(crate) disk: PathBuf,
+    pub(crate) onto: PathBuf,
+    pub(crate) search: ParentSearch,
+}
+
+impl Rebase {
+    pub(crate) fn new(args: &RebaseArgs) -> Result<Self> {
+        for disk in [&args.disk, &args.onto] {
+            only_vhdx(disk, format_of(disk))?;
+        }
+        Ok(Self {
+            disk: args.disk.clone(),
+            onto: args.onto.clone(),
+            search: search(&args.chain),
+        })
+    }
 }
 
 /// Only a VHDX can be built on another disk.

@@ -117,3 +117,49 @@ fn a_merge_that_is_killed_changes_nothing_that_is_read_and_goes_on() {
     reads_as(here, "child.vhdx", "child.img");
     diskferry(here, &["check", "base.vhdx"]).ok();
 }
+
+#[test]
+fn a_child_reads_the_same_on_another_parent() {
+    let here = folder();
+    let here = here.path();
+    chain(here);
+    // Another disk that shares some of what the base holds.
+    fs::copy(here.join("base.img"), here.join("new.img")).unwrap();
+    scribble(&here.join("new.img"), 3);
+    diskferry(here, &["convert", "new.img", "new.vhdx"]).ok();
+    diskferry(here, &["snapshot", "base.vhdx", "thin.vhdx"]).ok();
+    diskferry(here, &["create", "grand.vhdx", "--parent", "thin.vhdx"]).ok();
+    for disk in ["child.vhdx", "thin.vhdx"] {
+        diskferry(here, &["rebase", disk, "--onto", "new.vhdx"]).ok();
+    }
+    fs::remove_file(here.join("base.vhdx")).unwrap();
+    for (disk, raw) in [
+        ("child.vhdx", "child.img"),
+        ("thin.vhdx", "base.img"),
+        ("grand.vhdx", "base.img"),
+    ] {
+        reads_as(here, disk, raw);
+        diskferry(here, &["check", disk]).ok();
+    }
+}
+
+#[test]
+fn a_parent_that_has_moved_is_named_anew_without_copying() {
+    let here = folder();
+    let here = here.path();
+    chain(here);
+    fs::create_dir(here.join("moved")).unwrap();
+    fs::rename(here.join("base.vhdx"), here.join("moved/base.vhdx")).unwrap();
+    let refused = diskferry(here, &["convert", "child.vhdx", "read.img"]).fails(1);
+    assert!(refused.stderr.contains("--parent"), "{}", refused.stderr);
+    let words = [
+        "--json",
+        "rebase",
+        "child.vhdx",
+        "--onto",
+        "moved/base.vhdx",
+    ];
+    let lines = diskferry(here, &words).ok().json_lines();
+    assert_eq!(lines.last().expect("a summary")["copied_bytes"], 0);
+    reads_as(here, "child.vhdx", "child.img");
+}

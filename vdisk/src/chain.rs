@@ -15,7 +15,9 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 use crate::create::CreateOptions;
-use crate::disk::{ImageFormat, OpenOptions, create_file, open_layer};
+use crate::disk::{
+    ImageFormat, OpenOptions, create_file, open_child_engine_with, open_layer, random_bits,
+};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Guid, ParentLocator};
@@ -226,6 +228,18 @@ fn open_beneath(folder: &Path, inside: &Path) -> std::io::Result<File> {
     Ok(file.into())
 }
 
+/// What the image in `storage` says of its parent.
+pub(crate) fn locator_of(storage: &mut FileStorage) -> Result<ParentLocator> {
+    let reading = OpenOptions {
+        read_only: true,
+        ..OpenOptions::default()
+    };
+    let (_, lineage) =
+        open_child_engine_with(storage, &reading, &mut random_bits, |options| options)?;
+    let parent = lineage.parent;
+    parent.ok_or_else(|| Error::invalid("is not built on another disk"))
+}
+
 /// Create a differencing disk at `path`, which must not exist, over the disk at `parent`, durably.
 ///
 /// Size, sectors and identity are the parent's, whatever `options` say; a size given there that is
@@ -264,7 +278,7 @@ fn folder_of_new(path: &Path) -> Result<PathBuf> {
 }
 
 /// The way from `folder`, which is real, to the file at `path`.
-fn relative_path(folder: &Path, path: &Path) -> Result<String> {
+pub(crate) fn relative_path(folder: &Path, path: &Path) -> Result<String> {
     let failed = |error| Error::io("cannot be found", error).in_file(path);
     let real = path.canonicalize().map_err(failed)?;
     let shared = folder

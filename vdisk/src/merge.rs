@@ -1,4 +1,5 @@
-//! Merging a differencing disk into the disk it is built on (MS-VHDX 2.6.2.6).
+//! Merging a differencing disk into the disk it is built on, and putting it on another one
+//! (MS-VHDX 2.6.2.6).
 //!
 //! Writing a parent makes it another version, which its children refuse. So the order is:
 //!
@@ -13,10 +14,14 @@
 //! itself holds. Merging again takes the version that was announced and goes over everything once more.
 //! Driver: opens files and moves bytes; the engines decide where.
 
+mod rebase;
+
+pub use self::rebase::rebase;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::chain::{ParentSearch, open_chain};
+use crate::chain::{ParentSearch, locator_of, open_chain};
 use crate::disk::{Disk, OpenOptions, open_child_engine_with, random_bits};
 use crate::engine::Extent;
 use crate::error::{Error, Result};
@@ -97,12 +102,7 @@ pub fn commit(
         ..OpenOptions::default()
     };
     let in_child = |error: Error| error.in_file(path);
-    let (_, lineage) =
-        open_child_engine_with(&mut storage, &reading, &mut random_bits, |options| options)
-            .map_err(in_child)?;
-    let mut locator = lineage
-        .parent
-        .ok_or_else(|| Error::invalid("is not built on another disk").in_file(path))?;
+    let mut locator = locator_of(&mut storage).map_err(in_child)?;
     let announced = announce(&mut storage, &mut locator, version).map_err(in_child)?;
     let writing = OpenOptions {
         data_write: Some(announced),

@@ -15,16 +15,7 @@ pub(super) fn read_parent(
     buffer: &mut [u8],
 ) -> std::io::Result<()> {
     let parent = parent.ok_or_else(no_parent)?;
-    let there = parent
-        .size()
-        .saturating_sub(offset)
-        .min(buffer.len() as u64);
-    let (inside, beyond) = buffer.split_at_mut(there as usize);
-    beyond.fill(0);
-    if inside.is_empty() {
-        return Ok(());
-    }
-    let read = parent.read_at(offset, inside);
+    let read = parent.read_or_zero(offset, buffer);
     read.map_err(std::io::Error::other)
 }
 

@@ -1,0 +1,73 @@
+//! What was typed about disks that are built on others.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry snapshot disk.vhdx disk-monday.vhdx
+
+BASE keeps what it holds now and is made read-only; CHILD holds what is written from now on. Use CHILD
+in place of BASE. To go back to what BASE holds, delete CHILD and make BASE writable again (chmod u+w).
+BASE must not be in use; its disk may itself be built on others.")]
+pub(crate) struct SnapshotArgs {
+    /// The disk, which becomes the read-only parent
+    pub(crate) base: PathBuf,
+    /// The differencing disk to make
+    pub(crate) child: PathBuf,
+    /// Bytes per block of the child: a power of two from 1M to 256M [default: 2M]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) block_size: Option<String>,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry commit monday.vhdx
+  diskferry commit monday.vhdx --delete
+
+Afterwards the parent holds what the disk reads as. Until the disk is deleted it goes on reading the
+same, also if the merge is interrupted: the same command goes on then. Other disks that are built on the
+parent would be lost; those in the two folders are looked for, and the merge is refused if there are any.")]
+pub(crate) struct CommitArgs {
+    /// The disk to merge into its parent
+    pub(crate) disk: PathBuf,
+    /// Delete the disk once it is merged, and leave its parent writable
+    #[arg(long)]
+    pub(crate) delete: bool,
+    /// Merge although other disks are built on the parent
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry rebase monday.vhdx --onto sunday.vhdx
+  diskferry rebase monday.vhdx --onto moved/disk.vhdx
+
+The disk reads as before: what its new parent holds otherwise becomes its own. Where its parent has only
+moved, as in the second example, nothing is copied.")]
+pub(crate) struct RebaseArgs {
+    /// The disk
+    pub(crate) disk: PathBuf,
+    /// The disk that it is to be built on
+    #[arg(long, value_name = "DISK")]
+    pub(crate) onto: PathBuf,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
+}
+
+/// Where the disks may be that a disk is built on.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ChainArgs {
+    /// The parent of the disk, whatever the disk itself says; it must be the right version
+    #[arg(long, value_name = "DISK")]
+    pub(crate) parent: Option<PathBuf>,
+    /// A folder in which parents may lie; may be given several times [default: the disk's own]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) parent_dir: Vec<PathBuf>,
+}
