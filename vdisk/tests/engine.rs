@@ -1,5 +1,6 @@
 //! Promises of the engine that need no power cut: what a disk holds, what it costs, how it fails.
 
+mod programs;
 #[expect(
     unreachable_pub,
     dead_code,
@@ -8,9 +9,9 @@
 mod simulation;
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use programs::{run, succeed, switched_off};
 use simulation::model::{Model, SECTOR};
 use simulation::random::Random;
 use simulation::scenario::{MIB, Variant, new_image, open};
@@ -367,27 +368,11 @@ fn a_disk_holds_what_a_byte_vector_would() -> Result<()> {
     Ok(())
 }
 
-fn tool(program: &str, package: &str, arguments: &[&str]) -> Option<String> {
-    if std::env::var_os("DISKFERRY_NO_INTEROP").is_some() {
-        return None;
+/// Let another program do its part, if there are to be any.
+fn other(program: &str, arguments: &[&str]) {
+    if !switched_off() {
+        succeed(program, arguments);
     }
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| {
-            panic!("{program} cannot be run ({error}): install the Debian package {package}")
-        });
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {text}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Some(text)
-}
-
-fn qemu_img(arguments: &[&str]) -> Option<String> {
-    tool("qemu-img", "qemu-utils", arguments)
 }
 
 fn create_at(path: &Path, size: u64) -> Result<()> {
@@ -418,8 +403,11 @@ fn qemu_reads_what_we_wrote_and_we_read_what_qemu_wrote() -> Result<()> {
     }
     disk.close()?;
     plain.close()?;
-    qemu_img(&["check", "-f", "vhdx", ours_name]);
-    qemu_img(&["compare", "-f", "vhdx", "-F", "raw", ours_name, raw_name]);
+    other("qemu-img", &["check", "-f", "vhdx", ours_name]);
+    other(
+        "qemu-img",
+        &["compare", "-f", "vhdx", "-F", "raw", ours_name, raw_name],
+    );
     let writes = [
         "write -P 77 3G 1M",
         "write -P 78 512 512",
@@ -428,7 +416,7 @@ fn qemu_reads_what_we_wrote_and_we_read_what_qemu_wrote() -> Result<()> {
     for name in [ours_name, raw_name] {
         let format = if name == ours_name { "vhdx" } else { "raw" };
         for write in writes {
-            tool("qemu-io", "qemu-utils", &["-f", format, "-c", write, name]);
+            other("qemu-io", &["-f", format, "-c", write, name]);
         }
     }
     let mut disk = Disk::open(&ours, &OpenOptions::default())?;
@@ -463,11 +451,7 @@ fn an_image_left_dirty_is_replayed_alike_by_qemu_and_by_us() -> Result<()> {
     std::fs::copy(&dirty, &copy).unwrap();
     let (dirty_name, copy_name) = (dirty.to_str().unwrap(), copy.to_str().unwrap());
     // Opening it for writing is what makes qemu replay the log.
-    tool(
-        "qemu-io",
-        "qemu-utils",
-        &["-f", "vhdx", "-c", "read 0 512", copy_name],
-    );
+    other("qemu-io", &["-f", "vhdx", "-c", "read 0 512", copy_name]);
     let mut read_only = Disk::open(
         &dirty,
         &OpenOptions {
@@ -480,9 +464,12 @@ fn an_image_left_dirty_is_replayed_alike_by_qemu_and_by_us() -> Result<()> {
     assert_eq!(ours[0], 699_u64 as u8, "a read-only open replays in memory");
     drop(read_only);
     Disk::open(&dirty, &OpenOptions::default())?.close()?;
-    qemu_img(&["check", "-f", "vhdx", dirty_name]);
-    qemu_img(&["check", "-f", "vhdx", copy_name]);
-    qemu_img(&["compare", "-f", "vhdx", "-F", "vhdx", dirty_name, copy_name]);
+    other("qemu-img", &["check", "-f", "vhdx", dirty_name]);
+    other("qemu-img", &["check", "-f", "vhdx", copy_name]);
+    other(
+        "qemu-img",
+        &["compare", "-f", "vhdx", "-F", "vhdx", dirty_name, copy_name],
+    );
     Ok(())
 }
 
@@ -523,19 +510,12 @@ fn a_disk_with_a_mark_is_refused_by_us_and_by_qemu_until_the_mark_is_gone() -> R
         drop(disk);
         let error = Disk::open(&path, &OpenOptions::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotOwned, "{error}");
-        let qemu = Command::new("qemu-img")
-            .args(["info", name])
-            .output()
-            .unwrap();
-        assert!(
-            !qemu.status.success(),
-            "qemu-img opened a disk that is {mark:?}"
-        );
-        let vhdiinfo = Command::new("vhdiinfo").arg(name).output().unwrap();
-        assert!(
-            !vhdiinfo.status.success(),
-            "vhdiinfo opened a disk that is {mark:?}"
-        );
+        for (program, arguments) in [("qemu-img", &["info", name][..]), ("vhdiinfo", &[name])] {
+            assert!(
+                switched_off() || !run(program, arguments).status.success(),
+                "{program} opened a disk that is {mark:?}"
+            );
+        }
         let allow = OpenOptions {
             allow_marked: true,
             ..OpenOptions::default()
@@ -543,8 +523,8 @@ fn a_disk_with_a_mark_is_refused_by_us_and_by_qemu_until_the_mark_is_gone() -> R
         let mut disk = Disk::open(&path, &allow)?;
         disk.park(None)?;
         drop(disk);
-        qemu_img(&["check", name]);
-        tool("vhdiinfo", "libvhdi-utils", &[name]);
+        other("qemu-img", &["check", name]);
+        other("vhdiinfo", &[name]);
     }
     Ok(())
 }
