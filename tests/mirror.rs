@@ -1,6 +1,10 @@
 //! Moving a served disk with the real program: both sites run as processes, clients write all the
 //! time, and what they were promised is looked for afterwards.
 
+#[path = "cli/run.rs"]
+#[expect(dead_code, reason = "these tests use a part of it")]
+mod run;
+
 mod mirror {
     mod faults;
     mod ledger;

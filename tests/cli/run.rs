@@ -20,27 +20,29 @@ impl Ran {
         }
     }
 
-    /// The same, if it succeeded.
+    /// The same, if it ended with `code`.
     #[track_caller]
-    pub(crate) fn ok(self) -> Self {
+    pub(crate) fn ends(self, code: i32) -> Self {
         assert_eq!(
-            self.code, 0,
+            self.code, code,
             "stdout: {}\nstderr: {}",
             self.stdout, self.stderr
         );
         self
     }
 
+    /// The same, if it succeeded.
+    #[track_caller]
+    pub(crate) fn ok(self) -> Self {
+        self.ends(0)
+    }
+
     /// The same, if it failed with `code`, said an error and printed no result.
     #[track_caller]
     pub(crate) fn fails(self, code: i32) -> Self {
-        assert_eq!(
-            self.code, code,
-            "stdout: {}\nstderr: {}",
-            self.stdout, self.stderr
-        );
-        assert!(self.stderr.contains("error:"), "stderr: {}", self.stderr);
-        self
+        let ran = self.ends(code);
+        assert!(ran.stderr.contains("error:"), "stderr: {}", ran.stderr);
+        ran
     }
 
     /// The only line of JSON on stdout.
@@ -64,21 +66,32 @@ impl Ran {
     }
 }
 
-/// Runs the program in `folder`.
-pub(crate) fn diskferry<S: AsRef<OsStr>>(folder: &Path, words: &[S]) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_diskferry"))
+/// A program to be run in `folder`: `diskferry` is the one that was built, with its control sockets
+/// in a folder there.
+pub(crate) fn command<S: AsRef<OsStr>>(folder: &Path, name: &str, words: &[S]) -> Command {
+    let program = match name {
+        "diskferry" => env!("CARGO_BIN_EXE_diskferry"),
+        other => other,
+    };
+    let mut command = Command::new(program);
+    command
         .args(words)
         .current_dir(folder)
-        .env_remove("RUST_LOG")
-        .output();
-    Ran::new(output.expect("the program can be run"))
+        .env("DISKFERRY_RUN_DIR", folder.join("run"))
+        .env_remove("RUST_LOG");
+    command
 }
 
-/// Runs another program in `folder`; it must be there.
+/// Runs a program in `folder` to its end; it must be there.
 pub(crate) fn program<S: AsRef<OsStr>>(folder: &Path, name: &str, words: &[S]) -> Ran {
-    let output = Command::new(name).args(words).current_dir(folder).output();
+    let output = command(folder, name, words).output();
     let output = output.unwrap_or_else(|e| panic!("{name}: {e}; scripts/setup.sh installs it"));
     Ran::new(output)
+}
+
+/// Runs the program in `folder` to its end.
+pub(crate) fn diskferry<S: AsRef<OsStr>>(folder: &Path, words: &[S]) -> Ran {
+    program(folder, "diskferry", words)
 }
 
 /// A folder that goes away with the value.

@@ -3,11 +3,10 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use super::run::{diskferry, folder, program};
+use super::run::{command, diskferry, folder, program};
 use super::serving::Serving;
 
 const SIZE: u64 = 200 << 20;
@@ -225,9 +224,7 @@ fn a_killed_server_loses_no_flushed_write() {
     ];
     for round in 0..20 {
         let serving = Serving::start(here, &["a.vhdx", "--listen", "unix:s"]);
-        let mut client = Command::new(env!("CARGO_BIN_EXE_diskferry"))
-            .args(load)
-            .current_dir(here)
+        let mut client = command(here, "diskferry", &load)
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();

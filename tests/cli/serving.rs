@@ -5,6 +5,8 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+use super::run::command;
+
 /// A running server.
 pub(crate) struct Serving {
     child: Child,
@@ -17,10 +19,8 @@ impl Serving {
     /// Starts `diskferry serve --json` with these words in `folder`, and waits until it serves.
     #[track_caller]
     pub(crate) fn start<S: AsRef<OsStr>>(folder: &Path, words: &[S]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_diskferry"))
-            .args(["serve", "--json"])
+        let mut child = command(folder, "diskferry", &["serve", "--json"])
             .args(words)
-            .current_dir(folder)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

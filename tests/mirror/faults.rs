@@ -7,9 +7,10 @@ use mirror::record::State;
 
 use super::ledger::{Ledger, Promise, Random};
 use super::load::{Area, Load, verify};
-use super::process::{STUCK, run};
+use super::process::{STUCK, last_json};
 use super::relay::Relay;
 use super::site::{Sites, writable};
+use crate::run::{command, program};
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
@@ -64,7 +65,7 @@ fn a_target_that_is_killed_goes_on_where_it_was() {
     let ledger = load.well();
     verify(&sites.at_target(), &ledger, Promise::Acknowledged);
     sites.end();
-    run(sites.here(), "qemu-img", &["check", "in/a.vhdx"]).ends(0);
+    program(sites.here(), "qemu-img", &["check", "in/a.vhdx"]).ends(0);
 }
 
 #[test]
@@ -84,7 +85,7 @@ fn a_source_that_is_killed_owns_the_disk_again_and_begins_anew() {
     let ledger = load.well();
     verify(&sites.at_target(), &ledger, Promise::Flushed);
     sites.end();
-    run(sites.here(), "qemu-img", &["check", "in/a.vhdx"]).ends(0);
+    program(sites.here(), "qemu-img", &["check", "in/a.vhdx"]).ends(0);
 }
 
 #[test]
@@ -149,7 +150,7 @@ fn a_link_that_is_cut_now_and_then_loses_nothing() {
     verify(&sites.at_source(), &ledger, Promise::Acknowledged);
     verify(&sites.at_target(), &ledger, Promise::Acknowledged);
     sites.end();
-    run(sites.here(), "qemu-img", &["check", "in/a.vhdx"]).ends(0);
+    program(sites.here(), "qemu-img", &["check", "in/a.vhdx"]).ends(0);
 }
 
 /// Who owns the disk, once both run and have talked.
@@ -172,7 +173,7 @@ fn settled(sites: &Sites) -> Owner {
             (Some(State::Owner { .. }) | None, _) => {
                 // A session that still runs may yet hand the disk over.
                 let status = sites.mirror("status");
-                if status.code != 0 || status.json()["ended"] == true {
+                if status.code != 0 || last_json(&status)["ended"] == true {
                     return Owner::Source;
                 }
             }
@@ -192,10 +193,7 @@ fn round(random: &mut Random, seed: u64) -> (bool, Owner) {
     sites.start(&["--manual"]).ends(0);
     sites.until("in step", |status| status["stage"] == "synced");
     let kill_source = random.below(2) == 0;
-    let mut cutover = std::process::Command::new(env!("CARGO_BIN_EXE_diskferry"))
-        .args(["mirror", "cutover", "a.vhdx"])
-        .current_dir(sites.here())
-        .env("DISKFERRY_RUN_DIR", sites.here().join("run"))
+    let mut cutover = command(sites.here(), "diskferry", &["mirror", "cutover", "a.vhdx"])
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
         .spawn()
@@ -234,7 +232,7 @@ fn round(random: &mut Random, seed: u64) -> (bool, Owner) {
         Owner::Source => "a.vhdx",
         Owner::Target => "in/a.vhdx",
     };
-    run(sites.here(), "qemu-img", &["check", image]).ends(0);
+    program(sites.here(), "qemu-img", &["check", image]).ends(0);
     (kill_source, owner)
 }
 

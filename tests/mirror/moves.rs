@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use super::ledger::{Ledger, Promise};
 use super::load::{Area, Load, verify};
-use super::process::{run, sparse};
+use super::process::sparse;
 use super::site::{Sites, writable};
+use crate::run::program;
 
 const TIB: u64 = 1 << 40;
 const MIB: u64 = 1 << 20;
@@ -56,8 +57,8 @@ fn move_16_tib(block_size: &str, regions: u64) {
     sites.end();
     let image = sites.arriving();
     let image = image.to_str().expect("UTF-8");
-    run(sites.here(), "qemu-img", &["check", image]).ends(0);
-    run(sites.here(), "vhdiinfo", &[image]).ends(0);
+    program(sites.here(), "qemu-img", &["check", image]).ends(0);
+    program(sites.here(), "vhdiinfo", &[image]).ends(0);
     sites.run(&["check", image]).ends(0);
     handed_over_is_refused(&sites);
 }
@@ -68,7 +69,7 @@ fn handed_over_is_refused(sites: &Sites) {
         ("qemu-img", &["info", "a.vhdx"][..]),
         ("vhdiinfo", &["a.vhdx"]),
     ] {
-        let ran = run(sites.here(), program, words);
+        let ran = crate::run::program(sites.here(), program, words);
         assert_ne!(ran.code, 0, "{program}: {}", ran.stdout);
     }
     let ran = sites.run(&["convert", "a.vhdx", "copy.img"]);
@@ -136,7 +137,7 @@ fn a_cancelled_move_leaves_the_source_as_it_was_and_can_begin_again() {
     let ledger = load.well();
     verify(&sites.at_target(), &ledger, Promise::Acknowledged);
     sites.end();
-    run(sites.here(), "qemu-img", &["check", "in/a.vhdx"]).ends(0);
+    program(sites.here(), "qemu-img", &["check", "in/a.vhdx"]).ends(0);
 }
 
 #[test]
@@ -147,9 +148,9 @@ fn a_cancelled_move_leaves_no_mark() {
     sites.mirror("cancel").ends(0);
     sites.until("ended", |status| status["ended"] == true);
     sites.end();
-    run(sites.here(), "qemu-img", &["check", "a.vhdx"]).ends(0);
-    run(sites.here(), "vhdiinfo", &["a.vhdx"]).ends(0);
-    let refused = run(sites.here(), "qemu-img", &["check", "in/a.vhdx"]);
+    program(sites.here(), "qemu-img", &["check", "a.vhdx"]).ends(0);
+    program(sites.here(), "vhdiinfo", &["a.vhdx"]).ends(0);
+    let refused = program(sites.here(), "qemu-img", &["check", "in/a.vhdx"]);
     assert_ne!(refused.code, 0, "{}", refused.stdout);
     sites.serve();
 }
@@ -168,7 +169,7 @@ fn a_disk_moves_to_another_path_of_its_host() {
     verify(&sites.at_source(), &ledger, Promise::Acknowledged);
     sites.source.take().expect("it runs").end();
     handed_over_is_refused(&sites);
-    run(sites.here(), "qemu-img", &["check", "in/b.vhdx"]).ends(0);
+    program(sites.here(), "qemu-img", &["check", "in/b.vhdx"]).ends(0);
     // The old path leads to the new one, whoever serves it.
     sites.serve();
     verify(&sites.at_source(), &ledger, Promise::Acknowledged);
@@ -188,7 +189,7 @@ fn a_raw_disk_moves() {
     let bytes: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
     sparse(&sites.here().join("a.img"), 8 << 30, &bytes);
     let copy = ["--sparse=always", "a.img", "before.img"];
-    run(sites.here(), "cp", &copy).ends(0);
+    program(sites.here(), "cp", &copy).ends(0);
     sites.serve();
     sites.receive();
     sites.start(&["--wait"]).ends(0);
@@ -202,7 +203,7 @@ fn a_raw_disk_moves() {
         "before.img",
         "in/a.img",
     ];
-    run(sites.here(), "qemu-img", &compare).ends(0);
+    program(sites.here(), "qemu-img", &compare).ends(0);
     // A raw image can carry no mark; its record speaks, whatever name it is called by.
     sites.source.take().expect("it runs").end();
     std::os::unix::fs::symlink("a.img", sites.here().join("link.img")).unwrap();
@@ -246,6 +247,6 @@ fn two_disks_move_to_one_site_at_once() {
     for name in ["a", "b"] {
         let image = Path::new("in").join(format!("{name}.vhdx"));
         let words = ["check", image.to_str().expect("UTF-8")];
-        run(sites.here(), "qemu-img", &words).ends(0);
+        program(sites.here(), "qemu-img", &words).ends(0);
     }
 }

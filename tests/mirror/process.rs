@@ -9,59 +9,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::run::{Ran, command};
+
 /// After that long something is taken for stuck.
 pub(crate) const STUCK: Duration = Duration::from_secs(60);
 
-/// What a run brought.
-pub(crate) struct Ran {
-    pub(crate) code: i32,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
-}
-
-impl Ran {
-    /// The same, if it ended with `code`.
-    #[track_caller]
-    pub(crate) fn ends(self, code: i32) -> Self {
-        assert_eq!(
-            self.code, code,
-            "stdout: {}\nstderr: {}",
-            self.stdout, self.stderr
-        );
-        self
-    }
-
-    /// The last line of JSON on stdout.
-    #[track_caller]
-    pub(crate) fn json(&self) -> Value {
-        let last = self.stdout.lines().last().expect("a line");
-        serde_json::from_str(last).expect("JSON")
-    }
-}
-
-fn command(here: &Path, name: &str, words: &[&str]) -> Command {
-    let program = match name {
-        "diskferry" => env!("CARGO_BIN_EXE_diskferry"),
-        other => other,
-    };
-    let mut command = Command::new(program);
-    command
-        .args(words)
-        .current_dir(here)
-        .env("DISKFERRY_RUN_DIR", here.join("run"))
-        .env_remove("RUST_LOG");
-    command
-}
-
-/// Runs a program in `here` to its end.
-pub(crate) fn run(here: &Path, name: &str, words: &[&str]) -> Ran {
-    let output = command(here, name, words).output();
-    let output = output.unwrap_or_else(|e| panic!("{name}: {e}; scripts/setup.sh installs it"));
-    Ran {
-        code: output.status.code().expect("it ended by itself"),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+/// The last line of JSON that a program printed.
+#[track_caller]
+pub(crate) fn last_json(ran: &Ran) -> Value {
+    let last = ran.stdout.lines().last().expect("a line");
+    serde_json::from_str(last).expect("JSON")
 }
 
 #[derive(Default)]

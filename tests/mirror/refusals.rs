@@ -1,6 +1,8 @@
 //! What is refused, and how that is said.
 
+use super::process::last_json;
 use super::site::Sites;
+use crate::run::command;
 
 #[test]
 fn a_disk_that_nobody_serves_cannot_be_moved() {
@@ -26,7 +28,7 @@ fn a_move_never_goes_over_a_file_that_is_there() {
     // Nor does the other site.
     let ran = sites.start(&["--wait"]).ends(8);
     assert!(ran.stderr.contains("already an image"), "{}", ran.stderr);
-    let info = sites.run(&["info", "in/a.vhdx", "--json"]).ends(0).json();
+    let info = last_json(&sites.run(&["info", "in/a.vhdx", "--json"]).ends(0));
     assert_eq!(info["virtual_size"], 2_u64 << 30, "{info}");
     sites.end();
     sites.run(&["check", "in/a.vhdx"]).ends(0);
@@ -40,10 +42,8 @@ fn a_disk_is_named_from_any_folder_and_by_any_path() {
     std::os::unix::fs::symlink("a.vhdx", &link).unwrap();
     let inside = sites.here().join("in");
     let status = |disk: &str| {
-        std::process::Command::new(env!("CARGO_BIN_EXE_diskferry"))
-            .args(["mirror", "cancel", disk])
+        command(sites.here(), "diskferry", &["mirror", "cancel", disk])
             .current_dir(&inside)
-            .env("DISKFERRY_RUN_DIR", sites.here().join("run"))
             .output()
             .unwrap()
     };
@@ -65,7 +65,7 @@ fn an_incomplete_target_is_refused_by_everybody() {
         ("qemu-img", &["info", "in/a.vhdx"][..]),
         ("vhdiinfo", &["in/a.vhdx"]),
     ] {
-        let ran = super::process::run(sites.here(), program, words);
+        let ran = crate::run::program(sites.here(), program, words);
         assert_ne!(ran.code, 0, "{program}: {}", ran.stdout);
     }
     let serve = ["serve", "in/a.vhdx", "--listen", "unix:u"];

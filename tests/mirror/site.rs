@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use super::ledger::BLOCK;
 use super::load::address;
-use super::process::{Ran, Running, STUCK, run};
+use super::process::{Running, STUCK, last_json};
+use crate::run::{Ran, diskferry};
 
 /// The folder, and what runs in it.
 pub(crate) struct Sites {
@@ -53,7 +54,7 @@ impl Sites {
     }
 
     pub(crate) fn run(&self, words: &[&str]) -> Ran {
-        run(self.here(), "diskferry", words)
+        diskferry(self.here(), words)
     }
 
     /// Starts `serve`, always with the same words.
@@ -118,7 +119,7 @@ impl Sites {
     pub(crate) fn until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let since = Instant::now();
         loop {
-            let status = self.mirror("status").ends(0).json();
+            let status = last_json(&self.mirror("status").ends(0));
             if wanted(&status) {
                 return status;
             }

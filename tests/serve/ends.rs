@@ -1,9 +1,8 @@
 //! Ended in order under load: the image is closed, and no log waits to be replayed.
 
-use std::process::Command;
 use std::time::Duration;
 
-use crate::run::{diskferry, folder, program};
+use crate::run::{command, diskferry, folder, program};
 use crate::serving::Serving;
 
 #[test]
@@ -16,9 +15,7 @@ fn a_server_that_is_asked_to_end_under_load_closes_its_disks() {
         let load = [
             "load", "run", "unix:s", "--ledger", "l", "--rate", "5000", "--length", "2G",
         ];
-        let mut client = Command::new(env!("CARGO_BIN_EXE_diskferry"))
-            .args(load)
-            .current_dir(here)
+        let mut client = command(here, "diskferry", &load)
             .stderr(std::process::Stdio::null())
             .spawn()
             .expect("the program can be run");
