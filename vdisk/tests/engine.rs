@@ -19,7 +19,7 @@ use simulation::world::World;
 use vdisk::create::CreateOptions;
 use vdisk::disk::{Disk, ImageFormat, OpenOptions, create_file, open_engine, random_bits};
 use vdisk::engine::{Engine, FileOpKind, OpId, Outcome, Request, RequestId};
-use vdisk::storage::{MemoryStorage, Storage};
+use vdisk::storage::{FileStorage, MemoryStorage, Storage};
 use vdisk::units::GuestOffset;
 use vdisk::{ErrorKind, Result};
 
@@ -494,6 +494,23 @@ fn a_second_writer_is_refused_and_told_why() -> Result<()> {
     let _one = Disk::open(&path, &read_only)?;
     let _two = Disk::open(&path, &read_only)?;
     Ok(())
+}
+
+#[test]
+fn a_disk_that_was_closed_is_free_although_a_starting_process_still_shares_its_file() -> Result<()>
+{
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.vhdx");
+    create_at(&path, 1 << 30)?;
+    let storage = FileStorage::open(&path, true)?;
+    // What a child has between being made and running its program.
+    let _shared = storage.file().try_clone().unwrap();
+    assert_eq!(
+        FileStorage::open(&path, true).unwrap_err().kind(),
+        ErrorKind::Locked
+    );
+    drop(storage);
+    FileStorage::open(&path, true).map(drop)
 }
 
 #[test]

@@ -20,8 +20,20 @@ const ZEROES: usize = 1 << 20;
 /// the processes of a host, and across hosts as far as their shared file system carries such locks.
 #[derive(Debug)]
 pub struct FileStorage {
-    file: File,
+    /// There until it is given away.
+    file: Option<File>,
     path: PathBuf,
+}
+
+/// The lock is given back in order and not left to the closing of the file: a process that is being
+/// started by another thread at this moment still shares the file, and with it the lock.
+impl Drop for FileStorage {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            // What fails here comes with the end of those who share the file.
+            let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+        }
+    }
 }
 
 impl FileStorage {
@@ -56,7 +68,7 @@ impl FileStorage {
         };
         match rustix::fs::flock(&file, how) {
             Ok(()) => Ok(Self {
-                file,
+                file: Some(file),
                 path: path.to_owned(),
             }),
             Err(Errno::WOULDBLOCK) => {
@@ -69,14 +81,14 @@ impl FileStorage {
 
     /// The file, for a driver that runs operations itself. The lock goes with it.
     #[must_use]
-    pub fn into_file(self) -> File {
-        self.file
+    pub fn into_file(mut self) -> File {
+        self.file.take().expect("it is given away once")
     }
 
     /// The file beneath.
     #[must_use]
     pub fn file(&self) -> &File {
-        &self.file
+        self.file.as_ref().expect("it has not been given away")
     }
 
     /// Where it lies.
@@ -95,11 +107,13 @@ impl FileStorage {
     }
 
     fn write_zeroes(&self, mut offset: u64, len: u64) -> io::Result<()> {
-        let end = offset.saturating_add(len).min(self.file.metadata()?.len());
+        let end = offset
+            .saturating_add(len)
+            .min(self.file().metadata()?.len());
         let zeroes = vec![0; ZEROES.min(end.saturating_sub(offset) as usize)];
         while offset < end {
             let piece = zeroes.len().min((end - offset) as usize);
-            self.file.write_all_at(&zeroes[..piece], offset)?;
+            self.file().write_all_at(&zeroes[..piece], offset)?;
             offset += piece as u64;
         }
         Ok(())
@@ -119,13 +133,16 @@ fn writable_by_somebody(file: File, writable: bool) -> io::Result<File> {
 impl Storage for FileStorage {
     fn len(&mut self) -> io::Result<u64> {
         // A block device has its size where its end is, not in its inode.
-        Ok(rustix::fs::seek(&self.file, SeekFrom::End(0))?)
+        Ok(rustix::fs::seek(self.file(), SeekFrom::End(0))?)
     }
 
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let mut done = 0;
         while done < buffer.len() {
-            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
+            match self
+                .file()
+                .read_at(&mut buffer[done..], offset + done as u64)
+            {
                 Ok(0) => {
                     buffer[done..].fill(0);
                     break;
@@ -139,15 +156,15 @@ impl Storage for FileStorage {
     }
 
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(data, offset)
+        self.file().write_all_at(data, offset)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file().sync_data()
     }
 
     fn set_len(&mut self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
+        self.file().set_len(len)
     }
 
     fn zero(&mut self, offset: u64, len: u64, keep: bool) -> io::Result<()> {
@@ -159,7 +176,7 @@ impl Storage for FileStorage {
         } else {
             FallocateFlags::PUNCH_HOLE
         };
-        match rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, offset, len) {
+        match rustix::fs::fallocate(self.file(), how | FallocateFlags::KEEP_SIZE, offset, len) {
             Ok(()) => Ok(()),
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::INVAL) => {
                 self.write_zeroes(offset, len)
@@ -169,14 +186,14 @@ impl Storage for FileStorage {
     }
 
     fn reserve(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, len) {
+        match rustix::fs::fallocate(self.file(), FallocateFlags::KEEP_SIZE, offset, len) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
     }
 
     fn next_data(&mut self, offset: u64) -> io::Result<Option<u64>> {
-        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+        match rustix::fs::seek(self.file(), SeekFrom::Data(offset)) {
             Ok(at) => Ok(Some(at)),
             Err(Errno::NXIO) => Ok(None),
             Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(Some(offset)),
@@ -185,7 +202,7 @@ impl Storage for FileStorage {
     }
 
     fn next_hole(&mut self, offset: u64) -> io::Result<u64> {
-        match rustix::fs::seek(&self.file, SeekFrom::Hole(offset)) {
+        match rustix::fs::seek(self.file(), SeekFrom::Hole(offset)) {
             Ok(at) => Ok(at),
             Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => Ok(self.len()?.max(offset)),
             Err(errno) => Err(errno.into()),
