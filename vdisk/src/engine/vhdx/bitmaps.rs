@@ -286,12 +286,17 @@ impl Engine {
         }
         self.wake = true;
         let failed = matches!(outcome, Outcome::Failed(_));
-        // Discarded or made whole meanwhile: the bits mean nothing any more.
-        if failed || self.map.entry(sectors.index) != Some(sectors.entry) {
+        // Discarded or made whole meanwhile: the bits mean nothing any more. Where that is not known,
+        // its page having been evicted, they are set: a block is partially present only once, so they
+        // are its own or nobody's.
+        let entry = self.map.entry(sectors.index);
+        if failed || entry.is_some_and(|entry| entry != sectors.entry) {
             return;
         }
         self.change_bits(sectors, true);
-        self.promote(sectors);
+        if entry.is_some() {
+            self.promote(sectors);
+        }
     }
 
     /// Change bits of a page in memory; the change is pending from now on.
