@@ -80,6 +80,11 @@ impl Bitmaps {
         }
     }
 
+    /// How many pages are kept, unless more are pinned.
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
     /// Pages that the next round carries, those included that writes under way will change.
     pub(super) fn pending(&self) -> usize {
         let coming = self.users.keys().filter(|at| !self.pending.contains(at));
@@ -224,6 +229,7 @@ impl Engine {
         };
         if let Ok(page) = <[u8; PAGE as usize]>::try_from(&read[..]) {
             vhdx.keep_bits(at, Box::new(page));
+            self.make_room();
         } else {
             let why = "a page of a sector bitmap was read in part".to_owned();
             vhdx.bitmaps.unread.insert(at, why);

@@ -104,6 +104,11 @@ impl Log {
         self.unapplied.contains_key(&at)
     }
 
+    /// How many pages it holds that are not in their places.
+    pub(super) fn held_pages(&self) -> usize {
+        self.unapplied.len()
+    }
+
     /// Whether every page is in its place.
     pub(super) fn all_applied(&self) -> bool {
         self.unapplied.is_empty()

@@ -129,6 +129,13 @@ impl Vhdx {
             || self.log.holds_page(self.page_at(page).0)
     }
 
+    /// Whether the log pins so many pages that those which one change of a child needs at once, its
+    /// block's, its bitmap's and the bits, might go on taking the few others' places.
+    fn crowded(&self, frames: usize) -> bool {
+        let kept = frames.min(self.bitmaps.most());
+        self.layout.geometry.differencing() && self.log.held_pages() * 2 > kept
+    }
+
     fn pending(&self) -> usize {
         self.pages.pending.len() + self.bitmaps.pending()
     }
@@ -287,6 +294,7 @@ impl Engine {
                 Some(frame) => {
                     self.map.install(frame, page, &entries);
                     vhdx.pages.lru.push(page, frame);
+                    self.make_room();
                 }
                 // Every page is pinned, and on a failed disk none will be let go.
                 None if self.failed.is_some() => {
@@ -299,6 +307,14 @@ impl Engine {
             Err(error) => {
                 vhdx.pages.bad.insert(page, error.to_string());
             }
+        }
+    }
+
+    /// A page was brought in: see that the next ones find room too.
+    pub(super) fn make_room(&mut self) {
+        let frames = self.map.frame_count();
+        if self.vhdx.as_ref().is_some_and(|vhdx| vhdx.crowded(frames)) {
+            self.unpin();
         }
     }
 
