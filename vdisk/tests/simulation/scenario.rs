@@ -17,6 +17,9 @@ pub const MIB: u64 = 1 << 20;
 /// Size of a new disk: its BAT has nine pages of 1 MiB blocks.
 const SIZE: u64 = 4200 * MIB;
 
+/// Size of a new disk with a parent: more BAT pages are touched than are kept at least.
+const CHILD_SIZE: u64 = 12_300 * MIB;
+
 /// Sizes that a disk gets, in MiB: some for which its table has room, some for which it has to move,
 /// once or twice.
 const SIZES: [u64; 10] = [
@@ -52,7 +55,12 @@ impl Variant {
 pub fn new_image(variant: &Variant, random: &mut Random) -> MemoryStorage {
     let mut storage = MemoryStorage::new();
     let mut bits = || u128::from(random.next()) << 64 | u128::from(random.next());
-    let mut options = CreateOptions::new(SIZE, &mut bits);
+    let size = if variant.child.is_some() {
+        CHILD_SIZE
+    } else {
+        SIZE
+    };
+    let mut options = CreateOptions::new(size, &mut bits);
     options.block_size = Some(variant.block);
     options.log_len = Some(1 << 20);
     if let Some(sector) = variant.child {
@@ -60,12 +68,20 @@ pub fn new_image(variant: &Variant, random: &mut Random) -> MemoryStorage {
         options.parent = Some(ParentLocator::new(Guid::from_random(1), "parent.vhdx"));
     }
     create(&mut storage, options).expect("an image is created");
+    // The log of 1 MiB and the metadata come first.
+    let bat = 3 * MIB;
     if random.one_in(2) {
-        // The log of 1 MiB and the metadata come first. What stands behind the end means nothing.
-        let bat = 3 * MIB;
-        for entry in (SIZE / MIB + 2..SIZE / MIB + 2000).step_by(97) {
+        // What stands behind the end means nothing.
+        for entry in (size / MIB + 8..size / MIB + 2000).step_by(97) {
             storage.put(bat + entry * 8, &(random.next() | 6).to_le_bytes());
         }
+    }
+    if let (Some(sector), true) = (variant.child, random.one_in(2)) {
+        // Nor do bits of blocks that are not there, which an earlier crash may have left.
+        let bits: Vec<u8> = (0..MIB).map(|_| random.next() as u8).collect();
+        storage.put(4 * MIB, &bits);
+        let ratio = (u64::from(sector) << 23) / u64::from(variant.block);
+        storage.put(bat + ratio * 8, &(4 * MIB | 6).to_le_bytes());
     }
     storage
 }
@@ -86,6 +102,8 @@ pub fn open(
     variant: &Variant,
     random: &mut Random,
 ) -> Result<Engine, String> {
+    // Rounds of many entries can be cut between any two of their pages.
+    let entry_pages = if random.one_in(2) { 1 } else { 1000 };
     let mut bits = || u128::from(random.next()) << 64 | u128::from(random.next());
     let options = OpenOptions {
         alignment: variant.alignment,
@@ -95,6 +113,7 @@ pub fn open(
     };
     let tune = |options: EngineOptions| EngineOptions {
         log_len: Some(1 << 20),
+        entry_pages,
         ..options
     };
     open_child_engine_with(image, &options, &mut bits, tune)
@@ -112,7 +131,7 @@ pub fn random_request(random: &mut Random, variant: &Variant, size: u64) -> Requ
         return random_resize(random);
     }
     let blocks = size.div_ceil(block);
-    // A few neighbours at the beginning, at chunk and page borders, at the end.
+    // A few neighbours at the beginning, at chunk and page borders, on many pages, at the end.
     let interesting = [
         0,
         1,
@@ -127,8 +146,14 @@ pub fn random_request(random: &mut Random, variant: &Variant, size: u64) -> Requ
         4198,
         blocks - 2,
         blocks - 1,
+        2600,
+        3100,
+        3600,
+        5300,
+        5800,
     ];
-    let chosen = interesting[random.below(interesting.len() as u64) as usize].min(blocks - 1);
+    let many = if variant.child.is_some() { 18 } else { 13 };
+    let chosen = interesting[random.below(many) as usize].min(blocks - 1);
     let within = match random.below(4) {
         0 => 0,
         1 => block - 4 * SECTOR,

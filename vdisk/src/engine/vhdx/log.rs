@@ -17,9 +17,6 @@ use crate::format::log::{EntryPlan, encode_entry, entry_len};
 use crate::format::{Geometry, Guid};
 use crate::units::{FileOffset, MIB};
 
-/// Pages in one entry at most; more make several entries.
-const ENTRY_PAGES: usize = 1000;
-
 /// Applied pages in flight at once, in writes.
 const APPLY_WRITES: usize = 32;
 
@@ -52,6 +49,8 @@ enum Checkpoint {
 pub(in crate::engine) struct Log {
     pub(super) at: u64,
     pub(super) len: u64,
+    /// Pages in one entry at most; more make several.
+    entry_pages: usize,
     guid: Guid,
     next_sequence: u64,
     head: u64,
@@ -75,10 +74,11 @@ pub(super) fn wanted_len(geometry: &Geometry, asked: Option<u32>, now: u32) -> u
 }
 
 impl Log {
-    pub(super) fn new(len: u64) -> Self {
+    pub(super) fn new(len: u64, entry_pages: usize) -> Self {
         Self {
             at: 0,
             len,
+            entry_pages,
             guid: Guid::ZERO,
             next_sequence: 1,
             head: 0,
@@ -95,7 +95,7 @@ impl Log {
         *self = Self {
             at,
             guid,
-            ..Self::new(self.len)
+            ..Self::new(self.len, self.entry_pages)
         };
     }
 
@@ -186,7 +186,7 @@ impl Log {
 
     fn has_room_for(&self, pages: &[(FileOffset, Bytes)]) -> bool {
         let need: u64 = pages
-            .chunks(ENTRY_PAGES)
+            .chunks(self.entry_pages)
             .map(|pages| entry_len(pages.len()) as u64)
             .sum();
         self.used() + need + PAGE <= self.len
@@ -284,7 +284,7 @@ impl Engine {
         logging.sequence = vhdx.log.next_sequence;
         let (flushed, last) = (vhdx.space.durable_len(), vhdx.space.end_of_used());
         let mut writes = 0;
-        for chunk in pages.chunks(ENTRY_PAGES) {
+        for chunk in pages.chunks(vhdx.log.entry_pages) {
             for (at, data) in vhdx.log.append(chunk, flushed, last) {
                 writes += 1;
                 self.ops
@@ -309,7 +309,7 @@ impl Engine {
     pub(in crate::engine) fn logged(&mut self, pages: Vec<(FileOffset, Bytes)>, sequence: u64) {
         let Some(vhdx) = &mut self.vhdx else { return };
         for (number, (at, page)) in pages.into_iter().enumerate() {
-            let sequence = sequence + (number / ENTRY_PAGES) as u64;
+            let sequence = sequence + (number / vhdx.log.entry_pages) as u64;
             vhdx.log.unapplied.insert(at.0, (sequence, page));
         }
         let (entries, bits) = (vhdx.pages.logged(), vhdx.bitmaps.logged());

@@ -88,6 +88,8 @@ pub struct EngineOptions {
     pub seed: u128,
     /// Length the log shall at least have, in bytes; `None` chooses by the size of the BAT.
     pub log_len: Option<u32>,
+    /// Pages in one entry of the log at most, at least one; more make several entries.
+    pub entry_pages: usize,
     /// The `DataWriteGuid` of its sessions; `None` for a fresh one each. A merge announces the one that
     /// a parent will have before it changes it.
     pub data_write: Option<Guid>,
@@ -101,6 +103,7 @@ impl Default for EngineOptions {
             cache: 64 << 20,
             seed: 0,
             log_len: None,
+            entry_pages: 1000,
             data_write: None,
         }
     }
@@ -167,7 +170,7 @@ impl Engine {
             pages: Pages::new(map.frame_count(), limit, image.regions.bat().len),
             bitmaps: Bitmaps::new(bit_pages, block_size / u64::from(geometry.sector())),
             space: Space::new(block_size, image.file_len, image.end_of_used, image.unused),
-            log: Log::new(log_len),
+            log: Log::new(log_len, options.entry_pages),
             session: Session::new(image.header, image.slot, (options.seed, options.data_write)),
             resize_pages: Vec::new(),
             layout: Layout {

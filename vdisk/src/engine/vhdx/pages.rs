@@ -411,6 +411,8 @@ impl Engine {
             }
             (vhdx.page_at(*page), Bytes::copy_from_slice(&bytes))
         };
-        vhdx.pages.copied.iter().map(copy).collect()
+        // The last first: a chunk's bitmap has its entry behind those of its blocks (MS-VHDX 2.5), and
+        // where a round takes several entries of the log it must be there before they need it.
+        vhdx.pages.copied.iter().rev().map(copy).collect()
     }
 }
