@@ -12,7 +12,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, fcntl_getfl, fcntl_setfl, openat2};
 
 use crate::create::CreateOptions;
 use crate::disk::{
@@ -21,7 +21,7 @@ use crate::disk::{
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Guid, ParentLocator};
-use crate::storage::FileStorage;
+use crate::storage::{FileStorage, Storage as _};
 
 /// More disks than this do not make a chain.
 pub const MOST_LAYERS: usize = 256;
@@ -222,10 +222,16 @@ fn normal(path: &Path) -> PathBuf {
 }
 
 fn open_beneath(folder: &Path, inside: &Path) -> std::io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    // Not waiting: a pipe in the parent's place would have nobody at its other end.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let within = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let file = openat2(File::open(folder)?, inside, flags, Mode::empty(), within)?;
-    Ok(file.into())
+    let file = File::from(file);
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is not a regular file"));
+    }
+    fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
+    Ok(file)
 }
 
 /// What the image in `storage` says of its parent.
@@ -252,7 +258,12 @@ pub fn create_child(path: &Path, parent: &Path, options: CreateOptions<'_>) -> R
     };
     let mut storage = FileStorage::open(parent, false)?;
     let info = crate::info::info(&mut storage).map_err(|error| error.in_file(parent))?;
-    let (layer, lineage) = open_one(storage, &read)?;
+    let (mut layer, lineage) = open_one(storage, &read)?;
+    // Else a power cut could bring back an older content of the parent under the same version.
+    layer
+        .storage
+        .flush()
+        .map_err(|error| Error::io("cannot be made durable", error).in_file(parent))?;
     let relative = relative_path(&folder_of_new(path)?, parent)?;
     let options = CreateOptions {
         virtual_size: info.virtual_size,

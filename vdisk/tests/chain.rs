@@ -170,6 +170,19 @@ fn a_parent_is_opened_only_where_it_may_be() -> Result<()> {
 }
 
 #[test]
+fn a_pipe_in_the_place_of_a_parent_is_refused_at_once() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe.vhdx");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let path = folder.path().join("a.vhdx");
+    built_on(&path, 1, (2, "pipe.vhdx"))?;
+    let refused = Disk::open(&path, &reading()).unwrap_err();
+    assert!(refused.to_string().contains("regular file"), "{refused}");
+    Ok(())
+}
+
+#[test]
 fn a_parent_that_changed_is_refused() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     let (parent, path) = (

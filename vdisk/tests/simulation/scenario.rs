@@ -81,7 +81,7 @@ pub fn new_image(variant: &Variant, random: &mut Random) -> MemoryStorage {
         let bits: Vec<u8> = (0..MIB).map(|_| random.next() as u8).collect();
         storage.put(4 * MIB, &bits);
         let ratio = (u64::from(sector) << 23) / u64::from(variant.block);
-        storage.put(bat + ratio * 8, &(4 * MIB | 6).to_le_bytes());
+        storage.put(bat + ratio * 8, &((4 * MIB) | 6).to_le_bytes());
     }
     storage
 }
