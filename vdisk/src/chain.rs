@@ -57,6 +57,8 @@ pub struct Layer {
     pub storage: FileStorage,
     /// Its engine. All but the first layer's are read-only.
     pub engine: Engine,
+    /// The version of its data.
+    pub data_write: Guid,
 }
 
 /// A disk and all that it is built on.
@@ -128,7 +130,13 @@ fn open_one(mut storage: FileStorage, options: &OpenOptions) -> Result<(Layer, L
     let path = storage.path().to_owned();
     let (engine, lineage) =
         open_layer(&mut storage, &path, options).map_err(|error| error.in_file(&path))?;
-    Ok((Layer { storage, engine }, lineage))
+    let data_write = lineage.data_write;
+    let layer = Layer {
+        storage,
+        engine,
+        data_write,
+    };
+    Ok((layer, lineage))
 }
 
 /// Device and number of a layer's file.

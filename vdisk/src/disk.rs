@@ -287,6 +287,7 @@ pub struct Disk {
     parent: Option<Box<Disk>>,
     /// Whether only what it holds of its own is looked at.
     alone: bool,
+    version: Guid,
 }
 
 impl std::fmt::Debug for Disk {
@@ -316,7 +317,9 @@ impl Disk {
                 None => parent,
             });
         }
+        let version = top.data_write;
         let mut disk = layer(top);
+        disk.version = version;
         disk.parent = beneath.map(Box::new);
         Ok(disk)
     }
@@ -329,6 +332,7 @@ impl Disk {
             engine,
             parent: None,
             alone: false,
+            version: Guid::ZERO,
         }
     }
 
@@ -413,25 +417,6 @@ impl Disk {
             Done::Extents(extents) => Ok(extents),
             Done::Done => Ok(Vec::new()),
         }
-    }
-
-    /// [`Disk::status`] of what it holds of its own; what its parent holds is neither allocated nor zero.
-    pub(crate) fn own_status(&mut self, offset: u64, len: u64) -> Result<Vec<Extent>> {
-        let before = std::mem::replace(&mut self.alone, true);
-        let extents = self.status(offset, len);
-        self.alone = before;
-        extents
-    }
-
-    /// [`Disk::read_at`]; what lies beyond the end is zero.
-    pub(crate) fn read_or_zero(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let there = self.size().saturating_sub(offset).min(buffer.len() as u64);
-        let (inside, beyond) = buffer.split_at_mut(there as usize);
-        beyond.fill(0);
-        if inside.is_empty() {
-            return Ok(());
-        }
-        self.read_at(offset, inside)
     }
 
     /// Leave the image as a cleanly closed one with `mark` in place.

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use crate::chain::{ParentSearch, locator_of, open_chain};
 use crate::disk::{Disk, OpenOptions, open_child_engine_with, random_bits};
 use crate::engine::Extent;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Guid, ParentLocator};
 use crate::info::info;
 use crate::open::set_locator;
@@ -113,6 +113,7 @@ pub fn commit(
         folders: search.folders.clone(),
     };
     let parent = Disk::open_with(&parent_path, &writing, &beneath)?;
+    unchanged(&parent, version, &parent_path)?;
     let (engine, _) =
         open_child_engine_with(&mut storage, &reading, &mut random_bits, |options| options)
             .map_err(in_child)?;
@@ -128,6 +129,15 @@ pub fn commit(
         written,
         zeroed,
     })
+}
+
+/// Refuse a disk that another program changed before it was locked here.
+fn unchanged(disk: &Disk, version: Guid, path: &Path) -> Result<()> {
+    if disk.version() == version {
+        return Ok(());
+    }
+    let what = "was changed by another program just now; look at it before trying again";
+    Err(Error::new(ErrorKind::Locked, what).in_file(path))
 }
 
 /// Have the child accept the version that the parent is about to get; what an earlier merge announced is

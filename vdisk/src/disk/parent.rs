@@ -1,7 +1,9 @@
-//! What an engine asks of its disk's parent, answered with blocking calls.
+//! What an engine asks of its disk's parent, answered with blocking calls; and what tells the two apart.
 
 use super::Disk;
 use crate::engine::Extent;
+use crate::error::Result;
+use crate::format::Guid;
 
 /// What a chain without its parent is answered.
 fn no_parent() -> std::io::Error {
@@ -35,4 +37,30 @@ pub(super) fn parent_extents(
         }]);
     }
     parent.status(offset, there).map_err(std::io::Error::other)
+}
+
+impl Disk {
+    /// The version of its data when its file was opened.
+    pub(crate) fn version(&self) -> Guid {
+        self.version
+    }
+
+    /// [`Disk::status`] of what it holds of its own; what its parent holds is neither allocated nor zero.
+    pub(crate) fn own_status(&mut self, offset: u64, len: u64) -> Result<Vec<Extent>> {
+        let before = std::mem::replace(&mut self.alone, true);
+        let extents = self.status(offset, len);
+        self.alone = before;
+        extents
+    }
+
+    /// [`Disk::read_at`]; what lies beyond the end is zero.
+    pub(crate) fn read_or_zero(&mut self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let there = self.size().saturating_sub(offset).min(buffer.len() as u64);
+        let (inside, beyond) = buffer.split_at_mut(there as usize);
+        beyond.fill(0);
+        if inside.is_empty() {
+            return Ok(());
+        }
+        self.read_at(offset, inside)
+    }
 }

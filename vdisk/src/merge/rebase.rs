@@ -12,14 +12,14 @@
 
 use std::path::Path;
 
-use super::{PIECE, WINDOW};
+use super::{PIECE, WINDOW, unchanged};
 use crate::chain::{ParentSearch, relative_path};
 use crate::disk::{Disk, OpenOptions, random_bits};
 use crate::engine::Extent;
 use crate::error::{Error, Result};
 use crate::info::info;
 use crate::open::set_locator;
-use crate::storage::FileStorage;
+use crate::storage::{FileStorage, Storage as _};
 
 /// Contents are compared in runs of this many bytes.
 const GRAIN: usize = 4096;
@@ -27,8 +27,8 @@ const GRAIN: usize = 4096;
 /// Put the disk at `path` on the disk at `onto`; how many bytes became its own by that. Neither may be
 /// in use for writing; the disk's present parent is found as `search` says.
 ///
-/// Where its present parent has only moved, `search` and `onto` name the same file and nothing is
-/// copied. `progress` is as for [`commit`](super::commit). Fails with `InvalidArgument` when sectors differ,
+/// Where `onto` is the version that the disk is built on, as when its parent has only moved, nothing is
+/// copied and the present parent is not looked for. `progress` is as for [`commit`](super::commit). Fails with `InvalidArgument` when sectors differ,
 /// and as opening the disks does.
 pub fn rebase(
     path: &Path,
@@ -58,6 +58,10 @@ pub fn rebase(
         ))
         .in_file(path));
     }
+    // Else a power cut could bring back an older content of it under the same version.
+    FileStorage::open(onto, false)?
+        .flush()
+        .map_err(|error| Error::io("cannot be made durable", error).in_file(onto))?;
     let same = built.versions.contains(&of_parent.ids.data_write);
     let mut copied = 0;
     if !same {
@@ -75,6 +79,8 @@ pub fn rebase(
         };
         let mut parent = Disk::open_with(onto, &reading, &beneath)?;
         let mut child = Disk::open_with(path, &writing, search)?;
+        unchanged(&parent, of_parent.ids.data_write, onto)?;
+        unchanged(&child, of_child.ids.data_write, path)?;
         copied = keep_what_differs(&mut child, &mut parent, progress)?;
         child.close()?;
     }
