@@ -26,8 +26,8 @@ use crate::storage::{FileStorage, Storage as _};
 /// More disks than this do not make a chain.
 pub const MOST_LAYERS: usize = 256;
 
-/// Blocks of a differencing disk for which no size was asked: what is written first is copied by
-/// nobody, so small ones cost little, and these keep a chunk's table short.
+/// Bytes of a block of a differencing disk for which none was asked. A block that is wholly the child's
+/// own is read and written without the engine, and small blocks become that sooner.
 pub const CHILD_BLOCK_SIZE: u32 = 2 << 20;
 
 /// Where the parents of a disk may be.

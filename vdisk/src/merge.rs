@@ -56,7 +56,9 @@ pub fn built_on(folder: &Path, parent: Guid, child: &Path) -> Result<Vec<PathBuf
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         let ending = path.extension().and_then(|ending| ending.to_str());
+        // A pipe of such a name would be waited for.
         if !matches!(ending, Some("vhdx" | "avhdx"))
+            || !path.is_file()
             || path.canonicalize().ok().as_ref() == Some(&child)
         {
             continue;
