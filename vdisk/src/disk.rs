@@ -21,12 +21,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::metadata::SizeItem;
 use crate::format::{Guid, PAGE};
 use crate::open::{Admit, Image, LoadOptions, View, load};
-use crate::space::SpaceMap;
 use crate::storage::{FileStorage, Storage};
-use crate::units::{FileOffset, GuestOffset, MIB};
-
-/// So many pieces of unused space are remembered for reuse.
-const MOST_UNUSED: usize = 1 << 16;
+use crate::units::{FileOffset, GuestOffset};
 
 /// What kind of image a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,11 +135,11 @@ fn vhdx_engine(
     tune: impl FnOnce(EngineOptions) -> EngineOptions,
 ) -> Result<(Engine, Lineage)> {
     let seed = random();
-    let image = load(
+    let mut image = load(
         storage,
         LoadOptions {
             writable: !options.read_only,
-            scan_bat: !options.read_only,
+            scan_bat: false,
             admit: Admit {
                 marked: options.allow_marked,
                 parent: allow_parent,
@@ -151,40 +147,27 @@ fn vhdx_engine(
             random,
         },
     )?;
-    let lineage = Lineage {
-        data_write: image.header.data_write,
-        sector: image.geometry.sector(),
-        parent: image.metadata.parent.clone(),
-    };
-    let state = image_state(storage, image)?;
-    let engine_options = EngineOptions {
+    let engine_options = tune(EngineOptions {
         read_only: options.read_only,
         alignment: options.alignment,
         cache: options.cache,
         seed,
         data_write: options.data_write,
         ..EngineOptions::default()
+    });
+    if !options.read_only && image.bat().len <= engine_options.scan_first {
+        image.scan_bat(storage)?;
+    }
+    let lineage = Lineage {
+        data_write: image.header.data_write,
+        sector: image.geometry.sector(),
+        parent: image.metadata.parent.clone(),
     };
-    Ok((Engine::vhdx(state, &tune(engine_options)), lineage))
-}
-
-/// Block-sized pieces of what the file holds and nothing names, the first ones last.
-fn unused(used: &SpaceMap, image: &Image, block: u64) -> Vec<u64> {
-    let runs = used.free_runs(image.end_of_used / MIB);
-    let pieces = |(first, count): (u64, u64)| {
-        (0..count * MIB / block).map(move |piece| first * MIB + piece * block)
-    };
-    let mut found: Vec<u64> = runs.flat_map(pieces).take(MOST_UNUSED).collect();
-    found.reverse();
-    found
+    let state = image_state(storage, image)?;
+    Ok((Engine::vhdx(state, &engine_options), lineage))
 }
 
 fn image_state(storage: &mut dyn Storage, image: Image) -> Result<ImageState> {
-    let block = u64::from(image.geometry.block_size());
-    let unused = image
-        .used
-        .as_ref()
-        .map_or_else(Vec::new, |used| unused(used, &image, block));
     let region = image.metadata_region().at.0;
     let mut view = View {
         storage,
@@ -196,8 +179,9 @@ fn image_state(storage: &mut dyn Storage, image: Image) -> Result<ImageState> {
     let size_at = FileOffset(region + u64::from(image.metadata.size_item()?.offset));
     let size_item = SizeItem::read(size_at, &mut read)?;
     Ok(ImageState {
-        unused,
-        end_of_used: image.used.is_some().then_some(image.end_of_used),
+        used: image.used,
+        scanned: image.scanned,
+        end_of_used: image.end_of_used,
         header: image.header,
         slot: image.slot,
         geometry: image.geometry,

@@ -60,16 +60,27 @@ impl SpaceMap {
                 return Err(word * WORD + u64::from(taken.trailing_zeros()));
             }
         }
+        self.fill(first, count);
+        Ok(())
+    }
+
+    /// Takes `count` mebibytes from `first`, whatever of them was in use; those beyond 128 TiB are not.
+    pub fn fill(&mut self, first: u64, count: u64) {
+        let end = first.saturating_add(count).min(LIMIT);
+        if first >= end {
+            return;
+        }
+        let (from, to) = (first / WORD, (end - 1) / WORD);
         if self.words.len() as u64 <= to {
             self.words.resize(to as usize + 1, 0);
         }
         for word in from..=to {
             if let Some(bits) = self.words.get_mut(word as usize) {
-                *bits |= mask(word, first, end);
+                let new = mask(word, first, end) & !*bits;
+                *bits |= new;
+                self.used += u64::from(new.count_ones());
             }
         }
-        self.used += count;
-        Ok(())
     }
 
     /// Gives `count` mebibytes from `first` back; what was not in use stays so.

@@ -173,6 +173,7 @@ impl Engine {
             Purpose::Holes { request } => self.holes_ended(request, outcome),
             Purpose::LoadPage(page, at) => self.page_loaded((page, at), outcome),
             Purpose::Resize => self.resize_op_ended(outcome),
+            Purpose::Survey => self.survey_op_ended(outcome),
             Purpose::Grow(len) => self.grown(len, &outcome),
             Purpose::ReserveBat(granule) => self.bat_reserved(granule, &outcome),
             Purpose::Clean(at) => self.cleaned(at, &outcome),

@@ -43,6 +43,8 @@ pub(super) enum Purpose {
     Session,
     /// A step of a resize.
     Resize,
+    /// A step of finding out which space is taken.
+    Survey,
 }
 
 /// The operations of one engine.

@@ -26,10 +26,11 @@ use crate::format::header::{Header, Slot, choose_current};
 use crate::format::identifier::Identifier;
 use crate::format::metadata::{self, Metadata};
 use crate::format::region::{self, RegionTable};
-use crate::format::{Finding, Geometry, PAGE, Region, Severity};
+use crate::format::bat::ENTRY_BYTES;
+use crate::format::{BatEntry, Finding, Geometry, PAGE, Region, Severity};
 use crate::space::SpaceMap;
 use crate::storage::Storage;
-use crate::units::MIB;
+use crate::units::{BlockIndex, MIB};
 
 use bat_scan::BatScan;
 use mend::mend_region_tables;
@@ -44,7 +45,7 @@ const MAX_WARNINGS: usize = 1000;
 pub struct LoadOptions<'a> {
     /// Whether the image will be written: a dirty log is then replayed into the file.
     pub writable: bool,
-    /// Whether to read and check the whole BAT, and bring [`Image::used`].
+    /// Whether to read and check the whole BAT, so that [`Image::used`] knows of every block.
     pub scan_bat: bool,
     /// Images that are opened only when told.
     pub admit: Admit,
@@ -78,9 +79,12 @@ pub struct Image {
     pub file_len: u64,
     /// What is off the specification and read without harm.
     pub warnings: Vec<Finding>,
-    /// The mebibytes of the file in use, if the BAT was scanned.
-    pub used: Option<SpaceMap>,
-    /// The byte after the last object, if the BAT was scanned; else 0.
+    /// The mebibytes of the file in use: those of header section, log and regions, and of blocks if the
+    /// BAT was scanned.
+    pub used: SpaceMap,
+    /// Whether the BAT was scanned.
+    pub scanned: bool,
+    /// The byte after the last object if the BAT was scanned, else after anything that may be one.
     pub end_of_used: u64,
     /// Of a dirty image opened for reading: pages of 4096 bytes by file offset, to be read in place
     /// of the file's.
@@ -106,6 +110,25 @@ impl Image {
     #[must_use]
     pub fn log(&self) -> Region {
         log_of(&self.header)
+    }
+
+    /// Read and check the whole BAT of an image that was opened without that. Fails with `Corrupt`, and
+    /// as reading the storage does.
+    pub fn scan_bat(&mut self, storage: &mut dyn Storage) -> Result<()> {
+        let mut judge = Strict::default();
+        let place = (self.regions.bat(), self.file_len);
+        let mut view = View {
+            storage,
+            overlay: std::mem::take(&mut self.overlay),
+            len: self.file_len,
+        };
+        let scan = BatScan::new(self.geometry, place, &mut self.used, &mut judge).run(&mut view);
+        self.overlay = view.overlay;
+        scan?;
+        self.warnings.append(&mut judge.warnings);
+        self.end_of_used = self.used.end() * MIB;
+        self.scanned = true;
+        Ok(())
     }
 }
 
@@ -328,6 +351,21 @@ impl Structures {
         let place = (self.regions.bat(), view.len);
         BatScan::new(self.geometry, place, &mut self.used, judge).run(view)
     }
+
+    /// Where the file ends, in whole mebibytes, with the disk's last block, which may go beyond the file.
+    fn end_of_file(&self, view: &mut View<'_>) -> Result<u64> {
+        let last = BlockIndex(self.geometry.payload_blocks() - 1);
+        let at = self.regions.bat().at.0 + self.geometry.bat_index(last).0 * ENTRY_BYTES;
+        let mut entry = [0; ENTRY_BYTES as usize];
+        view.read_into(at, &mut entry, "BAT")?;
+        let space = BatEntry::decode(u64::from_le_bytes(entry))
+            .ok()
+            .and_then(BatEntry::space)
+            .filter(|space| space.0 < view.len);
+        let size = u64::from(self.geometry.block_size());
+        let end = space.map_or(0, |space| space.0 + size);
+        Ok(view.len.max(end).next_multiple_of(MIB))
+    }
 }
 
 /// An error of the metadata counts its offset from the region; a file's from the file.
@@ -413,10 +451,12 @@ pub fn load(storage: &mut dyn Storage, options: LoadOptions<'_>) -> Result<Image
         (header, slot) = changed;
         structures = Structures::read(&mut view, &header, &mut judge)?;
     }
-    if options.scan_bat {
+    let end_of_used = if options.scan_bat {
         structures.scan_bat(&mut view, &mut judge)?;
-    }
-    let used = options.scan_bat.then_some(structures.used);
+        structures.used.end() * MIB
+    } else {
+        structures.end_of_file(&mut view)?
+    };
     Ok(Image {
         header,
         slot,
@@ -425,8 +465,9 @@ pub fn load(storage: &mut dyn Storage, options: LoadOptions<'_>) -> Result<Image
         regions: structures.regions,
         file_len: view.len,
         warnings: judge.warnings,
-        end_of_used: used.as_ref().map_or(0, |used| used.end() * MIB),
-        used,
+        end_of_used,
+        used: structures.used,
+        scanned: options.scan_bat,
         overlay: view.overlay,
         dirty,
     })

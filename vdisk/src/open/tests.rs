@@ -264,7 +264,7 @@ fn rule_9_the_log_comes_before_everything_it_changes() {
     assert!(sample.open().is_err());
     sample.log(&pages, (end, end));
     let image = sample.open().unwrap();
-    assert!(image.dirty && image.used.unwrap().is_used(free / MIB));
+    assert!(image.dirty && image.used.is_used(free / MIB));
     assert_eq!(image.overlay.len(), 65);
     let told = info(&mut sample.storage).unwrap();
     assert!(told.log.dirty);
@@ -394,7 +394,7 @@ fn rule_16_states_that_need_no_place_are_fine() {
         .entry(6, 2 | free)
         .entry(5000, present(free + MIB));
     let image = sample.open().unwrap();
-    let used = image.used.unwrap();
+    let used = image.used;
     assert!(used.is_used(free / MIB) && used.is_used(free / MIB + 1));
     assert_eq!(image.end_of_used, free + 2 * MIB);
     let report = check(&mut sample.storage).unwrap();

@@ -104,6 +104,8 @@ pub fn open(
 ) -> Result<Engine, String> {
     // Rounds of many entries can be cut between any two of their pages.
     let entry_pages = if random.one_in(2) { 1 } else { 1000 };
+    // Or the table is gone through while the disk is in use.
+    let scan_first = if random.one_in(2) { 0 } else { MIB };
     let mut bits = || u128::from(random.next()) << 64 | u128::from(random.next());
     let options = OpenOptions {
         alignment: variant.alignment,
@@ -114,6 +116,7 @@ pub fn open(
     let tune = |options: EngineOptions| EngineOptions {
         log_len: Some(1 << 20),
         entry_pages,
+        scan_first,
         ..options
     };
     open_child_engine_with(image, &options, &mut bits, tune)

@@ -9,6 +9,8 @@
 //! | [`blocks`] | what each kind of request does to a block |
 //! | [`resize`] | what another size takes: entries, the table, the size itself |
 //! | [`child`] | the same where there is a parent (MS-VHDX 2.5.1.1, states 0 and 7) |
+//! | [`survey`] | which space is taken, where the image was opened without reading its whole BAT |
+//! | [`walk`] | which part of the BAT is read next by what goes through all of it |
 //! | [`bitmaps`] | which sectors of a block are the child's own (MS-VHDX 2.5.1.2) |
 
 mod bitmaps;
@@ -19,6 +21,8 @@ mod pages;
 mod resize;
 mod session;
 mod space;
+mod survey;
+mod walk;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,12 +36,14 @@ use self::log::Log;
 use self::pages::Pages;
 pub(super) use self::resize::Table;
 use self::session::Session;
-use self::space::Space;
+use self::space::{Space, Taken};
+use self::survey::Survey;
 use super::{BlockMap, Engine, MapShape, Mark};
 use crate::format::header::Slot;
 use crate::format::metadata::SizeItem;
 use crate::format::{Geometry, Guid, Header, RegionTable};
-use crate::units::FileOffset;
+use crate::space::SpaceMap;
+use crate::units::{FileOffset, MIB};
 
 /// Bytes of a BAT page.
 pub(super) const PAGE: u64 = 4096;
@@ -67,10 +73,12 @@ pub struct ImageState {
     pub leave_allocated: bool,
     /// Length of the file in bytes.
     pub file_len: u64,
-    /// End of the last object in the file, if the whole BAT was read to find it.
-    pub end_of_used: Option<u64>,
-    /// Space inside the file that nothing names, one block each; what it holds is another's old data.
-    pub unused: Vec<u64>,
+    /// The mebibytes of the file in use: of headers, log and regions, and of blocks if `scanned`.
+    pub used: SpaceMap,
+    /// Whether the whole BAT was read.
+    pub scanned: bool,
+    /// Nothing in use lies from here on.
+    pub end_of_used: u64,
     /// Pages that a replay in memory has changed, by their offset in the file (read-only opens).
     pub overlay: BTreeMap<u64, Bytes>,
 }
@@ -88,6 +96,9 @@ pub struct EngineOptions {
     pub seed: u128,
     /// Length the log shall at least have, in bytes; `None` chooses by the size of the BAT.
     pub log_len: Option<u32>,
+    /// A BAT of at most so many bytes is read and checked whole before anything is written, which takes
+    /// some milliseconds; a longer one is gone through in the background.
+    pub scan_first: u64,
     /// Pages in one entry of the log at most, at least one; more make several entries.
     pub entry_pages: usize,
     /// The `DataWriteGuid` of its sessions; `None` for a fresh one each. A merge announces the one that
@@ -103,6 +114,7 @@ impl Default for EngineOptions {
             cache: 64 << 20,
             seed: 0,
             log_len: None,
+            scan_first: 4 * MIB,
             entry_pages: 1000,
             data_write: None,
         }
@@ -118,6 +130,7 @@ pub(super) struct Vhdx {
     pub(super) space: Space,
     pub(super) log: Log,
     session: Session,
+    survey: Option<Survey>,
     /// What a resize has for the next flush round.
     resize_pages: Vec<(FileOffset, Bytes)>,
 }
@@ -169,9 +182,15 @@ impl Engine {
         let vhdx = Vhdx {
             pages: Pages::new(map.frame_count(), limit, image.regions.bat().len),
             bitmaps: Bitmaps::new(bit_pages, block_size / u64::from(geometry.sector())),
-            space: Space::new(block_size, image.file_len, image.end_of_used, image.unused),
+            space: Space::new(
+                block_size,
+                image.file_len,
+                image.end_of_used,
+                Taken::new(image.used, image.scanned),
+            ),
             log: Log::new(log_len, options.entry_pages),
             session: Session::new(image.header, image.slot, (options.seed, options.data_write)),
+            survey: None,
             resize_pages: Vec::new(),
             layout: Layout {
                 geometry,

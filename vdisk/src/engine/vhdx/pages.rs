@@ -195,7 +195,7 @@ impl Vhdx {
         Ok(entries)
     }
 
-    fn check_entry(&self, index: u64, raw: u64) -> Result<(), Error> {
+    pub(super) fn check_entry(&self, index: u64, raw: u64) -> Result<(), Error> {
         let differencing = self.layout.geometry.differencing();
         let bitmap = match self.layout.geometry.classify(BatIndex(index)) {
             BatSlot::Payload(_) => false,
@@ -388,6 +388,9 @@ impl Engine {
         self.map.set_unpublished(true);
         vhdx.pages.pending.insert(page);
         vhdx.pages.lru.promote(&page);
+        if let Some(survey) = &mut vhdx.survey {
+            survey.page_changed(page);
+        }
         self.map.set_entry(index, value);
         if vhdx.round_is_half_full() {
             self.flusher.wanted = true;

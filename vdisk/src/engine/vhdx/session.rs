@@ -163,12 +163,20 @@ impl Vhdx {
 }
 
 impl Vhdx {
+    /// Both headers name the log where it is now: where it was, nobody looks for one any more.
+    fn release_old_log(&mut self) {
+        let (at, len, _) = self.session.log_before;
+        if at != self.session.header.log_at {
+            self.space.release(at.0, u64::from(len));
+        }
+    }
+
     /// The log is where it was before.
     fn unplace_log(&mut self) {
         let (at, len, end) = self.session.log_before;
         self.session.header.log_at = at;
         self.session.header.log_len = len;
-        self.space.set_end_of_used(end);
+        self.space.take_back(end);
     }
 }
 
@@ -338,9 +346,11 @@ impl Engine {
         match vhdx.session.state {
             State::Opening => {
                 vhdx.session.state = State::Open;
+                vhdx.release_old_log();
                 vhdx.space.release_retired();
                 vhdx.space.set_durable_len(vhdx.space.file_len());
                 self.map.set_armed(!self.map.read_only());
+                self.survey_begin();
             }
             State::Parking => {
                 vhdx.session.state = State::Parked;
@@ -399,7 +409,9 @@ impl Vhdx {
     fn cut_len(&self) -> u64 {
         match self.session.state {
             State::Parking => self.space.end_of_used(),
-            _ => self.space.opening_len(),
+            // What lies beyond the end is fresh from then on; where blocks may still be found, nothing
+            // lies beyond it but what the file lacks.
+            _ => self.space.end_of_used(),
         }
     }
 

@@ -5,6 +5,9 @@
 //! worker is past the generation in which it did, (3) it was made to read as zero. That this zeroing
 //! is durable before another entry names the space follows from the flush round: its data flush
 //! comes after the pages were copied and before they are logged.
+//!
+//! One bit for each mebibyte says what is taken. Until the whole BAT has been read (`survey.rs`) that
+//! knows nothing of blocks, so new ones go to the end of the file, and nothing freed is used again.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -14,6 +17,7 @@ use crate::engine::step::Run;
 use crate::engine::{BlockMap, Engine, FileOpKind, Outcome, RequestId};
 use crate::error::Error;
 use crate::format::Region;
+use crate::space::SpaceMap;
 use crate::units::{FileOffset, MIB};
 
 /// The file grows by at least this many bytes at a time.
@@ -22,7 +26,7 @@ const LEAST_GROWTH: u64 = 64 * MIB;
 /// The file grows by at most this many bytes at a time, unless one block needs more.
 const MOST_GROWTH: u64 = 1024 * MIB;
 
-/// So many pieces of unclean space are zeroed at a time.
+/// So many pieces of unused space are zeroed at a time.
 const CLEANED_AHEAD: usize = 8;
 
 /// Freed space on its way to being clean.
@@ -34,6 +38,64 @@ struct Freed {
     generation: Generation,
 }
 
+/// Whether all blocks of a file are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Blocks {
+    /// Those that were there when the image was opened are not.
+    Unknown,
+    /// They are being found.
+    Surveyed,
+    /// They could not be found, and will not be in this session.
+    Lost,
+    /// They are.
+    Known,
+}
+
+/// What is known of the space of a file.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// Every mebibyte that is not free: in use, fresh and taken, clean, or on its way to that.
+    map: SpaceMap,
+    /// Whether that includes every block.
+    pub(super) blocks: Blocks,
+    /// No free space for a block begins below this mebibyte.
+    lowest: u64,
+}
+
+impl Taken {
+    pub(super) fn new(map: SpaceMap, complete: bool) -> Self {
+        Self {
+            map,
+            blocks: if complete { Blocks::Known } else { Blocks::Unknown },
+            lowest: 0,
+        }
+    }
+
+    /// `len` bytes at `at` are taken; where one was already, that is the error.
+    pub(super) fn claim(&mut self, at: u64, len: u64) -> Result<(), u64> {
+        let taken = self.map.claim(at / MIB, len / MIB);
+        taken.map_err(|taken| taken * MIB)
+    }
+
+    /// `len` bytes at `at` are taken, whatever they were.
+    fn fill(&mut self, at: u64, len: u64) {
+        self.map.fill(at / MIB, len / MIB);
+    }
+
+    fn release(&mut self, at: u64, len: u64) {
+        self.map.release(at / MIB, len / MIB);
+        // A hole may begin before it and end in it.
+        self.lowest = self.lowest.min((at / MIB).saturating_sub(len / MIB));
+    }
+
+    /// The lowest `len` free bytes that end at or below `limit`.
+    fn free(&mut self, len: u64, limit: u64) -> Option<u64> {
+        let found = self.map.find_free(self.lowest, len / MIB, limit / MIB)?;
+        self.lowest = found;
+        Some(found * MIB)
+    }
+}
+
 /// The space of one file.
 #[derive(Debug)]
 pub(in crate::engine) struct Space {
@@ -43,14 +105,13 @@ pub(in crate::engine) struct Space {
     durable_len: u64,
     /// End of what is in use, as far as known; beyond it lies fresh space up to `file_len`.
     next: u64,
-    /// Whether what lies beyond `next` may be cut off when a session opens.
-    next_is_exact: bool,
     growing: bool,
-    /// The least length that growing must reach.
+    /// Why the file could not grow just now.
     full: Option<String>,
+    pub(super) taken: Taken,
     clean: BTreeSet<u64>,
-    /// Space that nothing names but that must be zeroed before it is used.
-    unclean: Vec<u64>,
+    /// So many pieces of unused space are being made to read as zero.
+    cleaning: usize,
     /// In the order in which it was freed, and so of rounds and generations.
     freed: VecDeque<Freed>,
     /// Regions given up in this session, to be used from the next one on.
@@ -58,22 +119,17 @@ pub(in crate::engine) struct Space {
 }
 
 impl Space {
-    pub(super) fn new(
-        block_size: u64,
-        file_len: u64,
-        end_of_used: Option<u64>,
-        unclean: Vec<u64>,
-    ) -> Self {
+    pub(super) fn new(block_size: u64, file_len: u64, end_of_used: u64, taken: Taken) -> Self {
         Self {
             block_size,
             file_len,
             durable_len: 0,
-            next: end_of_used.unwrap_or(file_len).next_multiple_of(MIB),
-            next_is_exact: end_of_used.is_some(),
+            next: end_of_used.next_multiple_of(MIB),
             growing: false,
             full: None,
+            taken,
             clean: BTreeSet::new(),
-            unclean,
+            cleaning: 0,
             freed: VecDeque::new(),
             retired: Vec::new(),
         }
@@ -92,24 +148,23 @@ impl Space {
         self.next
     }
 
-    pub(super) fn set_end_of_used(&mut self, end: u64) {
+    /// What was appended last, from `end` on, is not needed.
+    pub(super) fn take_back(&mut self, end: u64) {
+        self.taken.release(end, self.next - end);
         self.next = end;
-    }
-
-    /// Length that a session which opens cuts the file to, so that all beyond is fresh.
-    pub(super) fn opening_len(&self) -> u64 {
-        if self.next_is_exact {
-            self.next
-        } else {
-            self.next.max(self.file_len)
-        }
     }
 
     /// Take `len` bytes at the end for something other than a block.
     pub(super) fn append(&mut self, len: u64) -> u64 {
         let at = self.next;
         self.next += len;
+        self.taken.fill(at, len);
         at
+    }
+
+    /// Nothing names these bytes any more.
+    pub(super) fn release(&mut self, at: u64, len: u64) {
+        self.taken.release(at, len);
     }
 
     pub(super) fn durable_len(&self) -> u64 {
@@ -123,12 +178,24 @@ impl Space {
     /// Space of `len` bytes that reads as zero: for a block, or fresh space for something else.
     fn take(&mut self, len: u64) -> Option<u64> {
         if len == self.block_size
+            && self.taken.blocks != Blocks::Surveyed
             && let Some(at) = self.clean.pop_first()
         {
             return Some(at);
         }
         let end = self.next.checked_add(len)?;
-        (end <= self.file_len).then(|| std::mem::replace(&mut self.next, end))
+        (end <= self.file_len).then(|| self.append(len))
+    }
+
+    /// Free space for a block, to be zeroed before it is used; it is taken from now on.
+    fn take_unclean(&mut self) -> Option<u64> {
+        if self.taken.blocks != Blocks::Known || !self.clean.is_empty() || self.cleaning >= CLEANED_AHEAD {
+            return None;
+        }
+        let at = self.taken.free(self.block_size, self.next)?;
+        self.taken.fill(at, self.block_size);
+        self.cleaning += 1;
+        Some(at)
     }
 
     /// The host has no more; whoever waits is told, later requests try again.
@@ -175,7 +242,8 @@ impl Space {
     /// Freed space whose freeing is durable since `round` ended and which nobody uses any more.
     fn take_reclaimable(&mut self, round: u64, map: &BlockMap) -> Vec<u64> {
         let mut ready = Vec::new();
-        while let Some(freed) = self.freed.front()
+        while self.taken.blocks != Blocks::Surveyed
+            && let Some(freed) = self.freed.front()
             && freed.round <= round
             && map.quiesced(freed.generation)
         {
@@ -183,6 +251,14 @@ impl Space {
             self.freed.pop_front();
         }
         ready
+    }
+
+    /// Every block has been found. Those that were freed meanwhile were found, or were not.
+    pub(super) fn surveyed(&mut self) {
+        for freed in &self.freed {
+            self.taken.fill(freed.at, self.block_size);
+        }
+        self.taken.blocks = Blocks::Known;
     }
 
     /// A region is given up. Entries of this session's log may still name it, and programs that
@@ -195,21 +271,23 @@ impl Space {
     /// A new session has begun, with a log that knows nothing of regions given up before.
     pub(super) fn release_retired(&mut self) {
         for region in self.retired.drain(..) {
-            let pieces = region.len / self.block_size;
-            let at = |piece| region.at.0 + piece * self.block_size;
-            self.unclean.extend((0..pieces).map(at));
+            self.taken.release(region.at.0, region.len);
         }
     }
 
     /// Unused space at the end of what is in use becomes space beyond it, to be cut off.
     pub(super) fn give_back_end(&mut self) {
-        let mut unclean: BTreeSet<u64> = self.unclean.drain(..).collect();
-        while let Some(last) = self.next.checked_sub(self.block_size)
-            && (self.clean.remove(&last) || unclean.remove(&last))
-        {
-            self.next = last;
+        if self.taken.blocks != Blocks::Known {
+            return;
         }
-        self.unclean.extend(unclean.into_iter().rev());
+        loop {
+            self.next = self.taken.map.end() * MIB;
+            let last = self.next.saturating_sub(self.block_size);
+            if !self.clean.remove(&last) {
+                return;
+            }
+            self.taken.release(last, self.block_size);
+        }
     }
 }
 
@@ -226,19 +304,10 @@ impl Engine {
             return Err(Run::Blocked);
         };
         let space = &mut vhdx.space;
-        if space.clean.is_empty() {
-            let rest = space.unclean.len().saturating_sub(CLEANED_AHEAD);
-            for at in space.unclean.split_off(rest) {
-                let (len, keep) = (space.block_size, false);
-                self.ops.push(
-                    Purpose::Clean(at),
-                    FileOpKind::Zero {
-                        at: FileOffset(at),
-                        len,
-                        keep,
-                    },
-                );
-            }
+        while let Some(at) = space.take_unclean() {
+            let (len, keep, at) = (space.block_size, false, FileOffset(at));
+            self.ops
+                .push(Purpose::Clean(at.0), FileOpKind::Zero { at, len, keep });
         }
         let taken = space.take(len);
         if let (None, Some(error)) = (taken, space.full()) {
@@ -294,7 +363,9 @@ impl Engine {
             return;
         }
         let len = vhdx.space.block_size;
-        for at in vhdx.space.take_reclaimable(self.flusher.ended, &self.map) {
+        let ready = vhdx.space.take_reclaimable(self.flusher.ended, &self.map);
+        vhdx.space.cleaning += ready.len();
+        for at in ready {
             let kind = FileOpKind::Zero {
                 at: FileOffset(at),
                 len,
@@ -305,9 +376,12 @@ impl Engine {
     }
 
     pub(in crate::engine) fn cleaned(&mut self, at: u64, outcome: &Outcome) {
-        // Space that could not be zeroed is left alone for good; a check reports it as leaked.
-        if let (Some(vhdx), false) = (&mut self.vhdx, matches!(outcome, Outcome::Failed(_))) {
-            vhdx.space.clean.insert(at);
+        if let Some(vhdx) = &mut self.vhdx {
+            vhdx.space.cleaning -= 1;
+            // Space that could not be zeroed is left alone; the next session may try again.
+            if !matches!(outcome, Outcome::Failed(_)) {
+                vhdx.space.clean.insert(at);
+            }
         }
         self.wake = true;
     }
