@@ -14,7 +14,7 @@ use self::parent::{parent_extents, read_parent};
 use crate::chain::{Chain, Layer, Lineage, ParentSearch, open_chain};
 use crate::create::{CreateOptions, create};
 use crate::engine::{
-    Completion, Done, Engine, EngineOptions, Extent, FileOp, FileOpKind, ImageState, Mark, Outcome,
+    Compacted, Completion, Done, Engine, EngineOptions, Extent, FileOp, FileOpKind, ImageState, Mark, Outcome,
     Request, RequestId,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -399,13 +399,26 @@ impl Disk {
         };
         match self.run(request, Buffer::None)? {
             Done::Extents(extents) => Ok(extents),
-            Done::Done => Ok(Vec::new()),
+            Done::Done | Done::Compacted(_) => Ok(Vec::new()),
         }
     }
 
     /// Leave the image as a cleanly closed one with `mark` in place.
     pub fn park(&mut self, mark: Option<Mark>) -> Result<()> {
         self.run(Request::Park { mark }, Buffer::None).map(|_| ())
+    }
+
+    /// Make the file as short as it can be, in steps: about `budget` bytes are moved by each call; to be
+    /// called until [`Compacted::done`]. See [`Request::Compact`] for what is refused.
+    pub fn compact(&mut self, defragment: bool, budget: u64) -> Result<Compacted> {
+        let request = Request::Compact { defragment, budget };
+        match self.run(request, Buffer::None)? {
+            Done::Compacted(how_far) => Ok(how_far),
+            _ => Err(Error::new(
+                ErrorKind::Failed,
+                "a compaction ended without an answer",
+            )),
+        }
     }
 
     /// Give the disk another size in bytes, durably; where that cuts off data, only if it may be
@@ -522,9 +535,46 @@ fn execute(
         (FileOpKind::SetLen { len }, _) => storage.set_len(*len)?,
         (FileOpKind::Zero { at, len, keep }, _) => storage.zero(at.0, *len, *keep)?,
         (FileOpKind::Reserve { at, len }, _) => storage.reserve(at.0, *len)?,
+        (FileOpKind::Copy { from, to, len }, _) => return copy(storage, from.0, to.0, *len),
         (kind, _) => panic!("{kind:?} names a buffer that its request does not have"),
     }
     Ok(Outcome::Done)
+}
+
+/// Make `len` bytes at `to` of a file read as those at `from`; zeros become holes.
+fn copy(storage: &mut dyn Storage, from: u64, to: u64, len: u64) -> std::io::Result<Outcome> {
+    /// Bytes read at once, and the least run of zeros that is left out.
+    const PIECE: usize = 1 << 20;
+    const RUN: usize = 64 << 10;
+    storage.zero(to, len, false)?;
+    let mut piece = vec![0; PIECE];
+    let (mut at, end, mut written) = (from, from + len, false);
+    while let Some(data) = storage.next_data(at)?.filter(|data| *data < end) {
+        at = data / RUN as u64 * RUN as u64;
+        let stop = storage.next_hole(data)?.clamp(data + 1, end);
+        while at < stop {
+            let now = PIECE.min((end - at) as usize);
+            let piece = &mut piece[..now];
+            storage.read_at(at, piece)?;
+            for (place, run) in (at..).step_by(RUN).zip(piece.chunks(RUN)) {
+                if run.iter().any(|byte| *byte != 0) {
+                    storage.write_at(to + (place - from), run)?;
+                    written = true;
+                }
+            }
+            at += now as u64;
+        }
+    }
+    let extent = Extent {
+        len,
+        allocated: false,
+        zero: true,
+    };
+    Ok(if written {
+        Outcome::Done
+    } else {
+        Outcome::Holes(vec![extent])
+    })
 }
 
 /// Data and holes of `len` bytes of a file from `at`, in runs.

@@ -24,19 +24,20 @@ fn a_power_cut_at_any_moment_loses_nothing_flushed_and_shows_nothing_foreign() {
         Some(seed) => seed..seed + 1,
         None => 0..number("DISKFERRY_SEEDS").unwrap_or(350),
     };
-    let (mut points, mut resized) = (0, 0);
+    let (mut points, mut resized, mut compacted) = (0, 0, 0);
     for seed in seeds {
         println!(
             "DISKFERRY_SEED={seed} {:?}",
             scenario::Variant::of_seed(seed)
         );
-        let (verified, changed) = scenario::run(seed);
+        let (verified, sizes, shortened) = scenario::run(seed);
         points += verified;
-        resized += changed;
+        resized += sizes;
+        compacted += shortened;
     }
-    println!("{points} crash points verified, {resized} resizes");
+    println!("{points} crash points verified, {resized} resizes, {compacted} compactions");
     assert!(
-        points >= 10_000 && resized >= 1000
+        points >= 10_000 && resized >= 1000 && compacted >= 200
             || number("DISKFERRY_SEED")
                 .or(number("DISKFERRY_SEEDS"))
                 .is_some()

@@ -33,7 +33,7 @@ pub use map::{
     Access, BlockMap, Generation, Lookup, MAX_WORKERS, MapShape, PAGE_ENTRIES, Participant,
 };
 pub use op::{
-    Completion, Done, Extent, FileOp, FileOpKind, Mark, OpId, Outcome, Request, RequestId,
+    Compacted, Completion, Done, Extent, FileOp, FileOpKind, Mark, OpId, Outcome, Request, RequestId,
 };
 pub use vhdx::{EngineOptions, ImageState};
 
@@ -124,6 +124,7 @@ impl Engine {
             self.ended(purpose, outcome);
         }
         self.fence_poll();
+        self.wake |= self.moves_wait();
         self.settle();
     }
 
@@ -136,7 +137,7 @@ impl Engine {
     pub fn poll(&mut self) {
         self.fence_poll();
         self.reclaim();
-        self.wake |= self.resizing.is_some();
+        self.wake |= self.resizing.is_some() || self.moves_wait();
         self.settle();
     }
 
@@ -174,6 +175,8 @@ impl Engine {
             Purpose::LoadPage(page, at) => self.page_loaded((page, at), outcome),
             Purpose::Resize => self.resize_op_ended(outcome),
             Purpose::Survey => self.survey_op_ended(outcome),
+            Purpose::Gather => self.gathered(outcome),
+            Purpose::Move(index) => self.block_moved(index, outcome),
             Purpose::Grow(len) => self.grown(len, &outcome),
             Purpose::ReserveBat(granule) => self.bat_reserved(granule, &outcome),
             Purpose::Clean(at) => self.cleaned(at, &outcome),
@@ -221,6 +224,6 @@ impl Engine {
             .vhdx
             .as_ref()
             .is_some_and(|vhdx| vhdx.space.has_freed());
-        freed || !self.fence.is_open()
+        freed || self.moves_wait() || !self.fence.is_open()
     }
 }

@@ -88,6 +88,19 @@ pub enum Request {
         /// Whether data beyond the new end may be thrown away.
         discard_data: bool,
     },
+    /// Go on making the file as short as it can be, while the disk is in use: blocks whose space the
+    /// host holds no data for become zero, others are moved to lower places, and at last the file is
+    /// cut. Answered by [`Done::Compacted`]; to be asked again until that says so.
+    ///
+    /// `InvalidArgument` for a raw image and one opened for reading, or while another one runs; `NotOwned`
+    /// for a marked image; `Failed` when it is parked meanwhile or the table of blocks can not be read.
+    Compact {
+        /// Whether blocks shall also come to lie in the order of the disk, each of which is moved
+        /// twice for that.
+        defragment: bool,
+        /// About so many bytes are moved before this request ends; at least one block.
+        budget: u64,
+    },
 }
 
 /// An operation on the file, to be carried out by the driver.
@@ -196,6 +209,17 @@ pub enum FileOpKind {
         /// Whether host space must stay reserved.
         keep: bool,
     },
+    /// Make a range of the file read as another one does that does not overlap it; what is a hole there
+    /// becomes one. Where no byte of it is other than zero the outcome may be [`Outcome::Holes`] with
+    /// one extent that says so.
+    Copy {
+        /// Where in the file it is copied from; a multiple of 1 MiB.
+        from: FileOffset,
+        /// Where to; a multiple of 1 MiB.
+        to: FileOffset,
+        /// How many bytes; a multiple of 1 MiB.
+        len: u64,
+    },
     /// Reserve host space; where the file system cannot, that is success.
     Reserve {
         /// Where in the file.
@@ -242,6 +266,21 @@ pub enum Done {
     /// The answer to [`Request::Status`]: consecutive extents from its first byte, at least one;
     /// they may end before the range does (ask again from there) and never go beyond it.
     Extents(Vec<Extent>),
+    /// The answer to [`Request::Compact`].
+    Compacted(Compacted),
+}
+
+/// How far a compaction is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compacted {
+    /// Bytes of blocks that were moved since it began.
+    pub moved: u64,
+    /// Bytes of blocks that held nothing but zeros and were dropped.
+    pub dropped: u64,
+    /// Length that the file needs now, in bytes; when it is done, the length of the file.
+    pub end: u64,
+    /// Whether nothing is left to do.
+    pub done: bool,
 }
 
 /// A run of bytes of the disk that are alike.

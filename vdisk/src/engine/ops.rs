@@ -45,6 +45,10 @@ pub(super) enum Purpose {
     Resize,
     /// A step of finding out which space is taken.
     Survey,
+    /// Goes through the BAT for a compaction.
+    Gather,
+    /// Moves the block of this entry, or looks whether it holds anything.
+    Move(u64),
 }
 
 /// The operations of one engine.

@@ -28,6 +28,8 @@ pub(super) struct Active {
     pub(super) error: Option<Error>,
     /// The answer to a status request so far.
     pub(super) extents: Vec<Extent>,
+    /// The answer to another one that brings more than its end.
+    pub(super) answer: Option<Done>,
 }
 
 /// All of them, those that wait for some event, and those that ended.
@@ -48,6 +50,7 @@ impl Requests {
             outstanding: 0,
             error: None,
             extents: Vec::new(),
+            answer: None,
         };
         let before = self.active.insert(id, active);
         assert!(
@@ -78,6 +81,12 @@ impl Requests {
         self.active.values().any(|active| active.request.changes())
     }
 
+    /// Whether somebody waits for the image to be parked.
+    pub(super) fn any_park(&self) -> bool {
+        let park = |active: &Active| matches!(active.request, Request::Park { .. });
+        self.active.values().any(park)
+    }
+
     /// End a request.
     pub(super) fn finish(&mut self, id: RequestId) {
         let Some(active) = self.active.remove(&id) else {
@@ -85,7 +94,7 @@ impl Requests {
         };
         let result = match active.error {
             Some(error) => Err(error),
-            None if active.extents.is_empty() => Ok(Done::Done),
+            None if active.extents.is_empty() => Ok(active.answer.unwrap_or(Done::Done)),
             None => Ok(Done::Extents(active.extents)),
         };
         self.completions.push_back(Completion {
@@ -117,7 +126,7 @@ impl Request {
             | Self::WriteZeroes { offset, len, .. }
             | Self::Discard { offset, len }
             | Self::Status { offset, len } => Some((offset.0, *len)),
-            Self::Flush | Self::Park { .. } | Self::Resize { .. } => None,
+            Self::Flush | Self::Park { .. } | Self::Resize { .. } | Self::Compact { .. } => None,
         }
     }
 

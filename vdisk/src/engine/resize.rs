@@ -112,6 +112,9 @@ impl Engine {
         if !self.fence.holds(id) {
             return self.fence_want(id);
         }
+        if self.moving() {
+            return self.requests.block(id);
+        }
         if self.resizing.is_none() {
             match self.check_size(size) {
                 Err(error) => return self.finish_with(id, error),

@@ -49,6 +49,7 @@ impl Engine {
             }
             Request::Park { mark } => self.park(id, mark),
             Request::Resize { size, discard_data } => self.resize(id, size, discard_data),
+            Request::Compact { defragment, budget } => self.compact(id, defragment, budget),
             Request::Status { .. } | Request::Read { .. } => self.map_range(id),
             Request::Write { .. } | Request::WriteZeroes { .. } | Request::Discard { .. } => {
                 if self.fence.shuts_out(id) {
@@ -164,7 +165,10 @@ impl Engine {
                 self.ask_extents(id, FileOpKind::Holes { at, len });
                 return None;
             }
-            Request::Flush | Request::Park { .. } | Request::Resize { .. } => return Some(len),
+            Request::Flush
+            | Request::Park { .. }
+            | Request::Resize { .. }
+            | Request::Compact { .. } => return Some(len),
         };
         self.push_part(id, kind, sets);
         Some(len)

@@ -133,6 +133,12 @@ pub fn random_request(random: &mut Random, variant: &Variant, size: u64) -> Requ
     if variant.child.is_none() && random.one_in(50) {
         return random_resize(random);
     }
+    if random.one_in(25) {
+        return Request::Compact {
+            defragment: random.one_in(3),
+            budget: [1, 3 * MIB, 1 << 40][random.below(3) as usize],
+        };
+    }
     let blocks = size.div_ceil(block);
     // A few neighbours at the beginning, at chunk and page borders, on many pages, at the end.
     let interesting = [
@@ -340,24 +346,25 @@ impl Storage for Interrupted {
 }
 
 /// Run one seed: several sessions on one disk, each ended by a power cut or a clean close. Returns
-/// how many crash images were verified, and how often the disk was resized.
-pub fn run(seed: u64) -> (u64, u64) {
+/// how many crash images were verified, and how often the disk was resized and compacted.
+pub fn run(seed: u64) -> (u64, u64, u64) {
     let mut random = Random::new(seed);
     let variant = Variant::of_seed(seed);
     let mut image = new_image(&variant, &mut random);
     let mut model = Model::new(variant.child.is_some());
-    let (mut verified, mut resized) = (0, 0);
+    let (mut verified, mut resized, mut compacted) = (0, 0, 0);
     for _ in 0..4 {
         let engine = open(&mut image, &variant, &mut random).expect("a verified image opens");
         let fork = Random::new(random.next());
         let mut world = World::new(image, engine, model, fork);
         verified += session(&mut world, &variant, &mut random);
-        resized += world.resized;
         let left = if random.one_in(3) {
             close(&mut world)
         } else {
             world.cut()
         };
+        resized += world.resized;
+        compacted += world.compacted;
         model = world.model.clone();
         image = verify(&left, &model, &variant, &mut random);
         verified += 1;
@@ -371,7 +378,7 @@ pub fn run(seed: u64) -> (u64, u64) {
             whole_stamp(&bytes).expect("verified before")
         });
     }
-    (verified, resized)
+    (verified, resized, compacted)
 }
 
 fn session(world: &mut World, variant: &Variant, random: &mut Random) -> u64 {

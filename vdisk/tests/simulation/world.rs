@@ -45,8 +45,9 @@ pub struct World {
     next_request: u64,
     alignment: u64,
     pub faults: Faults,
-    /// How often the disk got another size.
+    /// How often the disk got another size, and was made as short as it can be.
     pub resized: u64,
+    pub compacted: u64,
     /// Requests that failed.
     pub refused: Vec<(Request, String)>,
 }
@@ -69,6 +70,7 @@ impl World {
             next_request: 1,
             faults: Faults::None,
             resized: 0,
+            compacted: 0,
             refused: Vec::new(),
         }
     }
@@ -179,13 +181,15 @@ impl World {
             "{:?} ended while operations on its buffer are under way",
             open.request
         );
-        if let Err(error) = result {
+        if let Err(error) = &result {
             let resize = matches!(open.request, Request::Resize { .. });
             if resize && !self.map.failed() {
                 self.model.not_resized(id);
             }
             let refused = ["the disk holds data at byte", "the disk is being moved"];
             if error.contains("go beyond the disk")
+                || matches!(open.request, Request::Compact { .. })
+                    && (error.contains("compacted") || error.contains("being moved"))
                 || resize && refused.iter().any(|why| error.contains(why))
             {
                 return;
@@ -196,7 +200,7 @@ impl World {
                 "{:?} failed: {error}",
                 open.request
             );
-            self.refused.push((open.request, error));
+            self.refused.push((open.request, error.clone()));
             return;
         }
         let (offset, len) = open.request.range().unwrap_or((0, 0));
@@ -204,6 +208,12 @@ impl World {
             Request::Read { .. } => self.check_read(offset, &open),
             Request::Flush | Request::Park { .. } => self.model.flushed(open.issued),
             Request::Status { .. } => {}
+            Request::Compact { .. } => {
+                let Ok(Done::Compacted(how_far)) = result else {
+                    panic!("a compaction ended with {result:?}");
+                };
+                self.compacted += u64::from(how_far.done && how_far.moved > 0);
+            }
             Request::Resize { size, .. } => {
                 self.now += 1;
                 self.model.resized(id, size, self.now);

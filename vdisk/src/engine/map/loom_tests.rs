@@ -117,3 +117,34 @@ fn loom_a_block_that_was_cut_off_is_used_by_nobody_once_its_space_is_taken_back(
         drop(worker);
     });
 }
+
+#[test]
+fn loom_a_block_is_copied_only_when_no_worker_can_still_write_it() {
+    loom::model(|| {
+        let map = map();
+        map.set_armed(true);
+        map.install(0, 0, &[7 * MIB | 6, 0]);
+        let mut worker = map.register();
+        let here = LoomArc::new(AtomicU64::new(0));
+        let (engine_map, engine_here) = (std::sync::Arc::clone(&map), LoomArc::clone(&here));
+        let engine = thread::spawn(move || {
+            engine_map.set_moving(0, true);
+            let generation = engine_map.advance();
+            engine_map
+                .quiesced(generation)
+                .then(|| engine_here.load(Ordering::Acquire))
+        });
+        let generation = worker.enter();
+        let writes = matches!(
+            map.lookup(GuestOffset(0), 1, Access::Write),
+            Lookup::File { .. }
+        );
+        if writes {
+            here.store(1, Ordering::Release);
+        }
+        let _ = worker.leave(generation);
+        if let Some(copied) = engine.join().unwrap() {
+            assert_eq!(copied, here.load(Ordering::Acquire), "a write was not copied");
+        }
+    });
+}

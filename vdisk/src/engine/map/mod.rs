@@ -42,6 +42,10 @@ const FULLY_PRESENT: u64 = 6;
 /// The bits of a BAT entry that are the block's byte offset in the file.
 const OFFSET_MASK: u64 = !0xF_FFFF;
 
+/// Set in an entry in memory, one of the bits that are reserved in the file, while its block is being
+/// moved: it may be read where it is, writes go to the engine.
+const MOVING: u64 = 8;
+
 /// What a lookup is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -176,7 +180,7 @@ impl BlockMap {
                 at: FileOffset(offset.0),
                 len,
             },
-            Some(shift) => self.lookup_block(offset.0, len, shift),
+            Some(shift) => self.lookup_block(offset.0, len, (shift, write)),
         };
         match found {
             Lookup::Zero { .. } if write => Lookup::Engine,
@@ -187,13 +191,14 @@ impl BlockMap {
         }
     }
 
-    fn lookup_block(&self, offset: u64, len: u64, shift: u32) -> Lookup {
+    fn lookup_block(&self, offset: u64, len: u64, (shift, write): (u32, bool)) -> Lookup {
         let within = offset & ((1 << shift) - 1);
         let len = len.min((1 << shift) - within);
-        let Some(entry) = self.entry(self.bat_index(offset >> shift)) else {
+        let Some(entry) = self.raw_entry(self.bat_index(offset >> shift)) else {
             return Lookup::Engine;
         };
         match entry & 7 {
+            _ if write && entry & MOVING != 0 => Lookup::Engine,
             FULLY_PRESENT => Lookup::File {
                 at: FileOffset((entry & OFFSET_MASK) + within),
                 len,
@@ -213,6 +218,10 @@ impl BlockMap {
     /// The entry with BAT index `index` as it is now; `None` when its page is not here.
     #[must_use]
     pub fn entry(&self, index: u64) -> Option<u64> {
+        Some(self.raw_entry(index)? & !MOVING)
+    }
+
+    fn raw_entry(&self, index: u64) -> Option<u64> {
         let page = index / PAGE_ENTRIES as u64;
         let frame = self.directory.get(page as usize)?.load(Ordering::Acquire);
         let frame = self.frames.get((frame as usize).checked_sub(1)?)?.get()?;
@@ -264,7 +273,14 @@ impl BlockMap {
         self.directory[page as usize].store(number as u32 + 1, Ordering::Release);
     }
 
-    /// Change one entry of a page that is here.
+    /// Whether writes to the block of entry `index`, whose page is here, go to the engine.
+    pub(crate) fn set_moving(&self, index: u64, on: bool) {
+        if let Some(entry) = self.entry(index) {
+            self.set_entry(index, if on { entry | MOVING } else { entry });
+        }
+    }
+
+    /// Change one entry of a page that is here; its block is not being moved any more.
     pub(crate) fn set_entry(&self, index: u64, value: u64) {
         let page = index / PAGE_ENTRIES as u64;
         let number = self.directory[page as usize].load(Ordering::Relaxed) as usize;
@@ -277,7 +293,8 @@ impl BlockMap {
     /// All entries of a page that is here, as the engine last set them.
     pub(crate) fn page_entries(&self, page: u64) -> Option<[u64; PAGE_ENTRIES]> {
         let number = self.directory.get(page as usize)?.load(Ordering::Relaxed) as usize;
-        Some(self.frames.get(number.checked_sub(1)?)?.get()?.entries())
+        let entries = self.frames.get(number.checked_sub(1)?)?.get()?.entries();
+        Some(entries.map(|entry| entry & !MOVING))
     }
 
     /// Whether `page` was looked up since this was last asked.

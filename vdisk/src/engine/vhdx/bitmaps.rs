@@ -333,7 +333,9 @@ impl Engine {
         let first_page = sectors.page / (pages * PAGE) * (pages * PAGE);
         let base = if pages > 1 { first_page } else { sectors.page };
         let whole = (0..pages).all(|page| vhdx.bitmaps.all_set(base + page * PAGE, first, on_page));
-        if !whole || !vhdx.may_change_now(sectors.index) {
+        // The entry of a block that is being moved is not touched until it has arrived.
+        let stays = !vhdx.is_moving(sectors.index);
+        if !whole || !stays || !vhdx.may_change_now(sectors.index) {
             return;
         }
         debug_assert_eq!(sectors.entry & 7, PARTIALLY_PRESENT);

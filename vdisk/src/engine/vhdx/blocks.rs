@@ -48,6 +48,10 @@ impl Engine {
             Ok(entry) => entry,
             Err(run) => return run,
         };
+        if request.changes() && self.is_moving(index) {
+            self.requests.block(id);
+            return Run::Blocked;
+        }
         if self.map.shape().parent {
             return self.run_in_child(id, request, (offset, len), (index, entry));
         }

@@ -114,6 +114,16 @@ impl Log {
         self.unapplied.is_empty()
     }
 
+    /// Sequence number of the newest entry.
+    pub(super) fn newest(&self) -> u64 {
+        self.next_sequence - 1
+    }
+
+    /// Whether everything that entries up to `sequence` hold is in its place.
+    pub(super) fn applied(&self, sequence: u64) -> bool {
+        self.unapplied.values().all(|(of, _)| *of > sequence)
+    }
+
     fn used(&self) -> u64 {
         self.entries.iter().map(|entry| entry.len).sum()
     }

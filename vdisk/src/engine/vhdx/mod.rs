@@ -11,12 +11,16 @@
 //! | [`child`] | the same where there is a parent (MS-VHDX 2.5.1.1, states 0 and 7) |
 //! | [`survey`] | which space is taken, where the image was opened without reading its whole BAT |
 //! | [`walk`] | which part of the BAT is read next by what goes through all of it |
+//! | [`compact`] | which blocks are moved so that the file becomes shorter |
+//! | [`moves`] | how one block is moved under whoever reads and writes it |
 //! | [`bitmaps`] | which sectors of a block are the child's own (MS-VHDX 2.5.1.2) |
 
 mod bitmaps;
 mod blocks;
 mod child;
+mod compact;
 mod log;
+mod moves;
 mod pages;
 mod resize;
 mod session;
@@ -32,13 +36,15 @@ use bytes::Bytes;
 pub(super) use self::bitmaps::Sectors;
 
 use self::bitmaps::Bitmaps;
+use self::compact::Compaction;
 use self::log::Log;
+use self::moves::Moves;
 use self::pages::Pages;
 pub(super) use self::resize::Table;
 use self::session::Session;
 use self::space::{Space, Taken};
 use self::survey::Survey;
-use super::{BlockMap, Engine, MapShape, Mark};
+use super::{BlockMap, Engine, MapShape, Mark, RequestId};
 use crate::format::header::Slot;
 use crate::format::metadata::SizeItem;
 use crate::format::{Geometry, Guid, Header, RegionTable};
@@ -131,6 +137,10 @@ pub(super) struct Vhdx {
     pub(super) log: Log,
     session: Session,
     survey: Option<Survey>,
+    moves: Moves,
+    compaction: Option<Box<Compaction>>,
+    /// The request that a compaction works for.
+    compacting: Option<RequestId>,
     /// What a resize has for the next flush round.
     resize_pages: Vec<(FileOffset, Bytes)>,
 }
@@ -191,6 +201,9 @@ impl Engine {
             log: Log::new(log_len, options.entry_pages),
             session: Session::new(image.header, image.slot, (options.seed, options.data_write)),
             survey: None,
+            moves: Moves::default(),
+            compaction: None,
+            compacting: None,
             resize_pages: Vec::new(),
             layout: Layout {
                 geometry,

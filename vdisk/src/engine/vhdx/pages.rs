@@ -127,6 +127,7 @@ impl Vhdx {
             || self.pages.copied.contains(&page)
             || self.pages.logging.contains(&page)
             || self.log.holds_page(self.page_at(page).0)
+            || self.moves_on(page)
     }
 
     /// Whether the log pins so many pages that those which one change of a child needs at once, its

@@ -96,6 +96,17 @@ struct Parking {
     page: Option<Bytes>,
 }
 
+/// What there was before the log was placed anew.
+#[derive(Clone, Copy, Debug)]
+struct LogBefore {
+    at: FileOffset,
+    len: u32,
+    /// End of what was in use.
+    end: u64,
+    /// When the next session opens, the log goes to the lowest place.
+    lower: bool,
+}
+
 /// The headers, and the way from one state to the other.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -111,8 +122,7 @@ pub(super) struct Session {
     /// The flush round that [`Step::Round`] waits for.
     round: u64,
     log_guid: Guid,
-    /// Place and length of the log and end of what was in use, before the log was placed anew.
-    log_before: (FileOffset, u32, u64),
+    log_before: LogBefore,
     parking: Option<Parking>,
     /// The metadata page for the next round.
     page_for_round: Option<Bytes>,
@@ -124,7 +134,12 @@ impl Session {
         slot: Slot,
         (seed, data_write): (u128, Option<Guid>),
     ) -> Self {
-        let header_log = (header.log_at, header.log_len);
+        let log_before = LogBefore {
+            at: header.log_at,
+            len: header.log_len,
+            end: 0,
+            lower: false,
+        };
         Self {
             header,
             slot,
@@ -135,7 +150,7 @@ impl Session {
             running: None,
             round: 0,
             log_guid: Guid::ZERO,
-            log_before: (header_log.0, header_log.1, 0),
+            log_before,
             parking: None,
             page_for_round: None,
         }
@@ -149,12 +164,23 @@ impl Session {
 }
 
 impl Vhdx {
-    /// The log's place: where it is, or, if it is too short, the end of the file.
+    /// The log's place: where it is; if it is too short, the end of the file; a free one before it, if a
+    /// compaction has asked for that.
     fn place_log(&mut self) {
         let header = &mut self.session.header;
-        self.session.log_before = (header.log_at, header.log_len, self.space.end_of_used());
+        let lower = self.session.log_before.lower;
+        self.session.log_before = LogBefore {
+            at: header.log_at,
+            len: header.log_len,
+            end: self.space.end_of_used(),
+            lower: false,
+        };
         if u64::from(header.log_len) < self.log.len {
             header.log_at = FileOffset(self.space.append(self.log.len));
+            header.log_len = self.log.len as u32;
+        } else if let (true, Some(at)) = (lower, self.space.place_below(self.log.len, header.log_at.0)) {
+            self.space.fill(at, self.log.len);
+            header.log_at = FileOffset(at);
             header.log_len = self.log.len as u32;
         }
         self.session.log_guid = self.session.guids.next();
@@ -165,7 +191,7 @@ impl Vhdx {
 impl Vhdx {
     /// Both headers name the log where it is now: where it was, nobody looks for one any more.
     fn release_old_log(&mut self) {
-        let (at, len, _) = self.session.log_before;
+        let LogBefore { at, len, .. } = self.session.log_before;
         if at != self.session.header.log_at {
             self.space.release(at.0, u64::from(len));
         }
@@ -173,10 +199,31 @@ impl Vhdx {
 
     /// The log is where it was before.
     fn unplace_log(&mut self) {
-        let (at, len, end) = self.session.log_before;
+        let LogBefore { at, len, end, .. } = self.session.log_before;
+        let now = self.session.header.log_at;
+        if now.0 < end && now != at {
+            self.space.release(now.0, self.log.len);
+        }
         self.session.header.log_at = at;
         self.session.header.log_len = len;
         self.space.take_back(end);
+    }
+
+    /// Whether the log is the last thing in the file and there is a place for it before that.
+    pub(super) fn log_may_move(&self) -> bool {
+        let at = self.session.header.log_at.0;
+        let last = at + u64::from(self.session.header.log_len) == self.space.end_of_used();
+        last && self.space.place_below(self.log.len, at).is_some()
+    }
+
+    /// When the next session opens, the log goes to the lowest place.
+    pub(super) fn lower_log(&mut self) {
+        self.session.log_before.lower = true;
+    }
+
+    /// Whether a session is open.
+    pub(super) fn in_session(&self) -> bool {
+        self.session.state == State::Open
     }
 }
 
@@ -229,7 +276,8 @@ impl Engine {
 
     /// Park the image with `mark`; every change has ended.
     pub(in crate::engine) fn park(&mut self, id: RequestId, mark: Option<Mark>) {
-        if self.requests.any_change() {
+        // Whoever is alone on the disk need not wait for those that wait for him.
+        if self.requests.any_change() && !self.fence.holds(id) || self.moving() {
             self.requests.block(id);
             return;
         }
@@ -361,10 +409,18 @@ impl Engine {
                 if let Some(page) = parking.page {
                     vhdx.layout.metadata_page = page;
                 }
-                self.requests.finish(parking.request);
+                self.parked(parking.request);
             }
             State::Parked | State::Open => {}
         }
+    }
+
+    fn parked(&mut self, request: RequestId) {
+        if self.compaction_parked(request) {
+            return;
+        }
+        self.requests.finish(request);
+        self.fence_release(request);
     }
 
     /// The metadata page that the round beginning now must carry.

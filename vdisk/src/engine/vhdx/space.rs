@@ -148,6 +148,17 @@ impl Space {
         self.next
     }
 
+    /// The same when clean space at the end has been given back.
+    pub(super) fn end_of_needed(&self) -> u64 {
+        let mut end = self.next;
+        for at in self.clean.iter().rev() {
+            if at + self.block_size == end {
+                end = *at;
+            }
+        }
+        end
+    }
+
     /// What was appended last, from `end` on, is not needed.
     pub(super) fn take_back(&mut self, end: u64) {
         self.taken.release(end, self.next - end);
@@ -160,6 +171,38 @@ impl Space {
         self.next += len;
         self.taken.fill(at, len);
         at
+    }
+
+    /// The lowest place for `len` bytes of something other than a block that ends at or below `limit`.
+    pub(super) fn place_below(&self, len: u64, limit: u64) -> Option<u64> {
+        let known = self.taken.blocks == Blocks::Known;
+        let found = self.taken.map.find_free(0, len / MIB, limit / MIB)?;
+        known.then_some(found * MIB)
+    }
+
+    /// `len` bytes at `at` are taken.
+    pub(super) fn fill(&mut self, at: u64, len: u64) {
+        self.taken.fill(at, len);
+    }
+
+    /// Take the lowest space for a block that lies wholly before `limit`; what it holds is anybody's.
+    pub(super) fn take_below(&mut self, limit: u64) -> Option<u64> {
+        let len = self.block_size;
+        let clean = self.clean.first().copied();
+        let clean = clean.filter(|at| at + len <= limit);
+        let free = self.taken.free(len, limit);
+        let at = [clean, free].into_iter().flatten().min()?;
+        if clean == Some(at) {
+            self.clean.remove(&at);
+        }
+        self.taken.fill(at, len);
+        Some(at)
+    }
+
+    /// Whether what was freed up to flush round `round` is still on its way to being clean.
+    pub(super) fn reclaims(&self, round: u64) -> bool {
+        let freed = self.freed.front();
+        freed.is_some_and(|freed| freed.round <= round) || self.cleaning > 0
     }
 
     /// Nothing names these bytes any more.
@@ -176,8 +219,9 @@ impl Space {
     }
 
     /// Space of `len` bytes that reads as zero: for a block, or fresh space for something else.
-    fn take(&mut self, len: u64) -> Option<u64> {
+    fn take(&mut self, len: u64, fresh: bool) -> Option<u64> {
         if len == self.block_size
+            && !fresh
             && self.taken.blocks != Blocks::Surveyed
             && let Some(at) = self.clean.pop_first()
         {
@@ -295,21 +339,31 @@ impl Engine {
     /// Space for a block; else `id` is blocked while the file grows, or refused since it can not.
     pub(super) fn take_block(&mut self, id: RequestId) -> Result<u64, Run> {
         let len = self.vhdx.as_ref().map_or(0, |vhdx| vhdx.space.block_size);
-        self.take_space(id, len)
+        self.take_any(id, len, false)
+    }
+
+    /// The same for a block at the end of the file, whatever is free before it.
+    pub(super) fn take_block_at_end(&mut self, id: RequestId) -> Result<u64, Run> {
+        let len = self.vhdx.as_ref().map_or(0, |vhdx| vhdx.space.block_size);
+        self.take_any(id, len, true)
     }
 
     /// The same for `len` bytes, at most a block: a block's, or those of a sector bitmap.
     pub(super) fn take_space(&mut self, id: RequestId, len: u64) -> Result<u64, Run> {
+        self.take_any(id, len, false)
+    }
+
+    fn take_any(&mut self, id: RequestId, len: u64, fresh: bool) -> Result<u64, Run> {
         let Some(vhdx) = &mut self.vhdx else {
             return Err(Run::Blocked);
         };
         let space = &mut vhdx.space;
-        while let Some(at) = space.take_unclean() {
+        while !fresh && let Some(at) = space.take_unclean() {
             let (len, keep, at) = (space.block_size, false, FileOffset(at));
             self.ops
                 .push(Purpose::Clean(at.0), FileOpKind::Zero { at, len, keep });
         }
-        let taken = space.take(len);
+        let taken = space.take(len, fresh);
         if let (None, Some(error)) = (taken, space.full()) {
             return Err(Run::Failed(error));
         }
@@ -353,6 +407,17 @@ impl Engine {
                 round,
                 generation,
             });
+        }
+    }
+
+    /// Space at `at` that was to become a block's and did not, and reads as zero or not.
+    pub(super) fn give_back(&mut self, at: u64, zero: bool) {
+        if let Some(vhdx) = &mut self.vhdx {
+            if zero {
+                vhdx.space.clean.insert(at);
+            } else {
+                vhdx.space.release(at, vhdx.space.block_size);
+            }
         }
     }
 

@@ -194,6 +194,15 @@ impl World {
                     zero: false,
                 }]);
             }
+            FileOpKind::Copy { from, len, .. } if self.is_zero(from.0, *len) => {
+                let change = self.change_of(&op.kind).expect("a copy is a change");
+                self.storage.apply(change);
+                return Outcome::Holes(vec![Extent {
+                    len: *len,
+                    allocated: false,
+                    zero: true,
+                }]);
+            }
             FileOpKind::MergeRequest { .. } => {
                 let (at, bytes) = merged.unwrap();
                 self.storage.apply(Change::Write(at, bytes.into()));
@@ -205,6 +214,12 @@ impl World {
             }
         }
         Outcome::Done
+    }
+
+    fn is_zero(&self, at: u64, len: u64) -> bool {
+        let mut bytes = vec![0; len as usize];
+        self.storage.live().get(at, &mut bytes);
+        bytes.iter().all(|byte| *byte == 0)
     }
 
     /// Data and holes of a range; like a file system, perhaps not of all of it.
@@ -288,6 +303,12 @@ impl World {
                 Change::Write(from, bytes.into())
             }
             FileOpKind::Zero { at, len, .. } => Change::Zero(at.0, *len),
+            FileOpKind::Copy { from, to, len } => {
+                let mut bytes = vec![0; *len as usize];
+                assert!(from.0.max(to.0) + len <= self.storage.live().length());
+                self.storage.live().get(from.0, &mut bytes);
+                Change::Write(to.0, bytes.into())
+            }
             FileOpKind::SetLen { len } => Change::Length(*len),
             _ => return None,
         })
