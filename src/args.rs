@@ -3,6 +3,7 @@
 //! Help, completions and man pages are all made from these types. Every verb shows examples.
 
 mod chain;
+mod compact;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 pub(crate) use self::chain::{ChainArgs, CommitArgs, RebaseArgs, SnapshotArgs};
+pub(crate) use self::compact::CompactArgs;
 use crate::failure::Exit;
 
 /// Disks that move while they are in use.
@@ -103,6 +105,8 @@ pub(crate) enum Verb {
     Convert(ConvertArgs),
     /// Make a disk larger or smaller, also while it is served
     Resize(ResizeArgs),
+    /// Make a disk's file as short as it can be, also while it is served
+    Compact(CompactArgs),
     /// Serve disks to NBD clients until a signal
     Serve(ServeArgs),
     /// Receive disks from other hosts, and serve them once they belong here

@@ -13,8 +13,9 @@ use blockserver::nbd::uri::{Address, AddressError, Endpoint};
 use vdisk::chain::ParentSearch;
 use vdisk::disk::ImageFormat;
 
+use self::chain::only_vhdx;
+pub(crate) use self::chain::search;
 pub(crate) use self::chain::{Commit, Rebase, Snapshot};
-use self::chain::{only_vhdx, search};
 use crate::args::{
     BenchArgs, ConvertArgs, CreateArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs,
     ServeArgs,

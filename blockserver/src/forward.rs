@@ -160,7 +160,10 @@ impl State {
     /// A request was answered, well or not.
     fn answered(&mut self, job: &Job, went_well: bool) {
         match job.request.action {
-            Action::Flush | Action::Park { .. } | Action::Resize { .. } => {
+            Action::Flush
+            | Action::Park { .. }
+            | Action::Resize { .. }
+            | Action::Compact { .. } => {
                 self.kept.flushing = false;
                 if !went_well {
                     // Not again at once: the next change asks for the next flush.
@@ -415,7 +418,9 @@ fn wire_request(request: &ForwardRequest) -> ClientRequest<'_> {
         }
         Action::Status => ClientRequest::plain(Command::BlockStatus, offset, len),
         // Only this process parks, and its requests are not forwarded.
-        Action::Flush | Action::Park { .. } | Action::Resize { .. } => ClientRequest::flush(),
+        Action::Flush | Action::Park { .. } | Action::Resize { .. } | Action::Compact { .. } => {
+            ClientRequest::flush()
+        }
     }
 }
 

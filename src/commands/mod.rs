@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod commit;
+mod compact;
 mod completions;
 mod convert;
 mod create;
@@ -35,6 +36,7 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Map(args) => map::run(args, report),
         Verb::Convert(args) => convert::run(args, report, typed.global.progress),
         Verb::Resize(args) => resize::run(args, report),
+        Verb::Compact(args) => compact::run(args, report, typed.global.progress),
         Verb::Serve(args) => serve::run(args, report),
         Verb::Receive(args) => receive::run(args, report),
         Verb::Mirror(verb) => mirror::run(verb, report),

@@ -60,12 +60,38 @@ pub(crate) struct Resize {
     pub(crate) discard_data: bool,
 }
 
+/// A step of making a disk's file shorter.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Compact {
+    /// Whether blocks shall also come to lie in the order of the disk.
+    #[serde(default)]
+    pub(crate) defragment: bool,
+    /// About so many bytes are moved by this step.
+    pub(crate) budget: u64,
+}
+
+/// How far that is.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct CompactState {
+    /// Bytes moved since it began.
+    pub(crate) moved_bytes: u64,
+    /// Bytes of zeros dropped.
+    pub(crate) dropped_bytes: u64,
+    /// The length that the file needs now; when it is done, the length of the file.
+    pub(crate) file_len: u64,
+    /// Whether nothing is left to do.
+    pub(crate) done: bool,
+}
+
 /// What can be asked of a running server. Calls may block for as long as a disk operation takes.
 pub(crate) trait Control: Send + Sync + 'static {
     /// All disks.
     fn disks(&self) -> Vec<DiskState>;
     /// Give a disk another size; its state afterwards.
     fn resize(&self, disk: &str, resize: Resize) -> Result<DiskState>;
+    /// Take one step of making a disk's file shorter.
+    fn compact(&self, disk: &str, compact: Compact) -> Result<CompactState>;
     /// Begin a migration; its state.
     fn start_mirror(&self, disk: &str, start: &StartMirror) -> Result<serde_json::Value>;
     /// How the newest migration stands.

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 
-use super::{Control, Resize, StartMirror};
+use super::{Compact, Control, Resize, StartMirror};
 use crate::failure::{Exit, Failure, Result};
 
 /// What a request that failed brings.
@@ -98,6 +98,7 @@ fn router(control: Arc<dyn Control>) -> Router {
     Router::new()
         .route("/v1/disks", get(disks))
         .route("/v1/disks/{disk}/resize", post(resize))
+        .route("/v1/disks/{disk}/compact", post(compact))
         .route("/v1/disks/{disk}/mirror", get(mirror).post(start_mirror))
         .route("/v1/disks/{disk}/mirror/cutover", post(cutover))
         .route("/v1/disks/{disk}/mirror/cancel", post(cancel))
@@ -114,6 +115,14 @@ async fn resize(
     Json(to): Json<Resize>,
 ) -> Response {
     answer(blocking(move || control.resize(&disk, to)).await)
+}
+
+async fn compact(
+    State(control): Shared,
+    UrlPath(disk): UrlPath<String>,
+    Json(step): Json<Compact>,
+) -> Response {
+    answer(blocking(move || control.compact(&disk, step)).await)
 }
 
 async fn mirror(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {

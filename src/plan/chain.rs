@@ -83,7 +83,7 @@ impl Commit {
 }
 
 /// Where parents may be.
-pub(super) fn search(args: &ChainArgs) -> ParentSearch {
+pub(crate) fn search(args: &ChainArgs) -> ParentSearch {
     ParentSearch {
         parent: args.parent.clone(),
         folders: args.parent_dir.clone(),

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use blockserver::export::{ExportHandle, ExportOptions, LocalRequest};
+use blockserver::export::{ExportHandle, ExportOptions, LocalReply, LocalRequest};
 use blockserver::server::Server;
 use mirror::Micros;
 use mirror::net::{ServedDisk, SourceDriver, SourceHandle};
@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::beside::{self, Beside, MovingBeside};
 use super::disk::{Opened, Standing};
 use super::port::ExportPort;
-use crate::control::{Control, Cutover, DiskState, Resize, StartMirror};
+use crate::control::{Compact, CompactState, Control, Cutover, DiskState, Resize, StartMirror};
 use crate::failure::{Exit, Failure, Result};
 
 /// The disks that one process serves.
@@ -221,7 +221,35 @@ impl SiteDisk {
             size: resize.size,
             discard_data: resize.discard_data,
         };
-        self.export.call(request).map(drop).map_err(|error| {
+        self.call(request).map(drop)
+    }
+
+    /// One step of making the file shorter.
+    fn compact(&self, compact: Compact) -> Result<CompactState> {
+        let moving = self.lock();
+        self.stays(moving.as_ref())?;
+        drop(moving);
+        if self.opened.read_only {
+            let what = format!("`{}` is served read-only", self.export.name());
+            return Err(Failure::usage(what).hint("serve it without --read-only to compact it"));
+        }
+        let Compact { defragment, budget } = compact;
+        let reply = self.call(LocalRequest::Compact { defragment, budget })?;
+        let LocalReply::Compacted(how_far) = reply else {
+            let what = format!("`{}`: no word of how far it is", self.export.name());
+            return Err(Failure::new(Exit::Failed, what));
+        };
+        Ok(CompactState {
+            moved_bytes: how_far.moved,
+            dropped_bytes: how_far.dropped,
+            file_len: how_far.end,
+            done: how_far.done,
+        })
+    }
+
+    /// Have a worker do something to the disk.
+    fn call(&self, request: LocalRequest) -> Result<LocalReply> {
+        self.export.call(request).map_err(|error| {
             let exit = match error.kind() {
                 io::ErrorKind::InvalidInput => Exit::Usage,
                 io::ErrorKind::PermissionDenied => Exit::InUse,
@@ -309,6 +337,10 @@ impl Control for Site {
         let disk = self.disk(disk)?;
         disk.resize(resize)?;
         Ok(disk.state())
+    }
+
+    fn compact(&self, disk: &str, compact: Compact) -> Result<CompactState> {
+        self.disk(disk)?.compact(compact)
     }
 
     fn start_mirror(&self, disk: &str, start: &StartMirror) -> Result<serde_json::Value> {

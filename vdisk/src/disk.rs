@@ -3,24 +3,27 @@
 //! For tools that read, write and convert images. A server drives the [`Engine`] itself, with many
 //! requests in flight.
 
+mod carry_out;
 mod parent;
 
 use std::path::Path;
 
 use bytes::Bytes;
 
+use self::carry_out::execute;
 use self::parent::{parent_extents, read_parent};
 
 use crate::chain::{Chain, Layer, Lineage, ParentSearch, open_chain};
 use crate::create::{CreateOptions, create};
 use crate::engine::{
-    Compacted, Completion, Done, Engine, EngineOptions, Extent, FileOp, FileOpKind, ImageState, Mark, Outcome,
-    Request, RequestId,
+    Compacted, Completion, Done, Engine, EngineOptions, Extent, FileOp, FileOpKind, ImageState,
+    Mark, Outcome, Request, RequestId,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::metadata::SizeItem;
 use crate::format::{Guid, PAGE};
 use crate::open::{Admit, Image, LoadOptions, View, load};
+use crate::space::Occupied;
 use crate::storage::{FileStorage, Storage};
 use crate::units::{FileOffset, GuestOffset};
 
@@ -66,6 +69,9 @@ pub struct OpenOptions {
     pub cache: usize,
     /// The version that the disk's data gets when it is changed; `None` for a fresh one.
     pub data_write: Option<Guid>,
+    /// Nothing will be changed that the disk reads as, only how it is stored: where `data_write` names
+    /// no version the present one stays, and disks that are built on this one stay valid.
+    pub same_content: bool,
 }
 
 impl Default for OpenOptions {
@@ -77,6 +83,7 @@ impl Default for OpenOptions {
             alignment: 1,
             cache: EngineOptions::default().cache,
             data_write: None,
+            same_content: false,
         }
     }
 }
@@ -152,7 +159,9 @@ fn vhdx_engine(
         alignment: options.alignment,
         cache: options.cache,
         seed,
-        data_write: options.data_write,
+        data_write: options
+            .data_write
+            .or(options.same_content.then_some(image.header.data_write)),
         ..EngineOptions::default()
     });
     if !options.read_only && image.bat().len <= engine_options.scan_first {
@@ -179,9 +188,11 @@ fn image_state(storage: &mut dyn Storage, image: Image) -> Result<ImageState> {
     let size_at = FileOffset(region + u64::from(image.metadata.size_item()?.offset));
     let size_item = SizeItem::read(size_at, &mut read)?;
     Ok(ImageState {
-        used: image.used,
-        scanned: image.scanned,
-        end_of_used: image.end_of_used,
+        used: Occupied {
+            map: image.used,
+            scanned: image.scanned,
+            end: image.end_of_used,
+        },
         header: image.header,
         slot: image.slot,
         geometry: image.geometry,
@@ -501,106 +512,4 @@ impl Disk {
         }
         Ok(Outcome::Done)
     }
-}
-
-/// Carry out one operation with blocking calls.
-fn execute(
-    storage: &mut dyn Storage,
-    op: &FileOp,
-    buffer: &mut Buffer<'_>,
-) -> std::io::Result<Outcome> {
-    let range = |start: u64, len: u64| start as usize..(start + len) as usize;
-    match (&op.kind, buffer) {
-        (FileOpKind::Read { at, len }, _) => {
-            let mut data = vec![0; *len as usize];
-            storage.read_at(at.0, &mut data)?;
-            return Ok(Outcome::Data(data.into()));
-        }
-        (FileOpKind::Holes { at, len }, _) => {
-            return Ok(Outcome::Holes(holes(storage, at.0, *len)?));
-        }
-        (FileOpKind::Write { at, data }, _) => storage.write_at(at.0, data)?,
-        (FileOpKind::ReadRequest { start, at, len, .. }, Buffer::In(buffer)) => {
-            storage.read_at(at.0, &mut buffer[range(*start, *len)])?;
-        }
-        (FileOpKind::ZeroRequest { start, len, .. }, Buffer::In(buffer)) => {
-            buffer[range(*start, *len)].fill(0);
-        }
-        (
-            FileOpKind::WriteRequest { start, at, len, .. }
-            | FileOpKind::MergeRequest { start, at, len, .. },
-            Buffer::Out(data),
-        ) => storage.write_at(at.0, &data[range(*start, *len)])?,
-        (FileOpKind::Flush, _) => storage.flush()?,
-        (FileOpKind::SetLen { len }, _) => storage.set_len(*len)?,
-        (FileOpKind::Zero { at, len, keep }, _) => storage.zero(at.0, *len, *keep)?,
-        (FileOpKind::Reserve { at, len }, _) => storage.reserve(at.0, *len)?,
-        (FileOpKind::Copy { from, to, len }, _) => return copy(storage, from.0, to.0, *len),
-        (kind, _) => panic!("{kind:?} names a buffer that its request does not have"),
-    }
-    Ok(Outcome::Done)
-}
-
-/// Make `len` bytes at `to` of a file read as those at `from`; zeros become holes.
-fn copy(storage: &mut dyn Storage, from: u64, to: u64, len: u64) -> std::io::Result<Outcome> {
-    /// Bytes read at once, and the least run of zeros that is left out.
-    const PIECE: usize = 1 << 20;
-    const RUN: usize = 64 << 10;
-    storage.zero(to, len, false)?;
-    let mut piece = vec![0; PIECE];
-    let (mut at, end, mut written) = (from, from + len, false);
-    while let Some(data) = storage.next_data(at)?.filter(|data| *data < end) {
-        at = data / RUN as u64 * RUN as u64;
-        let stop = storage.next_hole(data)?.clamp(data + 1, end);
-        while at < stop {
-            let now = PIECE.min((end - at) as usize);
-            let piece = &mut piece[..now];
-            storage.read_at(at, piece)?;
-            for (place, run) in (at..).step_by(RUN).zip(piece.chunks(RUN)) {
-                if run.iter().any(|byte| *byte != 0) {
-                    storage.write_at(to + (place - from), run)?;
-                    written = true;
-                }
-            }
-            at += now as u64;
-        }
-    }
-    let extent = Extent {
-        len,
-        allocated: false,
-        zero: true,
-    };
-    Ok(if written {
-        Outcome::Done
-    } else {
-        Outcome::Holes(vec![extent])
-    })
-}
-
-/// Data and holes of `len` bytes of a file from `at`, in runs.
-fn holes(storage: &mut dyn Storage, at: u64, len: u64) -> std::io::Result<Vec<Extent>> {
-    /// A range in more pieces than this is described up to there.
-    const MOST: usize = 4096;
-    let (mut extents, mut from, end) = (Vec::new(), at, at + len);
-    while from < end && extents.len() < MOST {
-        let data = storage.next_data(from)?.map_or(end, |data| data.min(end));
-        if data > from {
-            extents.push(Extent {
-                len: data - from,
-                allocated: false,
-                zero: true,
-            });
-        } else {
-            let hole = storage.next_hole(from)?.clamp(from + 1, end);
-            extents.push(Extent {
-                len: hole - from,
-                allocated: true,
-                zero: false,
-            });
-            from = hole;
-            continue;
-        }
-        from = data;
-    }
-    Ok(extents)
 }

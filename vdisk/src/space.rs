@@ -17,6 +17,17 @@ pub struct SpaceMap {
     used: u64,
 }
 
+/// What opening an image has found in use.
+#[derive(Clone, Debug, Default)]
+pub struct Occupied {
+    /// The mebibytes of headers, log and regions, and of blocks if `scanned`.
+    pub map: SpaceMap,
+    /// Whether the whole BAT was read.
+    pub scanned: bool,
+    /// Nothing in use lies from this byte of the file on.
+    pub end: u64,
+}
+
 /// The part of word `word` that lies in `first..end`, as a mask.
 fn mask(word: u64, first: u64, end: u64) -> u64 {
     let base = word * WORD;

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
-use vdisk::engine::{Extent, Mark};
+use vdisk::engine::{Compacted, Extent, Mark};
 use vdisk::tap::WriteTap;
 
 use super::policy::Passed;
@@ -64,6 +64,14 @@ pub enum LocalRequest {
         /// Whether data beyond the new end may be thrown away.
         discard_data: bool,
     },
+    /// Go on making the image's file as short as it can be, while it is in use; to be asked again
+    /// until [`LocalReply::Compacted`] says that it is done.
+    Compact {
+        /// Whether blocks shall also come to lie in the order of the disk.
+        defragment: bool,
+        /// About so many bytes are moved before this ends; at least one block.
+        budget: u64,
+    },
 }
 
 /// What a [`LocalRequest`] brought.
@@ -75,6 +83,8 @@ pub enum LocalReply {
     Data(Bytes),
     /// Consecutive extents from the first byte asked about.
     Extents(Vec<Extent>),
+    /// How far a compaction is.
+    Compacted(Compacted),
 }
 
 /// Called with the result, on a worker; must not block.

@@ -3,7 +3,7 @@
 use std::io;
 
 use bytes::Bytes;
-use vdisk::engine::Extent;
+use vdisk::engine::{Compacted, Extent};
 
 use crate::export::LocalReply;
 use crate::nbd::wire::allocation;
@@ -23,6 +23,8 @@ pub(super) enum Answer {
     Hole,
     /// The extents.
     Extents(Vec<Extent>),
+    /// How far a compaction is.
+    Compacted(Compacted),
 }
 
 /// What a reply says of its request.
@@ -79,7 +81,7 @@ impl Worker {
                 if let Some(buffer) = buffer {
                     self.pool.give(buffer);
                 }
-                Ok(Answer::Done)
+                Ok(run.compacted.map_or(Answer::Done, Answer::Compacted))
             }
         };
         match from {
@@ -101,6 +103,7 @@ impl Worker {
             From::Local(done) => done(result.map(|answer| match answer {
                 Answer::Done => LocalReply::Done,
                 Answer::Extents(extents) => LocalReply::Extents(extents),
+                Answer::Compacted(how_far) => LocalReply::Compacted(how_far),
                 Answer::Data(buffer, len) => LocalReply::Data(into_bytes(buffer, len)),
                 Answer::Hole => LocalReply::Data(Bytes::from(vec![0; len as usize])),
             })),

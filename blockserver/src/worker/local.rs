@@ -21,7 +21,7 @@ impl Worker {
         let moves = matches!(action, Action::Read | Action::Write { .. });
         let whole = matches!(
             action,
-            Action::Flush | Action::Park { .. } | Action::Resize { .. }
+            Action::Flush | Action::Park { .. } | Action::Resize { .. } | Action::Compact { .. }
         );
         let fits = offset.checked_add(len).is_some_and(|end| end <= size)
             && (!moves || len <= LONGEST)
@@ -57,6 +57,10 @@ fn action_of(request: &LocalRequest) -> (Action, u64, u64) {
         LocalRequest::Resize { size, discard_data } => {
             let (size, discard_data) = (*size, *discard_data);
             (Action::Resize { size, discard_data }, 0, 0)
+        }
+        LocalRequest::Compact { defragment, budget } => {
+            let (defragment, budget) = (*defragment, *budget);
+            (Action::Compact { defragment, budget }, 0, 0)
         }
     }
 }

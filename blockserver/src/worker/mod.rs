@@ -15,6 +15,7 @@
 //! | `local` | requests of this process itself |
 //! | `task`, `answer` | one request from its beginning to its end, and the reply to it |
 //! | `transfer`, `merge` | one operation on a file, short counts and unaligned ends included |
+//! | `copy` | one part of a file copied to another |
 //! | `metadata` | holes and lengths of files |
 //! | `layers` | what a disk that is built on another asks of it |
 //! | `disks` | an engine's words exchanged, flushes coalesced |
@@ -22,6 +23,7 @@
 //! | `inbox` | what workers share, and letters to them |
 
 mod answer;
+mod copy;
 mod disks;
 mod exports;
 mod inbox;

@@ -538,7 +538,10 @@ impl Worker {
         let out = &mut s.outgoing;
         match result {
             Err(error) => out.head(|out| style.reply_error(out, cookie, errno_of(&error))),
-            Ok(Answer::Done) => out.head(|out| style.reply_done(out, cookie)),
+            // Only this process compacts.
+            Ok(Answer::Done | Answer::Compacted(_)) => {
+                out.head(|out| style.reply_done(out, cookie))
+            }
             Ok(Answer::Extents(extents)) => {
                 let told = extents_told(&extents, reply.one);
                 out.head(|out| style.reply_block_status(out, cookie, &told));

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use vdisk::engine::{Access, Completion, Done, Extent, Generation, Lookup, Mark, Request};
+use vdisk::engine::{
+    Access, Compacted, Completion, Done, Extent, Generation, Lookup, Mark, Request,
+};
 use vdisk::tap::{Change, WriteTap};
 use vdisk::units::{FileOffset, GuestOffset};
 
@@ -61,6 +63,8 @@ pub(crate) enum Action {
     Park { mark: Option<Mark> },
     /// Give the disk another size.
     Resize { size: u64, discard_data: bool },
+    /// Go on making the file as short as it can be.
+    Compact { defragment: bool, budget: u64 },
 }
 
 impl Action {
@@ -76,7 +80,9 @@ impl Action {
             Self::Read => Kind::Read,
             Self::Write { .. } => Kind::Write,
             Self::Zero { .. } | Self::Discard { .. } => Kind::Zero,
-            Self::Flush | Self::Park { .. } | Self::Resize { .. } => Kind::Flush,
+            Self::Flush | Self::Park { .. } | Self::Resize { .. } | Self::Compact { .. } => {
+                Kind::Flush
+            }
             Self::Status => Kind::Status,
         }
     }
@@ -108,6 +114,7 @@ pub(super) struct Run {
     /// It was a read, and nothing of it is in the file.
     pub(super) hole: bool,
     pub(super) extents: Vec<Extent>,
+    pub(super) compacted: Option<Compacted>,
 }
 
 /// What somebody asks for.
@@ -290,6 +297,7 @@ impl Worker {
             Action::Status => Request::Status { offset, len },
             Action::Park { mark } => Request::Park { mark },
             Action::Resize { size, discard_data } => Request::Resize { size, discard_data },
+            Action::Compact { defragment, budget } => Request::Compact { defragment, budget },
         };
         self.tell_request(disk, id, request);
     }
@@ -400,6 +408,7 @@ impl Worker {
         match completion.result {
             Ok(Done::Done) => {}
             Ok(Done::Extents(extents)) => task.run.extents = extents,
+            Ok(Done::Compacted(how_far)) => task.run.compacted = Some(how_far),
             Err(error) => task.run.error = Some(io_error(error)),
         }
         self.ran(id);

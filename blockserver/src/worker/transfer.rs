@@ -12,6 +12,7 @@ use vdisk::engine::{FileOp, FileOpKind, OpId, Outcome, RequestId};
 
 use crate::uring::{Allocation, IoBuffer, Op};
 
+use super::copy::Copying;
 use super::layers::Wanted;
 use super::merge::Merge;
 use super::{Token, Worker};
@@ -49,6 +50,10 @@ pub(super) enum Then {
     Merge(Box<Merge>),
     /// Part of a run of zeros was written; it goes on from the first byte to the second.
     Zeroes(u64, u64),
+    /// This range was read to be copied.
+    CopyRead(Box<Copying>, Range<u64>),
+    /// A part of what is copied was written.
+    Copied(Box<Copying>),
 }
 
 /// What a transfer does now.
@@ -59,6 +64,8 @@ pub(super) enum Step {
     Reserve(Allocation),
     /// Make a range read as zero.
     Zero(Allocation),
+    /// Make the target of a copy a hole.
+    Clear(Box<Copying>),
     /// Set the length of the file.
     SetLength(u64),
     /// Make everything written before durable.
@@ -121,6 +128,9 @@ impl Worker {
             FileOpKind::Reserve { at, len } => {
                 let mode = libc::FALLOC_FL_KEEP_SIZE;
                 self.begin(purpose, disk, Step::Reserve(Allocation { mode, at: at.0, len }));
+            }
+            FileOpKind::Copy { from, to, len } => {
+                self.begin(purpose, disk, Step::Clear(Copying::new(from.0, to.0, len)));
             }
             FileOpKind::ReadParent { request, start, offset, len } => {
                 let (target, range) = self.buffer_of(request, start, len)?;
@@ -207,6 +217,7 @@ impl Worker {
             Step::Sync => Op::Sync { file },
             Step::SetLength(len) => Op::SetLength { file, len: *len },
             Step::Zero(call) | Step::Reserve(call) => Op::Allocate { file, call: *call },
+            Step::Clear(copying) => Op::Allocate { file, call: copying.hole() },
         };
         self.ring.submit(op, Token::Transfer(id));
     }
@@ -226,6 +237,10 @@ impl Worker {
                 Err(error) => return self.transfer_ended(id, Err(error)),
             },
             (Step::Reserve(_), Err(error)) if is_unsupported(&error) => false,
+            (Step::Clear(copying), Err(error)) if is_unsupported(&error) => {
+                copying.write_zeros();
+                false
+            }
             // Kernels before 6.9 have no such operation in their rings.
             (Step::SetLength(len), Err(error)) if is_invalid(&error) => {
                 let len = *len;
@@ -254,8 +269,10 @@ impl Worker {
         };
         let disk = transfer.disk;
         let step = std::mem::replace(&mut transfer.step, Step::Sync);
-        let Step::Move(Span { buffer, .. }, then) = step else {
-            return self.transfer_ended(id, Ok(Outcome::Done));
+        let (Span { buffer, .. }, then) = match step {
+            Step::Move(span, then) => (span, then),
+            Step::Clear(copying) => return self.copy_on(id, disk, copying),
+            _ => return self.transfer_ended(id, Ok(Outcome::Done)),
         };
         let outcome = match then {
             Then::Merge(merge) => {
@@ -267,6 +284,14 @@ impl Worker {
                 self.pool.give(buffer);
                 let step = self.zeroes_step(disk, next, end);
                 return self.go_on(id, step);
+            }
+            Then::CopyRead(mut copying, range) => {
+                copying.was_read(buffer, range);
+                return self.copy_on(id, disk, copying);
+            }
+            Then::Copied(copying) => {
+                drop(buffer);
+                return self.copy_on(id, disk, copying);
             }
             Then::Done | Then::Zeroes(..) => Outcome::Done,
             Then::Deliver(len) => {
@@ -283,6 +308,13 @@ impl Worker {
         // A buffer of a request is held by its task too, and stays with it.
         self.pool.give(buffer);
         self.transfer_ended(id, Ok(outcome));
+    }
+
+    fn copy_on(&mut self, id: u32, disk: u32, copying: Box<Copying>) {
+        match self.copy_step(disk, copying) {
+            Ok(step) => self.go_on(id, step),
+            Err(outcome) => self.transfer_ended(id, Ok(outcome)),
+        }
     }
 
     fn go_on(&mut self, id: u32, step: Step) {

@@ -33,7 +33,8 @@ pub use map::{
     Access, BlockMap, Generation, Lookup, MAX_WORKERS, MapShape, PAGE_ENTRIES, Participant,
 };
 pub use op::{
-    Compacted, Completion, Done, Extent, FileOp, FileOpKind, Mark, OpId, Outcome, Request, RequestId,
+    Compacted, Completion, Done, Extent, FileOp, FileOpKind, Mark, OpId, Outcome, Request,
+    RequestId,
 };
 pub use vhdx::{EngineOptions, ImageState};
 

@@ -22,11 +22,11 @@ use serde::Serialize;
 
 use crate::engine::Mark;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::bat::ENTRY_BYTES;
 use crate::format::header::{Header, Slot, choose_current};
 use crate::format::identifier::Identifier;
 use crate::format::metadata::{self, Metadata};
 use crate::format::region::{self, RegionTable};
-use crate::format::bat::ENTRY_BYTES;
 use crate::format::{BatEntry, Finding, Geometry, PAGE, Region, Severity};
 use crate::space::SpaceMap;
 use crate::storage::Storage;

@@ -144,7 +144,11 @@ fn loom_a_block_is_copied_only_when_no_worker_can_still_write_it() {
         }
         let _ = worker.leave(generation);
         if let Some(copied) = engine.join().unwrap() {
-            assert_eq!(copied, here.load(Ordering::Acquire), "a write was not copied");
+            assert_eq!(
+                copied,
+                here.load(Ordering::Acquire),
+                "a write was not copied"
+            );
         }
     });
 }

@@ -209,7 +209,8 @@ impl Engine {
             return Err(Error::invalid("the disk is open read-only"));
         }
         if vhdx.layout.mark.is_some() {
-            let what = "the disk is being moved or has been handed over; compact it where it is owned";
+            let what =
+                "the disk is being moved or has been handed over; compact it where it is owned";
             return Err(Error::new(ErrorKind::NotOwned, what));
         }
         match vhdx.compacting {
@@ -375,7 +376,9 @@ impl Engine {
             Pass::Zeros if compaction.defragment => Pass::Append,
             Pass::Append => Pass::Slide,
             Pass::Zeros | Pass::Slide => Pass::Down,
-            Pass::Down if moved && (compaction.more || compaction.passes < MOST_PASSES) => Pass::Down,
+            Pass::Down if moved && (compaction.more || compaction.passes < MOST_PASSES) => {
+                Pass::Down
+            }
             Pass::Down | Pass::Close => Pass::Close,
         }
     }
@@ -434,7 +437,10 @@ impl Engine {
 
     /// So many blocks are moved, or looked at, at once.
     fn most_under_way(&self) -> usize {
-        let block = self.vhdx.as_ref().map_or(MIB, |vhdx| vhdx.layout.block_size);
+        let block = self
+            .vhdx
+            .as_ref()
+            .map_or(MIB, |vhdx| vhdx.layout.block_size);
         (MOST_UNDER_WAY / block).max(1) as usize
     }
 
@@ -520,7 +526,10 @@ impl Engine {
 
     /// Have what was freed become free soon.
     fn hurry_reclaim(&mut self) {
-        let freed = self.vhdx.as_ref().is_some_and(|vhdx| vhdx.space.has_freed());
+        let freed = self
+            .vhdx
+            .as_ref()
+            .is_some_and(|vhdx| vhdx.space.has_freed());
         self.flusher.wanted |= freed;
         self.flush_kick();
         self.reclaim();

@@ -48,7 +48,7 @@ use super::{BlockMap, Engine, MapShape, Mark, RequestId};
 use crate::format::header::Slot;
 use crate::format::metadata::SizeItem;
 use crate::format::{Geometry, Guid, Header, RegionTable};
-use crate::space::SpaceMap;
+use crate::space::Occupied;
 use crate::units::{FileOffset, MIB};
 
 /// Bytes of a BAT page.
@@ -79,12 +79,8 @@ pub struct ImageState {
     pub leave_allocated: bool,
     /// Length of the file in bytes.
     pub file_len: u64,
-    /// The mebibytes of the file in use: of headers, log and regions, and of blocks if `scanned`.
-    pub used: SpaceMap,
-    /// Whether the whole BAT was read.
-    pub scanned: bool,
-    /// Nothing in use lies from here on.
-    pub end_of_used: u64,
+    /// What of the file is in use.
+    pub used: Occupied,
     /// Pages that a replay in memory has changed, by their offset in the file (read-only opens).
     pub overlay: BTreeMap<u64, Bytes>,
 }
@@ -195,8 +191,8 @@ impl Engine {
             space: Space::new(
                 block_size,
                 image.file_len,
-                image.end_of_used,
-                Taken::new(image.used, image.scanned),
+                image.used.end,
+                Taken::new(image.used.map, image.used.scanned),
             ),
             log: Log::new(log_len, options.entry_pages),
             session: Session::new(image.header, image.slot, (options.seed, options.data_write)),

@@ -14,8 +14,8 @@
 
 use std::collections::BTreeMap;
 
-use super::blocks::{FULLY_PRESENT, OFFSET_MASK, ZERO};
 use super::Vhdx;
+use super::blocks::{FULLY_PRESENT, OFFSET_MASK, ZERO};
 use crate::engine::map::Generation;
 use crate::engine::ops::Purpose;
 use crate::engine::step::Run;
@@ -86,7 +86,9 @@ impl Engine {
 
     /// Whether the block of entry `index` is being moved.
     pub(super) fn is_moving(&self, index: u64) -> bool {
-        self.vhdx.as_deref().is_some_and(|vhdx| vhdx.is_moving(index))
+        self.vhdx
+            .as_deref()
+            .is_some_and(|vhdx| vhdx.is_moving(index))
     }
 
     /// Whether a move waits for workers.

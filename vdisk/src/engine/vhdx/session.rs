@@ -178,7 +178,9 @@ impl Vhdx {
         if u64::from(header.log_len) < self.log.len {
             header.log_at = FileOffset(self.space.append(self.log.len));
             header.log_len = self.log.len as u32;
-        } else if let (true, Some(at)) = (lower, self.space.place_below(self.log.len, header.log_at.0)) {
+        } else if let (true, Some(at)) =
+            (lower, self.space.place_below(self.log.len, header.log_at.0))
+        {
             self.space.fill(at, self.log.len);
             header.log_at = FileOffset(at);
             header.log_len = self.log.len as u32;

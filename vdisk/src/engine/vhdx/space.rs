@@ -66,7 +66,11 @@ impl Taken {
     pub(super) fn new(map: SpaceMap, complete: bool) -> Self {
         Self {
             map,
-            blocks: if complete { Blocks::Known } else { Blocks::Unknown },
+            blocks: if complete {
+                Blocks::Known
+            } else {
+                Blocks::Unknown
+            },
             lowest: 0,
         }
     }
@@ -233,7 +237,10 @@ impl Space {
 
     /// Free space for a block, to be zeroed before it is used; it is taken from now on.
     fn take_unclean(&mut self) -> Option<u64> {
-        if self.taken.blocks != Blocks::Known || !self.clean.is_empty() || self.cleaning >= CLEANED_AHEAD {
+        if self.taken.blocks != Blocks::Known
+            || !self.clean.is_empty()
+            || self.cleaning >= CLEANED_AHEAD
+        {
             return None;
         }
         let at = self.taken.free(self.block_size, self.next)?;

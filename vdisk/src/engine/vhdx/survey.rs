@@ -90,7 +90,10 @@ impl Vhdx {
         let wrong = |what: String| Error::corrupt(format!("BAT entry {index}: {what}"));
         self.check_entry(index, raw)?;
         let entry = BatEntry::decode(raw)?;
-        let Some(at) = entry.space().filter(|_| entry.state != BlockState::NotPresent) else {
+        let Some(at) = entry
+            .space()
+            .filter(|_| entry.state != BlockState::NotPresent)
+        else {
             return Ok(());
         };
         let Some(survey) = &self.survey else {
