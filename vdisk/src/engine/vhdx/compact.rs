@@ -189,9 +189,8 @@ impl Engine {
             match self.compaction_goes(id) {
                 Ok(Next::On) => {}
                 Ok(Next::Wait) => return self.requests.block(id),
-                Ok(Next::Blocked) => return,
                 Err(Run::Failed(error)) => return self.compaction_ends(id, Err(error)),
-                Err(_) => return,
+                Ok(Next::Blocked) | Err(_) => return,
             }
             if self.requests.get(id).is_none() {
                 return;
@@ -278,15 +277,14 @@ impl Engine {
         if done {
             vhdx.compaction = None;
         }
-        match result {
-            Err(error) => self.finish_with(id, error),
-            Ok(_) => {
-                if let Some(active) = self.requests.get_mut(id) {
-                    active.answer = Some(Done::Compacted(answer));
-                }
-                self.requests.finish(id);
-                self.fence_release(id);
+        if let Err(error) = result {
+            self.finish_with(id, error);
+        } else {
+            if let Some(active) = self.requests.get_mut(id) {
+                active.answer = Some(Done::Compacted(answer));
             }
+            self.requests.finish(id);
+            self.fence_release(id);
         }
         self.wake = true;
     }
@@ -346,7 +344,7 @@ impl Engine {
                 self.checkpoint_begin();
                 Ok(Next::Wait)
             }
-            Stage::Apply(_) if compaction.pass == Pass::Close => self.compaction_closes(id),
+            Stage::Apply(_) if compaction.pass == Pass::Close => Ok(self.compaction_closes(id)),
             Stage::Apply(_) => {
                 compaction.stage = Stage::Work;
                 Ok(Next::On)
@@ -536,21 +534,21 @@ impl Engine {
     }
 
     /// Alone on the disk: park it, so that the file is cut.
-    fn compaction_closes(&mut self, id: RequestId) -> Result<Next, Run> {
+    fn compaction_closes(&mut self, id: RequestId) -> Next {
         if !self.fence.holds(id) {
             self.fence_want(id);
-            return Ok(Next::Blocked);
+            return Next::Blocked;
         }
         let Some(vhdx) = &self.vhdx else {
-            return Ok(Next::Wait);
+            return Next::Wait;
         };
         if vhdx.space.reclaims(u64::MAX) {
             self.hurry_reclaim();
-            return Ok(Next::Wait);
+            return Next::Wait;
         }
         let mark = vhdx.layout.mark;
         self.park(id, mark);
-        Ok(Next::Blocked)
+        Next::Blocked
     }
 
     /// The image has been parked for `request`; whether that is a compaction, which goes on.

@@ -151,7 +151,7 @@ impl Engine {
                         Ok(()) => self.arrived(index, of, zero),
                         Err(Run::Failed(error)) => self.not_moved(index, of, zero, Some(error)),
                         Err(_) => return false,
-                    };
+                    }
                 }
                 _ => {}
             }

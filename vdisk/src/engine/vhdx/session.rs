@@ -463,14 +463,10 @@ impl Vhdx {
         }
     }
 
-    /// The file's length when a session opens, or when it has been parked.
+    /// The file's length when a session opens, or when it has been parked. Where blocks may still be
+    /// found nothing of the file lies beyond it.
     fn cut_len(&self) -> u64 {
-        match self.session.state {
-            State::Parking => self.space.end_of_used(),
-            // What lies beyond the end is fresh from then on; where blocks may still be found, nothing
-            // lies beyond it but what the file lacks.
-            _ => self.space.end_of_used(),
-        }
+        self.space.end_of_used()
     }
 
     fn first_entry(&mut self) -> FileOpKind {

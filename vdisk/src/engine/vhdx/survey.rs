@@ -138,13 +138,12 @@ impl Engine {
         let Some(survey) = &mut vhdx.survey else {
             return;
         };
-        match survey.stride().op(vhdx.layout.regions.bat().at) {
-            Some(kind) => self.ops.push(Purpose::Survey, kind),
-            None => {
-                vhdx.space.surveyed();
-                vhdx.survey = None;
-                self.wake = true;
-            }
+        if let Some(kind) = survey.stride().op(vhdx.layout.regions.bat().at) {
+            self.ops.push(Purpose::Survey, kind);
+        } else {
+            vhdx.space.surveyed();
+            vhdx.survey = None;
+            self.wake = true;
         }
     }
 
