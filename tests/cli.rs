@@ -2,6 +2,7 @@
 
 mod cli {
     mod chain;
+    mod compact;
     mod convert;
     mod create;
     mod disk;

@@ -5,7 +5,7 @@ use vdisk::engine::Compacted;
 
 use super::image;
 use super::remote::Remote;
-use crate::args::{CompactArgs, FormatName, ProgressMode};
+use crate::args::{CompactArgs, ProgressMode};
 use crate::control;
 use crate::failure::{Failure, Result};
 use crate::interrupt;
@@ -80,7 +80,7 @@ fn at_server(remote: &Remote, args: &CompactArgs, progress: &mut Progress) -> Re
 fn in_file(args: &CompactArgs, progress: &mut Progress) -> Result<Compacted> {
     site::disk::refuse_moved(&args.disk)?;
     let search = plan::search(&args.chain);
-    let mut options = image::options(Some(FormatName::Vhdx), false);
+    let mut options = image::options(None, false);
     options.same_content = true;
     let mut disk = image::open_chain(&args.disk, &options, &search)?;
     let result = to_the_end(args, progress, || {

@@ -1,137 +1,20 @@
 //! Promises about disks that get another size: what they hold then, what is refused, and what a
 //! failure or a power cut at each of the steps leaves.
 
-use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+#[expect(dead_code, reason = "each test uses a part")]
+mod medium;
 
+use medium::{MIB, Medium, assert_sound, new_image, opened, read, structures, vhdx};
 use vdisk::ErrorKind;
 use vdisk::check::check;
-use vdisk::create::{CreateOptions, create};
-use vdisk::disk::{Disk, ImageFormat, OpenOptions, open_engine, random_bits};
+use vdisk::disk::{Disk, ImageFormat};
 use vdisk::info::info;
-use vdisk::open::{Admit, Image, LoadOptions, load};
-use vdisk::storage::{CrashStorage, MemoryStorage, Storage};
+use vdisk::storage::{MemoryStorage, Storage};
 
-const MIB: u64 = 1 << 20;
 /// The disk ends inside a block.
 const SIZE: u64 = 4200 * MIB + 100 * 512;
 /// Too much for the table of a disk of `SIZE`, whose region has 1 MiB.
 const LARGE: u64 = 150_000 * MIB;
-
-/// A file of which one operation, or each from that one on, fails.
-#[derive(Clone)]
-struct Medium(Arc<Mutex<State>>);
-
-struct State {
-    file: CrashStorage,
-    done: u64,
-    fails: u64,
-    for_good: bool,
-}
-
-impl Medium {
-    fn new(image: MemoryStorage) -> Self {
-        Self(Arc::new(Mutex::new(State {
-            file: CrashStorage::new(image),
-            done: 0,
-            fails: u64::MAX,
-            for_good: false,
-        })))
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
-    }
-
-    fn spend(&self) -> io::Result<MutexGuard<'_, State>> {
-        let mut state = self.state();
-        let number = state.done;
-        state.done += 1;
-        if number == state.fails || state.for_good && number > state.fails {
-            return Err(io::Error::other("the medium failed"));
-        }
-        Ok(state)
-    }
-}
-
-impl Storage for Medium {
-    fn len(&mut self) -> io::Result<u64> {
-        self.state().file.len()
-    }
-    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.spend()?.file.read_at(offset, buffer)
-    }
-    fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.spend()?.file.write_at(offset, data)
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        self.spend()?.file.flush()
-    }
-    fn set_len(&mut self, len: u64) -> io::Result<()> {
-        self.spend()?.file.set_len(len)
-    }
-    fn zero(&mut self, offset: u64, len: u64, keep: bool) -> io::Result<()> {
-        self.spend()?.file.zero(offset, len, keep)
-    }
-    fn reserve(&mut self, offset: u64, len: u64) -> io::Result<()> {
-        self.spend()?.file.reserve(offset, len)
-    }
-    fn next_data(&mut self, offset: u64) -> io::Result<Option<u64>> {
-        self.spend()?.file.next_data(offset)
-    }
-    fn next_hole(&mut self, offset: u64) -> io::Result<u64> {
-        // The next page that is not there; the file's end counts as one.
-        let mut state = self.spend()?;
-        let len = state.file.len()?;
-        let mut at = offset;
-        while at < len && state.file.next_data(at)? == Some(at) {
-            at = (at / 4096 + 1) * 4096;
-        }
-        Ok(at)
-    }
-}
-
-fn new_image(size: u64, fixed: bool) -> MemoryStorage {
-    let mut storage = MemoryStorage::new();
-    let mut random = random_bits;
-    let mut options = CreateOptions::new(size, &mut random);
-    options.block_size = Some(MIB as u32);
-    options.fixed = fixed;
-    create(&mut storage, options).unwrap();
-    storage
-}
-
-fn opened(medium: &Medium, format: ImageFormat) -> vdisk::Result<Disk> {
-    let mut storage = medium.clone();
-    let engine = open_engine(
-        &mut storage,
-        format,
-        &OpenOptions::default(),
-        &mut random_bits,
-    )?;
-    Ok(Disk::new(Box::new(storage), engine))
-}
-
-fn vhdx(medium: &Medium) -> Disk {
-    opened(medium, ImageFormat::Vhdx).unwrap()
-}
-
-fn structures(medium: &Medium) -> Image {
-    let mut image = medium.state().file.live().clone();
-    let options = LoadOptions {
-        writable: false,
-        scan_bat: true,
-        admit: Admit::default(),
-        random: &mut random_bits,
-    };
-    load(&mut image, options).unwrap()
-}
-
-fn read(disk: &mut Disk, offset: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0xEE; len];
-    disk.read_at(offset, &mut bytes).unwrap();
-    bytes
-}
 
 /// A closed image of a disk with data at its beginning, in the middle and at its end.
 fn written() -> MemoryStorage {
@@ -151,11 +34,6 @@ fn assert_written(disk: &mut Disk) {
             assert_eq!(read(disk, at, 512), [7; 512], "at {at}");
         }
     }
-}
-
-fn assert_sound(image: &mut dyn Storage) {
-    let report = check(image).unwrap();
-    assert!(report.is_sound(), "{:?}", report.findings);
 }
 
 #[test]

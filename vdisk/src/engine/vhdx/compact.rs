@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   zeros     blocks that the host holds no data for are dropped
-//!   append    (defragmenting) from the first block on that lies before the one that precedes it on the
-//!             disk, each is moved to the end of the file
+//!   append    (defragmenting) from the first block on that does not lie at the first place after the one
+//!             that precedes it on the disk, each is moved to the end of the file
 //!   slide     (defragmenting) in the order of the disk, each is moved to the lowest place
 //!   down      the last blocks of the file are moved to the lowest places, the last one first
 //!   close     alone on the disk: parked, so that the file is cut; the log moved down if it is in the way
@@ -20,6 +20,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::blocks::{FULLY_PRESENT, OFFSET_MASK};
 use super::child::PARTIALLY_PRESENT;
+use super::order::Order;
 use super::space::Blocks;
 use super::walk::{Stride, Walk};
 use super::{PAGE, Vhdx};
@@ -27,6 +28,7 @@ use crate::engine::ops::Purpose;
 use crate::engine::step::Run;
 use crate::engine::{Compacted, Done, Engine, Outcome, PAGE_ENTRIES, RequestId};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::Region;
 use crate::format::bat::Slot;
 use crate::units::{BatIndex, MIB};
 
@@ -76,8 +78,7 @@ pub(super) struct Compaction {
     last: BTreeSet<(u64, u64)>,
     /// Whether there were more of them.
     more: bool,
-    /// Place of the block before, on the disk, of those that lie in order.
-    before: u64,
+    order: Order,
     passes: u32,
     /// Blocks moved when the pass began, and bytes of the budget spent when the request did.
     counts: Counts,
@@ -103,7 +104,7 @@ impl Compaction {
             found: VecDeque::new(),
             last: BTreeSet::new(),
             more: false,
-            before: 0,
+            order: Order::new(Vec::new(), MIB),
             passes: 0,
             counts: Counts::default(),
         }
@@ -122,11 +123,11 @@ impl Compaction {
         let at = entry & OFFSET_MASK;
         match self.pass {
             Pass::Zeros if entry & 7 == FULLY_PRESENT => self.found.push_back((index, entry)),
-            Pass::Append if at < self.before => {
-                self.before = u64::MAX;
-                self.found.push_back((index, entry));
+            Pass::Append => {
+                if !self.order.meets(at) {
+                    self.found.push_back((index, entry));
+                }
             }
-            Pass::Append => self.before = at,
             Pass::Slide => self.found.push_back((index, entry)),
             Pass::Down => {
                 self.last.insert((at, index | (entry & 1) << 63));
@@ -159,6 +160,13 @@ impl Vhdx {
             end: self.space.end_of_needed(),
             done,
         }
+    }
+
+    /// What of the file is not moved: regions and the log.
+    fn fixed_places(&self) -> Vec<Region> {
+        let regions = self.layout.regions.entries.iter();
+        let regions = regions.map(|entry| entry.place);
+        regions.chain([self.log_place()]).collect()
     }
 }
 
@@ -294,13 +302,14 @@ impl Engine {
         let Some(vhdx) = &mut self.vhdx else { return };
         let entries = vhdx.layout.geometry.bat_entries();
         let moved = vhdx.moves.moved;
+        let order = Order::new(vhdx.fixed_places(), vhdx.layout.block_size);
         let Some(compaction) = &mut vhdx.compaction else {
             return;
         };
         compaction.pass = pass;
         compaction.stage = Stage::Settle(round);
         compaction.walk = Walk::new(entries);
-        compaction.before = 0;
+        compaction.order = order;
         compaction.more = false;
         compaction.passes += u32::from(pass == Pass::Down);
         compaction.counts.moved_before = moved;

@@ -21,6 +21,7 @@ mod child;
 mod compact;
 mod log;
 mod moves;
+mod order;
 mod pages;
 mod resize;
 mod session;

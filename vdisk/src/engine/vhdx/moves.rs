@@ -146,13 +146,11 @@ impl Engine {
                 Stage::Quiescing(generation) if self.map.quiesced(generation) => {
                     self.copy_block(index, of);
                 }
-                Stage::Copied { zero } => {
-                    match self.ready_to_change(id, index) {
-                        Ok(()) => self.arrived(index, of, zero),
-                        Err(Run::Failed(error)) => self.not_moved(index, of, zero, Some(error)),
-                        Err(_) => return false,
-                    }
-                }
+                Stage::Copied { zero } => match self.ready_to_change(id, index) {
+                    Ok(()) => self.arrived(index, of, zero),
+                    Err(Run::Failed(error)) => self.not_moved(index, of, zero, Some(error)),
+                    Err(_) => return false,
+                },
                 _ => {}
             }
         }

@@ -27,6 +27,7 @@ use crate::engine::ops::Purpose;
 use crate::engine::step::Run;
 use crate::engine::{Engine, FileOpKind, Mark, RequestId};
 use crate::error::{Error, Result};
+use crate::format::Region;
 use crate::format::header::Slot;
 use crate::format::metadata::set_mark;
 use crate::format::{Guid, Header};
@@ -211,11 +212,19 @@ impl Vhdx {
         self.space.take_back(end);
     }
 
+    /// Where the log lies.
+    pub(super) fn log_place(&self) -> Region {
+        Region {
+            at: self.session.header.log_at,
+            len: u64::from(self.session.header.log_len),
+        }
+    }
+
     /// Whether the log is the last thing in the file and there is a place for it before that.
     pub(super) fn log_may_move(&self) -> bool {
-        let at = self.session.header.log_at.0;
-        let last = at + u64::from(self.session.header.log_len) == self.space.end_of_used();
-        last && self.space.place_below(self.log.len, at).is_some()
+        let log = self.log_place();
+        let last = log.end() == self.space.end_of_used();
+        last && self.space.place_below(self.log.len, log.at.0).is_some()
     }
 
     /// When the next session opens, the log goes to the lowest place.
