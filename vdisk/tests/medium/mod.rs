@@ -19,6 +19,8 @@ pub(crate) struct State {
     pub(crate) file: CrashStorage,
     /// Operations so far.
     pub(crate) done: u64,
+    /// Bytes read so far.
+    pub(crate) read: u64,
     /// The number of the one that fails.
     pub(crate) fails: u64,
     /// Whether each after it fails as well.
@@ -30,6 +32,7 @@ impl Medium {
         Self(Arc::new(Mutex::new(State {
             file: CrashStorage::new(image),
             done: 0,
+            read: 0,
             fails: u64::MAX,
             for_good: false,
         })))
@@ -56,7 +59,9 @@ impl Storage for Medium {
         self.state().file.len()
     }
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.spend()?.file.read_at(offset, buffer)
+        let mut state = self.spend()?;
+        state.read += buffer.len() as u64;
+        state.file.read_at(offset, buffer)
     }
     fn write_at(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.spend()?.file.write_at(offset, data)
