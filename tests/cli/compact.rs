@@ -90,7 +90,7 @@ fn a_served_disk_is_compacted_under_its_clients() {
                 for block in (1..BLOCKS).step_by(2) {
                     let data = [round as u8; 8192];
                     let at = block * 16 * MIB + 400 * 1024;
-                    busy.write(at, &data, round % 8 == 0).unwrap();
+                    busy.write(at, &data, round.is_multiple_of(8)).unwrap();
                     let mut found = [0; 8192];
                     busy.read(at, &mut found).unwrap();
                     assert!(found == data, "block {block} in round {round}");

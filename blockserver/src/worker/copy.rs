@@ -37,8 +37,8 @@ pub(super) struct Copying {
 }
 
 impl Copying {
-    pub(super) fn new(from: u64, to: u64, len: u64) -> Box<Self> {
-        Box::new(Self {
+    pub(super) fn new(from: u64, to: u64, len: u64) -> Self {
+        Self {
             source: from..from + len,
             from,
             to,
@@ -47,7 +47,7 @@ impl Copying {
             piece: None,
             runs: Vec::new(),
             found: false,
-        })
+        }
     }
 
     /// The hole that the target is made first.

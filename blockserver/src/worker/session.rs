@@ -540,7 +540,7 @@ impl Worker {
             Err(error) => out.head(|out| style.reply_error(out, cookie, errno_of(&error))),
             // Only this process compacts.
             Ok(Answer::Done | Answer::Compacted(_)) => {
-                out.head(|out| style.reply_done(out, cookie))
+                out.head(|out| style.reply_done(out, cookie));
             }
             Ok(Answer::Extents(extents)) => {
                 let told = extents_told(&extents, reply.one);

@@ -130,7 +130,7 @@ impl Worker {
                 self.begin(purpose, disk, Step::Reserve(Allocation { mode, at: at.0, len }));
             }
             FileOpKind::Copy { from, to, len } => {
-                self.begin(purpose, disk, Step::Clear(Copying::new(from.0, to.0, len)));
+                self.begin(purpose, disk, Step::Clear(Box::new(Copying::new(from.0, to.0, len))));
             }
             FileOpKind::ReadParent { request, start, offset, len } => {
                 let (target, range) = self.buffer_of(request, start, len)?;
