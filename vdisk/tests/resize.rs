@@ -1,7 +1,6 @@
 //! Promises about disks that get another size: what they hold then, what is refused, and what a
 //! failure or a power cut at each of the steps leaves.
 
-#[expect(dead_code, reason = "each test uses a part")]
 mod medium;
 
 use medium::{MIB, Medium, assert_sound, new_image, opened, read, structures, vhdx};

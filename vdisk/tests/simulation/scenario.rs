@@ -139,30 +139,7 @@ pub fn random_request(random: &mut Random, variant: &Variant, size: u64) -> Requ
             budget: [1, 3 * MIB, 1 << 40][random.below(3) as usize],
         };
     }
-    let blocks = size.div_ceil(block);
-    // A few neighbours at the beginning, at chunk and page borders, on many pages, at the end.
-    let interesting = [
-        0,
-        1,
-        2,
-        510,
-        511,
-        512,
-        1023,
-        1500,
-        2047,
-        2048,
-        4198,
-        blocks - 2,
-        blocks - 1,
-        2600,
-        3100,
-        3600,
-        5300,
-        5800,
-    ];
-    let many = if variant.child.is_some() { 18 } else { 13 };
-    let chosen = interesting[random.below(many) as usize].min(blocks - 1);
+    let chosen = random_block(random, variant, size.div_ceil(block));
     let within = match random.below(4) {
         0 => 0,
         1 => block - 4 * SECTOR,
@@ -203,6 +180,19 @@ pub fn random_request(random: &mut Random, variant: &Variant, size: u64) -> Requ
         17 | 18 => zeroes(random, offset, len),
         _ => Request::Status { offset: at, len },
     }
+}
+
+/// A few neighbours at the beginning, at chunk and page borders, on many pages, at the end.
+fn random_block(random: &mut Random, variant: &Variant, blocks: u64) -> u64 {
+    let last = blocks - 1;
+    let interesting = [
+        [0, 1, 2, 510, 511, 512].as_slice(),
+        &[1023, 1500, 2047, 2048, 4198, last - 1, last],
+        &[2600, 3100, 3600, 5300, 5800],
+    ]
+    .concat();
+    let many = if variant.child.is_some() { 18 } else { 13 };
+    interesting[random.below(many) as usize].min(last)
 }
 
 fn zeroes(random: &mut Random, offset: u64, len: u64) -> Request {

@@ -181,36 +181,18 @@ impl World {
             "{:?} ended while operations on its buffer are under way",
             open.request
         );
-        if let Err(error) = &result {
-            let resize = matches!(open.request, Request::Resize { .. });
-            if resize && !self.map.failed() {
-                self.model.not_resized(id);
-            }
-            let refused = ["the disk holds data at byte", "the disk is being moved"];
-            if error.contains("go beyond the disk")
-                || matches!(open.request, Request::Compact { .. })
-                    && (error.contains("compacted") || error.contains("being moved"))
-                || resize && refused.iter().any(|why| error.contains(why))
-            {
-                return;
-            }
-            assert_ne!(
-                self.faults,
-                Faults::None,
-                "{:?} failed: {error}",
-                open.request
-            );
-            self.refused.push((open.request, error.clone()));
-            return;
-        }
+        let done = match result {
+            Ok(done) => done,
+            Err(error) => return self.refused(id, open.request, error),
+        };
         let (offset, len) = open.request.range().unwrap_or((0, 0));
         match open.request {
             Request::Read { .. } => self.check_read(offset, &open),
             Request::Flush | Request::Park { .. } => self.model.flushed(open.issued),
             Request::Status { .. } => {}
             Request::Compact { .. } => {
-                let Ok(Done::Compacted(how_far)) = result else {
-                    panic!("a compaction ended with {result:?}");
+                let Done::Compacted(how_far) = done else {
+                    panic!("a compaction ended with {done:?}");
                 };
                 self.compacted += u64::from(how_far.done && how_far.moved > 0);
             }
@@ -226,6 +208,24 @@ impl World {
             }
         }
         let _ = open.stamp;
+    }
+
+    /// A request failed, which it may if the medium did or its size was in the way.
+    fn refused(&mut self, id: u64, request: Request, error: String) {
+        let resize = matches!(request, Request::Resize { .. });
+        if resize && !self.map.failed() {
+            self.model.not_resized(id);
+        }
+        let compact = matches!(request, Request::Compact { .. });
+        let may = |what: &str| error.contains(what);
+        if may("go beyond the disk")
+            || compact && (may("compacted") || may("being moved"))
+            || resize && (may("the disk holds data at byte") || may("the disk is being moved"))
+        {
+            return;
+        }
+        assert_ne!(self.faults, Faults::None, "{request:?} failed: {error}");
+        self.refused.push((request, error));
     }
 
     fn check_read(&self, offset: u64, open: &Open) {
