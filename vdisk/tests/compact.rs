@@ -29,7 +29,8 @@ type Content = Vec<(u64, u8)>;
 
 fn fill(disk: &mut Disk, content: &Content) {
     for (block, byte) in content {
-        disk.write_at(block * MIB + 4096, &[*byte; 70_000]).unwrap();
+        disk.write_at(block * MIB + 4096, &vec![*byte; 70_000])
+            .unwrap();
     }
 }
 
