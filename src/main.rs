@@ -18,7 +18,6 @@ mod report;
 mod site;
 mod size;
 mod target;
-mod zeros;
 
 use std::process::ExitCode;
 

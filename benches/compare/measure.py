@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket as socketlib
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,16 @@ def disk_use(path):
     return os.stat(path).st_blocks * 512
 
 
+def greets(socket):
+    """Whether a server greets who connects."""
+    with socketlib.socket(socketlib.AF_UNIX) as client:
+        try:
+            client.connect(socket)
+        except ConnectionRefusedError:
+            return False
+        return len(client.recv(8)) == 8
+
+
 class Server:
     """A running NBD server with one unix socket; ended by `stop`."""
 
@@ -55,14 +66,19 @@ class Server:
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
         )
-        deadline = time.monotonic() + 60
+        began = time.monotonic()
+        deadline = began + 60
         while not os.path.exists(socket):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.log.seek(0)
                 said = self.log.read().decode(errors="replace").strip()
                 self.stop()
                 raise Failed(f"{' '.join(map(str, command))}: did not start: {said}")
-            time.sleep(0.002)
+            time.sleep(0.001)
+        while not greets(socket) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        # Seconds until it greeted a client, to the millisecond.
+        self.started = time.monotonic() - began
 
     def uri(self):
         return f"nbd+unix:///?socket={self.socket}"
@@ -79,6 +95,11 @@ class Server:
         """Peak resident memory in KiB."""
         with open(f"/proc/{self.process.pid}/status") as status:
             return int(re.search(r"VmHWM:\s+(\d+)", status.read())[1])
+
+    def read_bytes(self):
+        """Bytes it has had read from storage so far."""
+        with open(f"/proc/{self.process.pid}/io") as counts:
+            return int(re.search(r"^read_bytes: (\d+)", counts.read(), re.MULTILINE)[1])
 
     def stop(self):
         """End it in order; seconds it took."""

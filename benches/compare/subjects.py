@@ -45,8 +45,9 @@ def subjects(diskferry):
             "--listen", f"unix:{socket}", path,
         ]  # fmt: skip
 
-    def make_vhdx(path, size):
-        run([diskferry, "create", "--format", "vhdx", "--block-size", "1M", path, str(size)])
+    def make_vhdx(block):
+        words = [diskferry, "create", "--format", "vhdx", "--block-size", block]
+        return lambda path, size: run([*words, path, str(size)])
 
     def qemu(image_format):
         return lambda path, socket: [
@@ -59,7 +60,8 @@ def subjects(diskferry):
         )
 
     listed = [
-        Subject("diskferry-vhdx", make_vhdx, ours("vhdx")),
+        Subject("diskferry-vhdx", make_vhdx("1M"), ours("vhdx")),
+        Subject("diskferry-vhdx-32M", make_vhdx("32M"), ours("vhdx")),
         Subject("diskferry-raw", sparse, ours("raw")),
         Subject("qemu-vhdx", qemu_make("vhdx", "-o", "block_size=1M"), qemu("vhdx")),
         Subject("qemu-qcow2", qemu_make("qcow2"), qemu("qcow2")),

@@ -6,6 +6,7 @@ use std::thread;
 
 use serde::Serialize;
 use vdisk::disk::Disk;
+use vdisk::zeros::data_runs;
 
 use super::image::{self, Known};
 use crate::args::{ConvertArgs, FormatName, ProgressMode};
@@ -16,7 +17,6 @@ use crate::progress::{Progress, per_second};
 use crate::report::Report;
 use crate::size;
 use crate::target::Target;
-use crate::zeros;
 
 /// Bytes read and written at once.
 const PIECE: u64 = 1 << 20;
@@ -24,6 +24,8 @@ const PIECE: u64 = 1 << 20;
 const WINDOW: u64 = 1 << 40;
 /// Pieces read and not written yet.
 const AHEAD: usize = 8;
+/// A shorter run of zeros is written with its neighbours.
+const GRAIN: usize = 4096;
 /// A VHDX consists of whole sectors.
 const SECTOR: u64 = 512;
 
@@ -149,7 +151,7 @@ fn write(parts: &Receiver<Part>, target: &mut Disk, progress: &mut Progress) -> 
             Part::Zeros(len) => progress.advance(len, 0),
             Part::Data { offset, bytes } => {
                 let mut moved = 0;
-                for run in zeros::data_runs(&bytes) {
+                for run in data_runs(&bytes, GRAIN) {
                     target.write_at(offset + run.start as u64, &bytes[run.clone()])?;
                     moved += run.len() as u64;
                 }

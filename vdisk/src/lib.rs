@@ -27,5 +27,6 @@ pub mod space;
 pub mod storage;
 pub mod tap;
 pub mod units;
+pub mod zeros;
 
 pub use error::{Error, ErrorKind, Result};

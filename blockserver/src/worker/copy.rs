@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use vdisk::engine::{Extent, Outcome};
+use vdisk::zeros::data_runs;
 
 use crate::uring::{Allocation, IoBuffer};
 
@@ -69,19 +70,12 @@ impl Copying {
         let len = (range.end - range.start) as usize;
         let bytes = buffer.unique().map_or(&[][..], |bytes| &bytes[..len]);
         debug_assert_eq!(bytes.len(), len, "a piece is held by somebody else");
-        let mut runs: Vec<Range<usize>> = Vec::new();
-        for (place, run) in (0..).step_by(RUN as usize).zip(bytes.chunks(RUN as usize)) {
-            if self.sparse && run.iter().all(|byte| *byte == 0) {
-                continue;
-            }
-            let end = place + run.len();
-            match runs.last_mut() {
-                Some(last) if last.end == place => last.end = end,
-                _ => runs.push(place..end),
-            }
+        self.runs = data_runs(bytes, RUN as usize);
+        self.found |= !self.runs.is_empty();
+        if !self.sparse {
+            self.runs.clear();
+            self.runs.push(0..len);
         }
-        self.found |= !runs.is_empty();
-        self.runs = runs;
         self.piece = Some((buffer, range.start));
         self.source.start = range.end;
     }

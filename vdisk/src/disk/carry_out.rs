@@ -5,6 +5,7 @@
 use super::Buffer;
 use crate::engine::{Extent, FileOp, FileOpKind, Outcome};
 use crate::storage::Storage;
+use crate::zeros::data_runs;
 
 /// Carry out one operation with blocking calls.
 pub(super) fn execute(
@@ -59,11 +60,9 @@ fn copy(storage: &mut dyn Storage, from: u64, to: u64, len: u64) -> std::io::Res
             let now = PIECE.min((end - at) as usize);
             let piece = &mut piece[..now];
             storage.read_at(at, piece)?;
-            for (place, run) in (at..).step_by(RUN).zip(piece.chunks(RUN)) {
-                if run.iter().any(|byte| *byte != 0) {
-                    storage.write_at(to + (place - from), run)?;
-                    written = true;
-                }
+            for run in data_runs(piece, RUN) {
+                storage.write_at(to + (at - from) + run.start as u64, &piece[run])?;
+                written = true;
             }
             at += now as u64;
         }

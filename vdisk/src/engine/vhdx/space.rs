@@ -226,7 +226,6 @@ impl Space {
     fn take(&mut self, len: u64, fresh: bool) -> Option<u64> {
         if len == self.block_size
             && !fresh
-            && self.taken.blocks != Blocks::Surveyed
             && let Some(at) = self.clean.pop_first()
         {
             return Some(at);
