@@ -4,6 +4,7 @@
 
 mod chain;
 mod compact;
+mod metadata;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -13,6 +14,9 @@ use serde::Serialize;
 
 pub(crate) use self::chain::{ChainArgs, CommitArgs, RebaseArgs, SnapshotArgs};
 pub(crate) use self::compact::CompactArgs;
+pub(crate) use self::metadata::{
+    MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
+};
 use crate::failure::Exit;
 
 /// Disks that move while they are in use.
@@ -97,6 +101,13 @@ pub(crate) enum Verb {
     Rebase(RebaseArgs),
     /// Say what a disk is
     Info(InfoArgs),
+    /// List, read, set and remove the metadata items of a disk
+    #[command(
+        subcommand,
+        after_help = "Example:
+  diskferry metadata list disk.vhdx"
+    )]
+    Metadata(MetadataVerb),
     /// Check a disk against the rules of its format
     Check(CheckArgs),
     /// List which parts of a disk are allocated

@@ -3,6 +3,7 @@
 //! Everything that can be refused without touching a disk is refused here.
 
 mod chain;
+mod metadata;
 mod new_size;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use vdisk::disk::ImageFormat;
 use self::chain::only_vhdx;
 pub(crate) use self::chain::search;
 pub(crate) use self::chain::{Commit, Rebase, Snapshot};
+pub(crate) use self::metadata::{ItemName, SetItem, Source, only_images};
 use crate::args::{
     BenchArgs, ConvertArgs, CreateArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs,
     ServeArgs,

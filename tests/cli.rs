@@ -7,6 +7,7 @@ mod cli {
     mod create;
     mod disk;
     mod load;
+    mod metadata;
     mod resize;
     mod run;
     mod serve;

@@ -69,7 +69,13 @@ pub(super) fn explain(error: vdisk::Error, disk: &Path) -> Failure {
     error.into()
 }
 
-fn refuse_others(child: &Path, parent: &Path, version: vdisk::format::Guid) -> Result<()> {
+/// Refuses a change of `parent` if others than `child` that are built on its `version` lie in the
+/// folders of the two.
+pub(super) fn refuse_others(
+    child: &Path,
+    parent: &Path,
+    version: vdisk::format::Guid,
+) -> Result<()> {
     let mut others: Vec<PathBuf> = Vec::new();
     for disk in [child, parent] {
         let folder = disk.canonicalize().ok();

@@ -12,6 +12,7 @@ mod info;
 mod load;
 mod man;
 mod map;
+mod metadata;
 mod mirror;
 mod rebase;
 mod receive;
@@ -32,6 +33,7 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Commit(args) => commit::run(args, report, typed.global.progress),
         Verb::Rebase(args) => rebase::run(args, report, typed.global.progress),
         Verb::Info(args) => info::run(args, report),
+        Verb::Metadata(verb) => metadata::run(verb, report),
         Verb::Check(args) => check::run(args, report),
         Verb::Map(args) => map::run(args, report),
         Verb::Convert(args) => convert::run(args, report, typed.global.progress),

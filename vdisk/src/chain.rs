@@ -256,8 +256,7 @@ pub(crate) fn locator_of(storage: &mut FileStorage) -> Result<ParentLocator> {
 
 /// Create a differencing disk at `path`, which must not exist, over the disk at `parent`, durably.
 ///
-/// Size, sectors and identity are the parent's, whatever `options` say; a size given there that is
-/// another one is refused. The parent must not be written from then on, or the child is lost.
+/// Size, sectors, identity and the metadata items of the disk are the parent's, whatever `options` say. The parent must not be written from then on, or the child is lost.
 pub fn create_child(path: &Path, parent: &Path, options: CreateOptions<'_>) -> Result<()> {
     let read = OpenOptions {
         read_only: true,
@@ -266,6 +265,7 @@ pub fn create_child(path: &Path, parent: &Path, options: CreateOptions<'_>) -> R
     };
     let mut storage = FileStorage::open(parent, false)?;
     let info = crate::info::info(&mut storage).map_err(|error| error.in_file(parent))?;
+    let items = crate::metadata::of_disk(&mut storage).map_err(|error| error.in_file(parent))?;
     let (mut layer, lineage) = open_one(storage, &read)?;
     // Else a power cut could bring back an older content of the parent under the same version.
     layer
@@ -279,6 +279,7 @@ pub fn create_child(path: &Path, parent: &Path, options: CreateOptions<'_>) -> R
         logical_sector: info.logical_sector,
         physical_sector: info.physical_sector,
         disk_id: Some(info.ids.disk),
+        items: crate::metadata::beyond_the_known(items),
         parent: Some(ParentLocator::new(lineage.data_write, &relative)),
         ..options
     };

@@ -13,13 +13,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{ENTRY_BYTES, MAX_BLOCK_SIZE, MIN_BLOCK_SIZE};
 use crate::format::header::{Header, Slot, VERSION};
 use crate::format::identifier::Identifier;
-use crate::format::metadata::Metadata;
+use crate::format::metadata::{Metadata, NewItem};
 use crate::format::region::{self, RegionTable};
 use crate::format::{BatEntry, Geometry, Guid, ParentLocator, Region};
 use crate::storage::Storage;
 use crate::units::{BatIndex, BlockIndex, FileOffset, MAX_VIRTUAL_SIZE, MIB};
 
-const METADATA_LEN: u64 = MIB;
 const MIN_LOG: u64 = 4 * MIB;
 const MAX_LOG: u64 = 64 * MIB;
 /// A table is written in pieces of this size.
@@ -45,6 +44,8 @@ pub struct CreateOptions<'a> {
     pub parent: Option<ParentLocator>,
     /// The disk's identity; `None` for a random one.
     pub disk_id: Option<Guid>,
+    /// Metadata items beyond those that every image has: those of the parent's disk, in a child.
+    pub items: Vec<NewItem>,
     /// Who makes the file, for people to read.
     pub creator: String,
     /// Random bits for GUIDs.
@@ -65,6 +66,7 @@ impl<'a> CreateOptions<'a> {
             mark: None,
             parent: None,
             disk_id: None,
+            items: Vec::new(),
             creator: concat!("Diskferry ", env!("CARGO_PKG_VERSION")).to_owned(),
             random,
         }
@@ -103,13 +105,14 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(geometry: &Geometry, log_len: u64, fixed: bool) -> Self {
+    /// The log has `log_len` bytes, the items of the metadata end within `metadata_len`.
+    fn new(geometry: &Geometry, log_len: u64, metadata_len: u64, fixed: bool) -> Self {
         let region = |at: u64, len: u64| Region {
             at: FileOffset(at),
             len,
         };
         let log = region(MIB, log_len);
-        let metadata = region(log.end(), METADATA_LEN);
+        let metadata = region(log.end(), metadata_len.next_multiple_of(MIB));
         let bat_len = geometry.bat_len().next_multiple_of(MIB);
         let bat = region(metadata.end(), bat_len);
         let blocks = bat.end();
@@ -149,29 +152,7 @@ pub fn create(storage: &mut dyn Storage, options: CreateOptions<'_>) -> Result<(
         None => default_log_len(&geometry),
         Some(len) => checked_log_len(len)?,
     };
-    let layout = Layout::new(&geometry, log_len, options.fixed);
-    let failed = |source| Error::io("cannot write the new image", source);
-    let len = storage.len().map_err(failed)?;
-    if len != 0 {
-        return Err(Error::invalid(format!(
-            "a new image is made in an empty file, this one has {len} bytes"
-        )));
-    }
-    storage.set_len(layout.file_len).map_err(|source| {
-        let what = format!(
-            "the host's file system cannot hold a file of {} bytes, which this image needs",
-            layout.file_len
-        );
-        match source.kind() {
-            std::io::ErrorKind::FileTooLarge | std::io::ErrorKind::InvalidInput => {
-                Error::new(ErrorKind::NoSpace, what)
-            }
-            _ => Error::io(what, source),
-        }
-    })?;
-    if options.fixed {
-        write_full_table(storage, &geometry, &layout).map_err(failed)?;
-    }
+    let fixed = options.fixed;
     let random = options.random;
     let metadata = Metadata {
         block_size: geometry.block_size(),
@@ -181,11 +162,18 @@ pub fn create(storage: &mut dyn Storage, options: CreateOptions<'_>) -> Result<(
         disk_id: options
             .disk_id
             .unwrap_or_else(|| Guid::from_random(random())),
-        leave_allocated: options.fixed,
+        leave_allocated: fixed,
         parent: options.parent,
         mark: options.mark,
         items: Vec::new(),
     };
+    let metadata = metadata.encode_new(&options.items);
+    let layout = Layout::new(&geometry, log_len, metadata.len() as u64, fixed);
+    lengthen(storage, layout.file_len)?;
+    let failed = |source| Error::io("cannot write the new image", source);
+    if fixed {
+        write_full_table(storage, &geometry, &layout).map_err(failed)?;
+    }
     let header = Header {
         sequence: 1,
         file_write: Guid::from_random(random()),
@@ -205,16 +193,39 @@ pub fn create(storage: &mut dyn Storage, options: CreateOptions<'_>) -> Result<(
         .map_err(failed)
 }
 
+/// Gives an empty file the length of the image.
+fn lengthen(storage: &mut dyn Storage, file_len: u64) -> Result<()> {
+    let len = storage
+        .len()
+        .map_err(|source| Error::io("cannot write the new image", source))?;
+    if len != 0 {
+        return Err(Error::invalid(format!(
+            "a new image is made in an empty file, this one has {len} bytes"
+        )));
+    }
+    storage.set_len(file_len).map_err(|source| {
+        let what = format!(
+            "the host's file system cannot hold a file of {file_len} bytes, which this image needs"
+        );
+        match source.kind() {
+            std::io::ErrorKind::FileTooLarge | std::io::ErrorKind::InvalidInput => {
+                Error::new(ErrorKind::NoSpace, what)
+            }
+            _ => Error::io(what, source),
+        }
+    })
+}
+
 /// Everything but the identifier, and a flush.
 fn write_structures(
     storage: &mut dyn Storage,
     layout: &Layout,
-    (metadata, header): (&Metadata, Header),
+    (metadata, header): (&[u8], Header),
 ) -> std::io::Result<()> {
     // Space for the identifier: writing it then changes no metadata of the host's file system, and
     // the flush after it needs no second commit of its journal.
     storage.write_at(0, &[0; 4096])?;
-    storage.write_at(layout.metadata.at.0, &metadata.encode_new())?;
+    storage.write_at(layout.metadata.at.0, metadata)?;
     let table = RegionTable::new(layout.bat, layout.metadata).encode();
     storage.write_at(region::COPY_ONE.0, &table)?;
     storage.write_at(region::COPY_TWO.0, &table)?;

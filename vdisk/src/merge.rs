@@ -6,7 +6,7 @@
 //! ```text
 //!   child:  a second accepted version of the parent, fresh and not the parent's yet   (its log)
 //!   parent: a session under that version; what the child holds of its own is written  (its log)
-//!   parent: closed cleanly
+//!   parent: closed cleanly; what the child says of the disk takes the place of what it says   (its log)
 //!   child:  the parent's version is the only one that is accepted                     (its log)
 //! ```
 //!
@@ -27,6 +27,7 @@ use crate::engine::Extent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Guid, ParentLocator};
 use crate::info::info;
+use crate::metadata::{of_disk, replace_of_disk};
 use crate::open::set_locator;
 use crate::storage::FileStorage;
 
@@ -122,6 +123,14 @@ pub fn commit(
     let child = Disk::new(Box::new(storage), engine).alone();
     let (written, zeroed) = copy(child, parent, progress)?;
     let mut storage = FileStorage::open(path, true)?;
+    let items = of_disk(&mut storage).map_err(in_child)?;
+    replace_of_disk(
+        &mut FileStorage::open(&parent_path, true)?,
+        &items,
+        (&[version, announced], announced),
+        &mut random_bits,
+    )
+    .map_err(|error| error.in_file(&parent_path))?;
     let told = info(&mut FileStorage::open(&parent_path, false)?)
         .map_err(|error| error.in_file(&parent_path))?;
     locator.set_linkage(told.ids.data_write);

@@ -11,6 +11,10 @@ use super::bat::Geometry;
 use super::field::{array, guid_at, put, u16_at, u32_at, u64_at};
 use super::{Guid, PAGE, PAGE_BYTES, ParentLocator};
 
+mod edit;
+
+pub use edit::{Edited, LONGEST_REGION, MOST_USER_BYTES, NewItem, edit};
+
 /// Bytes of the table at the start of the region.
 pub const TABLE_BYTES: usize = 64 << 10;
 
@@ -170,9 +174,10 @@ impl Metadata {
             .ok_or_else(|| Error::corrupt("the metadata has no item \"virtual disk size\""))
     }
 
-    /// The first 128 KiB of the region of a new image, table and items; the rest is zero.
+    /// The region of a new image as far as it is not zero, table and items; `extra` are items beyond
+    /// those that this says.
     #[must_use]
-    pub fn encode_new(&self) -> Vec<u8> {
+    pub fn encode_new(&self, extra: &[NewItem]) -> Vec<u8> {
         let mut flags = 0;
         if self.leave_allocated {
             flags |= LEAVE_ALLOCATED;
@@ -196,7 +201,8 @@ impl Metadata {
         if let Some(locator) = &locator {
             items.push((PARENT_LOCATOR, IS_REQUIRED, locator));
         }
-        let mut region = vec![0; 2 * TABLE_BYTES];
+        let more: usize = extra.iter().map(|item| item.content.len()).sum();
+        let mut region = vec![0; 2 * TABLE_BYTES + more];
         put(&mut region, 0, &SIGNATURE);
         let mut start = TABLE_BYTES;
         let mut entry_at = ENTRIES_AT;
@@ -212,7 +218,17 @@ impl Metadata {
             entry_at += ENTRY_BYTES;
             start += content.len();
         }
-        let mut count = items.len() as u16;
+        for item in extra {
+            put(
+                &mut region,
+                entry_at,
+                &encode_entry(&item.entry(start as u64)),
+            );
+            put(&mut region, start, &item.content);
+            entry_at += ENTRY_BYTES;
+            start += item.content.len();
+        }
+        let mut count = (items.len() + extra.len()) as u16;
         if let Some(mark) = self.mark {
             put(&mut region, entry_at, &encode_entry(&mark_item(mark)));
             count += 1;
@@ -289,7 +305,9 @@ fn fetch_locator(
     })
 }
 
-fn name(id: Guid) -> &'static str {
+/// What an item of the format is called; empty for one that is not known.
+#[must_use]
+pub fn name(id: Guid) -> &'static str {
     match id {
         FILE_PARAMETERS => "file parameters",
         VIRTUAL_DISK_SIZE => "virtual disk size",

@@ -114,6 +114,19 @@ impl RegionTable {
         self.metadata
     }
 
+    /// The same table with the metadata elsewhere.
+    #[must_use]
+    pub fn with_metadata(&self, metadata: Region) -> Self {
+        let mut table = self.clone();
+        table.metadata = metadata;
+        for entry in &mut table.entries {
+            if entry.id == METADATA_REGION {
+                entry.place = metadata;
+            }
+        }
+        table
+    }
+
     /// One copy as it is written.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {

@@ -34,44 +34,97 @@ pub(super) fn mend_region_tables(
 /// before the header names its log, and named before the pages change.
 pub(super) fn change_pages(
     storage: &mut dyn Storage,
-    (header, slot): (Header, Slot),
+    current: (Header, Slot),
     pages: &[(FileOffset, Bytes)],
     random: &mut dyn FnMut() -> u128,
 ) -> Result<(Header, Slot)> {
-    let failed = |source| Error::io("cannot change the image's structures", source);
-    if entry_len(pages.len()) as u64 + PAGE_BYTES > u64::from(header.log_len) {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("the log of {} bytes is too short for that", header.log_len),
-        ));
-    }
-    let renewed = Header {
-        file_write: Guid::from_random(random()),
-        ..header
-    };
-    let (header, slot) = header_update(storage, slot, renewed)?;
-    let whole_mib = storage.len().map_err(failed)? / MIB * MIB;
-    let log_guid = Guid::from_random(random());
-    let entry = encode_entry(&EntryPlan {
-        log_guid,
-        sequence: 1,
-        tail: 0,
-        flushed_file_offset: whole_mib,
-        last_file_offset: whole_mib,
+    let change = Change {
         pages,
-    });
-    storage
-        .write_at(header.log_at.0, &entry)
-        .and_then(|()| storage.flush())
-        .map_err(failed)?;
-    let (header, slot) = header_update(storage, slot, Header { log_guid, ..header })?;
-    for (at, page) in pages {
-        storage.write_at(at.0, page).map_err(failed)?;
-    }
-    storage.flush().map_err(failed)?;
-    let emptied = Header {
-        log_guid: Guid::ZERO,
-        ..header
+        ..Change::default()
     };
-    header_update(storage, slot, emptied)
+    change.make(storage, current, random)
+}
+
+/// A change of an image whose log is empty, in one step.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Change<'a> {
+    /// Pages of structures that get this content through the log, all or none.
+    pub(crate) pages: &'a [(FileOffset, Bytes)],
+    /// What the pages name then and nothing names yet: written before them, and durable.
+    pub(crate) beside: &'a [(FileOffset, Bytes)],
+    /// The length of the file for it, at least what it is; 0 leaves it.
+    pub(crate) file_len: u64,
+    /// The version that the disk's data has with the new pages, if they change what a guest can see.
+    pub(crate) data_write: Option<Guid>,
+}
+
+impl Change<'_> {
+    /// Makes it. A crash anywhere leaves the image as it was, perhaps with content that nothing
+    /// names, or as it shall be.
+    ///
+    /// The new version comes with the header that names the log, so it is there if and only if the
+    /// pages are.
+    pub(crate) fn make(
+        &self,
+        storage: &mut dyn Storage,
+        (header, slot): (Header, Slot),
+        random: &mut dyn FnMut() -> u128,
+    ) -> Result<(Header, Slot)> {
+        let failed = |source| Error::io("cannot change the image's structures", source);
+        if entry_len(self.pages.len()) as u64 + PAGE_BYTES > u64::from(header.log_len) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("the log of {} bytes is too short for that", header.log_len),
+            ));
+        }
+        let renewed = Header {
+            file_write: Guid::from_random(random()),
+            ..header
+        };
+        let (header, slot) = header_update(storage, slot, renewed)?;
+        self.write_beside(storage).map_err(failed)?;
+        let whole_mib = storage.len().map_err(failed)? / MIB * MIB;
+        let log_guid = Guid::from_random(random());
+        let entry = encode_entry(&EntryPlan {
+            log_guid,
+            sequence: 1,
+            tail: 0,
+            flushed_file_offset: whole_mib,
+            last_file_offset: whole_mib,
+            pages: self.pages,
+        });
+        storage
+            .write_at(header.log_at.0, &entry)
+            .and_then(|()| storage.flush())
+            .map_err(failed)?;
+        let named = Header {
+            log_guid,
+            data_write: self.data_write.unwrap_or(header.data_write),
+            ..header
+        };
+        let (header, slot) = header_update(storage, slot, named)?;
+        for (at, page) in self.pages {
+            storage.write_at(at.0, page).map_err(failed)?;
+        }
+        storage.flush().map_err(failed)?;
+        let emptied = Header {
+            log_guid: Guid::ZERO,
+            ..header
+        };
+        header_update(storage, slot, emptied)
+    }
+
+    fn write_beside(&self, storage: &mut dyn Storage) -> std::io::Result<()> {
+        let longer = storage.len()? < self.file_len;
+        if longer {
+            storage.set_len(self.file_len)?;
+        }
+        for (at, bytes) in self.beside {
+            storage.write_at(at.0, bytes)?;
+        }
+        if longer || !self.beside.is_empty() {
+            storage.flush()?;
+        }
+        Ok(())
+    }
 }

@@ -33,6 +33,7 @@ use crate::storage::Storage;
 use crate::units::{BlockIndex, MIB};
 
 use bat_scan::BatScan;
+pub(crate) use mend::Change;
 use mend::mend_region_tables;
 pub use relink::set_locator;
 pub(crate) use replay::LiveLog;

@@ -28,7 +28,7 @@ fn read(region: &[u8]) -> Result<Metadata> {
 }
 
 fn mutated(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut region = metadata().encode_new();
+    let mut region = metadata().encode_new(&[]);
     change(&mut region);
     region
 }
@@ -56,7 +56,7 @@ fn what_is_encoded_is_decoded() {
             mark,
             ..metadata()
         };
-        let mut found = read(&written.encode_new()).unwrap();
+        let mut found = read(&written.encode_new(&[])).unwrap();
         assert_eq!(found.items.len(), 5 + usize::from(mark.is_some()));
         found.items.clear();
         assert_eq!(found, written);
@@ -192,13 +192,13 @@ fn a_parent_without_a_locator_is_refused() {
 
 #[test]
 fn a_mark_is_put_in_replaced_and_taken_out_without_a_trace() {
-    let plain = metadata().encode_new();
+    let plain = metadata().encode_new(&[]);
     let marked = set_mark(&plain, Some(Mark::Incomplete)).unwrap();
     let with_mark = Metadata {
         mark: Some(Mark::Incomplete),
         ..metadata()
     };
-    assert_eq!(marked[..], with_mark.encode_new()[..PAGE]);
+    assert_eq!(marked[..], with_mark.encode_new(&[])[..PAGE]);
     let other = set_mark(&marked, Some(Mark::HandedOver)).unwrap();
     let mut region = plain.clone();
     put(&mut region, 0, &other);
@@ -209,7 +209,7 @@ fn a_mark_is_put_in_replaced_and_taken_out_without_a_trace() {
 
 #[test]
 fn a_full_table_takes_no_mark() {
-    let mut page = metadata().encode_new();
+    let mut page = metadata().encode_new(&[]);
     put(&mut page, COUNT_AT, &127_u16.to_le_bytes());
     assert!(set_mark(&page, None).is_ok());
     assert_eq!(
