@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
-pub(crate) use self::chain::{ChainArgs, CommitArgs, RebaseArgs, SnapshotArgs};
+pub(crate) use self::chain::{ChainArgs, CommitArgs, FlattenArgs, RebaseArgs, SnapshotArgs};
 pub(crate) use self::compact::CompactArgs;
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
@@ -99,6 +99,8 @@ pub(crate) enum Verb {
     Commit(CommitArgs),
     /// Put a disk on another parent
     Rebase(RebaseArgs),
+    /// Make a disk one of its own, built on no other
+    Flatten(FlattenArgs),
     /// Say what a disk is
     Info(InfoArgs),
     /// List, read, set and remove the metadata items of a disk

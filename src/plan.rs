@@ -16,7 +16,7 @@ use vdisk::disk::ImageFormat;
 
 use self::chain::only_vhdx;
 pub(crate) use self::chain::search;
-pub(crate) use self::chain::{Commit, Rebase, Snapshot};
+pub(crate) use self::chain::{Commit, Flatten, Rebase, Snapshot};
 pub(crate) use self::metadata::{ItemName, SetItem, Source, only_images};
 use crate::args::{
     BenchArgs, ConvertArgs, CreateArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs,

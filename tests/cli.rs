@@ -6,6 +6,7 @@ mod cli {
     mod convert;
     mod create;
     mod disk;
+    mod flatten;
     mod load;
     mod metadata;
     mod resize;

@@ -61,6 +61,22 @@ pub(crate) struct RebaseArgs {
     pub(crate) chain: ChainArgs,
 }
 
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry flatten monday.vhdx
+  diskferry flatten monday.vhdx --parent-dir /srv/disks
+
+The disk reads as before, from its own file alone: what it read from the disks it is built on is copied
+into it. They are not changed and may be deleted afterwards if no other disk is built on them. Disks that are
+built on this one stay as they are. The disk must not be in use. If it is interrupted the disk reads as
+before, and the same command goes on. To make a new file instead, use `diskferry convert`.")]
+pub(crate) struct FlattenArgs {
+    /// The disk
+    pub(crate) disk: PathBuf,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
+}
+
 /// Where the disks may be that a disk is built on.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct ChainArgs {

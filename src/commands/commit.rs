@@ -101,7 +101,7 @@ pub(super) fn refuse_others(
 }
 
 /// Gives its owner the permission to write; whether nobody had it.
-fn unprotect(path: &Path) -> Result<bool> {
+pub(super) fn unprotect(path: &Path) -> Result<bool> {
     let failed = |e| Failure::io(format!("{}: cannot be made writable", path.display()), &e);
     let mut permissions = fs::metadata(path).map_err(failed)?.permissions();
     if !permissions.readonly() {

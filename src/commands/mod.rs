@@ -7,6 +7,7 @@ mod compact;
 mod completions;
 mod convert;
 mod create;
+mod flatten;
 pub(crate) mod image;
 mod info;
 mod load;
@@ -32,6 +33,7 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Snapshot(args) => snapshot::run(args, report),
         Verb::Commit(args) => commit::run(args, report, typed.global.progress),
         Verb::Rebase(args) => rebase::run(args, report, typed.global.progress),
+        Verb::Flatten(args) => flatten::run(args, report, typed.global.progress),
         Verb::Info(args) => info::run(args, report),
         Verb::Metadata(verb) => metadata::run(verb, report),
         Verb::Check(args) => check::run(args, report),

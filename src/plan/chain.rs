@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use vdisk::chain::ParentSearch;
 
 use super::{block_size, format_of};
-use crate::args::{ChainArgs, CommitArgs, FormatName, RebaseArgs, SnapshotArgs};
+use crate::args::{ChainArgs, CommitArgs, FlattenArgs, FormatName, RebaseArgs, SnapshotArgs};
 use crate::failure::{Failure, Result};
 
 /// What `snapshot` means.
@@ -32,6 +32,23 @@ pub(crate) struct Rebase {
     pub(crate) disk: PathBuf,
     pub(crate) onto: PathBuf,
     pub(crate) search: ParentSearch,
+}
+
+/// What `flatten` means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Flatten {
+    pub(crate) disk: PathBuf,
+    pub(crate) search: ParentSearch,
+}
+
+impl Flatten {
+    pub(crate) fn new(args: &FlattenArgs) -> Result<Self> {
+        only_vhdx(&args.disk, format_of(&args.disk))?;
+        Ok(Self {
+            disk: args.disk.clone(),
+            search: search(&args.chain),
+        })
+    }
 }
 
 impl Rebase {

@@ -30,7 +30,7 @@ fn scribble(path: &Path, value: u8) {
 }
 
 /// A base and a child, and what the child reads as, in `child.img`.
-fn chain(here: &Path) {
+pub(super) fn chain(here: &Path) {
     scribble(&here.join("base.img"), 1);
     let words = ["convert", "base.img", "base.vhdx", "--block-size", "1M"];
     diskferry(here, &words).ok();
@@ -46,7 +46,7 @@ fn chain(here: &Path) {
     serving.end();
 }
 
-fn reads_as(here: &Path, disk: &str, raw: &str) {
+pub(super) fn reads_as(here: &Path, disk: &str, raw: &str) {
     let _ = fs::remove_file(here.join("read.img"));
     diskferry(here, &["convert", disk, "read.img"]).ok();
     let same = fs::read(here.join("read.img")).unwrap() == fs::read(here.join(raw)).unwrap();

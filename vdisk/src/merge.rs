@@ -14,8 +14,10 @@
 //! itself holds. Merging again takes the version that was announced and goes over everything once more.
 //! Driver: opens files and moves bytes; the engines decide where.
 
+mod flatten;
 mod rebase;
 
+pub use self::flatten::{Flattened, flatten};
 pub use self::rebase::rebase;
 
 use std::fs;

@@ -45,6 +45,27 @@ pub(super) fn change_pages(
     change.make(storage, current, random)
 }
 
+/// The whole pages of the file in which `bytes` lie at `at`, with them in their place.
+pub(super) fn pages_over(
+    storage: &mut dyn Storage,
+    at: u64,
+    bytes: &[u8],
+) -> Result<Vec<(FileOffset, Bytes)>> {
+    let first = at / PAGE_BYTES * PAGE_BYTES;
+    let within = (at - first) as usize;
+    let mut whole = vec![0; (within + bytes.len()).next_multiple_of(PAGE)];
+    storage
+        .read_at(first, &mut whole)
+        .map_err(|source| Error::io("cannot read the metadata", source).at(first))?;
+    if let Some(place) = whole.get_mut(within..within + bytes.len()) {
+        place.copy_from_slice(bytes);
+    }
+    let each = (first..).step_by(PAGE).zip(whole.chunks(PAGE));
+    Ok(each
+        .map(|(at, page)| (FileOffset(at), Bytes::copy_from_slice(page)))
+        .collect())
+}
+
 /// A change of an image whose log is empty, in one step.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Change<'a> {

@@ -10,6 +10,7 @@
 //! replays into the file. It must never write anything else.
 
 mod bat_scan;
+mod detach;
 mod mend;
 mod relink;
 mod replay;
@@ -33,6 +34,7 @@ use crate::storage::Storage;
 use crate::units::{BlockIndex, MIB};
 
 use bat_scan::BatScan;
+pub(crate) use detach::{PartialBlocks, detach};
 pub(crate) use mend::Change;
 use mend::mend_region_tables;
 pub use relink::set_locator;

@@ -1,14 +1,11 @@
 //! Giving a differencing disk another parent locator, while it is not in use.
 
-use bytes::Bytes;
-
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::format::ParentLocator;
 use crate::format::metadata::place_locator;
-use crate::format::{PAGE, PAGE_BYTES, ParentLocator};
 use crate::storage::Storage;
-use crate::units::FileOffset;
 
-use super::mend::change_pages;
+use super::mend::{change_pages, pages_over};
 use super::{Admit, LoadOptions, load};
 
 /// Makes `locator` what the image says of its parent, in one step: a crash leaves the old one or the
@@ -38,22 +35,7 @@ pub fn set_locator(
         .get(16..20)
         .and_then(|field| field.first_chunk::<4>())
         .map_or(0, |field| u64::from(u32::from_le_bytes(*field)));
-    let mut pages = Vec::new();
-    let mut change = |at: u64, bytes: &[u8]| -> Result<()> {
-        let first = at / PAGE_BYTES * PAGE_BYTES;
-        let within = (at - first) as usize;
-        let mut whole = vec![0; (within + bytes.len()).next_multiple_of(PAGE)];
-        storage
-            .read_at(first, &mut whole)
-            .map_err(|source| Error::io("cannot read the metadata", source).at(first))?;
-        if let Some(place) = whole.get_mut(within..within + bytes.len()) {
-            place.copy_from_slice(bytes);
-        }
-        let each = (first..).step_by(PAGE).zip(whole.chunks(PAGE));
-        pages.extend(each.map(|(at, page)| (FileOffset(at), Bytes::copy_from_slice(page))));
-        Ok(())
-    };
-    change(region.at.0 + offset, &content)?;
-    change(region.at.0 + entry_at as u64, &entry)?;
+    let mut pages = pages_over(storage, region.at.0 + offset, &content)?;
+    pages.extend(pages_over(storage, region.at.0 + entry_at as u64, &entry)?);
     change_pages(storage, (image.header, image.slot), &pages, random).map(drop)
 }

@@ -12,6 +12,7 @@ use crate::info::info;
 use crate::storage::{CrashStorage, MemoryStorage};
 use crate::units::{BlockIndex, FileOffset};
 
+mod detaching;
 mod parents;
 
 const GIB: u64 = 1 << 30;
