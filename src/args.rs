@@ -106,8 +106,11 @@ pub(crate) enum Verb {
     /// List, read, set and remove the metadata items of a disk
     #[command(
         subcommand,
-        after_help = "Example:
-  diskferry metadata list disk.vhdx"
+        after_help = "Examples:
+  diskferry metadata list disk.vhdx
+  diskferry metadata get disk.vhdx 6f1de1f2-5a3e-4c9b-8f0e-3d1d4ac12a01
+  diskferry metadata set disk.vhdx 6f1de1f2-5a3e-4c9b-8f0e-3d1d4ac12a01 --text mail
+  diskferry metadata remove disk.vhdx 6f1de1f2-5a3e-4c9b-8f0e-3d1d4ac12a01"
     )]
     Metadata(MetadataVerb),
     /// Check a disk against the rules of its format
@@ -145,6 +148,17 @@ pub(crate) enum Verb {
     Man(ManArgs),
 }
 
+/// How much of a new disk's space is taken at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PreallocationName {
+    /// None: holes until they are written
+    Off,
+    /// All of it is reserved, so that no write can meet a full host
+    Falloc,
+    /// All of it is written with zeros
+    Full,
+}
+
 /// The format of a disk's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum FormatName {
@@ -159,6 +173,7 @@ pub(crate) enum FormatName {
   diskferry create disk.vhdx 16T
   diskferry create disk.vhdx 64T --block-size 1M
   diskferry create disk.vhdx 100G --fixed
+  diskferry create disk.vhdx 100G --fixed --preallocation full
   diskferry create disk.img 100G              a sparse raw file, by its suffix
   diskferry create child.vhdx --parent base.vhdx
 
@@ -176,9 +191,12 @@ pub(crate) struct CreateArgs {
     /// Bytes per block of a VHDX: a power of two from 1M to 256M [default: by the size]
     #[arg(long, value_name = "SIZE")]
     pub(crate) block_size: Option<String>,
-    /// Take all the space at once
+    /// Give every block its place at once; the space is reserved, unless --preallocation says else
     #[arg(long)]
     pub(crate) fixed: bool,
+    /// How much of the space of a fixed or raw disk to take [default: falloc if --fixed, else off]
+    #[arg(long, value_name = "MODE", conflicts_with = "parent")]
+    pub(crate) preallocation: Option<PreallocationName>,
     /// Bytes per sector as the guest sees it: 512 or 4096
     #[arg(long, value_name = "BYTES", default_value = "512")]
     pub(crate) sector_size: String,

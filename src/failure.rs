@@ -141,7 +141,13 @@ impl From<vdisk::Error> for Failure {
                     "--parent-dir DIR allows a folder for parents, --parent DISK names the parent",
                 ),
             ),
-            ErrorKind::NoSpace => (Exit::Failed, Some("free space on the host's file system")),
+            ErrorKind::NoSpace => (
+                Exit::Failed,
+                Some(
+                    "free space on the host's file system, or use one that holds larger files; \
+                     quotas and `ulimit -f` are limits too",
+                ),
+            ),
             _ => (Exit::Failed, None),
         };
         let failure = Self::new(exit, error.to_string());

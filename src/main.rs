@@ -11,6 +11,7 @@ mod device;
 mod failure;
 mod interrupt;
 mod latency;
+mod limits;
 mod load;
 mod plan;
 mod progress;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let typed = CommandLine::parse();
     let report = Report::new(&typed.global);
     log_to_stderr(&typed.global);
+    limits::survive();
     match commands::run(&typed, report) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -3,6 +3,7 @@
 //! Everything that can be refused without touching a disk is refused here.
 
 mod chain;
+mod create;
 mod metadata;
 mod new_size;
 
@@ -14,13 +15,11 @@ use blockserver::nbd::uri::{Address, AddressError, Endpoint};
 use vdisk::chain::ParentSearch;
 use vdisk::disk::ImageFormat;
 
-use self::chain::only_vhdx;
-pub(crate) use self::chain::search;
-pub(crate) use self::chain::{Commit, Flatten, Rebase, Snapshot};
+pub(crate) use self::chain::{Commit, Flatten, Rebase, Snapshot, search};
+pub(crate) use self::create::{Content, Create, Preallocation};
 pub(crate) use self::metadata::{ItemName, SetItem, Source, only_images};
 use crate::args::{
-    BenchArgs, ConvertArgs, CreateArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs,
-    ServeArgs,
+    BenchArgs, ConvertArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs, ServeArgs,
 };
 use crate::failure::{Failure, Result};
 use crate::load::ledger::Area;
@@ -38,24 +37,6 @@ pub(crate) struct Shape {
     pub(crate) sector_size: u32,
     /// Whether all space is taken at once.
     pub(crate) fixed: bool,
-}
-
-/// What `create` means.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Create {
-    pub(crate) disk: PathBuf,
-    pub(crate) content: Content,
-    pub(crate) shape: Shape,
-    pub(crate) force: bool,
-}
-
-/// What a new disk holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Content {
-    /// So many bytes of nothing.
-    Empty(u64),
-    /// What the disk at this path holds.
-    Parent(PathBuf),
 }
 
 /// What `convert` means.
@@ -215,54 +196,6 @@ pub(crate) fn bytes(what: &str, text: &str) -> Result<u64> {
     size::parse(text).map_err(|why| {
         Failure::usage(format!("{what} `{text}`: {why}")).hint("sizes look like 16T, 64M or 500GB")
     })
-}
-
-impl Create {
-    pub(crate) fn new(args: &CreateArgs) -> Result<Self> {
-        let sector_size = match bytes("the sector size", &args.sector_size)? {
-            512 => 512,
-            4096 => 4096,
-            other => {
-                return Err(
-                    Failure::usage(format!("the sector size {other} is not possible"))
-                        .hint("choose 512 or 4096"),
-                );
-            }
-        };
-        let format = args.format.unwrap_or_else(|| format_of(&args.disk));
-        let content = match (&args.parent, &args.size) {
-            (Some(parent), _) => {
-                only_vhdx(&args.disk, format)?;
-                Content::Parent(parent.clone())
-            }
-            (None, size) => {
-                let size = size.as_deref().unwrap_or_default();
-                Content::Empty(size_of_disk(size, sector_size)?)
-            }
-        };
-        Ok(Self {
-            disk: args.disk.clone(),
-            content,
-            shape: Shape {
-                format,
-                block_size: block_size(args.block_size.as_deref(), format)?,
-                sector_size,
-                fixed: args.fixed,
-            },
-            force: args.force,
-        })
-    }
-}
-
-/// The size of a disk of whole sectors.
-fn size_of_disk(text: &str, sector_size: u32) -> Result<u64> {
-    let size = bytes("the size", text)?;
-    if size == 0 {
-        return Err(Failure::usage("a disk of no bytes is not possible")
-            .hint("sizes look like 16T, 64M or 500GB"));
-    }
-    multiple_of("the size", size, u64::from(sector_size))?;
-    Ok(size)
 }
 
 impl Convert {

@@ -7,6 +7,7 @@ mod cli {
     mod create;
     mod disk;
     mod flatten;
+    mod limits;
     mod load;
     mod metadata;
     mod resize;

@@ -15,6 +15,7 @@ mod serve {
     mod full;
     mod hostile;
     mod kill;
+    mod limits;
     mod many;
     mod random;
     mod refused;

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::image::{self, Known};
-use crate::args::CreateArgs;
+use super::space;
+use crate::args::{CreateArgs, ProgressMode};
 use crate::failure::Result;
 use crate::plan::{Content, Create};
 use crate::report::Report;
@@ -18,11 +19,19 @@ struct Created {
     size_on_disk: u64,
 }
 
-pub(crate) fn run(args: &CreateArgs, report: Report) -> Result<()> {
+pub(crate) fn run(args: &CreateArgs, report: Report, mode: ProgressMode) -> Result<()> {
     let plan = Create::new(args)?;
     let target = Target::new(&plan.disk, plan.force)?;
     match &plan.content {
-        Content::Empty(size) => image::make(target.partial(), &plan.shape, *size)?,
+        Content::Empty(size) => {
+            let mut storage = image::make_sparse(target.partial(), &plan.shape, *size)?;
+            let taken = space::Taken {
+                mode: plan.preallocation,
+                size: *size,
+                shape: &plan.shape,
+            };
+            taken.take(&mut storage, (report, mode))?;
+        }
         Content::Parent(parent) => {
             image::make_child(target.partial(), parent, plan.shape.block_size)?;
         }

@@ -71,8 +71,20 @@ pub(crate) fn make_child(path: &Path, parent: &Path, block_size: Option<u32>) ->
     })
 }
 
-/// Makes an empty image of `shape` with a disk of `size` bytes; the file must not exist.
+/// Makes an empty image of `shape` with a disk of `size` bytes, its space reserved if it is fixed and
+/// the host can do that; the file must not exist.
 pub(crate) fn make(path: &Path, shape: &Shape, size: u64) -> Result<()> {
+    let mut storage = make_sparse(path, shape, size)?;
+    if shape.fixed {
+        let failed = |e| vdisk::Error::io("cannot reserve the space", e).in_file(path);
+        let len = storage.len().map_err(failed)?;
+        storage.reserve(0, len).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The same, all of its space a hole.
+pub(crate) fn make_sparse(path: &Path, shape: &Shape, size: u64) -> Result<FileStorage> {
     let mut storage = FileStorage::create(path)?;
     match shape.format {
         FormatName::Raw => set_len(&mut storage, path, size)?,
@@ -84,15 +96,10 @@ pub(crate) fn make(path: &Path, shape: &Shape, size: u64) -> Result<()> {
                 fixed: shape.fixed,
                 ..CreateOptions::new(size, &mut random)
             };
-            vdisk::create::create(&mut storage, options)?;
+            vdisk::create::create(&mut storage, options).map_err(|e| e.in_file(path))?;
         }
     }
-    if shape.fixed {
-        let failed = |e| vdisk::Error::io("cannot reserve the space", e).in_file(path);
-        let len = storage.len().map_err(failed)?;
-        storage.reserve(0, len).map_err(failed)?;
-    }
-    Ok(())
+    Ok(storage)
 }
 
 fn set_len(storage: &mut FileStorage, path: &Path, size: u64) -> Result<()> {

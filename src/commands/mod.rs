@@ -21,6 +21,7 @@ mod remote;
 mod resize;
 mod serve;
 mod snapshot;
+mod space;
 
 use crate::args::{CommandLine, LoadVerb, Verb};
 use crate::failure::Result;
@@ -29,7 +30,7 @@ use crate::report::Report;
 /// Does what was typed.
 pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
     match &typed.verb {
-        Verb::Create(args) => create::run(args, report),
+        Verb::Create(args) => create::run(args, report, typed.global.progress),
         Verb::Snapshot(args) => snapshot::run(args, report),
         Verb::Commit(args) => commit::run(args, report, typed.global.progress),
         Verb::Rebase(args) => rebase::run(args, report, typed.global.progress),

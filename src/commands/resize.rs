@@ -60,10 +60,12 @@ fn in_file(path: &Path, new: NewSize, args: &ResizeArgs) -> Result<(u64, u64)> {
     let mut disk = image::open(path, args.format, false)?;
     let before = disk.size();
     let size = new.of(before)?;
-    disk.resize(size, args.discard_data)
-        .map_err(|error| advised(error.in_file(path).into(), (before, size), args))?;
+    let resized = disk.resize(size, args.discard_data);
     let now = disk.size();
-    disk.close()?;
+    // Also a disk that keeps its size is closed in order; why it does comes first.
+    let closed = disk.close();
+    resized.map_err(|error| advised(error.in_file(path).into(), (before, size), args))?;
+    closed?;
     Ok((before, now))
 }
 

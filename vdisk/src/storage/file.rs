@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 use super::Storage;
 use crate::error::{Error, ErrorKind, Result};
@@ -67,10 +68,15 @@ impl FileStorage {
             FlockOperation::NonBlockingLockShared
         };
         match rustix::fs::flock(&file, how) {
-            Ok(()) => Ok(Self {
-                file: Some(file),
-                path: path.to_owned(),
-            }),
+            Ok(()) => {
+                if writable {
+                    within_limit(&file).map_err(|error| error.in_file(path))?;
+                }
+                Ok(Self {
+                    file: Some(file),
+                    path: path.to_owned(),
+                })
+            }
             Err(Errno::WOULDBLOCK) => {
                 let what = "is in use by another process (advisory lock); stop that one first";
                 Err(Error::new(ErrorKind::Locked, what).in_file(path))
@@ -97,6 +103,27 @@ impl FileStorage {
         &self.path
     }
 
+    /// Bytes that its file system has left for anybody at all; what a user may take can be less.
+    pub fn room(&self) -> io::Result<u64> {
+        let found = rustix::fs::fstatvfs(self.file())?;
+        Ok(found.f_bfree.saturating_mul(found.f_frsize))
+    }
+
+    /// Reserve host space for its first `len` bytes, so that no write to them can find the host full.
+    ///
+    /// Unlike [`Storage::reserve`] this fails, with `Unsupported`, where the file system cannot.
+    pub fn reserve_or_fail(&self, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        Ok(rustix::fs::fallocate(
+            self.file(),
+            FallocateFlags::KEEP_SIZE,
+            0,
+            len,
+        )?)
+    }
+
     /// Make its name in its directory durable.
     pub fn sync_directory(&self) -> io::Result<()> {
         let directory = match self.path.parent() {
@@ -118,6 +145,22 @@ impl FileStorage {
         }
         Ok(())
     }
+}
+
+/// Refuses to write a file of which this process may not write all: its log or its table could lie
+/// where a write fails, with changes on their way.
+fn within_limit(file: &File) -> Result<()> {
+    let known = |error| Error::io("cannot be asked", error);
+    let found = file.metadata().map_err(known)?;
+    let limit = getrlimit(Resource::Fsize).current.unwrap_or(u64::MAX);
+    if !found.is_file() || found.len() <= limit {
+        return Ok(());
+    }
+    let what = format!(
+        "has {} bytes, and this process may write files up to {limit} only (ulimit -f)",
+        found.len()
+    );
+    Err(Error::new(ErrorKind::NoSpace, what))
 }
 
 /// Refuses to write what its permissions let nobody write, also to those whom permissions do not bind:
