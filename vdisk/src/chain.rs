@@ -20,7 +20,7 @@ use crate::disk::{
 };
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{Guid, ParentLocator};
+use crate::format::{Code, Guid, ParentLocator};
 use crate::storage::{FileStorage, Storage as _};
 
 /// More disks than this do not make a chain.
@@ -99,7 +99,8 @@ pub fn open_chain(path: &Path, options: &OpenOptions, search: &ParentSearch) -> 
         let child = chain.last().storage.path().to_owned();
         if seen.len() == MOST_LAYERS {
             let what = format!("is built on more than {} disks", MOST_LAYERS - 1);
-            return Err(Error::corrupt(what).in_file(path));
+            let error = Error::corrupt(what).coded(Code::ChainTooDeep);
+            return Err(error.in_file(path));
         }
         let storage = match given.take() {
             Some(parent) => FileStorage::open(&parent, false)?,
@@ -116,7 +117,7 @@ pub fn open_chain(path: &Path, options: &OpenOptions, search: &ParentSearch) -> 
         let this = identity(&layer)?;
         if seen.contains(&this) {
             let what = format!("{} is built on itself", parent.display());
-            return Err(Error::corrupt(what).in_file(&child));
+            return Err(Error::corrupt(what).coded(Code::ChainCycle).in_file(&child));
         }
         fits(&lineage, &locator, &next, &parent).map_err(|error| error.in_file(&child))?;
         seen.push(this);
@@ -155,7 +156,8 @@ fn fits(child: &Lineage, locator: &ParentLocator, parent: &Lineage, path: &Path)
              what this disk would read is not what was written",
             path.display(),
             parent.data_write
-        )));
+        ))
+        .coded(Code::ParentChanged));
     }
     if child.sector != parent.sector {
         return Err(Error::corrupt(format!(
@@ -163,7 +165,8 @@ fn fits(child: &Lineage, locator: &ParentLocator, parent: &Lineage, path: &Path)
             child.sector,
             path.display(),
             parent.sector
-        )));
+        ))
+        .coded(Code::ParentSectors));
     }
     Ok(())
 }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
+use crate::format::Code;
+
 /// What kind of failure it is; a caller decides by this and shows the rest to a person.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -33,6 +35,7 @@ pub enum ErrorKind {
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
+    code: Option<Code>,
     what: String,
     path: Option<PathBuf>,
     offset: Option<u64>,
@@ -48,6 +51,7 @@ impl Error {
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
         Self {
             kind,
+            code: None,
             what: what.into(),
             path: None,
             offset: None,
@@ -78,6 +82,7 @@ impl Error {
         };
         Self {
             kind,
+            code: None,
             what: what.into(),
             path: None,
             offset: None,
@@ -97,6 +102,19 @@ impl Error {
     pub fn in_file(mut self, path: &Path) -> Self {
         self.path = Some(path.to_owned());
         self
+    }
+
+    /// The same error, as this kind of finding, if it is not one already.
+    #[must_use]
+    pub fn coded(mut self, code: Code) -> Self {
+        self.code.get_or_insert(code);
+        self
+    }
+
+    /// What kind of finding it is to an examination of the image, where it is one.
+    #[must_use]
+    pub fn code(&self) -> Option<Code> {
+        self.code
     }
 
     /// What kind of failure it is.

@@ -4,7 +4,7 @@
 //!
 //! | floor | modules | may not |
 //! |---|---|---|
-//! | driver | [`storage`], [`disk`], [`chain`], [`merge`], [`metadata`] | hold policy |
+//! | driver | [`storage`], [`disk`], [`chain`], [`merge`], [`metadata`], [`repair`] | hold policy |
 //! | machine | [`engine`] | do I/O, read a clock, take randomness, block |
 //! | codec | [`mod@format`] | anything but bytes to checked types and back |
 //!
@@ -24,6 +24,7 @@ pub mod info;
 pub mod merge;
 pub mod metadata;
 pub mod open;
+pub mod repair;
 pub mod space;
 pub mod storage;
 pub mod tap;

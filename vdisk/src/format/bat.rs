@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::units::{BatIndex, BlockIndex, FileOffset, MAX_VIRTUAL_SIZE, MIB};
 
-use super::MAX_FILE_OFFSET;
+use super::{Code, MAX_FILE_OFFSET};
 
 /// Sectors that one bitmap block of 1 MiB describes.
 const SECTORS_PER_CHUNK: u64 = 1 << 23;
@@ -21,6 +21,9 @@ pub const MAX_BLOCK_SIZE: u32 = 256 << 20;
 
 /// Bytes of a BAT entry.
 pub const ENTRY_BYTES: u64 = 8;
+
+/// Bits of an entry between its state and its place.
+pub const RESERVED_BITS: u64 = 0xF_FFF8;
 
 /// Sizes of a disk and what follows from them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -264,24 +267,34 @@ impl BatEntry {
             state => {
                 return Err(Error::corrupt(format!(
                     "BAT entry {entry:#018x} has the reserved state {state}"
-                )));
+                ))
+                .coded(Code::EntryState));
             }
         };
-        if entry & 0xF_FFF8 != 0 {
-            return Err(Error::corrupt(format!(
-                "BAT entry {entry:#018x} has reserved bits set"
-            )));
-        }
         let offset = FileOffset(entry & !(MIB - 1));
+        if entry & RESERVED_BITS != 0 {
+            // Where the block owns space, its place may be as wrong as those bits are.
+            let code = match (Self { state, offset }).space() {
+                Some(_) => Code::EntryReserved,
+                None if state.is_present() => Code::EntryReserved,
+                None => Code::EntryIdleReserved,
+            };
+            return Err(
+                Error::corrupt(format!("BAT entry {entry:#018x} has reserved bits set"))
+                    .coded(code),
+            );
+        }
         if state.is_present() && offset.0 == 0 {
             return Err(Error::corrupt(format!(
                 "BAT entry {entry:#018x} says that the block is present, at no place"
-            )));
+            ))
+            .coded(Code::EntryNoPlace));
         }
         if state.is_present() && offset.0 > MAX_FILE_OFFSET {
             return Err(Error::corrupt(format!(
                 "BAT entry {entry:#018x} has a FileOffsetMB beyond 128 TiB"
-            )));
+            ))
+            .coded(Code::BlockBeyondEnd));
         }
         Ok(Self { state, offset })
     }

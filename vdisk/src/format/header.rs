@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::FileOffset;
 
 use super::field::{array, guid_at, put, u16_at, u32_at, u64_at};
-use super::{Guid, PAGE, checksum};
+use super::{Code, Guid, PAGE, checksum};
 
 const SIGNATURE: [u8; 4] = *b"head";
 const SIGNATURE_AT: usize = 0;
@@ -20,6 +20,8 @@ const LOG_VERSION_AT: usize = 64;
 const VERSION_AT: usize = 66;
 const LOG_LENGTH_AT: usize = 68;
 const LOG_OFFSET_AT: usize = 72;
+/// What follows is reserved.
+const RESERVED_AT: usize = 80;
 
 /// The only version of the format there is (the product calls it version 2).
 pub const VERSION: u16 = 1;
@@ -139,6 +141,7 @@ impl Header {
                 ErrorKind::Unsupported,
                 format!("header Version is {}, only 1 is known", self.version),
             )
+            .coded(Code::HeaderVersion)
             .at(slot.at().0));
         }
         if self.log_version != 0 && !self.log_guid.is_zero() {
@@ -149,10 +152,18 @@ impl Header {
                     self.log_version
                 ),
             )
+            .coded(Code::LogVersion)
             .at(slot.at().0));
         }
         Ok(())
     }
+}
+
+/// Whether reserved bytes of a header are set; readers ignore them.
+#[must_use]
+pub fn reserved_set(page: &[u8]) -> bool {
+    let reserved = page.get(RESERVED_AT..PAGE).unwrap_or_default();
+    reserved.iter().any(|byte| *byte != 0)
 }
 
 /// The current header and its place, of the pages at [`Slot::One`] and [`Slot::Two`].
@@ -170,6 +181,7 @@ pub fn choose_current(slot1: &[u8], slot2: &[u8]) -> Result<(Header, Slot)> {
                 "both headers have SequenceNumber {} and different content: neither is current",
                 one.sequence
             ))
+            .coded(Code::HeadersAmbiguous)
             .at(Slot::One.at().0));
         }
         (Ok(one), Err(_)) => (one, Slot::One),
@@ -178,6 +190,7 @@ pub fn choose_current(slot1: &[u8], slot2: &[u8]) -> Result<(Header, Slot)> {
             return Err(Error::corrupt(format!(
                 "no valid header: at 64 KiB, {one}; at 128 KiB, {two}"
             ))
+            .coded(Code::NoValidHeader)
             .at(Slot::One.at().0));
         }
     };

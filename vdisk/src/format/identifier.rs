@@ -3,8 +3,8 @@
 
 use crate::error::{Error, Result};
 
-use super::PAGE;
 use super::field::put;
+use super::{Code, PAGE};
 
 /// The first eight bytes of every image.
 pub const SIGNATURE: [u8; 8] = *b"vhdxfile";
@@ -38,6 +38,7 @@ impl Identifier {
             return Err(Error::corrupt(
                 "not a VHDX image: the file does not begin with \"vhdxfile\"",
             )
+            .coded(Code::NotVhdx)
             .at(0));
         }
         let end = page.len().min(CREATOR_AT + CREATOR_BYTES);

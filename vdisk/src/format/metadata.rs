@@ -9,7 +9,7 @@ use crate::units::{FileOffset, MIB};
 
 use super::bat::Geometry;
 use super::field::{array, guid_at, put, u16_at, u32_at, u64_at};
-use super::{Guid, PAGE, PAGE_BYTES, ParentLocator};
+use super::{Code, Guid, PAGE, PAGE_BYTES, ParentLocator};
 
 mod edit;
 
@@ -281,8 +281,10 @@ fn fetch(
     read: &mut dyn FnMut(u32, u32) -> Result<Vec<u8>>,
 ) -> Result<Vec<u8>> {
     let name = name(id);
-    let item = find(items, id)
-        .ok_or_else(|| Error::corrupt(format!("the metadata has no item \"{name}\"")))?;
+    let item = find(items, id).ok_or_else(|| {
+        let what = format!("the metadata has no item \"{name}\"");
+        Error::corrupt(what).coded(Code::MetadataMissing)
+    })?;
     if item.len != len {
         return Err(Error::corrupt(format!(
             "the metadata item \"{name}\" has {} bytes, not {len}",
@@ -296,12 +298,14 @@ fn fetch_locator(
     items: &[Item],
     read: &mut dyn FnMut(u32, u32) -> Result<Vec<u8>>,
 ) -> Result<ParentLocator> {
-    let item = find(items, PARENT_LOCATOR)
-        .ok_or_else(|| Error::corrupt("the image has a parent and no parent locator says where"))?;
+    let item = find(items, PARENT_LOCATOR).ok_or_else(|| {
+        let what = "the image has a parent and no parent locator says where";
+        Error::corrupt(what).coded(Code::MetadataMissing)
+    })?;
     let at = u64::from(item.offset);
     ParentLocator::decode(&read(item.offset, item.len)?).map_err(|error| {
         let within = error.offset().unwrap_or(0);
-        error.at(at + within)
+        error.coded(Code::LocatorInvalid).at(at + within)
     })
 }
 
@@ -323,6 +327,15 @@ pub fn name(id: Guid) -> &'static str {
 
 /// Reads the table of a region of `region_len` bytes. Offsets in errors count from the region.
 pub fn decode_table(table: &[u8], region_len: u64) -> Result<Vec<Item>> {
+    let (items, faults) = survey_table(table, region_len)?;
+    match faults.into_iter().next() {
+        Some(fault) => Err(fault),
+        None => Ok(items),
+    }
+}
+
+/// As [`decode_table`], but goes on after an item that breaks a rule: the others, and every fault.
+pub fn survey_table(table: &[u8], region_len: u64) -> Result<(Vec<Item>, Vec<Error>)> {
     let table = table
         .get(..TABLE_BYTES)
         .ok_or_else(|| Error::corrupt("the metadata table is cut short"))?;
@@ -331,21 +344,39 @@ pub fn decode_table(table: &[u8], region_len: u64) -> Result<Vec<Item>> {
         return Err(Error::new(
             ErrorKind::Unsupported,
             format!("the metadata region has {region_len} bytes; more than 128 MiB is not read"),
-        ));
+        )
+        .coded(Code::MetadataTable));
     }
-    let items: Vec<Item> = (ENTRIES_AT..)
-        .step_by(ENTRY_BYTES)
-        .take(usize::from(count))
-        .map(|at| decode_entry(table, at, region_len).map_err(|error| error.at(at as u64)))
-        .collect::<Result<_>>()?;
+    let (mut items, mut faults) = (Vec::new(), Vec::new());
+    for at in (ENTRIES_AT..).step_by(ENTRY_BYTES).take(count.into()) {
+        match decode_entry(table, at, region_len) {
+            Ok(item) => items.push(item),
+            Err(error) => faults.push(error.coded(Code::MetadataItem).at(at as u64)),
+        }
+    }
     let users = items.iter().filter(|item| item.is_user()).count();
     if users > MAX_USER_ENTRIES {
-        return Err(Error::corrupt(format!(
+        let what = format!(
             "the metadata table has {users} user items, at most {MAX_USER_ENTRIES} are allowed"
-        )));
+        );
+        faults.push(Error::corrupt(what).coded(Code::MetadataTable));
     }
-    disjoint(&items)?;
-    Ok(items)
+    clashes(&items, &mut faults);
+    Ok((items, faults))
+}
+
+/// Whether reserved bytes of the table are set; readers ignore them.
+#[must_use]
+pub fn reserved_set(table: &[u8]) -> bool {
+    let count = usize::from(u16_at(table, COUNT_AT).unwrap_or(0));
+    let set = |range| {
+        let bytes: &[u8] = table
+            .get::<std::ops::Range<usize>>(range)
+            .unwrap_or_default();
+        bytes.iter().any(|byte| *byte != 0)
+    };
+    let mut entries = (ENTRIES_AT..).step_by(ENTRY_BYTES).take(count);
+    set(8..COUNT_AT) || set(COUNT_AT + 2..ENTRIES_AT) || entries.any(|at| set(at + 28..at + 32))
 }
 
 fn entry_count(table: &[u8]) -> Result<u16> {
@@ -353,13 +384,15 @@ fn entry_count(table: &[u8]) -> Result<u16> {
     if signature != SIGNATURE {
         return Err(Error::corrupt(format!(
             "metadata table signature is {signature:02x?}, not \"metadata\""
-        )));
+        ))
+        .coded(Code::MetadataTable));
     }
     let count = u16_at(table, COUNT_AT)?;
     if count > MAX_ENTRIES {
         return Err(Error::corrupt(format!(
             "metadata table EntryCount is {count}, at most {MAX_ENTRIES} are allowed"
-        )));
+        ))
+        .coded(Code::MetadataTable));
     }
     Ok(count)
 }
@@ -417,19 +450,19 @@ fn refusal(item: &Item) -> Error {
         ErrorKind::Unsupported,
         format!("metadata item {id} is required and unknown: {why}"),
     )
+    .coded(Code::MetadataUnknown)
 }
 
-fn disjoint(items: &[Item]) -> Result<()> {
+/// Items that are named twice, and items that overlap; offsets are those in the region.
+fn clashes(items: &[Item], faults: &mut Vec<Error>) {
     let mut by_id: Vec<&Item> = items.iter().collect();
     by_id.sort_by_key(|item| (item.id, item.is_user()));
     for pair in by_id.windows(2) {
         if let [a, b] = pair
             && (a.id, a.is_user()) == (b.id, b.is_user())
         {
-            return Err(Error::corrupt(format!(
-                "the metadata table names item {} twice",
-                a.id
-            )));
+            let what = format!("the metadata table names item {} twice", a.id);
+            faults.push(Error::corrupt(what).coded(Code::MetadataTwice));
         }
     }
     let mut by_place: Vec<&Item> = items.iter().filter(|item| item.len != 0).collect();
@@ -438,13 +471,14 @@ fn disjoint(items: &[Item]) -> Result<()> {
         if let [a, b] = pair
             && a.end() > u64::from(b.offset)
         {
-            return Err(Error::corrupt(format!(
+            let what = format!(
                 "metadata items {} at {} and {} at {} overlap",
                 a.id, a.offset, b.id, b.offset
-            )));
+            );
+            let fault = Error::corrupt(what).coded(Code::MetadataOverlap);
+            faults.push(fault.at(b.offset.into()));
         }
     }
-    Ok(())
 }
 
 /// The first 4 KiB of the region with exactly the mark asked for.

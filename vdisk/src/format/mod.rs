@@ -16,6 +16,7 @@
 //! panic, allocate by what a file claims without a bound, or trust a length.
 
 pub mod bat;
+mod code;
 mod field;
 mod finding;
 mod guid;
@@ -27,6 +28,7 @@ pub mod metadata;
 pub mod region;
 
 pub use bat::{BatEntry, BlockState, Geometry};
+pub use code::{Code, Remedy};
 pub use finding::{Finding, Severity};
 pub use guid::Guid;
 pub use header::Header;

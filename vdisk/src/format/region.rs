@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::{FileOffset, MIB};
 
 use super::field::{array, guid_at, put, u32_at, u64_at};
-use super::{Finding, Guid, MAX_FILE_OFFSET, checksum};
+use super::{Code, Finding, Guid, MAX_FILE_OFFSET, checksum};
 
 /// Bytes of one copy.
 pub const TABLE_BYTES: usize = 64 << 10;
@@ -154,7 +154,8 @@ impl RegionTable {
 
     /// Reads the copy that lies at `at`.
     pub fn decode(table: &[u8], at: FileOffset) -> Result<Self> {
-        let entries = entries(intact(table, at)?, at)?;
+        let entries =
+            entries(intact(table, at)?, at).map_err(|error| error.coded(Code::RegionInvalid))?;
         disjoint(&entries, at)?;
         let find = |id: Guid, name: &str| {
             entries
@@ -162,7 +163,9 @@ impl RegionTable {
                 .find(|entry| entry.id == id)
                 .map(|entry| entry.place)
                 .ok_or_else(|| {
-                    Error::corrupt(format!("the region table names no {name} region")).at(at.0)
+                    Error::corrupt(format!("the region table names no {name} region"))
+                        .coded(Code::RegionMissing)
+                        .at(at.0)
                 })
         };
         let (bat, metadata) = (find(BAT_REGION, "BAT")?, find(METADATA_REGION, "metadata")?);
@@ -175,8 +178,9 @@ impl RegionTable {
 
     /// Reads both copies and takes the first one that is intact, with a warning where they differ.
     pub fn choose(copy1: &[u8], copy2: &[u8]) -> Result<(Self, Vec<Finding>)> {
-        let warn = |message: String, at: FileOffset| {
+        let warn = |code: Code, message: String, at: FileOffset| {
             Finding::warning(
+                code,
                 "region table",
                 message,
                 "the intact copy is used; other programs may refuse the image",
@@ -187,22 +191,50 @@ impl RegionTable {
             (Ok(one), Ok(two)) => {
                 let table = Self::decode(one, COPY_ONE)?;
                 let differ = one != two;
-                let warning = || warn("the two region tables differ".into(), COPY_TWO);
+                let code = Code::RegionCopiesDiffer;
+                let warning = || warn(code, "the two region tables differ".into(), COPY_TWO);
                 Ok((table, differ.then(warning).into_iter().collect()))
             }
             (Ok(one), Err(error)) => {
                 let table = Self::decode(one, COPY_ONE)?;
-                Ok((table, vec![warn(error.to_string(), COPY_TWO)]))
+                Ok((
+                    table,
+                    vec![warn(Code::RegionCopyDamaged, error.to_string(), COPY_TWO)],
+                ))
             }
             (Err(error), Ok(two)) => {
                 let table = Self::decode(two, COPY_TWO)?;
-                Ok((table, vec![warn(error.to_string(), COPY_ONE)]))
+                Ok((
+                    table,
+                    vec![warn(Code::RegionCopyDamaged, error.to_string(), COPY_ONE)],
+                ))
             }
             (Err(one), Err(two)) => Err(Error::corrupt(format!(
                 "both region tables are damaged: {one}; {two}"
-            ))),
+            ))
+            .coded(Code::RegionTablesDamaged)
+            .at(COPY_ONE.0)),
         }
     }
+}
+
+/// What of an intact table is off the specification and ignored by readers: whether the known
+/// regions lack the flag "required", and whether reserved bits or bytes are set.
+#[must_use]
+pub fn oddities(table: &[u8]) -> (bool, bool) {
+    let count = u32_at(table, COUNT_AT).unwrap_or(0).min(MAX_ENTRIES) as usize;
+    let flags = (ENTRIES_AT..).step_by(ENTRY_BYTES).take(count).map(|at| {
+        let known = guid_at(table, at).is_ok_and(|id| id == BAT_REGION || id == METADATA_REGION);
+        (known, u32_at(table, at + 28).unwrap_or(0))
+    });
+    let (mut not_required, mut reserved) = (false, u32_at(table, 12).is_ok_and(|word| word != 0));
+    for (known, flags) in flags {
+        not_required |= known && flags & 1 == 0;
+        reserved |= flags & !1 != 0;
+    }
+    let rest = table.get(ENTRIES_AT + count * ENTRY_BYTES..);
+    reserved |= rest.unwrap_or_default().iter().any(|byte| *byte != 0);
+    (not_required, reserved)
 }
 
 /// Signature and checksum.
@@ -267,7 +299,8 @@ fn entry(table: &[u8], start: usize) -> Result<RegionEntry> {
         return Err(Error::new(
             ErrorKind::Unsupported,
             format!("region {id} is required and unknown: a newer program made this image"),
-        ));
+        )
+        .coded(Code::RegionUnknown));
     }
     Ok(RegionEntry {
         id,
@@ -287,7 +320,9 @@ fn disjoint(entries: &[RegionEntry], at: FileOffset) -> Result<()> {
             && a.id == b.id
         {
             return Err(
-                Error::corrupt(format!("the region table names region {} twice", a.id)).at(at.0),
+                Error::corrupt(format!("the region table names region {} twice", a.id))
+                    .coded(Code::RegionTwice)
+                    .at(at.0),
             );
         }
     }
@@ -299,6 +334,7 @@ fn disjoint(entries: &[RegionEntry], at: FileOffset) -> Result<()> {
                 "regions {} at {} and {} at {} overlap",
                 a.id, a.place.at, b.id, b.place.at
             ))
+            .coded(Code::StructureOverlap)
             .at(at.0));
         }
     }

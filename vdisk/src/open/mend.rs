@@ -13,7 +13,7 @@ use crate::units::{FileOffset, MIB};
 use super::replay::header_update;
 
 /// Makes both copies of the region table `table`, the bytes of an intact one. The log is empty.
-pub(super) fn mend_region_tables(
+pub(crate) fn mend_region_tables(
     storage: &mut dyn Storage,
     current: (Header, Slot),
     table: &[u8],
@@ -32,7 +32,7 @@ pub(super) fn mend_region_tables(
 ///
 /// A crash anywhere leaves the old pages or a log that brings the new ones: the entry is durable
 /// before the header names its log, and named before the pages change.
-pub(super) fn change_pages(
+pub(crate) fn change_pages(
     storage: &mut dyn Storage,
     current: (Header, Slot),
     pages: &[(FileOffset, Bytes)],

@@ -28,17 +28,17 @@ use crate::format::header::{Header, Slot, choose_current};
 use crate::format::identifier::Identifier;
 use crate::format::metadata::{self, Metadata};
 use crate::format::region::{self, RegionTable};
-use crate::format::{BatEntry, Finding, Geometry, PAGE, Region, Severity};
+use crate::format::{BatEntry, Code, Finding, Geometry, PAGE, Region, Severity};
 use crate::space::SpaceMap;
 use crate::storage::Storage;
 use crate::units::{BlockIndex, MIB};
 
 use bat_scan::BatScan;
+pub(crate) use bat_scan::{each_entry, name};
 pub(crate) use detach::{PartialBlocks, detach};
-pub(crate) use mend::Change;
-use mend::mend_region_tables;
+pub(crate) use mend::{Change, change_pages, mend_region_tables};
 pub use relink::set_locator;
-pub(crate) use replay::LiveLog;
+pub(crate) use replay::{LiveLog, header_update};
 pub(crate) use view::View;
 
 /// More warnings than this are not kept.
@@ -163,6 +163,9 @@ impl BlockCounts {
 /// Takes what an examination finds; an error ends it.
 pub(crate) trait Judge {
     fn found(&mut self, finding: Finding) -> Result<()>;
+
+    /// A rule that is broken and does not keep what comes next from being read.
+    fn fault(&mut self, structure: &'static str, error: Error) -> Result<()>;
 }
 
 /// Refuses at the first error, keeps the warnings.
@@ -172,15 +175,20 @@ pub(crate) struct Strict {
 }
 
 impl Judge for Strict {
+    fn fault(&mut self, _structure: &'static str, error: Error) -> Result<()> {
+        Err(error)
+    }
+
     fn found(&mut self, finding: Finding) -> Result<()> {
         if finding.severity == Severity::Error {
             let error = Error::corrupt(format!("{}: {}", finding.structure, finding.message));
+            let error = error.coded(finding.code);
             return Err(match finding.offset {
                 Some(offset) => error.at(offset),
                 None => error,
             });
         }
-        if self.warnings.len() < MAX_WARNINGS {
+        if finding.severity > Severity::Info && self.warnings.len() < MAX_WARNINGS {
             self.warnings.push(finding);
         }
         Ok(())
@@ -207,7 +215,8 @@ impl Opening {
         if file_len < MIB {
             return Err(Error::corrupt(format!(
                 "the file is cut short: it has {file_len} bytes, a header section has 1 MiB"
-            )));
+            ))
+            .coded(Code::FileTooShort));
         }
         let mut headers = [vec![0; PAGE], vec![0; PAGE]];
         for (slot, header) in [Slot::One, Slot::Two].into_iter().zip(&mut headers) {
@@ -218,6 +227,7 @@ impl Opening {
         for (place, page) in [(Slot::One, one), (Slot::Two, two)] {
             if let Err(error) = Header::decode(page) {
                 let finding = Finding::warning(
+                    Code::HeaderDamaged,
                     "header",
                     error.to_string(),
                     "the other header is used; the next change of the image mends this one",
@@ -241,6 +251,7 @@ impl Opening {
         if header.log_len == 0 && header.log_guid.is_zero() {
             return judge.found(
                 Finding::warning(
+                    Code::LogAbsent,
                     "header",
                     "LogLength is 0: the image has no log",
                     "it can be read; it cannot be written safely",
@@ -270,7 +281,9 @@ impl Opening {
     }
 
     fn wrong(&self, what: String) -> Error {
-        Error::corrupt(what).at(self.slot.at().0)
+        Error::corrupt(what)
+            .coded(Code::LogPlace)
+            .at(self.slot.at().0)
     }
 }
 
@@ -289,7 +302,7 @@ pub(crate) struct Structures {
     /// Header section, log and regions claimed.
     pub(crate) used: SpaceMap,
     /// An intact region table, if the two copies are not both like it.
-    good_table: Option<Vec<u8>>,
+    pub(crate) good_table: Option<Vec<u8>>,
 }
 
 impl Structures {
@@ -307,11 +320,14 @@ impl Structures {
         for warning in warnings {
             judge.found(warning)?;
         }
-        let used = claim_structures(view.len, header, &regions)?;
+        let used = claim_structures(view.len, header, &regions, judge)?;
         let place = regions.metadata();
         let table = view.read(place.at.0, metadata::TABLE_BYTES, "metadata table")?;
-        let items =
-            metadata::decode_table(&table, place.len).map_err(|error| locate(error, place))?;
+        let (items, faults) =
+            metadata::survey_table(&table, place.len).map_err(|error| locate(error, place))?;
+        for fault in faults {
+            judge.fault("metadata", locate(fault, place))?;
+        }
         let metadata = Metadata::decode(items, &mut |offset, len| {
             view.read(place.at.0 + u64::from(offset), len as usize, "metadata")
         })
@@ -319,6 +335,7 @@ impl Structures {
         if metadata.has_stray_locator() {
             judge.found(
                 Finding::warning(
+                    Code::LocatorStray,
                     "metadata",
                     "there is a parent locator and the image has no parent",
                     "it is ignored",
@@ -334,6 +351,7 @@ impl Structures {
                 bat.len,
                 geometry.bat_len()
             ))
+            .coded(Code::BatTooSmall)
             .at(bat.at.0));
         }
         Ok(Self {
@@ -377,12 +395,13 @@ fn locate(error: Error, region: Region) -> Error {
         return error;
     }
     let within = error.offset().unwrap_or(0);
-    error.at(region.at.0.saturating_add(within))
+    error
+        .coded(Code::MetadataValue)
+        .at(region.at.0.saturating_add(within))
 }
 
-/// Claims the header section, the log and every region; all must lie inside the file.
-fn claim_structures(file_len: u64, header: &Header, regions: &RegionTable) -> Result<SpaceMap> {
-    let mut used = SpaceMap::new();
+/// The header section, the log and every region, each with its name.
+pub(crate) fn structures_of(header: &Header, regions: &RegionTable) -> Vec<(String, Region)> {
     let log = log_of(header);
     let header_section = Region {
         at: crate::units::FileOffset(0),
@@ -396,28 +415,41 @@ fn claim_structures(file_len: u64, header: &Header, regions: &RegionTable) -> Re
         };
         (name, entry.place)
     });
-    let structures = [("the header section".to_owned(), header_section)]
+    [("the header section".to_owned(), header_section)]
         .into_iter()
         .chain((log.len != 0).then(|| ("the log".to_owned(), log)))
-        .chain(known);
-    for (name, place) in structures {
+        .chain(known)
+        .collect()
+}
+
+/// Claims the header section, the log and every region; all must lie inside the file.
+fn claim_structures(
+    file_len: u64,
+    header: &Header,
+    regions: &RegionTable,
+    judge: &mut dyn Judge,
+) -> Result<SpaceMap> {
+    let mut used = SpaceMap::new();
+    let structures = structures_of(header, regions);
+    for (name, place) in &structures {
+        let (at, len) = (place.at, place.len);
         if place.end() > file_len {
-            return Err(Error::corrupt(format!(
-                "{name} at {} of {} bytes goes beyond the end of the file ({file_len} bytes)",
-                place.at, place.len
-            ))
-            .at(place.at.0));
+            let error = Error::corrupt(format!(
+                "{name} at {at} of {len} bytes goes beyond the end of the file ({file_len} bytes)"
+            ));
+            let error = error.coded(Code::StructureBeyondEnd).at(at.0);
+            judge.fault("file", error)?;
+        } else if let Err(taken) = used.claim(at.0 / MIB, len / MIB) {
+            let taken = taken * MIB;
+            let holds = |(_, other): &&(String, Region)| (other.at.0..other.end()).contains(&taken);
+            let other = structures.iter().find(holds);
+            let other = other.map_or("another structure", |(name, _)| name.as_str());
+            let error = Error::corrupt(format!(
+                "{name} at {at} of {len} bytes overlaps {other} at {taken:#x}"
+            ));
+            let error = error.coded(Code::StructureOverlap).at(at.0);
+            judge.fault("file", error)?;
         }
-        used.claim(place.at.0 / MIB, place.len / MIB)
-            .map_err(|taken| {
-                Error::corrupt(format!(
-                    "{name} at {} of {} bytes overlaps another structure at {:#x}",
-                    place.at,
-                    place.len,
-                    taken * MIB
-                ))
-                .at(place.at.0)
-            })?;
     }
     Ok(used)
 }

@@ -9,7 +9,7 @@ use crate::format::header::{Header, Slot};
 use crate::format::log::{
     Descriptor, Entry, GUID_AT, LogPlace, SIGNATURE, decode_entry, descriptors, find_active, page,
 };
-use crate::format::{Finding, Guid, MAX_FILE_OFFSET, PAGE, PAGE_BYTES};
+use crate::format::{Code, Finding, Guid, MAX_FILE_OFFSET, PAGE, PAGE_BYTES};
 use crate::storage::Storage;
 
 use super::Judge;
@@ -50,7 +50,9 @@ impl LiveLog {
                     "LogLength is {} and the log must be replayed; more than 256 MiB is not read",
                     header.log_len
                 ),
-            ));
+            )
+            .coded(Code::LogTooLarge)
+            .at(header.log_at.0));
         }
         let bytes = read_sparse(storage, header.log_at.0, header.log_len as usize)
             .map_err(|source| Error::io("cannot read the log", source).at(header.log_at.0))?;
@@ -85,6 +87,7 @@ impl LiveLog {
                 "the file is cut short: it has {len} bytes, the log knows of {} (FlushedFileOffset)",
                 head.flushed_file_offset
             ))
+            .coded(Code::FileCutShort)
             .at(at));
         }
         if head.last_file_offset > MAX_FILE_OFFSET {
@@ -92,6 +95,7 @@ impl LiveLog {
                 "log entry LastFileOffset is {:#x}, beyond 128 TiB",
                 head.last_file_offset
             ))
+            .coded(Code::LogDamaged)
             .at(at));
         }
         self.last_file_offset = head.last_file_offset;
@@ -126,6 +130,7 @@ impl LiveLog {
                             ErrorKind::Unsupported,
                             "the log zeroes more than 1 GiB: it is not believed",
                         )
+                        .coded(Code::LogTooLarge)
                         .at(at.0));
                     }
                     let zeroed = (at.0..end).step_by(PAGE);
@@ -223,12 +228,14 @@ fn never_written(error: Error, log: &[u8], place: &LogPlace) -> Result<Finding> 
         .filter(|(_, sector)| ours(sector))
         .find_map(|(at, _)| decode_entry(log, at, place).err());
     if let Some(harm) = harmed {
-        return Err(Error::new(ErrorKind::NeedsRepair, format!("{error}; {harm}")).at(place.at.0));
+        let error = Error::new(ErrorKind::NeedsRepair, format!("{error}; {harm}"));
+        return Err(error.coded(Code::LogDamaged).at(place.at.0));
     }
     if log.chunks_exact(PAGE).any(ours) {
         return Err(error);
     }
     let finding = Finding::warning(
+        Code::LogNeverWritten,
         "log",
         format!(
             "the header names log {} and the log has no entry of it",

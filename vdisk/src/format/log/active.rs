@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Error, Result};
-use crate::format::PAGE;
+use crate::format::{Code, PAGE};
 
 use super::entry::{self, Entry, LogPlace, decode_entry};
 
@@ -65,6 +65,7 @@ pub fn find_active(log: &[u8], place: &LogPlace) -> Result<ActiveSequence> {
                 place.guid,
                 entries.len()
             ))
+            .coded(Code::LogDamaged)
             .at(place.at.0)
         })
 }

@@ -8,6 +8,9 @@ use crate::open::{Admit, LoadOptions, load};
 use crate::storage::MemoryStorage;
 use crate::units::{BlockIndex, FileOffset};
 
+pub(crate) mod codes;
+pub(crate) mod sample;
+
 const GIB: u64 = 1 << 30;
 
 fn sample(blocks: u64, entry: impl Fn(u64, u64) -> u64) -> (MemoryStorage, u64) {
@@ -65,13 +68,14 @@ fn an_error_is_not_crowded_out_by_warnings() {
     let mut report = CheckReport::default();
     for _ in 0..2 * MAX_FINDINGS {
         report
-            .found(Finding::warning("BAT", "odd", "none"))
+            .found(Finding::warning(Code::LastBlockCut, "BAT", "odd", "none"))
             .unwrap();
     }
-    let bad = Finding::new(Severity::Error, "BAT", "bad", "lost");
+    let bad = Finding::new(Code::EntryState, Severity::Error, "BAT", "bad", "lost");
     report.found(bad).unwrap();
     assert_eq!((report.errors(), report.findings.len()), (1, MAX_FINDINGS));
     assert_eq!(report.omitted, MAX_FINDINGS as u64 + 1);
+    assert_eq!(report.codes[&Code::LastBlockCut], 2 * MAX_FINDINGS as u64);
 }
 
 #[test]
