@@ -418,3 +418,6 @@ impl Mender<'_> {
 fn some(count: u64, what: &str) -> Option<String> {
     (count != 0).then(|| format!("{count} {what}"))
 }
+
+#[cfg(test)]
+mod tests;
