@@ -3,6 +3,7 @@
 //! Help, completions and man pages are all made from these types. Every verb shows examples.
 
 mod chain;
+mod check;
 mod compact;
 mod metadata;
 
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 pub(crate) use self::chain::{ChainArgs, CommitArgs, FlattenArgs, RebaseArgs, SnapshotArgs};
+pub(crate) use self::check::CheckArgs;
 pub(crate) use self::compact::CompactArgs;
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
@@ -213,20 +215,6 @@ pub(crate) struct CreateArgs {
   diskferry info disk.vhdx
   diskferry info --json disk.vhdx | jq .virtual_size")]
 pub(crate) struct InfoArgs {
-    /// The disk
-    pub(crate) disk: PathBuf,
-    /// The disk's format, whatever its suffix says
-    #[arg(long, value_name = "FORMAT")]
-    pub(crate) format: Option<FormatName>,
-}
-
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:
-  diskferry check disk.vhdx
-  diskferry check --json disk.vhdx && echo sound
-
-Exits with 0 if the disk is sound, 3 if it is corrupt, 4 if only its log is to be replayed.")]
-pub(crate) struct CheckArgs {
     /// The disk
     pub(crate) disk: PathBuf,
     /// The disk's format, whatever its suffix says

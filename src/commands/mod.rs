@@ -18,6 +18,7 @@ mod mirror;
 mod rebase;
 mod receive;
 mod remote;
+mod repair;
 mod resize;
 mod serve;
 mod snapshot;

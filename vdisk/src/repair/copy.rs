@@ -1,12 +1,15 @@
-//! A copy of an image file in which holes stay holes, to be repaired in place of the original.
+//! A copy of an image file in which holes stay holes and zeros become some, to be repaired in place of the original.
 
 use crate::error::{Error, Result};
 use crate::storage::Storage;
+use crate::zeros::data_runs;
 
 /// Bytes moved at once.
 const PIECE: u64 = 1 << 20;
+/// Shorter runs of zeros are written with their neighbours.
+const GRAIN: usize = 4096;
 
-/// Copies the file `from` to `to`, which is empty, and makes it durable; how many bytes were moved.
+/// Copies the file `from` to `to`, which is empty, and makes it durable; how many bytes were written.
 ///
 /// `progress` hears how far it has come and how many bytes were moved so far, and may end it.
 pub fn copy_sparse(
@@ -30,9 +33,12 @@ pub fn copy_sparse(
             let piece = (end - at).min(PIECE);
             let buffer = buffer.get_mut(..piece as usize).unwrap_or_default();
             from.read_at(at, buffer).map_err(reading)?;
-            to.write_at(at, buffer).map_err(writing)?;
+            for run in data_runs(buffer, GRAIN) {
+                let data = buffer.get(run.clone()).unwrap_or_default();
+                to.write_at(at + run.start as u64, data).map_err(writing)?;
+                moved += data.len() as u64;
+            }
             at += piece;
-            moved += piece;
             progress(at, moved)?;
         }
     }
