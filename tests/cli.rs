@@ -2,6 +2,7 @@
 
 mod cli {
     mod chain;
+    mod check;
     mod compact;
     mod convert;
     mod create;

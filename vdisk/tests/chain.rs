@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use vdisk::chain::{MOST_LAYERS, ParentSearch, create_child, open_chain};
-use vdisk::check::check;
+use vdisk::check::{check, check_parents};
 use vdisk::create::CreateOptions;
 use vdisk::disk::{Disk, OpenOptions, create_file, random_bits};
-use vdisk::format::{Guid, ParentLocator};
+use vdisk::format::{Code, Guid, ParentLocator};
 use vdisk::info::info;
 use vdisk::storage::FileStorage;
 use vdisk::{ErrorKind, Result};
@@ -234,6 +234,55 @@ fn a_chain_has_at_most_256_disks() -> Result<()> {
     disk.read_at(SIZE - 512, &mut [0; 512])?;
     let refused = Disk::open(&at(MOST_LAYERS + 1), &reading()).unwrap_err();
     assert!(refused.to_string().contains("more than 255"), "{refused}");
+    let code = code_of_parents(&at(MOST_LAYERS + 1))?;
+    assert_eq!(code, Some(Code::ChainTooDeep));
+    Ok(())
+}
+
+/// What a look at the parents of a disk finds; nothing is no code.
+fn code_of_parents(path: &Path) -> Result<Option<Code>> {
+    let found = check_parents(path, &ParentSearch::default(), (false, true))?;
+    assert!(found.findings.len() < 2 && (found.findings.is_empty() || found.disks.is_empty()));
+    Ok(found.findings.first().map(|finding| finding.code))
+}
+
+#[test]
+fn a_check_of_a_chain_tells_what_is_wrong_with_a_parent() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (parent, path) = (at("base.vhdx"), at("a.vhdx"));
+    base(&parent, 1 << 20)?;
+    child(&path, &parent, 1 << 20)?;
+    assert_eq!(code_of_parents(&path)?, None);
+    let found = check_parents(&path, &ParentSearch::default(), (false, true))?;
+    assert!(found.disks.len() == 1 && found.disks[0].1.is_sound());
+
+    let writer = Disk::open(&parent, &OpenOptions::default())?;
+    assert_eq!(code_of_parents(&path)?, Some(Code::ParentInUse));
+    drop(writer);
+    fs::rename(&parent, at("elsewhere")).unwrap();
+    assert_eq!(code_of_parents(&path)?, Some(Code::ParentNotFound));
+    fs::rename(at("elsewhere"), &parent).unwrap();
+    let sound = fs::read(&parent).unwrap();
+    fs::write(&parent, [1; 4096]).unwrap();
+    assert_eq!(code_of_parents(&path)?, Some(Code::ParentUnusable));
+    fs::write(&parent, sound).unwrap();
+    let mut disk = Disk::open(&parent, &OpenOptions::default())?;
+    disk.write_at(0, &[1; 512])?;
+    disk.close()?;
+    assert_eq!(code_of_parents(&path)?, Some(Code::ParentChanged));
+
+    built_on(&at("self.vhdx"), 1, (1, "self.vhdx"))?;
+    assert_eq!(code_of_parents(&at("self.vhdx"))?, Some(Code::ChainCycle));
+    let mut random = || 77;
+    let mut options = CreateOptions::new(SIZE, &mut random);
+    options.logical_sector = 4096;
+    create_file(&at("large.vhdx"), options)?;
+    built_on(&at("small.vhdx"), 78, (77, "large.vhdx"))?;
+    assert_eq!(
+        code_of_parents(&at("small.vhdx"))?,
+        Some(Code::ParentSectors)
+    );
     Ok(())
 }
 

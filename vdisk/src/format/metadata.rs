@@ -281,10 +281,8 @@ fn fetch(
     read: &mut dyn FnMut(u32, u32) -> Result<Vec<u8>>,
 ) -> Result<Vec<u8>> {
     let name = name(id);
-    let item = find(items, id).ok_or_else(|| {
-        let what = format!("the metadata has no item \"{name}\"");
-        Error::corrupt(what).coded(Code::MetadataMissing)
-    })?;
+    let missing = || Error::corrupt(format!("the metadata has no item \"{name}\""));
+    let item = find(items, id).ok_or_else(|| missing().coded(Code::MetadataMissing))?;
     if item.len != len {
         return Err(Error::corrupt(format!(
             "the metadata item \"{name}\" has {} bytes, not {len}",
@@ -298,10 +296,9 @@ fn fetch_locator(
     items: &[Item],
     read: &mut dyn FnMut(u32, u32) -> Result<Vec<u8>>,
 ) -> Result<ParentLocator> {
-    let item = find(items, PARENT_LOCATOR).ok_or_else(|| {
-        let what = "the image has a parent and no parent locator says where";
-        Error::corrupt(what).coded(Code::MetadataMissing)
-    })?;
+    let what = "the image has a parent and no parent locator says where";
+    let item = find(items, PARENT_LOCATOR)
+        .ok_or_else(|| Error::corrupt(what).coded(Code::MetadataMissing))?;
     let at = u64::from(item.offset);
     ParentLocator::decode(&read(item.offset, item.len)?).map_err(|error| {
         let within = error.offset().unwrap_or(0);

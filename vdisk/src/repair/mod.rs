@@ -103,9 +103,10 @@ pub fn repair(storage: &mut dyn Storage, options: RepairOptions<'_>) -> Result<R
             .withheld
             .extend(withheld.filter(|withheld| of_stage(&withheld.remedy)));
         let Some(found) = &examined else { break };
-        let overlay = match options.dry_run {
-            true => replayed(storage, found)?,
-            false => BTreeMap::new(),
+        let overlay = if options.dry_run {
+            replayed(storage, found)?
+        } else {
+            BTreeMap::new()
         };
         let mut mender = Mender {
             current: (found.opening.header.clone(), found.opening.slot),
@@ -348,16 +349,16 @@ impl Mender<'_> {
         while first < entries.end {
             let window = first..entries.end.min(first + step);
             first = window.end;
-            let mut changes = Vec::new();
+            let mut others = Vec::new();
             each_entry(&mut self.view()?, bat, window, |index, entry| {
                 let new = mended(index, entry);
                 if new != entry {
-                    changes.push((index, new));
+                    others.push((index, new));
                 }
                 Ok(())
             })?;
-            changed += changes.len() as u64;
-            self.write_entries(&changes)?;
+            changed += others.len() as u64;
+            self.write_entries(&others)?;
         }
         Ok(changed)
     }
