@@ -147,8 +147,8 @@ fn a_power_cut_while_a_disk_becomes_one_of_its_own_changes_nothing_that_is_read(
             detach(&mut image, version, &mut counter()).unwrap();
             assert_eq!(places(&mut image, true), (false, before.1.clone()));
             let report = check(&mut image).unwrap();
-            let leak = |finding: &Finding| finding.severity == Severity::Leak;
-            assert!(report.findings.iter().all(leak), "{report:?}");
+            let harmless = |f: &Finding| matches!(f.severity, Severity::Leak | Severity::Info);
+            assert!(report.findings.iter().all(harmless), "{report:?}");
             assert_eq!(info(&mut image).unwrap().ids.data_write, version);
             cuts += 1;
         }
