@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | driver | [`storage`], [`disk`], [`chain`], [`merge`], [`metadata`], [`repair`] | hold policy |
 //! | machine | [`engine`] | do I/O, read a clock, take randomness, block |
-//! | codec | [`mod@format`] | anything but bytes to checked types and back |
+//! | codec | [`mod@format`], [`foreign`] | anything but bytes to checked types and back |
 //!
 //! The engine answers *where* bytes are; whoever holds the buffers moves them. That lets one engine
 //! run under `io_uring`, under plain `pread`/`pwrite`, in memory, and in a simulator that cuts the
@@ -19,6 +19,7 @@ pub mod create;
 pub mod disk;
 pub mod engine;
 pub mod error;
+pub mod foreign;
 pub mod format;
 pub mod info;
 pub mod merge;
