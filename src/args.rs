@@ -5,6 +5,7 @@
 mod chain;
 mod check;
 mod compact;
+mod convert;
 mod metadata;
 
 use std::fmt::Write as _;
@@ -16,6 +17,7 @@ use serde::Serialize;
 pub(crate) use self::chain::{ChainArgs, CommitArgs, FlattenArgs, RebaseArgs, SnapshotArgs};
 pub(crate) use self::check::CheckArgs;
 pub(crate) use self::compact::CompactArgs;
+pub(crate) use self::convert::{CompareArgs, ConvertArgs, SourceFormat};
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
 };
@@ -121,6 +123,8 @@ pub(crate) enum Verb {
     Map(MapArgs),
     /// Copy a disk into another format, or the same
     Convert(ConvertArgs),
+    /// Say whether two disks hold the same
+    Compare(CompareArgs),
     /// Make a disk larger or smaller, also while it is served
     Resize(ResizeArgs),
     /// Make a disk's file as short as it can be, also while it is served
@@ -239,39 +243,6 @@ pub(crate) struct MapArgs {
     /// How many bytes to list [default: to the end]
     #[arg(long, value_name = "SIZE")]
     pub(crate) length: Option<String>,
-    #[command(flatten)]
-    pub(crate) chain: ChainArgs,
-}
-
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:
-  diskferry convert disk.img disk.vhdx
-  diskferry convert disk.vhdx disk.img
-  diskferry convert --block-size 1M old.vhdx new.vhdx
-  diskferry convert --to raw disk.vhdx disk.bin
-  diskferry convert child.vhdx whole.vhdx     a chain of disks becomes one
-
-Holes and zeros of the source stay holes. The target appears under its name only when it is whole.")]
-pub(crate) struct ConvertArgs {
-    /// The disk to read
-    pub(crate) source: PathBuf,
-    /// The disk to make
-    pub(crate) target: PathBuf,
-    /// The source's format, whatever its suffix says
-    #[arg(long, value_name = "FORMAT")]
-    pub(crate) from: Option<FormatName>,
-    /// The target's format, whatever its suffix says
-    #[arg(long, value_name = "FORMAT")]
-    pub(crate) to: Option<FormatName>,
-    /// Bytes per block of a VHDX target [default: by the size]
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) block_size: Option<String>,
-    /// Take all the target's space at once
-    #[arg(long)]
-    pub(crate) fixed: bool,
-    /// Replace the target if it exists
-    #[arg(long)]
-    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
 }

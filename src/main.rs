@@ -7,6 +7,7 @@
 mod args;
 mod commands;
 mod control;
+mod copy;
 mod device;
 mod failure;
 mod interrupt;
@@ -18,6 +19,7 @@ mod progress;
 mod report;
 mod site;
 mod size;
+mod source;
 mod target;
 
 use std::process::ExitCode;

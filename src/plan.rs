@@ -3,6 +3,7 @@
 //! Everything that can be refused without touching a disk is refused here.
 
 mod chain;
+mod convert;
 mod create;
 mod metadata;
 mod new_size;
@@ -16,11 +17,10 @@ use vdisk::chain::ParentSearch;
 use vdisk::disk::ImageFormat;
 
 pub(crate) use self::chain::{Commit, Flatten, Rebase, Snapshot, search};
+pub(crate) use self::convert::{Compare, Convert, Input, SourceName, TargetName};
 pub(crate) use self::create::{Content, Create, Preallocation};
 pub(crate) use self::metadata::{ItemName, SetItem, Source, only_images};
-use crate::args::{
-    BenchArgs, ConvertArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs, ServeArgs,
-};
+use crate::args::{BenchArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs, ServeArgs};
 use crate::failure::{Failure, Result};
 use crate::load::ledger::Area;
 use crate::size;
@@ -37,18 +37,6 @@ pub(crate) struct Shape {
     pub(crate) sector_size: u32,
     /// Whether all space is taken at once.
     pub(crate) fixed: bool,
-}
-
-/// What `convert` means.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Convert {
-    pub(crate) source: PathBuf,
-    /// The source's format if it was given; else its suffix says.
-    pub(crate) from: Option<FormatName>,
-    pub(crate) target: PathBuf,
-    pub(crate) shape: Shape,
-    pub(crate) force: bool,
-    pub(crate) search: ParentSearch,
 }
 
 /// What `map` means.
@@ -196,25 +184,6 @@ pub(crate) fn bytes(what: &str, text: &str) -> Result<u64> {
     size::parse(text).map_err(|why| {
         Failure::usage(format!("{what} `{text}`: {why}")).hint("sizes look like 16T, 64M or 500GB")
     })
-}
-
-impl Convert {
-    pub(crate) fn new(args: &ConvertArgs) -> Result<Self> {
-        let format = args.to.unwrap_or_else(|| format_of(&args.target));
-        Ok(Self {
-            source: args.source.clone(),
-            from: args.from,
-            target: args.target.clone(),
-            shape: Shape {
-                format,
-                block_size: block_size(args.block_size.as_deref(), format)?,
-                sector_size: 512,
-                fixed: args.fixed,
-            },
-            force: args.force,
-            search: search(&args.chain),
-        })
-    }
 }
 
 impl Map {

@@ -27,8 +27,11 @@ enum Shown {
 /// The progress of one phase of a job.
 pub(crate) struct Progress {
     phase: &'static str,
+    /// 0 if nobody knows.
     total: u64,
     done: u64,
+    /// Of those, what was done before this phase began.
+    before: u64,
     moved: u64,
     started: Instant,
     last: Instant,
@@ -39,14 +42,15 @@ pub(crate) struct Progress {
 struct Body {
     phase: &'static str,
     done_bytes: u64,
-    total_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_bytes: Option<u64>,
     bytes_per_second: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     seconds_remaining: Option<u64>,
 }
 
 impl Progress {
-    /// Begins `phase`, of `total` bytes.
+    /// Begins `phase`, of `total` bytes; 0 if their number shows at the end.
     pub(crate) fn new(report: Report, mode: ProgressMode, phase: &'static str, total: u64) -> Self {
         let auto = || match (report.is_json(), report.is_quiet()) {
             (true, _) => Shown::Json,
@@ -65,6 +69,7 @@ impl Progress {
             phase,
             total,
             done: 0,
+            before: 0,
             moved: 0,
             started: now,
             last: now,
@@ -72,6 +77,12 @@ impl Progress {
         };
         progress.line();
         progress
+    }
+
+    /// `bytes` were done by an earlier command.
+    pub(crate) fn skip(&mut self, bytes: u64) {
+        self.before += bytes;
+        self.advance(bytes, 0);
     }
 
     /// `bytes` more are done, of which `moved` had to be copied.
@@ -117,16 +128,22 @@ impl Progress {
     }
 
     fn line(&self) {
-        let left = seconds_left(self.done, self.total, self.elapsed());
+        let known = self.total.checked_sub(self.before);
+        let known = known.filter(|_| self.total > 0);
+        let left =
+            known.and_then(|total| seconds_left(self.done - self.before, total, self.elapsed()));
         match &self.shown {
             Shown::Lines => {
                 let left = left.map_or_else(String::new, |s| format!(", {s} s left"));
+                let of = match self.total {
+                    0 => String::new(),
+                    total => format!(" of {}", size::show(total)),
+                };
                 let _ = writeln!(
                     io::stderr().lock(),
-                    "{}: {} of {}, {}/s{left}",
+                    "{}: {}{of}, {}/s{left}",
                     self.phase,
                     size::show(self.done),
-                    size::show(self.total),
                     size::show(self.rate()),
                 );
             }
@@ -134,7 +151,7 @@ impl Progress {
                 let body = Body {
                     phase: self.phase,
                     done_bytes: self.done,
-                    total_bytes: self.total,
+                    total_bytes: Some(self.total).filter(|total| *total > 0),
                     bytes_per_second: self.rate(),
                     seconds_remaining: left,
                 };
@@ -147,9 +164,13 @@ impl Progress {
 }
 
 fn bar(phase: &'static str, total: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(5));
-    let style =
-        "{prefix} [{wide_bar}] {percent}% {binary_bytes}/{binary_total_bytes} {msg} ETA {eta}";
+    let known = Some(total).filter(|total| *total > 0);
+    let bar = ProgressBar::with_draw_target(known, ProgressDrawTarget::stderr_with_hz(5));
+    let style = if known.is_some() {
+        "{prefix} [{wide_bar}] {percent}% {binary_bytes}/{binary_total_bytes} {msg} ETA {eta}"
+    } else {
+        "{prefix} {spinner} {binary_bytes} {msg}"
+    };
     if let Ok(style) = ProgressStyle::with_template(style) {
         bar.set_style(style.progress_chars("=> "));
     }

@@ -1,175 +1,387 @@
 //! `diskferry convert`: a disk copied into another format, its holes and zeros left out.
 
+mod outcome;
+
+use std::io::{self, IsTerminal as _};
 use std::path::Path;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
 
-use serde::Serialize;
-use vdisk::disk::Disk;
-use vdisk::zeros::data_runs;
+use vdisk::storage::FileStorage;
 
-use super::image::{self, Known};
-use crate::args::{ConvertArgs, FormatName, ProgressMode};
+use self::outcome::{Converted, Planned};
+use super::image;
+use crate::args::{ConvertArgs, FormatName, GlobalArgs, ProgressMode, SourceFormat};
+use crate::copy::compare::{self, Found};
+use crate::copy::journal::Work;
+use crate::copy::partial::{Partial, Start};
+use crate::copy::pieces::{self, Piece};
+use crate::copy::read::{self, Part};
+use crate::copy::sink::{ImageSink, StreamSink};
+use crate::copy::stream;
 use crate::failure::{Exit, Failure, Result};
 use crate::interrupt;
-use crate::plan::Convert;
-use crate::progress::{Progress, per_second};
+use crate::plan::{Convert, Input, Shape, SourceName, TargetName};
+use crate::progress::Progress;
 use crate::report::Report;
-use crate::size;
-use crate::target::Target;
+use crate::source::{self, Opened};
 
-/// Bytes read and written at once.
-const PIECE: u64 = 1 << 20;
-/// How much of the source is asked about at once.
-const WINDOW: u64 = 1 << 40;
-/// Pieces read and not written yet.
-const AHEAD: usize = 8;
-/// A shorter run of zeros is written with its neighbours.
-const GRAIN: usize = 4096;
-/// A VHDX consists of whole sectors.
-const SECTOR: u64 = 512;
+/// A raw disk from a stream whose length nobody knows begins with so many bytes, and grows.
+const FIRST_SIZE: u64 = 64 << 30;
 
-#[derive(Serialize)]
-struct Converted {
-    path: String,
-    #[serde(flatten)]
-    known: Known,
-    size_on_disk: u64,
-    copied_bytes: u64,
+/// What one run of the command is about.
+struct Job {
+    plan: Convert,
+    report: Report,
+    mode: ProgressMode,
+}
+
+/// Where a copy comes from.
+enum From {
+    Disk(Opened),
+    Stream,
+}
+
+/// What was copied.
+struct Copied {
+    size: u64,
+    digest: Option<String>,
+    moved: u64,
     seconds: f64,
-    bytes_per_second: u64,
 }
 
-/// A part of the source, in order.
-enum Part {
-    /// These bytes.
-    Data { offset: u64, bytes: Vec<u8> },
-    /// So many bytes that read as zero.
-    Zeros(u64),
-}
-
-pub(crate) fn run(args: &ConvertArgs, report: Report, mode: ProgressMode) -> Result<()> {
-    let plan = Convert::new(args)?;
-    refuse_the_same_file(&plan.source, &plan.target)?;
-    interrupt::listen();
-    let options = image::options(plan.from, true);
-    let source = image::open_chain(&plan.source, &options, &plan.search)?;
-    let target = Target::new(&plan.target, plan.force)?;
-    let size = whole_sectors(source.size(), plan.shape.format, report);
-    image::make(target.partial(), &plan.shape, size)?;
-    let disk = image::open(target.partial(), Some(plan.shape.format), false)?;
-    let mut progress = Progress::new(report, mode, "copy", source.size());
-    let copied = copy(source, disk, &mut progress);
-    progress.finish();
-    copied?;
-    target.finish()?;
-    let converted = Converted {
-        path: plan.target.display().to_string(),
-        known: image::know(&plan.target, Some(plan.shape.format))?,
-        size_on_disk: image::size_on_disk(&plan.target)?,
-        copied_bytes: progress.moved(),
-        seconds: progress.elapsed().as_secs_f64(),
-        bytes_per_second: per_second(progress.moved(), progress.elapsed()),
+pub(crate) fn run(args: &ConvertArgs, global: &GlobalArgs, report: Report) -> Result<()> {
+    let plan = Convert::new(args, global)?;
+    let job = Job {
+        mode: global.progress,
+        plan,
+        report,
     };
-    report.event("summary", &converted, &sentence(&converted))
-}
-
-fn refuse_the_same_file(source: &Path, target: &Path) -> Result<()> {
-    let place = |path: &Path| std::fs::canonicalize(path).ok();
-    if place(source).is_some_and(|place_of_source| place(target) == Some(place_of_source)) {
-        let what = format!("{}: source and target are the same file", source.display());
-        return Err(Failure::usage(what).hint("give the target another name"));
+    interrupt::listen();
+    let from = match &job.plan.source.name {
+        SourceName::Stdin => From::Stream,
+        _ => From::Disk(source::open(&job.plan.source, job.plan.jobs + 1)?),
+    };
+    match job.plan.target.clone() {
+        TargetName::Stdout => job.to_stdout(from),
+        TargetName::File(path) => job.to_file(from, &path),
     }
-    Ok(())
 }
 
-/// The size of the new disk: a VHDX has whole sectors, so a raw source may need some bytes more.
-fn whole_sectors(size: u64, format: FormatName, report: Report) -> u64 {
-    let whole = size.next_multiple_of(SECTOR);
-    if format == FormatName::Raw || whole == size {
-        return size;
+impl Job {
+    /// Copies to a file.
+    fn to_file(mut self, mut from: From, path: &Path) -> Result<()> {
+        let mut work = None;
+        let size = match &from {
+            From::Disk(disk) => {
+                refuse_the_same_file(disk, path)?;
+                self.take_sector(disk.sector);
+                let size = self.whole_sectors(disk.size);
+                work = disk.identity.clone().map(|source| Work {
+                    source,
+                    size,
+                    shape: shape_in_words(&self.plan.shape),
+                });
+                Some(size)
+            }
+            From::Stream => {
+                self.take_sector(None);
+                self.refuse_unknown_size()?;
+                self.plan.size.map(|size| self.whole_sectors(size))
+            }
+        };
+        let mut partial = Partial::new(path, self.plan.force, work.is_some())?;
+        let start = partial.start(work, self.plan.restart)?;
+        if self.plan.dry_run {
+            return self.say_what_would_be(&mut from, path, &start);
+        }
+        let resumed = start.done();
+        let made = self.make(from, &mut partial, start, size);
+        let copied = match made {
+            Ok(copied) => copied,
+            Err((failure, done)) => {
+                partial.give_up(done);
+                return Err(going_on(failure, done));
+            }
+        };
+        partial.finish()?;
+        let converted = Converted::new(&self.plan, path, copied, resumed)?;
+        self.report
+            .event("summary", &converted, &converted.sentence())
     }
-    let more = whole - size;
-    report.warn(&format!(
-        "the new disk is {more} bytes longer: a VHDX has whole sectors"
-    ));
-    whole
-}
 
-/// Copies everything, reading on one thread and writing on this one, and closes the target.
-fn copy(source: Disk, mut target: Disk, progress: &mut Progress) -> Result<()> {
-    thread::scope(|scope| {
-        let (send, parts) = sync_channel(AHEAD);
-        let reader = scope.spawn(move || read(source, &send));
-        let written = write(&parts, &mut target, progress);
-        // A reader that waits for room is let go.
-        drop(parts);
-        let read = reader.join().unwrap_or_else(|_| {
-            Err(Failure::new(
+    /// Makes the whole of the new disk under its name for now. A failure comes with the number of bytes
+    /// that another run need not copy again.
+    fn make(
+        &self,
+        from: From,
+        partial: &mut Partial,
+        start: Start,
+        size: Option<u64>,
+    ) -> Result<Copied, (Failure, u64)> {
+        let lost = |failure| (failure, 0);
+        let shape = &self.plan.shape;
+        let (notes, disk) = match start {
+            Start::New(notes) => {
+                partial.clear(notes.as_ref()).map_err(lost)?;
+                partial.ours();
+                let path = partial.target.partial();
+                image::make(path, shape, size.unwrap_or(FIRST_SIZE)).map_err(lost)?;
+                let disk = image::open(path, Some(shape.format), false).map_err(lost)?;
+                (notes, disk)
+            }
+            Start::Resume(notes) => {
+                let done = notes.journal.done;
+                let path = partial.target.partial();
+                let disk = image::open(path, Some(shape.format), false);
+                let disk = disk.map_err(|failure| (failure, done))?;
+                partial.ours();
+                (Some(notes), disk)
+            }
+        };
+        let identity = match &from {
+            From::Disk(disk) => disk.identity.clone(),
+            From::Stream => None,
+        };
+        let hashes = self.plan.verify && matches!(from, From::Stream);
+        let mut progress = self.begin("copy", self.total(&from));
+        let mut sink = ImageSink::new(disk, notes, &mut progress);
+        let read = self.read(from, sink.at(), hashes, &mut |part| sink.take(part));
+        let unchanged = read.and_then(|()| identity.map_or(Ok(()), |identity| identity.still()));
+        let finished = match unchanged {
+            Ok(()) => self
+                .finish(sink, partial.target.partial(), size)
+                .map_err(lost),
+            Err(failure) => {
+                let done = sink.give_up();
+                Err((failure, done))
+            }
+        };
+        progress.finish();
+        let (size, digest) = finished?;
+        let mut copied = Copied {
+            size,
+            digest: None,
+            moved: progress.moved(),
+            seconds: progress.elapsed().as_secs_f64(),
+        };
+        if self.plan.verify {
+            let path = partial.target.partial();
+            let digest = self
+                .verify(path, size, hashes.then_some(digest))
+                .map_err(lost)?;
+            copied.digest = Some(digest);
+        }
+        Ok(copied)
+    }
+
+    /// Gives all parts of the source from `at` on.
+    fn read(
+        &self,
+        from: From,
+        at: u64,
+        hashes: bool,
+        take: &mut dyn FnMut(Part) -> Result<()>,
+    ) -> Result<()> {
+        match from {
+            From::Disk(disk) => read::each_part(disk.handles, at, hashes, take)?,
+            From::Stream => stream::each_part(self.plan.jobs, self.plan.size, hashes, take)?,
+        }
+        interrupt::check("the source is unchanged")
+    }
+
+    /// Gives the new disk its size, makes it durable and closes it; answers its size and the digest of
+    /// what was written.
+    fn finish(&self, sink: ImageSink<'_>, path: &Path, size: Option<u64>) -> Result<(u64, String)> {
+        let at = sink.at();
+        if at == 0 {
+            return Err(Failure::new(
                 Exit::Failed,
-                "the reading thread ended unexpectedly",
-            ))
-        });
-        written.and(read)
-    })?;
-    target.flush()?;
-    Ok(target.close()?)
+                "the source has no bytes, and a disk must",
+            ));
+        }
+        let size = size.unwrap_or_else(|| self.whole_sectors(at));
+        let raw = self.plan.shape.format == FormatName::Raw;
+        let (disk, digest) = sink.finish((!raw).then_some(size))?;
+        disk.close()?;
+        if raw {
+            let cut = FileStorage::open(path, true)?;
+            let cut = cut
+                .file()
+                .set_len(size)
+                .and_then(|()| cut.file().sync_all());
+            cut.map_err(|e| Failure::io("the new disk cannot be given its size", &e))?;
+        }
+        Ok((size, digest))
+    }
+
+    /// Reads the new disk again, and compares it with the source or, where that was a stream, with the
+    /// digest of what came; answers the digest.
+    fn verify(&self, path: &Path, size: u64, streamed: Option<String>) -> Result<String> {
+        forget(path);
+        let format = match self.plan.shape.format {
+            FormatName::Vhdx => SourceFormat::Vhdx,
+            FormatName::Raw => SourceFormat::Raw,
+        };
+        let target = Input {
+            name: SourceName::Image(path.to_owned(), Some(format)),
+            search: vdisk::chain::ParentSearch::default(),
+        };
+        let target = source::open(&target, self.plan.jobs + 1)?;
+        let mut progress = self.begin("verify", size);
+        let found = match streamed {
+            None => {
+                let source = source::open(&self.plan.source, self.plan.jobs + 1)?;
+                compare::disks(source.handles, target.handles, &mut progress)
+            }
+            Some(digest) => compare::with_digest(target.handles, &digest, &mut progress),
+        };
+        progress.finish();
+        match found? {
+            Found::Equal(digest) => Ok(digest),
+            Found::DifferAt(at) => Err(super::compare::different(
+                &self.plan.source.name.to_string(),
+                &self.plan.target.to_string(),
+                at,
+            )
+            .hint(
+                "the copy was thrown away; the source, the target's medium or memory may be bad",
+            )),
+        }
+    }
+
+    /// Copies to stdout.
+    fn to_stdout(self, from: From) -> Result<()> {
+        if io::stdout().is_terminal() {
+            return Err(Failure::usage("a disk would not look good on a terminal")
+                .hint("let a program or a file take it: `| zstd > disk.zst`"));
+        }
+        if self.plan.dry_run {
+            return Err(Failure::usage("--dry-run needs a file as the target"));
+        }
+        let identity = match &from {
+            From::Disk(disk) => disk.identity.clone(),
+            From::Stream => None,
+        };
+        let mut progress = self.begin("copy", self.total(&from));
+        let mut sink = StreamSink::new(&mut progress)?;
+        let read = self.read(from, 0, false, &mut |part| sink.take(part));
+        progress.finish();
+        read?;
+        identity.map_or(Ok(()), |identity| identity.still())
+    }
+
+    fn begin(&self, phase: &'static str, total: u64) -> Progress {
+        Progress::new(self.report, self.mode, phase, total)
+    }
+
+    /// Bytes that are to be copied, 0 if nobody knows.
+    fn total(&self, from: &From) -> u64 {
+        match from {
+            From::Disk(disk) => disk.size,
+            From::Stream => self.plan.size.unwrap_or(0),
+        }
+    }
+
+    /// The sector of the new disk, where none was asked: the source's.
+    fn take_sector(&mut self, source: Option<u32>) {
+        let shape = &mut self.plan.shape;
+        if shape.sector_size == 0 {
+            shape.sector_size = source.unwrap_or(512);
+        }
+    }
+
+    fn refuse_unknown_size(&self) -> Result<()> {
+        if self.plan.shape.fixed && self.plan.size.is_none() {
+            return Err(Failure::usage("how much space a stream needs is not known")
+                .hint("--size says it, or leave out --fixed"));
+        }
+        Ok(())
+    }
+
+    /// The size of the new disk: a VHDX has whole sectors, so a raw source may need some bytes more.
+    fn whole_sectors(&self, size: u64) -> u64 {
+        let sector = u64::from(self.plan.shape.sector_size);
+        let whole = size.next_multiple_of(sector);
+        if self.plan.shape.format == FormatName::Raw || whole == size {
+            return size;
+        }
+        let more = whole - size;
+        self.report.warn(&format!(
+            "the new disk is {more} bytes longer: a VHDX has whole sectors"
+        ));
+        whole
+    }
+
+    fn say_what_would_be(&self, from: &mut From, path: &Path, start: &Start) -> Result<()> {
+        let mut data = None;
+        if let From::Disk(disk) = from
+            && let Some(source) = disk.handles.first_mut()
+        {
+            let mut bytes = 0;
+            pieces::each(&mut [&mut **source], start.done(), &mut |piece| {
+                if let Piece::Data { len, .. } = piece {
+                    bytes += len;
+                }
+                true
+            })?;
+            data = Some(bytes);
+        }
+        let planned = Planned::new(&self.plan, from.kind(), path, (data, start.done()));
+        self.report.event("summary", &planned, &planned.sentence())
+    }
 }
 
-/// Sends all parts of `source`; ends early when nobody takes them any more.
-fn read(mut source: Disk, send: &SyncSender<Part>) -> Result<()> {
-    let size = source.size();
-    let mut at = 0;
-    while at < size {
-        let extents = source.status(at, WINDOW.min(size - at))?;
-        for extent in extents {
-            let end = at + extent.len;
-            if extent.zero {
-                if send.send(Part::Zeros(extent.len)).is_err() {
-                    return Ok(());
-                }
-                at = end;
-            }
-            while at < end {
-                let mut bytes = vec![0; PIECE.min(end - at) as usize];
-                source.read_at(at, &mut bytes)?;
-                let read = bytes.len() as u64;
-                if send.send(Part::Data { offset: at, bytes }).is_err() {
-                    return Ok(());
-                }
-                at += read;
-            }
+impl From {
+    /// The source's format and size, as far as they are known.
+    fn kind(&self) -> (&'static str, Option<u64>) {
+        match self {
+            Self::Disk(disk) => (disk.format, Some(disk.size)),
+            Self::Stream => ("raw", None),
+        }
+    }
+}
+
+/// The target must be none of the files that are read: renaming it there would take one away.
+fn refuse_the_same_file(source: &Opened, target: &Path) -> Result<()> {
+    let Ok(place) = std::fs::canonicalize(target) else {
+        return Ok(());
+    };
+    for file in &source.files {
+        if std::fs::canonicalize(file).is_ok_and(|file| file == place) {
+            let what = format!("{}: is the source, or a part of it", target.display());
+            return Err(Failure::usage(what).hint("give the target another name"));
         }
     }
     Ok(())
 }
 
-fn write(parts: &Receiver<Part>, target: &mut Disk, progress: &mut Progress) -> Result<()> {
-    for part in parts {
-        interrupt::check("the half-made target was removed, the source is unchanged")?;
-        match part {
-            Part::Zeros(len) => progress.advance(len, 0),
-            Part::Data { offset, bytes } => {
-                let mut moved = 0;
-                for run in data_runs(&bytes, GRAIN) {
-                    target.write_at(offset + run.start as u64, &bytes[run.clone()])?;
-                    moved += run.len() as u64;
-                }
-                progress.advance(bytes.len() as u64, moved);
-            }
-        }
-    }
-    Ok(())
+/// What distinguishes one new disk from another, in the journal.
+fn shape_in_words(shape: &Shape) -> String {
+    format!("{shape:?}")
 }
 
-fn sentence(converted: &Converted) -> String {
-    format!(
-        "{}: {}, {} copied in {:.1} s ({}/s), {} on disk",
-        converted.path,
-        size::show(converted.known.virtual_size()),
-        size::show(converted.copied_bytes),
-        converted.seconds,
-        size::show(converted.bytes_per_second),
-        size::show(converted.size_on_disk)
-    )
+/// Says of a failed copy that it can be gone on with.
+fn going_on(failure: Failure, done: u64) -> Failure {
+    if done == 0 {
+        return failure;
+    }
+    let kept = format!(
+        "{} of the disk are kept: the same command goes on; --restart starts over",
+        crate::size::show(done)
+    );
+    Failure {
+        hint: Some(match failure.hint {
+            Some(hint) => format!("{hint}; {kept}"),
+            None => kept,
+        }),
+        ..failure
+    }
+}
+
+/// Lets the host forget what it holds in memory of a file, so that reading it shows what the medium has.
+fn forget(path: &Path) {
+    let Ok(file) = std::fs::File::open(path) else {
+        return;
+    };
+    // A host that keeps it has it read from memory, which is no failure.
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
 }

@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod commit;
 mod compact;
+mod compare;
 mod completions;
 mod convert;
 mod create;
@@ -40,7 +41,8 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Metadata(verb) => metadata::run(verb, report),
         Verb::Check(args) => check::run(args, report),
         Verb::Map(args) => map::run(args, report),
-        Verb::Convert(args) => convert::run(args, report, typed.global.progress),
+        Verb::Convert(args) => convert::run(args, &typed.global, report),
+        Verb::Compare(args) => compare::run(args, report, typed.global.progress),
         Verb::Resize(args) => resize::run(args, report),
         Verb::Compact(args) => compact::run(args, report, typed.global.progress),
         Verb::Serve(args) => serve::run(args, report),

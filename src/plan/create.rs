@@ -39,16 +39,7 @@ pub(crate) enum Content {
 
 impl Create {
     pub(crate) fn new(args: &CreateArgs) -> Result<Self> {
-        let sector_size = match bytes("the sector size", &args.sector_size)? {
-            512 => 512,
-            4096 => 4096,
-            other => {
-                return Err(
-                    Failure::usage(format!("the sector size {other} is not possible"))
-                        .hint("choose 512 or 4096"),
-                );
-            }
-        };
+        let sector_size = sector_size(&args.sector_size)?;
         let format = args.format.unwrap_or_else(|| format_of(&args.disk));
         let content = match (&args.parent, &args.size) {
             (Some(parent), _) => {
@@ -73,6 +64,18 @@ impl Create {
             shape,
             force: args.force,
         })
+    }
+}
+
+/// Bytes of a logical sector.
+pub(super) fn sector_size(text: &str) -> Result<u32> {
+    match bytes("the sector size", text)? {
+        512 => Ok(512),
+        4096 => Ok(4096),
+        other => Err(
+            Failure::usage(format!("the sector size {other} is not possible"))
+                .hint("choose 512 or 4096"),
+        ),
     }
 }
 

@@ -199,19 +199,40 @@ fn find_parent(child: &Path, locator: &ParentLocator, folders: &[PathBuf]) -> Re
         );
         return Err(Error::new(ErrorKind::NoParent, what).in_file(child));
     };
-    let wanted = normal(&folder_of(child)?.join(&relative));
+    open_named(child, &relative, folders)
+}
+
+/// Open, for reading, another file that the image at `path` names by `named`, as a parent is opened:
+/// inside the folders that `search` allows for the disk at `top`, and nowhere else.
+///
+/// For images of other formats that consist of several files. `NoParent` if it is elsewhere or cannot be
+/// opened.
+pub fn open_beside(
+    top: &Path,
+    path: &Path,
+    named: &str,
+    search: &ParentSearch,
+) -> Result<FileStorage> {
+    open_named(path, named, &allowed_folders(top, search)?)
+}
+
+fn open_named(child: &Path, named: &str, folders: &[PathBuf]) -> Result<FileStorage> {
+    let wanted = normal(&folder_of(child)?.join(named));
     for folder in folders {
         let Ok(inside) = wanted.strip_prefix(folder) else {
             continue;
         };
         let file = open_beneath(folder, inside).map_err(|error| {
-            let what = format!("its parent {} cannot be opened: {error}", wanted.display());
+            let what = format!(
+                "{}, which it names, cannot be opened: {error}",
+                wanted.display()
+            );
             Error::new(ErrorKind::NoParent, what).in_file(child)
         })?;
         return FileStorage::of(file, &wanted, false);
     }
     let what = format!(
-        "its parent would be {}, outside the folders in which parents may be",
+        "names {}, outside the folders in which parents may be",
         wanted.display()
     );
     Err(Error::new(ErrorKind::NoParent, what).in_file(child))
