@@ -3,7 +3,7 @@
 //! | format | module | specified by |
 //! |---|---|---|
 //! | VHD, fixed and dynamic | [`vhd`] | Microsoft, Virtual Hard Disk Image Format Specification, 2006 |
-//! | VMDK, sparse extents and descriptors | [`vmdk`] | VMware, Virtual Disk Format 5.0 |
+//! | VMDK, sparse extents and descriptors | [`vmdk`] | `VMware`, Virtual Disk Format 5.0 |
 //!
 //! Nothing in here may panic, allocate by what a file claims without a bound, or trust a length.
 

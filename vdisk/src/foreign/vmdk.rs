@@ -185,7 +185,7 @@ pub struct Descriptor {
 
 impl Descriptor {
     /// Reads a descriptor. `Unsupported` if the disk is built on another one, or has extents that are
-    /// devices or of VMware's ESX.
+    /// devices or of `VMware`'s ESX.
     pub fn parse(text: &[u8]) -> Result<Self> {
         let end = text.iter().position(|byte| *byte == 0);
         let text =
