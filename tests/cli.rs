@@ -5,9 +5,11 @@ mod cli {
     mod check;
     mod compact;
     mod convert;
+    mod copying;
     mod create;
     mod disk;
     mod flatten;
+    mod formats;
     mod limits;
     mod load;
     mod metadata;
