@@ -17,7 +17,7 @@ pub(crate) enum SourceFormat {
     Raw,
     /// QEMU's qcow2, versions 2 and 3
     Qcow2,
-    /// VMware's VMDK
+    /// VMDK, of one file or several
     Vmdk,
     /// Virtual PC's VHD, fixed or dynamic
     Vhd,
@@ -38,6 +38,10 @@ Read: raw, VHDX, qcow2, VMDK, VHD, block devices, NBD exports, and raw streams (
 Holes and zeros of the source stay holes. The target appears under its name only when it is whole. A
 copy that was interrupted lies beside it, as TARGET.partial with TARGET.partial.json, and the same
 command goes on with it. An image may name other files only in its own folder, or those of --parent-dir.")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag that is typed"
+)]
 pub(crate) struct ConvertArgs {
     /// The disk to read: a file, a block device, the address of an NBD export, or - for stdin
     pub(crate) source: PathBuf,

@@ -4,6 +4,7 @@ mod outcome;
 
 use std::io::{self, IsTerminal as _};
 use std::path::Path;
+use std::time::Duration;
 
 use vdisk::storage::FileStorage;
 
@@ -45,7 +46,7 @@ struct Copied {
     size: u64,
     digest: Option<String>,
     moved: u64,
-    seconds: f64,
+    elapsed: Duration,
 }
 
 pub(crate) fn run(args: &ConvertArgs, global: &GlobalArgs, report: Report) -> Result<()> {
@@ -61,14 +62,14 @@ pub(crate) fn run(args: &ConvertArgs, global: &GlobalArgs, report: Report) -> Re
         _ => From::Disk(source::open(&job.plan.source, job.plan.jobs + 1)?),
     };
     match job.plan.target.clone() {
-        TargetName::Stdout => job.to_stdout(from),
-        TargetName::File(path) => job.to_file(from, &path),
+        TargetName::Stdout => job.fill_stdout(from),
+        TargetName::File(path) => job.make_file(from, &path),
     }
 }
 
 impl Job {
     /// Copies to a file.
-    fn to_file(mut self, mut from: From, path: &Path) -> Result<()> {
+    fn make_file(mut self, mut from: From, path: &Path) -> Result<()> {
         let mut work = None;
         let size = match &from {
             From::Disk(disk) => {
@@ -161,7 +162,7 @@ impl Job {
             size,
             digest: None,
             moved: progress.moved(),
-            seconds: progress.elapsed().as_secs_f64(),
+            elapsed: progress.elapsed(),
         };
         if self.plan.verify {
             let path = partial.target.partial();
@@ -249,7 +250,7 @@ impl Job {
     }
 
     /// Copies to stdout.
-    fn to_stdout(self, from: From) -> Result<()> {
+    fn fill_stdout(self, from: From) -> Result<()> {
         if io::stdout().is_terminal() {
             return Err(Failure::usage("a disk would not look good on a terminal")
                 .hint("let a program or a file take it: `| zstd > disk.zst`"));

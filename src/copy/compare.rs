@@ -58,14 +58,12 @@ pub(crate) fn disks(one: Handles, other: Handles, progress: &mut Progress) -> Re
             }
         }
     });
-    match difference {
-        Some(at) => Ok(Found::DifferAt(at)),
-        None => {
-            compared?;
-            interrupt::check("the disks were not compared to their end")?;
-            Ok(Found::Equal(digest.finish()))
-        }
+    if let Some(at) = difference {
+        return Ok(Found::DifferAt(at));
     }
+    compared?;
+    interrupt::check("the disks were not compared to their end")?;
+    Ok(Found::Equal(digest.finish()))
 }
 
 /// Compares a disk with the digest that it should have; where it first differs is not known then.

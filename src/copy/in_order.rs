@@ -20,20 +20,20 @@ pub(super) fn in_order<T: Send, R: Send, W: FnMut(T) -> Result<R> + Send>(
         let (mut inputs, mut outputs, mut threads) = (Vec::new(), Vec::new(), Vec::new());
         for mut work in workers {
             let (give, given) = sync_channel::<T>(AHEAD);
-            let (send, sent) = sync_channel::<Result<R>>(AHEAD);
+            let (answer, answers) = sync_channel::<Result<R>>(AHEAD);
             inputs.push(give);
-            outputs.push(sent);
+            outputs.push(answers);
             threads.push(scope.spawn(move || {
                 for task in given {
                     let result = work(task);
                     let over = result.is_err();
-                    if send.send(result).is_err() || over {
+                    if answer.send(result).is_err() || over {
                         break;
                     }
                 }
             }));
         }
-        let planner = scope.spawn(move || {
+        let feeder = scope.spawn(move || {
             let mut turns = inputs.iter().cycle();
             plan(&mut |task| turns.next().is_some_and(|input| input.send(task).is_ok()))
         });
@@ -49,7 +49,7 @@ pub(super) fn in_order<T: Send, R: Send, W: FnMut(T) -> Result<R> + Send>(
         // Those who wait for room are let go.
         drop(outputs);
         let broken = || Failure::new(Exit::Failed, "a reading thread ended unexpectedly");
-        let planned = planner.join().unwrap_or_else(|_| Err(broken()));
+        let planned = feeder.join().unwrap_or_else(|_| Err(broken()));
         let ended = threads.into_iter().map(thread::ScopedJoinHandle::join);
         // All of them are waited for, whichever failed.
         let ended: Vec<_> = ended.collect();

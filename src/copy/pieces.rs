@@ -169,7 +169,10 @@ mod tests {
         ];
         assert_eq!(pieces(&mut [&mut one], 0), whole);
         assert_eq!(pieces(&mut [&mut one], 2 * PIECE), whole[2..]);
-        let mut other = Spots(12 * PIECE, vec![5 * PIECE..5 * PIECE + 7]);
+        let mut other = Spots(
+            12 * PIECE,
+            vec![5 * PIECE..5 * PIECE + 7, 5 * PIECE + 8..5 * PIECE + 9],
+        );
         let both = [
             zeros(0, PIECE),
             data(PIECE, PIECE),

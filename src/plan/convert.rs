@@ -43,6 +43,10 @@ pub(crate) enum TargetName {
 
 /// What `convert` means.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag that is typed"
+)]
 pub(crate) struct Convert {
     pub(crate) source: Input,
     pub(crate) target: TargetName,

@@ -55,22 +55,22 @@ impl SharedFile {
     }
 
     /// Data, or else a hole, at `at`, at most `len` bytes of it.
-    pub(super) fn run(&self, at: u64, len: u64) -> Result<Run> {
+    pub(super) fn run(&self, at: u64, len: u64) -> Run {
         let end = at.saturating_add(len);
         let data = match seek(self.storage.file(), SeekFrom::Data(at)) {
             Ok(data) => data.min(end),
             Err(Errno::NXIO) => end,
-            Err(_) => return Ok(Run { len, zero: false }),
+            Err(_) => return Run { len, zero: false },
         };
         if data > at {
             let len = data - at;
-            return Ok(Run { len, zero: true });
+            return Run { len, zero: true };
         }
         // A file system that does not tell has data to the end.
         let hole = seek(self.storage.file(), SeekFrom::Hole(at)).unwrap_or(end);
-        Ok(Run {
+        Run {
             len: hole.clamp(at + 1, end) - at,
             zero: false,
-        })
+        }
     }
 }

@@ -185,6 +185,13 @@ fn refuse(storage: &mut FileStorage, path: &Path) -> Result<()> {
     if u32_at(32) != 0 {
         return Err(unsupported(path, "is an encrypted qcow2"));
     }
+    // A size that no table covers would be gone through for years.
+    let bits = u32_at(20);
+    let reach = u64::from(u32_at(36)).checked_shl(bits.saturating_mul(2).saturating_sub(3));
+    if !(9..=21).contains(&bits) || reach.is_none_or(|reach| reach < u64_at(24)) {
+        let what = "its table is too short for the size of the disk";
+        return Err(foreign(Error::corrupt(what), path));
+    }
     let features = if version == 3 { u64_at(72) } else { 0 };
     let has = |bit: u32| features & (1 << bit) != 0;
     if has(1) {
@@ -251,6 +258,7 @@ mod tests {
     fn refused(change: impl FnOnce(&mut [u8; 80])) -> Option<Exit> {
         let mut header = [0; 80];
         header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+        (header[23], header[39]) = (16, 1);
         change(&mut header);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), header).unwrap();
@@ -266,6 +274,10 @@ mod tests {
         assert_eq!(refused(|h| h[7] = 2), None);
         assert_eq!(refused(|h| h[7] = 4), Some(Exit::Unsupported));
         assert_eq!(refused(|h| h[0] = 0), Some(Exit::Corrupt));
+        // A byte more than its one entry of the table covers, and clusters of no size.
+        assert_eq!(refused(|h| h[28] = 0x20), None);
+        assert_eq!(refused(|h| (h[28], h[31]) = (0x20, 1)), Some(Exit::Corrupt));
+        assert_eq!(refused(|h| h[23] = 0), Some(Exit::Corrupt));
         assert_eq!(refused(|h| h[35] = 2), Some(Exit::Unsupported));
         assert_eq!(refused(|h| h[79] = 1), Some(Exit::NeedsRepair));
         assert_eq!(refused(|h| h[79] = 2), Some(Exit::Corrupt));

@@ -127,7 +127,7 @@ impl Source for Vhd {
 
     fn runs(&mut self, offset: u64, len: u64) -> Result<Vec<Run>> {
         let Some(header) = self.header else {
-            return Ok(vec![self.file.run(offset, len)?]);
+            return Ok(vec![self.file.run(offset, len)]);
         };
         let (mut runs, mut at): (Vec<Run>, _) = (Vec::new(), offset);
         // One part of the table at a time.

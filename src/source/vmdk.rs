@@ -329,7 +329,7 @@ impl Source for Vmdk {
             let len = (offset + len - at).min(part.size - within);
             let run = match &mut part.kind {
                 PartKind::Zero => Run { len, zero: true },
-                PartKind::Flat(file, first) => file.run(*first + within, len)?,
+                PartKind::Flat(file, first) => file.run(*first + within, len),
                 PartKind::Sparse(sparse) => sparse.run(within, len)?,
             };
             at += run.len;

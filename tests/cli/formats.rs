@@ -19,7 +19,7 @@ fn raw(path: &Path) {
         let len = bytes.len().min((SIZE - offset) as usize);
         file.write_all_at(&bytes[..len], offset).unwrap();
     }
-    file.write_all_at(&[0; 4 << 20], 50 << 20).unwrap();
+    file.write_all_at(&vec![0; 4 << 20], 50 << 20).unwrap();
 }
 
 /// What is read, its name here, its format's name there, and the options that make it.
@@ -342,17 +342,58 @@ fn images_cut_off_or_damaged_are_refused_or_read_and_never_panic() {
             } else {
                 len.min(256 << 10)
             };
-            for _ in 0..1 + round % 4 {
+            for _ in 0..=round % 4 {
                 let place = next(&mut state) % reach;
                 let place = if round % 5 == 4 {
                     len - 1 - place.min(len - 1)
                 } else {
                     place
                 };
-                file.write_all_at(&next(&mut state).to_be_bytes()[..1 + round % 8], place)
+                file.write_all_at(&next(&mut state).to_be_bytes()[..=round % 8], place)
                     .unwrap();
             }
             survives(here, name, &format!("damaged, round {round}"));
+        }
+    }
+}
+
+/// One field after the other claims as much as it can; the program may have 1 GB of addresses.
+#[test]
+fn a_table_that_claims_to_be_huge_takes_no_memory() {
+    let here = folder();
+    let here = here.path();
+    raw(&here.join("a.img"));
+    let fields: [(usize, &[usize]); 3] = [
+        // qcow2: backing file, clusters, size, L1, references, snapshots, length of the header.
+        (1, &[16, 20, 24, 28, 36, 56, 60, 96, 100]),
+        // VMDK: size, grain, descriptor, entries of a table, directory.
+        (7, &[12, 20, 28, 36, 44, 56, 64]),
+        // VHD: the size in the copy of the footer; entries and bytes of a block.
+        (14, &[40, 48, 512 + 16, 512 + 28, 512 + 32]),
+    ];
+    for (at, places) in fields {
+        let (name, ..) = VARIANTS[at];
+        make(here, VARIANTS[at]);
+        let whole = fs::read(here.join(name)).unwrap();
+        for (place, value) in places
+            .iter()
+            .flat_map(|p| [(p, 0x7f), (p, 0xff), (p, 0x02)])
+        {
+            let mut claims = whole.clone();
+            claims[*place..place + 4].fill(value);
+            fs::write(here.join(name), &claims).unwrap();
+            let script =
+                "ulimit -v 1048576; exec \"$0\" convert \"$1\" out.img --force --jobs 1 --dry-run";
+            let program_path = env!("CARGO_BIN_EXE_diskferry");
+            let ran = program(here, "bash", &["-c", script, program_path, name]);
+            let what = format!("{name}: {value:#x} at {place}");
+            assert!(
+                [0, 1, 3, 4, 9].contains(&ran.code),
+                "{what}: {} {}",
+                ran.code,
+                ran.stderr
+            );
+            assert!(!ran.stderr.contains("panicked"), "{what}: {}", ran.stderr);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What `convert` says that it did, or would do.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
@@ -9,6 +10,7 @@ use super::Copied;
 use crate::args::FormatName;
 use crate::failure::Result;
 use crate::plan::Convert;
+use crate::progress::per_second;
 use crate::size;
 
 #[derive(Serialize)]
@@ -42,8 +44,8 @@ impl Converted {
             resumed_at: Some(resumed).filter(|at| *at > 0),
             verified: copied.digest.is_some(),
             digest: copied.digest,
-            seconds: copied.seconds,
-            bytes_per_second: (copied.moved as f64 / copied.seconds.max(1e-6)) as u64,
+            seconds: copied.elapsed.as_secs_f64(),
+            bytes_per_second: per_second(copied.moved, copied.elapsed),
         })
     }
 
@@ -58,10 +60,10 @@ impl Converted {
             size::show(self.size_on_disk)
         );
         if let Some(at) = self.resumed_at {
-            text.push_str(&format!(", gone on from {}", size::show(at)));
+            let _ = write!(text, ", gone on from {}", size::show(at));
         }
         if let Some(digest) = &self.digest {
-            text.push_str(&format!("; read again and the same, BLAKE3 {digest}"));
+            let _ = write!(text, "; read again and the same, BLAKE3 {digest}");
         }
         text
     }
