@@ -12,6 +12,7 @@ mod cli {
     mod formats;
     mod limits;
     mod load;
+    mod locking;
     mod metadata;
     mod resize;
     mod run;

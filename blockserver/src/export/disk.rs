@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, sta
 use vdisk::chain::{Layer, ParentSearch, open_chain};
 use vdisk::disk::{ImageFormat, OpenOptions};
 use vdisk::engine::{BlockMap, Engine, Mark};
+use vdisk::storage::unlock;
 
 use crate::uring::ALIGNMENT;
 
@@ -114,7 +115,7 @@ impl Disk {
     /// while after the ring has gone. The disk must not be in use any more.
     pub fn unlock(&self) {
         // What fails here comes with the end of the process.
-        let _ = self.file.unlock();
+        let _ = unlock(&self.file);
         if let Some(parent) = &self.parent {
             parent.unlock();
         }

@@ -1,15 +1,16 @@
-//! An image file through plain system calls, held by an advisory lock.
+//! An image file through plain system calls, held by locks (`docs/locking.md`).
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom};
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-use super::Storage;
+use super::holder::{Holder, holders};
+use super::{Hold, Storage, lock, unlock};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes written at once where a file system can not punch holes.
@@ -17,8 +18,9 @@ const ZEROES: usize = 1 << 20;
 
 /// A file on this host.
 ///
-/// A writable one is locked against all others, a read-only one against writers, by `flock`: across
-/// the processes of a host, and across hosts as far as their shared file system carries such locks.
+/// A writable one is locked against all others, a read-only one against writers, programs of QEMU
+/// included (`storage/lock.rs`): across the processes of a host, and across hosts as far as
+/// `docs/locking.md` says.
 #[derive(Debug)]
 pub struct FileStorage {
     /// There until it is given away.
@@ -32,7 +34,7 @@ impl Drop for FileStorage {
     fn drop(&mut self) {
         if let Some(file) = &self.file {
             // What fails here comes with the end of those who share the file.
-            let _ = rustix::fs::flock(file, FlockOperation::Unlock);
+            let _ = unlock(file);
         }
     }
 }
@@ -62,26 +64,26 @@ impl FileStorage {
 
     /// Lock a file that has been opened; `path` names it in errors.
     pub(crate) fn of(file: File, path: &Path, writable: bool) -> Result<Self> {
-        let how = if writable {
-            FlockOperation::NonBlockingLockExclusive
+        let hold = if writable {
+            Hold::Exclusive
         } else {
-            FlockOperation::NonBlockingLockShared
+            Hold::Shared
         };
-        match rustix::fs::flock(&file, how) {
+        match lock(&file, hold) {
             Ok(()) => {
-                if writable {
-                    within_limit(&file).map_err(|error| error.in_file(path))?;
-                }
-                Ok(Self {
+                let storage = Self {
                     file: Some(file),
                     path: path.to_owned(),
-                })
+                };
+                if writable {
+                    within_limit(storage.file()).map_err(|error| error.in_file(path))?;
+                }
+                Ok(storage)
             }
-            Err(Errno::WOULDBLOCK) => {
-                let what = "is in use by another process (advisory lock); stop that one first";
-                Err(Error::new(ErrorKind::Locked, what).in_file(path))
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(Error::new(ErrorKind::Locked, in_use(path)).in_file(path))
             }
-            Err(errno) => Err(Error::io("cannot be locked", errno.into()).in_file(path)),
+            Err(error) => Err(Error::io("cannot be locked", error).in_file(path)),
         }
     }
 
@@ -161,6 +163,17 @@ fn within_limit(file: &File) -> Result<()> {
         found.len()
     );
     Err(Error::new(ErrorKind::NoSpace, what))
+}
+
+/// What to say of a file that others have locked.
+fn in_use(path: &Path) -> String {
+    let holders = holders(path);
+    if holders.is_empty() {
+        let who = "one that may not be looked at, or one on another host";
+        return format!("is in use by another process ({who}); stop that one first");
+    }
+    let named: Vec<String> = holders.iter().map(Holder::to_string).collect();
+    format!("is in use by {}; stop that one first", named.join(", "))
 }
 
 /// Refuses to write what its permissions let nobody write, also to those whom permissions do not bind:

@@ -2,10 +2,13 @@
 
 mod crash;
 mod file;
+mod holder;
+mod lock;
 mod memory;
 
 pub use crash::{Change, CrashStorage, FlushMark};
 pub use file::FileStorage;
+pub use lock::{Hold, lock, unlock};
 pub use memory::MemoryStorage;
 
 use std::io;
