@@ -54,7 +54,7 @@ fn disks(here: &Path) {
 }
 
 fn format_of(disk: &str) -> &str {
-    if disk.ends_with(".vhdx") {
+    if Path::new(disk).extension() == Some("vhdx".as_ref()) {
         "vhdx"
     } else {
         "raw"
