@@ -153,13 +153,24 @@ fn a_disk_that_finds_no_room_to_become_larger_keeps_its_size() {
     }
     diskferry(here, &["check", "a.vhdx"]).ok();
     program(here, "qemu-img", &["check", "-q", "a.vhdx"]).ok();
-    // And so does one that is converted: nothing half made is left.
+    // And so does one that is converted: nothing stands under its name, and what was copied so far is
+    // kept to be gone on with where that makes sense.
     fs::write(here.join("b.img"), vec![7; 32 << 20]).unwrap();
     for target in ["c.vhdx", "c.img"] {
         let refused = limited(here, 20 * MIB, &["convert", "b.img", target]).fails(1);
         assert!(refused.stderr.contains("ulimit -f"), "{}", refused.stderr);
     }
-    assert_eq!(names(here), ["a.img", "a.vhdx", "b.img"]);
+    let left = [
+        "a.img",
+        "a.vhdx",
+        "b.img",
+        "c.vhdx.partial",
+        "c.vhdx.partial.json",
+    ];
+    assert_eq!(names(here), left);
+    diskferry(here, &["convert", "b.img", "c.vhdx"]).ok();
+    diskferry(here, &["compare", "b.img", "c.vhdx"]).ok();
+    assert_eq!(names(here), ["a.img", "a.vhdx", "b.img", "c.vhdx"]);
 }
 
 #[test]
