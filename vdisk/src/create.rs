@@ -301,6 +301,9 @@ fn validate(options: &CreateOptions<'_>) -> Result<Geometry> {
             "a disk with a parent grows as it is written; it cannot be fixed",
         ));
     }
+    if let Some(locator) = &options.parent {
+        locator.check()?;
+    }
     Geometry::new(block_size, sector, size, options.parent.is_some())
 }
 

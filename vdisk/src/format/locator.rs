@@ -138,7 +138,21 @@ impl ParentLocator {
         Ok(locator)
     }
 
-    /// The item as it is written.
+    /// Whether what is written of it can be read again: at most 256 pairs, of at most 65534 bytes each
+    /// in UTF-16 and without NUL, among them a version and a path. `Unsupported` if not.
+    ///
+    /// A change of a locator does not ask; whoever writes one does.
+    pub fn check(&self) -> Result<()> {
+        if Self::decode(&self.encode()).is_ok_and(|read| read == *self) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            "the parent locator has too many entries, or one that is too long or not a text",
+        ))
+    }
+
+    /// The item as it is written; see [`ParentLocator::check`].
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let utf16 = |text: &str| -> Vec<u8> {

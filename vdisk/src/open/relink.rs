@@ -11,13 +11,14 @@ use super::{Admit, LoadOptions, load};
 /// Makes `locator` what the image says of its parent, in one step: a crash leaves the old one or the
 /// new one. What the disk holds does not change, nor its `DataWriteGuid`.
 ///
-/// A dirty image is replayed first. Fails with `InvalidArgument` for a disk without a parent, and as
-/// [`load`] does.
+/// A dirty image is replayed first. Fails with `InvalidArgument` for a disk without a parent,
+/// `Unsupported` for a locator that could not be read again, and as [`load`] does.
 pub fn set_locator(
     storage: &mut dyn Storage,
     locator: &ParentLocator,
     random: &mut dyn FnMut() -> u128,
 ) -> Result<()> {
+    locator.check()?;
     let options = LoadOptions {
         writable: true,
         scan_bat: false,

@@ -1,6 +1,7 @@
 //! The rules about images that are built on others.
 
 use super::*;
+use crate::create::{CreateOptions, create};
 use crate::format::ParentLocator;
 
 #[test]
@@ -123,4 +124,27 @@ fn a_locator_can_change_any_number_of_times() {
         assert_eq!(locator_of(&mut sample.storage, false), locator);
     }
     assert!(check(&mut sample.storage).unwrap().is_sound());
+}
+
+/// Locators of ours that we would not read again.
+fn unreadable() -> [ParentLocator; 3] {
+    let at = |path: &str| ParentLocator::new(Guid::known(7), path);
+    [at("a\0b"), at(&"x".repeat(1 << 15)), at("")]
+}
+
+#[test]
+fn a_locator_that_nobody_could_read_is_not_written() {
+    let mut sample = differencing();
+    let before = locator_of(&mut sample.storage, false);
+    for locator in unreadable() {
+        let error = set_locator(&mut sample.storage, &locator, &mut counter()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert_eq!(locator_of(&mut sample.storage, false), before);
+        let mut random = counter();
+        let mut options = CreateOptions::new(64 * MIB, &mut random);
+        options.parent = Some(locator);
+        let mut file = MemoryStorage::new();
+        let error = create(&mut file, options).unwrap_err();
+        assert_eq!((error.kind(), file.length()), (ErrorKind::Unsupported, 0));
+    }
 }
