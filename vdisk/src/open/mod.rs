@@ -481,6 +481,9 @@ pub fn load(storage: &mut dyn Storage, options: LoadOptions<'_>) -> Result<Image
     let random = options.random;
     let dirty = log.is_some() && !options.writable;
     if options.writable && (log.is_some() || structures.good_table.is_some()) {
+        if options.scan_bat {
+            structures.scan_bat(&mut view, &mut judge)?;
+        }
         judge = Strict::default();
         let changed = put_right(&mut view, log.as_ref(), (header, slot), random)?;
         (header, slot) = changed;

@@ -467,6 +467,18 @@ fn a_marked_image_with_a_log_is_not_even_replayed() {
     sample.refused(ErrorKind::NotOwned, "handed over");
 }
 
+#[test]
+fn an_image_whose_table_is_refused_is_neither_replayed_nor_mended() {
+    let mut sample = Sample::new();
+    let page = sample.bat_page(&[(0, 4)]);
+    let end = sample.storage.length();
+    sample.log(&[page], (end, end));
+    sample.refused(ErrorKind::Corrupt, "reserved state 4");
+    let mut sample = Sample::new();
+    sample.put(region::COPY_ONE.0 + 20, &[0xFF]).entry(3, 4);
+    sample.refused(ErrorKind::Corrupt, "reserved state 4");
+}
+
 /// A replay, and the mending of a table, cut anywhere, any subset of what was not flushed lost:
 /// the next open brings the same disk.
 #[test]
