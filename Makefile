@@ -2,7 +2,10 @@
 
 CARGO ?= cargo
 
-.PHONY: help setup test demo lint docs bench
+# The fuzz targets are a workspace of their own; here without libFuzzer, on any compiler.
+FUZZ = --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target/fuzz --quiet
+
+.PHONY: help setup test demo lint docs bench fuzz
 
 help:
 	@echo "make demo    move a busy 16 TB disk to another site and prove nothing was lost"
@@ -10,6 +13,7 @@ help:
 	@echo "make lint    formatting and lints, warnings denied"
 	@echo "make docs    the API documentation, warnings denied"
 	@echo "make bench   the criterion benches, and a comparison with qemu on this machine"
+	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (600), cargo-fuzz installed if missing"
 	@echo "make setup   install or name the programs the above need"
 
 setup:
@@ -18,6 +22,7 @@ setup:
 test: setup
 	$(CARGO) test --workspace --quiet
 	RUSTFLAGS="--cfg loom" $(CARGO) test --package vdisk --lib --target-dir target/loom --quiet loom
+	$(CARGO) test $(FUZZ)
 
 demo: setup
 	scripts/demo.sh
@@ -25,6 +30,8 @@ demo: setup
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
+	$(CARGO) clippy $(FUZZ) --all-targets -- -D warnings
 
 docs:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
@@ -34,3 +41,6 @@ bench:
 	$(CARGO) bench
 	$(CARGO) build --release
 	scripts/compare.sh
+
+fuzz:
+	@scripts/fuzz.sh

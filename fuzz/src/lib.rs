@@ -1,0 +1,63 @@
+//! The bodies of the fuzz targets, each a plain function of some bytes.
+//!
+//! libFuzzer calls them with what it makes up (`fuzz_targets/`), an ordinary test with the kept
+//! corpora and with bytes from a seed (`tests/replay.rs`). A body panics when a promise is broken and
+//! only then; it touches no file of the host, takes no more than a few megabytes, and does the same
+//! for the same bytes.
+//!
+//! | target | what the bytes are | what must hold |
+//! |---|---|---|
+//! | [`open`] | harm done to a sound image | no panic, bounded work, both ways of opening agree |
+//! | [`log_replay`] | a log, whole or damaged | the replay is the one that the specification describes |
+//! | [`operations`] | requests, and power cuts | the disk holds what a flat model of it holds |
+//! | [`parent_locator`] | a locator | what is read is written again alike, or refused |
+//! | [`metadata`] | a metadata region | items are apart and inside, changes touch nothing else |
+
+pub mod log_replay;
+pub mod metadata;
+pub mod open;
+pub mod operations;
+pub mod parent_locator;
+
+mod file;
+mod images;
+
+/// A fuzz target.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Its name, which is also that of its corpus.
+    pub name: &'static str,
+    /// Its body.
+    pub run: fn(&[u8]),
+    /// How many bytes an input has at most.
+    pub most: usize,
+}
+
+/// Every target.
+pub const TARGETS: [Target; 5] = [
+    Target {
+        name: "open",
+        run: open::run,
+        most: 512,
+    },
+    Target {
+        name: "log_replay",
+        run: log_replay::run,
+        most: 512,
+    },
+    Target {
+        name: "operations",
+        run: operations::run,
+        most: 512,
+    },
+    Target {
+        name: "parent_locator",
+        run: parent_locator::run,
+        most: 1024,
+    },
+    Target {
+        name: "metadata",
+        run: metadata::run,
+        most: 1024,
+    },
+];

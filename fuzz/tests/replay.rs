@@ -1,0 +1,101 @@
+//! Every kept input of every target, and a few thousand inputs from a seed, without libFuzzer.
+//!
+//! `DISKFERRY_SEED=n` runs one seed of each target; `DISKFERRY_SEEDS=n` sets how many are run.
+
+use std::fs;
+use std::path::Path;
+
+use diskferry_fuzz::{TARGETS, Target};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name)
+        .ok()
+        .and_then(|value| value.parse().ok())
+}
+
+fn target(name: &str) -> Target {
+    let found = TARGETS.iter().find(|target| target.name == name);
+    *found.unwrap_or_else(|| panic!("no target {name}"))
+}
+
+/// Bytes from a seed (splitmix64): runs of small numbers among them, which choose, and of any.
+fn bytes(seed: u64, most: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x2545_F491_4F6C_DD1D);
+    let mut next = || {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut x = state;
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    };
+    let len = next() as usize % most;
+    let mut made = Vec::with_capacity(len);
+    while made.len() < len {
+        let word = next();
+        match word % 4 {
+            0 => made.push((word >> 8) as u8 % 8),
+            1 => made.push(0),
+            2 => made.push((word >> 8) as u8),
+            _ => made.extend_from_slice(&word.to_le_bytes()[..4]),
+        }
+    }
+    made
+}
+
+fn replay(name: &str) {
+    let target = target(name);
+    let one = number("DISKFERRY_SEED");
+    if one.is_none() {
+        kept(&target);
+    }
+    let seeds = match one {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("DISKFERRY_SEEDS").unwrap_or(2000),
+    };
+    for seed in seeds {
+        println!("DISKFERRY_SEED={seed} {name}");
+        (target.run)(&bytes(seed, target.most));
+    }
+}
+
+/// Runs the corpus, which must be there.
+fn kept(target: &Target) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target.name);
+    let mut files: Vec<_> = fs::read_dir(&folder)
+        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "{} is empty", folder.display());
+    for file in files {
+        println!("{}", file.display());
+        (target.run)(&fs::read(&file).expect("it can be read"));
+    }
+}
+
+#[test]
+fn harmed_images_are_refused_or_serve() {
+    replay("open");
+}
+
+#[test]
+fn a_log_is_replayed_as_the_text_says() {
+    replay("log_replay");
+}
+
+#[test]
+fn a_disk_holds_what_a_flat_model_holds() {
+    replay("operations");
+}
+
+#[test]
+fn locators_are_read_and_written_alike() {
+    replay("parent_locator");
+}
+
+#[test]
+fn metadata_keeps_what_nobody_changed() {
+    replay("metadata");
+}

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Runs every fuzz target, or those named, for FUZZ_SECONDS each (600 if not set); does its own set-up.
+#
+# What a target finds new is kept in fuzz/target/found/TARGET, and what breaks a promise in
+# fuzz/artifacts/TARGET, whose path is printed. The corpora in fuzz/corpus are only read; with
+# FUZZ_KEEP=1 they become the smallest set of inputs that reaches what all of them reach.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/setup.sh c++:g++
+if ! cargo fuzz --version >/dev/null 2>&1; then
+    echo "fuzz: installing cargo-fuzz"
+    cargo install cargo-fuzz --locked --quiet
+fi
+if rustup toolchain list 2>/dev/null | grep -q '^nightly'; then
+    toolchain=+nightly
+else
+    # The flags of cargo-fuzz are those of nightly; they are the same in the stable compiler.
+    toolchain=
+    export RUSTC_BOOTSTRAP=1
+fi
+
+# No sanitizer: none of the code that runs is unsafe, and it is three times as fast without.
+run() {
+    # shellcheck disable=SC2086
+    cargo $toolchain fuzz "$1" --sanitizer none "${@:2}"
+}
+
+targets=${*:-$(cargo fuzz list)}
+failed=
+for target in $targets; do
+    found=fuzz/target/found/$target
+    mkdir -p "$found"
+    echo "fuzz: $target for ${FUZZ_SECONDS:-600} s"
+    run run "$target" "$found" "fuzz/corpus/$target" -- -max_total_time="${FUZZ_SECONDS:-600}" \
+        -rss_limit_mb=2048 -timeout=10 -max_len=1024 -len_control=0 -verbosity=0 -print_final_stats=1 ||
+        failed="$failed $target"
+    if [ "${FUZZ_KEEP:-0}" = 1 ]; then
+        cp -n "$found"/* "fuzz/corpus/$target/" 2>/dev/null || true
+        run cmin "$target"
+    fi
+done
+if [ -n "$failed" ]; then
+    echo "fuzz: a promise is broken in:$failed" >&2
+    exit 1
+fi
