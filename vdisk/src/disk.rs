@@ -22,7 +22,7 @@ use crate::engine::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::metadata::SizeItem;
 use crate::format::{Guid, PAGE};
-use crate::open::{Admit, Image, LoadOptions, View, load};
+use crate::open::{Admit, Image, LoadOptions, View, load_scanning};
 use crate::space::Occupied;
 use crate::storage::{FileStorage, Storage};
 use crate::units::{FileOffset, GuestOffset};
@@ -141,31 +141,32 @@ fn vhdx_engine(
     (random, allow_parent): (&mut dyn FnMut() -> u128, bool),
     tune: impl FnOnce(EngineOptions) -> EngineOptions,
 ) -> Result<(Engine, Lineage)> {
-    let seed = random();
-    let mut image = load(
-        storage,
-        LoadOptions {
-            writable: !options.read_only,
-            scan_bat: false,
-            admit: Admit {
-                marked: options.allow_marked,
-                parent: allow_parent,
-            },
-            random,
-        },
-    )?;
-    let engine_options = tune(EngineOptions {
+    let mut engine_options = tune(EngineOptions {
         read_only: options.read_only,
         alignment: options.alignment,
         cache: options.cache,
-        seed,
-        data_write: options
-            .data_write
-            .or(options.same_content.then_some(image.header.data_write)),
+        seed: random(),
+        data_write: options.data_write,
         ..EngineOptions::default()
     });
-    if !options.read_only && image.bat().len <= engine_options.scan_first {
-        image.scan_bat(storage)?;
+    let load = LoadOptions {
+        writable: !options.read_only,
+        scan_bat: false,
+        admit: Admit {
+            marked: options.allow_marked,
+            parent: allow_parent,
+        },
+        random,
+    };
+    let scan_first = if options.read_only {
+        0
+    } else {
+        engine_options.scan_first
+    };
+    let image = load_scanning(storage, load, scan_first)?;
+    if options.same_content {
+        let same = image.header.data_write;
+        engine_options.data_write.get_or_insert(same);
     }
     let lineage = Lineage {
         data_write: image.header.data_write,

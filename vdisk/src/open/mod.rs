@@ -114,25 +114,6 @@ impl Image {
     pub fn log(&self) -> Region {
         log_of(&self.header)
     }
-
-    /// Read and check the whole BAT of an image that was opened without that. Fails with `Corrupt`, and
-    /// as reading the storage does.
-    pub fn scan_bat(&mut self, storage: &mut dyn Storage) -> Result<()> {
-        let mut judge = Strict::default();
-        let place = (self.regions.bat(), self.file_len);
-        let mut view = View {
-            storage,
-            overlay: std::mem::take(&mut self.overlay),
-            len: self.file_len,
-        };
-        let scan = BatScan::new(self.geometry, place, &mut self.used, &mut judge).run(&mut view);
-        self.overlay = view.overlay;
-        scan?;
-        self.warnings.append(&mut judge.warnings);
-        self.end_of_used = self.used.end() * MIB;
-        self.scanned = true;
-        Ok(())
-    }
 }
 
 /// How many payload blocks are in which state.
@@ -459,6 +440,16 @@ fn claim_structures(
 /// Kinds of failure: `Corrupt`, `Unsupported` (a parent, a newer version), `NotOwned` (marked),
 /// `NeedsRepair` (the log was named and never written), `InvalidArgument`, and those of the host.
 pub fn load(storage: &mut dyn Storage, options: LoadOptions<'_>) -> Result<Image> {
+    load_scanning(storage, options, 0)
+}
+
+/// As [`load`], and a BAT of at most `most` bytes is read and checked whether asked for or not, before
+/// anything is changed.
+pub(crate) fn load_scanning(
+    storage: &mut dyn Storage,
+    options: LoadOptions<'_>,
+    most: u64,
+) -> Result<Image> {
     let mut judge = Strict::default();
     let Opening {
         identifier: _,
@@ -480,8 +471,9 @@ pub fn load(storage: &mut dyn Storage, options: LoadOptions<'_>) -> Result<Image
     admit(&structures.metadata, &options, &header)?;
     let random = options.random;
     let dirty = log.is_some() && !options.writable;
+    let scan = |structures: &Structures| options.scan_bat || structures.regions.bat().len <= most;
     if options.writable && (log.is_some() || structures.good_table.is_some()) {
-        if options.scan_bat {
+        if scan(&structures) {
             structures.scan_bat(&mut view, &mut judge)?;
         }
         judge = Strict::default();
@@ -489,7 +481,8 @@ pub fn load(storage: &mut dyn Storage, options: LoadOptions<'_>) -> Result<Image
         (header, slot) = changed;
         structures = Structures::read(&mut view, &header, &mut judge)?;
     }
-    let end_of_used = if options.scan_bat {
+    let scanned = scan(&structures);
+    let end_of_used = if scanned {
         structures.scan_bat(&mut view, &mut judge)?;
         structures.used.end() * MIB
     } else {
@@ -505,7 +498,7 @@ pub fn load(storage: &mut dyn Storage, options: LoadOptions<'_>) -> Result<Image
         warnings: judge.warnings,
         end_of_used,
         used: structures.used,
-        scanned: options.scan_bat,
+        scanned,
         overlay: view.overlay,
         dirty,
     })

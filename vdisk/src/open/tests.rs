@@ -479,6 +479,21 @@ fn an_image_whose_table_is_refused_is_neither_replayed_nor_mended() {
     sample.refused(ErrorKind::Corrupt, "reserved state 4");
 }
 
+#[test]
+fn a_disk_whose_short_table_is_refused_is_neither_replayed_nor_mended() {
+    use crate::disk::{ImageFormat, OpenOptions, open_engine};
+    let mut sample = Sample::new();
+    let page = sample.bat_page(&[(0, 4)]);
+    let end = sample.storage.length();
+    sample.log(&[page], (end, end));
+    let before = sample.storage.clone();
+    let (options, random) = (OpenOptions::default(), &mut counter());
+    let opened = open_engine(&mut sample.storage, ImageFormat::Vhdx, &options, random);
+    let error = opened.expect_err("state 4 is reserved");
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(same(&before, &sample.storage), "it was changed");
+}
+
 /// A replay, and the mending of a table, cut anywhere, any subset of what was not flushed lost:
 /// the next open brings the same disk.
 #[test]
