@@ -5,7 +5,11 @@ CARGO ?= cargo
 # The fuzz targets are a workspace of their own; here without libFuzzer, on any compiler.
 FUZZ = --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target/fuzz --quiet
 
-.PHONY: help setup test demo lint docs bench fuzz
+# Each night other scenarios; a failure prints the seed that repeats it.
+NIGHT_POINTS ?= 100000
+NIGHT_FROM ?= $(shell date +%s)000
+
+.PHONY: help setup test demo lint docs bench fuzz night
 
 help:
 	@echo "make demo    move a busy 16 TB disk to another site and prove nothing was lost"
@@ -14,6 +18,7 @@ help:
 	@echo "make docs    the API documentation, warnings denied"
 	@echo "make bench   the criterion benches, and a comparison with qemu on this machine"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (600), cargo-fuzz installed if missing"
+	@echo "make night   NIGHT_POINTS (100000) crash points of the simulation, other ones each time"
 	@echo "make setup   install or name the programs the above need"
 
 setup:
@@ -44,3 +49,7 @@ bench:
 
 fuzz:
 	@scripts/fuzz.sh
+
+night:
+	DISKFERRY_POINTS=$(NIGHT_POINTS) DISKFERRY_FROM=$(NIGHT_FROM) \
+		$(CARGO) test --package vdisk --test crash -- --nocapture
