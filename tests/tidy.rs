@@ -4,6 +4,8 @@
 //! tested on a snippet that breaks it. What clippy holds (function length, arguments, docs of
 //! public items) is not repeated here; that clippy is told to hold it is checked.
 
+#[path = "tidy/clauses.rs"]
+mod clauses;
 #[path = "tidy/floors.rs"]
 mod floors;
 #[path = "tidy/links.rs"]
@@ -97,7 +99,10 @@ fn the_tree_keeps_its_own_rules() {
     for complaint in shape::tree_rules(&paths) {
         let _ = writeln!(report, "tests/: {complaint}");
     }
-    for complaint in links::complaints(&files) {
+    for complaint in links::complaints(&files)
+        .into_iter()
+        .chain(clauses::complaints(&files))
+    {
         let _ = writeln!(report, "{complaint}");
     }
     assert!(report.is_empty(), "\n{report}");

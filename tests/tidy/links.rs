@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::File;
 
 /// Folders whose files documents name by their path from the root.
-const FOLDERS: [&str; 10] = [
+const FOLDERS: [&str; 11] = [
     "vdisk/",
     "blockserver/",
     "mirror/",
@@ -14,6 +14,7 @@ const FOLDERS: [&str; 10] = [
     "src/",
     "tests/",
     "benches/",
+    "fuzz/",
     "docs/",
     "scripts/",
     ".ci/",
