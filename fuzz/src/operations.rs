@@ -41,6 +41,7 @@ enum Kind {
     Child,
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "each is a bit of the input")]
 #[derive(Arbitrary, Clone, Copy, Debug)]
 struct Shape {
     kind: Kind,
@@ -50,6 +51,8 @@ struct Shape {
     alignment: u8,
     small_cache: bool,
     small_entries: bool,
+    /// Whether the table is gone through while the disk is in use.
+    scan_later: bool,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -78,6 +81,7 @@ enum Planned {
     Status(Place),
     Resize(u8, bool),
     ResizeRaw(u64, bool),
+    Compact(bool, u8),
 }
 
 impl Shape {
@@ -126,6 +130,7 @@ impl Shape {
         let tune = |options: EngineOptions| EngineOptions {
             log_len: Some(MIB as u32),
             entry_pages: if self.small_entries { 1 } else { 1000 },
+            scan_first: if self.scan_later { 0 } else { 4 * MIB },
             ..options
         };
         let opened = open_child_engine_with(file, &options, &mut bits(seed), tune);
@@ -217,6 +222,10 @@ impl Requests {
                 },
                 discard_data,
             },
+            Planned::Compact(defragment, budget) => Request::Compact {
+                defragment,
+                budget: [1, 3 * MIB, 1 << 40][usize::from(budget) % 3],
+            },
         }
     }
 }
@@ -281,7 +290,20 @@ impl Session {
             Request::Read { offset, .. } => self.model.read(offset.0, &buffer),
             Request::Status { offset, len } => self.model.told(offset.0, len, &done),
             Request::Flush => self.model.flushed(),
+            Request::Compact { .. } => self.compacted(&done),
             request => self.model.changed(&request, stamp),
+        }
+    }
+
+    /// A step of a compaction that nothing else met.
+    fn compacted(&mut self, done: &Done) {
+        let Done::Compacted(how_far) = done else {
+            panic!("a compaction ended with {done:?}");
+        };
+        let length = self.machine.length();
+        assert!(how_far.end <= length, "{how_far:?} of {length}");
+        if how_far.done {
+            assert_eq!(how_far.end, length, "{how_far:?}");
         }
     }
 
@@ -330,7 +352,12 @@ impl Session {
         self.model.changed_together(&changes);
         for (id, request, _) in submitted {
             let (result, buffer) = self.machine.take(id).expect("it ends");
-            result.unwrap_or_else(|error| panic!("{request:?} failed: {error}"));
+            if let Err(error) = result {
+                // Only one compaction runs at a time.
+                let second = matches!(request, Request::Compact { .. })
+                    && error.kind() == ErrorKind::InvalidArgument;
+                assert!(second, "{request:?} failed: {error}");
+            }
             if let Request::Read { offset, .. } = request {
                 self.model.read_any(offset.0, &buffer);
             }
@@ -384,8 +411,11 @@ impl Session {
         self.model.flushed();
         let mut file = self.machine.cut(0);
         let report = check(&mut file).expect("it can be checked");
-        let fault = report.findings.iter().find(|found| {
-            found.severity != Severity::Leak && found.message != "the image has a parent"
+        let mut findings = report.findings.iter();
+        let behind = "DataWriteGuid is ";
+        let fault = findings.find(|found| {
+            // A cut between the two writes of a header leaves one behind until the next session.
+            found.severity > Severity::Leak && !found.message.starts_with(behind)
         });
         assert!(fault.is_none() && report.complete, "closed: {fault:?}");
         self.open_again(&mut file, None);

@@ -49,6 +49,11 @@ impl Machine {
         self.engine.map().size()
     }
 
+    /// Length of the file in bytes.
+    pub(super) fn length(&self) -> u64 {
+        self.storage.live().length()
+    }
+
     /// Hands a request over; a write is of `stamp` all over.
     pub(super) fn submit(&mut self, request: Request, stamp: u64) -> u64 {
         self.last += 1;
@@ -105,8 +110,9 @@ impl Machine {
 
     fn execute(&mut self, op: &FileOp, mark: Option<FlushMark>) -> Outcome {
         if let Some(change) = self.change(&op.kind) {
+            let hole = self.copies_zeros(&op.kind);
             self.storage.apply(change);
-            return Outcome::Done;
+            return hole.unwrap_or(Outcome::Done);
         }
         let live = self.storage.live();
         match &op.kind {
@@ -168,6 +174,22 @@ impl Machine {
         }]
     }
 
+    /// What is told of a copy that found nothing but zeros.
+    fn copies_zeros(&self, kind: &FileOpKind) -> Option<Outcome> {
+        let FileOpKind::Copy { from, len, .. } = *kind else {
+            return None;
+        };
+        let mut bytes = vec![0; len as usize];
+        self.storage.live().get(from.0, &mut bytes);
+        let hole = Extent {
+            len,
+            allocated: false,
+            zero: true,
+        };
+        let zero = bytes.iter().all(|byte| *byte == 0);
+        zero.then(|| Outcome::Holes(vec![hole]))
+    }
+
     /// How an operation changes the file as it is now, if it does.
     fn change(&self, kind: &FileOpKind) -> Option<Change> {
         let inside = |end: u64| assert!(end <= self.storage.live().length(), "{kind:?}");
@@ -202,6 +224,13 @@ impl Machine {
                 self.merged(at.0, &data)
             }
             FileOpKind::Zero { at, len, .. } => Change::Zero(at.0, *len),
+            FileOpKind::Copy { from, to, len } => {
+                inside(from.0.max(to.0) + len);
+                assert!(from.0.abs_diff(to.0) >= *len, "{kind:?} overlaps");
+                let mut data = vec![0; *len as usize];
+                self.storage.live().get(from.0, &mut data);
+                Change::Write(to.0, data.into())
+            }
             FileOpKind::SetLen { len } => Change::Length(*len),
             _ => return None,
         })
