@@ -3,7 +3,8 @@
 #
 # What a target finds new is kept in fuzz/target/found/TARGET, and what breaks a promise in
 # fuzz/artifacts/TARGET, whose path is printed. The corpora in fuzz/corpus are only read; with
-# FUZZ_KEEP=1 they become the smallest set of inputs that reaches what all of them reach.
+# FUZZ_KEEP=1 they become a small set of inputs that reaches what all of them reach, and those of its files
+# that somebody has given a name.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,6 +27,16 @@ run() {
     cargo $toolchain fuzz "$1" --sanitizer none "${@:2}"
 }
 
+# libFuzzer names an input by its SHA-1.
+keep() {
+    small=$(mktemp -d)
+    run run "$1" "$small" "fuzz/corpus/$1" "fuzz/target/found/$1" -- \
+        -set_cover_merge=1 -max_len=1024 -verbosity=0
+    find "fuzz/corpus/$1" -type f -regextype posix-extended -regex '.*/[0-9a-f]{40}' -delete
+    mv "$small"/* "fuzz/corpus/$1/"
+    rmdir "$small"
+}
+
 targets=${*:-$(cargo fuzz list)}
 failed=
 for target in $targets; do
@@ -35,10 +46,7 @@ for target in $targets; do
     run run "$target" "$found" "fuzz/corpus/$target" -- -max_total_time="${FUZZ_SECONDS:-600}" \
         -rss_limit_mb=2048 -timeout=10 -max_len=1024 -len_control=0 -verbosity=0 -print_final_stats=1 ||
         failed="$failed $target"
-    if [ "${FUZZ_KEEP:-0}" = 1 ]; then
-        cp -n "$found"/* "fuzz/corpus/$target/" 2>/dev/null || true
-        run cmin "$target"
-    fi
+    [ "${FUZZ_KEEP:-0}" = 0 ] || keep "$target"
 done
 if [ -n "$failed" ]; then
     echo "fuzz: a promise is broken in:$failed" >&2
