@@ -5,8 +5,12 @@ mod medium;
 
 use medium::{MIB, Medium, assert_sound, new_image, opened, read, structures, vhdx};
 use vdisk::ErrorKind;
-use vdisk::disk::{Disk, ImageFormat, OpenOptions};
-use vdisk::engine::Compacted;
+use vdisk::create::{CreateOptions, create};
+use vdisk::disk::{
+    Disk, ImageFormat, OpenOptions, open_child_engine_with, open_engine, random_bits,
+};
+use vdisk::engine::{Compacted, EngineOptions};
+use vdisk::format::{Guid, ParentLocator};
 use vdisk::storage::{MemoryStorage, Storage};
 
 const SIZE: u64 = 4200 * MIB;
@@ -178,12 +182,7 @@ fn disks_built_on_a_compacted_one_stay_valid_if_nothing_else_was_done_to_it() {
         ..OpenOptions::default()
     };
     let mut storage = medium.clone();
-    let engine = vdisk::disk::open_engine(
-        &mut storage,
-        ImageFormat::Vhdx,
-        &options,
-        &mut vdisk::disk::random_bits,
-    );
+    let engine = open_engine(&mut storage, ImageFormat::Vhdx, &options, &mut random_bits);
     let mut disk = Disk::new(Box::new(storage), engine.unwrap());
     compact(&mut disk, true).unwrap();
     disk.close().unwrap();
@@ -205,12 +204,7 @@ fn what_cannot_be_compacted_is_refused() {
         ..OpenOptions::default()
     };
     let mut storage = medium.clone();
-    let engine = vdisk::disk::open_engine(
-        &mut storage,
-        ImageFormat::Vhdx,
-        &options,
-        &mut vdisk::disk::random_bits,
-    );
+    let engine = open_engine(&mut storage, ImageFormat::Vhdx, &options, &mut random_bits);
     let mut disk = Disk::new(Box::new(storage), engine.unwrap());
     let error = disk.compact(false, MIB).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
@@ -266,6 +260,69 @@ fn whichever_operation_of_a_compaction_fails_the_disk_holds_what_it_held() {
                 (choices >> 33) % bound
             });
             assert_whole(left, &content, &format!("operation {fails}, {defragment}"));
+        }
+    }
+}
+
+/// A disk over a parent that holds 0xAA; entries of its log have one page each.
+fn child(medium: &Medium) -> Disk {
+    let options = OpenOptions::default();
+    let tune = |options: EngineOptions| EngineOptions {
+        log_len: Some(MIB as u32),
+        entry_pages: 1,
+        ..options
+    };
+    let mut storage = medium.clone();
+    let opened = open_child_engine_with(&mut storage, &options, &mut random_bits, tune);
+    let mut parent = MemoryStorage::from_bytes(&[0xAA; 4096].repeat(2560));
+    let raw = open_engine(&mut parent, ImageFormat::Raw, &options, &mut random_bits);
+    let parent = Disk::new(Box::new(parent), raw.unwrap());
+    Disk::new(Box::new(storage), opened.unwrap().0).over(parent)
+}
+
+#[test]
+fn what_is_written_to_a_moved_block_of_a_child_is_there_after_a_power_cut_or_its_parent_is() {
+    let mut image = MemoryStorage::new();
+    let mut random = random_bits;
+    let mut options = CreateOptions::new(10 * MIB, &mut random);
+    options.block_size = Some(MIB as u32);
+    options.log_len = Some(MIB as u32);
+    options.parent = Some(ParentLocator::new(Guid::from_random(1), "parent.raw"));
+    create(&mut image, options).unwrap();
+    let place = 5 * MIB + (32 << 10);
+    for fails in 0.. {
+        let medium = Medium::new(image.clone());
+        let mut disk = child(&medium);
+        disk.write_at(0, &[1; 4096].repeat(256)).unwrap();
+        disk.write_at(5 * MIB, &[5; 4096]).unwrap();
+        disk.flush().unwrap();
+        disk.discard(0, MIB).unwrap();
+        disk.flush().unwrap();
+        while disk.compact(false, 1).unwrap().moved == 0 {}
+        disk.write_at(place, &[6; 4096]).unwrap();
+        let begun = medium.state().done;
+        medium.state().fails = begun + fails;
+        medium.state().for_good = true;
+        let flushed = disk.flush().is_ok();
+        drop(disk);
+        let mut choices = fails;
+        for _ in 0..50 {
+            let left = medium.state().file.cut(&[], &mut |bound| {
+                choices = choices
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                (choices >> 33) % bound
+            });
+            let mut disk = child(&Medium::new(left));
+            assert_eq!(read(&mut disk, 5 * MIB, 4096), [5; 4096]);
+            for sector in read(&mut disk, place, 4096).chunks(512) {
+                let holds = sector == [6; 512] || !flushed && sector == [0xAA; 512];
+                assert!(holds, "{} after operation {fails}", sector[0]);
+            }
+        }
+        if flushed {
+            assert!(fails > 2, "a flush has more operations than {fails}");
+            break;
         }
     }
 }

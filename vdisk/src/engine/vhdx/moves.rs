@@ -11,11 +11,16 @@
 //! Nothing waits for a flush: the entry becomes durable in a flush round, whose data flush covers the
 //! copy. Until then a crash shows the block at its old place, which is freed only after that round. Reads
 //! go on throughout. A block that turns out to hold nothing but zeros is dropped instead.
+//!
+//! Writes to a block that is present in part wait longer: until its entry is durable. Bits of its sectors may
+//! become durable before an entry of the same round, and would then speak of sectors at the old place that
+//! were never written there.
 
 use std::collections::BTreeMap;
 
 use super::Vhdx;
 use super::blocks::{FULLY_PRESENT, OFFSET_MASK, ZERO};
+use super::child::PARTIALLY_PRESENT;
 use crate::engine::map::Generation;
 use crate::engine::ops::Purpose;
 use crate::engine::step::Run;
@@ -34,6 +39,9 @@ enum Stage {
     Copying,
     /// It is at its new place, or found to hold nothing but zeros.
     Copied { zero: bool },
+    /// It is present in part, and its entry names the new place; it is not written before this flush
+    /// round has ended.
+    Published(u64),
 }
 
 /// A block on its way.
@@ -151,6 +159,7 @@ impl Engine {
                     Err(Run::Failed(error)) => self.not_moved(index, of, zero, Some(error)),
                     Err(_) => return false,
                 },
+                Stage::Published(round) => self.published(index, round),
                 _ => {}
             }
         }
@@ -219,6 +228,18 @@ impl Engine {
         self.wake = true;
     }
 
+    /// The block has a new place, and `round` makes that durable.
+    fn published(&mut self, index: u64, round: u64) {
+        if self.flusher.ended < round {
+            self.flusher.wanted |= self.flusher.begun < round;
+            return;
+        }
+        if let Some(vhdx) = &mut self.vhdx {
+            vhdx.moves.under_way.remove(&index);
+        }
+        self.wake = true;
+    }
+
     /// The block's entry becomes what it has to be.
     fn arrived(&mut self, index: u64, of: Move, zero: bool) {
         let Some(vhdx) = &mut self.vhdx else { return };
@@ -237,6 +258,10 @@ impl Engine {
         };
         self.change_entry(index, value);
         self.free_space(of.entry & OFFSET_MASK);
+        if value & 7 == PARTIALLY_PRESENT {
+            let stage = Stage::Published(self.flusher.begun + 1);
+            self.set_move(index, Move { stage, ..of });
+        }
         if let (ZERO, Some(to)) = (value, of.to) {
             self.give_back(to, true);
         }
