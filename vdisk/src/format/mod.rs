@@ -11,6 +11,7 @@
 //! | anywhere | metadata region | [`metadata`] |
 //! | in the metadata region | parent locator | [`locator`] |
 //! | anywhere | block allocation table | [`bat`] |
+//! | anywhere | tracking region, our own | [`track`] |
 //!
 //! Specified by MS-VHDX; what is read leniently and why is in `docs/vhdx.md`. Nothing in here may
 //! panic, allocate by what a file claims without a bound, or trust a length.
@@ -26,6 +27,7 @@ pub mod locator;
 pub mod log;
 pub mod metadata;
 pub mod region;
+pub mod track;
 
 pub use bat::{BatEntry, BlockState, Geometry};
 pub use code::{Code, Remedy};

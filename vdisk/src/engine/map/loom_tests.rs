@@ -6,7 +6,7 @@ use loom::sync::Arc as LoomArc;
 use loom::thread;
 
 use super::sync::{AtomicU64, Ordering};
-use super::{Access, BlockMap, Lookup, MapShape};
+use super::{Access, BlockMap, Lookup, MapShape, TrackMap};
 use crate::units::{FileOffset, GuestOffset};
 
 const MIB: u64 = 1 << 20;
@@ -150,5 +150,64 @@ fn loom_a_block_is_copied_only_when_no_worker_can_still_write_it() {
                 "a write was not copied"
             );
         }
+    });
+}
+
+#[test]
+fn loom_a_bit_is_set_on_its_own_page_and_is_there_when_the_page_is_saved() {
+    loom::model(|| {
+        let map = map();
+        map.set_track(TrackMap::new(20, 4 * 128, 1));
+        let track = map.track().unwrap();
+        track.set_collecting(true);
+        track.install(0, 0, &[0; 16]);
+        track.activate(0, u64::MAX);
+        let mut worker = map.register();
+        let engine_map = std::sync::Arc::clone(&map);
+        // The engine gives the frame of page 0 to page 1, if nobody uses it any more.
+        let engine = thread::spawn(move || {
+            let track = engine_map.track().unwrap();
+            track.retire(0);
+            let generation = engine_map.advance();
+            if !engine_map.quiesced(generation) {
+                return None;
+            }
+            let saved = track.take_bits(0);
+            track.install(0, 1, &[0; 16]);
+            track.activate(0, u64::MAX);
+            Some(saved)
+        });
+        let generation = worker.enter();
+        let noted = map.note_change(0, 1);
+        let _ = worker.leave(generation);
+        let saved = engine.join().unwrap();
+        let left = map.track().unwrap().take_bits(0);
+        match saved {
+            Some(saved) => {
+                assert_eq!(saved[0] == 1, noted, "a change that was noted is saved");
+                assert_eq!(left[0], 0, "a bit of page 0 is on page 1");
+            }
+            None => assert_eq!(left[0] == 1, noted),
+        }
+        drop(worker);
+    });
+}
+
+#[test]
+fn loom_a_part_is_found_active_only_after_its_page_is_there() {
+    loom::model(|| {
+        let map = map();
+        map.set_track(TrackMap::new(20, 4 * 128, 1));
+        map.track().unwrap().set_collecting(true);
+        let engine_map = std::sync::Arc::clone(&map);
+        let engine = thread::spawn(move || {
+            let track = engine_map.track().unwrap();
+            track.install(0, 0, &[0xF0; 16]);
+            track.activate(0, 1);
+        });
+        let noted = map.note_change(0, 1);
+        engine.join().unwrap();
+        let bits = map.track().unwrap().take_bits(0);
+        assert_eq!(bits[0], if noted { 0xF1 } else { 0xF0 });
     });
 }

@@ -15,6 +15,7 @@
 mod frame;
 mod participant;
 mod sync;
+mod track;
 
 #[cfg(all(test, loom))]
 mod loom_tests;
@@ -23,6 +24,7 @@ mod tests;
 
 pub use frame::PAGE_ENTRIES;
 pub use participant::{Generation, Participant};
+pub(crate) use track::{PAGE_BITS, PARTS, TrackMap, parts};
 
 use std::sync::Arc;
 
@@ -116,6 +118,8 @@ pub struct BlockMap {
     slots: Box<[AtomicU64]>,
     taken: AtomicU64,
     flags: AtomicU32,
+    /// What is written, noted by whoever writes; nothing where changes are not tracked.
+    track: OnceLock<TrackMap>,
 }
 
 impl BlockMap {
@@ -134,6 +138,7 @@ impl BlockMap {
             slots: (0..MAX_WORKERS).map(|_| AtomicU64::new(IDLE)).collect(),
             taken: AtomicU64::new(0),
             flags: AtomicU32::new(0),
+            track: OnceLock::new(),
         }
     }
 
@@ -187,8 +192,20 @@ impl BlockMap {
             Lookup::File { at, len } if write && (at.0 | len) & (self.shape.alignment - 1) != 0 => {
                 Lookup::Engine
             }
+            // Last: what is noted here is about to be written.
+            Lookup::File { len, .. } if write && !self.note_change(offset.0, len) => Lookup::Engine,
             found => found,
         }
+    }
+
+    /// Note that a range is about to change; false where that needs the engine first.
+    pub(crate) fn note_change(&self, offset: u64, len: u64) -> bool {
+        self.track.get().is_none_or(|track| track.mark(offset, len))
+    }
+
+    /// What is tracked, if changes are.
+    pub(crate) fn track(&self) -> Option<&TrackMap> {
+        self.track.get()
     }
 
     fn lookup_block(&self, offset: u64, len: u64, (shift, write): (u32, bool)) -> Lookup {
@@ -256,6 +273,12 @@ impl BlockMap {
     /// How many pages it can hold at once.
     pub(crate) fn frame_count(&self) -> usize {
         self.frames.len()
+    }
+
+    /// Track changes from now on; nobody else has the map yet.
+    pub(crate) fn set_track(&self, track: TrackMap) {
+        // There is one place from which this is called, once.
+        let _ = self.track.set(track);
     }
 
     /// Give the disk another size. Lookups that begin in a later generation go by it.
