@@ -21,11 +21,15 @@ use crate::engine::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::metadata::SizeItem;
+use crate::format::track::CheckpointName;
 use crate::format::{Guid, PAGE};
-use crate::open::{Admit, Image, LoadOptions, View, load_scanning};
+use crate::open::{Admit, Image, LoadOptions, View, load_scanning, recover_tracking};
 use crate::space::Occupied;
 use crate::storage::{FileStorage, Storage};
 use crate::units::{FileOffset, GuestOffset};
+
+/// Memory for noting changes up to which the table of blocks keeps all of its own.
+const LEAST_SHARE: usize = 256 << 10;
 
 /// What kind of image a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,14 +160,14 @@ fn vhdx_engine(
             marked: options.allow_marked,
             parent: allow_parent,
         },
-        random,
+        random: &mut *random,
     };
     let scan_first = if options.read_only {
         0
     } else {
         engine_options.scan_first
     };
-    let image = load_scanning(storage, load, scan_first)?;
+    let mut image = load_scanning(storage, load, scan_first)?;
     if options.same_content {
         let same = image.header.data_write;
         engine_options.data_write.get_or_insert(same);
@@ -173,8 +177,22 @@ fn vhdx_engine(
         sector: image.geometry.sector(),
         parent: image.metadata.parent.clone(),
     };
+    let tracking = if options.read_only {
+        None
+    } else {
+        recover_tracking(storage, &mut image, random)?
+    };
     let state = image_state(storage, image)?;
-    Ok((Engine::vhdx(state, &engine_options), lineage))
+    let Some(tracking) = tracking else {
+        return Ok((Engine::vhdx(state, &engine_options), lineage));
+    };
+    // A quarter of the memory is for what is noted of changes, unless there is hardly any.
+    let share = engine_options.cache / 4;
+    if share > LEAST_SHARE {
+        engine_options.cache -= share;
+    }
+    let engine = Engine::vhdx(state, &engine_options);
+    Ok((engine.with_tracking(tracking, share), lineage))
 }
 
 fn image_state(storage: &mut dyn Storage, image: Image) -> Result<ImageState> {
@@ -437,6 +455,12 @@ impl Disk {
     /// discarded. See [`Request::Resize`] for what is refused.
     pub fn resize(&mut self, size: u64, discard_data: bool) -> Result<()> {
         let request = Request::Resize { size, discard_data };
+        self.run(request, Buffer::None).map(|_| ())
+    }
+
+    /// Take a checkpoint, durably. See [`Request::Checkpoint`] for what is refused.
+    pub fn checkpoint(&mut self, name: CheckpointName, time: u64) -> Result<()> {
+        let request = Request::Checkpoint { name, time };
         self.run(request, Buffer::None).map(|_| ())
     }
 

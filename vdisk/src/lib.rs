@@ -47,7 +47,7 @@
 //!
 //! | floor | modules | may not |
 //! |---|---|---|
-//! | driver | [`storage`], [`disk`], [`chain`], [`merge`], [`metadata`], [`repair`] | hold policy |
+//! | driver | [`storage`], [`disk`], [`chain`], [`merge`], [`metadata`], [`repair`], [`track`] | hold policy |
 //! | machine | [`engine`] | do I/O, read a clock, take randomness, block |
 //! | codec | [`mod@format`], [`foreign`] | anything but bytes to checked types and back |
 //!
@@ -79,6 +79,7 @@ pub mod repair;
 pub mod space;
 pub mod storage;
 pub mod tap;
+pub mod track;
 pub mod units;
 pub mod zeros;
 

@@ -27,24 +27,22 @@ fn a_power_cut_at_any_moment_loses_nothing_flushed_and_shows_nothing_foreign() {
         (None, Some(_)) => number("DISKFERRY_FROM").unwrap_or(0)..u64::MAX,
         (None, None) => 0..number("DISKFERRY_SEEDS").unwrap_or(350),
     };
-    let (mut points, mut resized, mut compacted) = (0, 0, 0);
+    let mut sums = scenario::Counts::default();
     for seed in seeds {
-        if wanted.is_some_and(|wanted| points >= wanted) {
+        if wanted.is_some_and(|wanted| sums.points >= wanted) {
             break;
         }
         println!(
             "DISKFERRY_SEED={seed} {:?}",
             scenario::Variant::of_seed(seed)
         );
-        let (verified, sizes, shortened) = scenario::run(seed);
-        points += verified;
-        resized += sizes;
-        compacted += shortened;
+        sums.add(&scenario::run(seed));
     }
-    println!("{points} crash points verified, {resized} resizes, {compacted} compactions");
+    println!("{sums:?}");
     let usual = number("DISKFERRY_SEED")
         .or(number("DISKFERRY_SEEDS"))
         .or(wanted)
         .is_none();
-    assert!(!usual || points >= 10_000 && resized >= 1000 && compacted >= 200);
+    let enough = sums.points >= 10_000 && sums.resized >= 1000 && sums.compacted >= 200;
+    assert!(!usual || enough && sums.listed >= 100_000);
 }

@@ -29,6 +29,7 @@ const VARIANT: Variant = Variant {
     block: 1 << 20,
     flush: 10,
     child: None,
+    tracked: false,
 };
 
 fn write(offset: u64, len: u64) -> Request {

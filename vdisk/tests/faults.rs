@@ -24,6 +24,7 @@ const VARIANT: Variant = Variant {
     block: 1 << 20,
     flush: 10,
     child: None,
+    tracked: false,
 };
 
 fn number(name: &str) -> Option<u64> {
@@ -95,7 +96,9 @@ fn run(seed: u64, faults: Faults) -> usize {
         world.run_dry();
     }
     let left = world.cut();
-    verify(&left, &world.model, &variant, &mut random);
+    world.ledger.cut();
+    let known = (&world.model, &mut world.ledger);
+    verify(&left, known, &variant, &mut random);
     world.refused.len()
 }
 

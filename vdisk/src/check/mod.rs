@@ -17,10 +17,10 @@ use serde::Serialize;
 use crate::engine::Mark;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::Header;
-use crate::format::{Code, Remedy};
+use crate::format::{Code, Guid, Remedy};
 pub use crate::format::{Finding, Severity};
 pub use crate::open::BlockCounts;
-use crate::open::{Judge, LiveLog, Opening, Structures, View};
+use crate::open::{Judge, LiveLog, Opening, Structures, Tracking, View, tracking_damaged};
 use crate::space::SpaceMap;
 use crate::storage::Storage;
 use crate::units::MIB;
@@ -273,6 +273,12 @@ fn oddities(view: &mut View<'_>, structures: &Structures, report: &mut CheckRepo
     if reserved {
         let what = "reserved bits or bytes are set";
         report.found(Finding::info(Code::RegionReserved, "region table", what, ignored).at(one))?;
+    }
+    match Tracking::read(&mut *view.storage, &structures.regions, Guid::ZERO) {
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            report.found(tracking_damaged(&error))?;
+        }
+        tracking => drop(tracking?),
     }
     let at = structures.regions.metadata().at.0;
     let table = view.read(at, metadata::TABLE_BYTES, "metadata table")?;

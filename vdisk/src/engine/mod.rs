@@ -36,7 +36,7 @@ pub use op::{
     Compacted, Completion, Done, Extent, FileOp, FileOpKind, Mark, OpId, Outcome, Request,
     RequestId,
 };
-pub use vhdx::{EngineOptions, ImageState};
+pub use vhdx::{EngineOptions, ImageState, TrackState};
 
 use std::sync::Arc;
 
@@ -178,6 +178,7 @@ impl Engine {
             Purpose::Survey => self.survey_op_ended(outcome),
             Purpose::Gather => self.gathered(outcome),
             Purpose::Move(index) => self.block_moved(index, outcome),
+            Purpose::Track(op) => self.track_op_ended(op, outcome),
             Purpose::Grow(len) => self.grown(len, &outcome),
             Purpose::ReserveBat(granule) => self.bat_reserved(granule, &outcome),
             Purpose::Clean(at) => self.cleaned(at, &outcome),
@@ -217,6 +218,7 @@ impl Engine {
             vhdx.bitmaps.forget_unread();
         }
         self.flush_kick();
+        self.track_kick();
         self.map.set_attention(self.waits_for_workers());
     }
 
@@ -224,7 +226,7 @@ impl Engine {
         let freed = self
             .vhdx
             .as_ref()
-            .is_some_and(|vhdx| vhdx.space.has_freed());
+            .is_some_and(|vhdx| vhdx.space.has_freed() || vhdx.track_waits());
         freed || self.moves_wait() || !self.fence.is_open()
     }
 }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::error::Error;
+use crate::format::track::CheckpointName;
 use crate::units::{FileOffset, GuestOffset};
 
 /// A request, named by whoever submits it; unique among those in flight.
@@ -100,6 +101,18 @@ pub enum Request {
         defragment: bool,
         /// About so many bytes are moved before this request ends; at least one block.
         budget: u64,
+    },
+    /// Remember this moment: what changes from now on can be told later. Every change that completed
+    /// before is durable and belongs to the time before; all others, to the time after. Changes that
+    /// are under way end first.
+    ///
+    /// `Unsupported` where changes are not tracked; `InvalidArgument` for a name that is taken;
+    /// `NoSpace` when there is no room for another checkpoint.
+    Checkpoint {
+        /// What it is called.
+        name: CheckpointName,
+        /// Seconds since 1970; only kept.
+        time: u64,
     },
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::map::Generation;
-use super::vhdx::Sectors;
+use super::vhdx::{Sectors, TrackOp};
 use super::{FileOp, FileOpKind, OpId, RequestId};
 use crate::units::FileOffset;
 
@@ -49,6 +49,8 @@ pub(super) enum Purpose {
     Gather,
     /// Moves the block of this entry, or looks whether it holds anything.
     Move(u64),
+    /// Something of what is noted of changes.
+    Track(TrackOp),
 }
 
 /// The operations of one engine.

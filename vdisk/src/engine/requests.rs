@@ -30,6 +30,8 @@ pub(super) struct Active {
     pub(super) extents: Vec<Extent>,
     /// The answer to another one that brings more than its end.
     pub(super) answer: Option<Done>,
+    /// Up to this granule the tracker knows of its changes, in this epoch of the tracker.
+    pub(super) noted: (u64, u64),
 }
 
 /// All of them, those that wait for some event, and those that ended.
@@ -51,6 +53,7 @@ impl Requests {
             error: None,
             extents: Vec::new(),
             answer: None,
+            noted: (0, 0),
         };
         let before = self.active.insert(id, active);
         assert!(
@@ -126,11 +129,15 @@ impl Request {
             | Self::WriteZeroes { offset, len, .. }
             | Self::Discard { offset, len }
             | Self::Status { offset, len } => Some((offset.0, *len)),
-            Self::Flush | Self::Park { .. } | Self::Resize { .. } | Self::Compact { .. } => None,
+            Self::Flush
+            | Self::Park { .. }
+            | Self::Resize { .. }
+            | Self::Compact { .. }
+            | Self::Checkpoint { .. } => None,
         }
     }
 
-    /// Whether it changes what the disk holds.
+    /// Whether it changes what the disk holds, or what is known of that.
     #[must_use]
     pub fn changes(&self) -> bool {
         matches!(
@@ -139,6 +146,7 @@ impl Request {
                 | Self::WriteZeroes { .. }
                 | Self::Discard { .. }
                 | Self::Resize { .. }
+                | Self::Checkpoint { .. }
         )
     }
 

@@ -50,6 +50,7 @@ impl Engine {
             Request::Park { mark } => self.park(id, mark),
             Request::Resize { size, discard_data } => self.resize(id, size, discard_data),
             Request::Compact { defragment, budget } => self.compact(id, defragment, budget),
+            Request::Checkpoint { name, time } => self.checkpoint(id, name, time),
             Request::Status { .. } | Request::Read { .. } => self.map_range(id),
             Request::Write { .. } | Request::WriteZeroes { .. } | Request::Discard { .. } => {
                 if self.fence.shuts_out(id) {
@@ -168,7 +169,8 @@ impl Engine {
             Request::Flush
             | Request::Park { .. }
             | Request::Resize { .. }
-            | Request::Compact { .. } => return Some(len),
+            | Request::Compact { .. }
+            | Request::Checkpoint { .. } => return Some(len),
         };
         self.push_part(id, kind, sets);
         Some(len)

@@ -162,6 +162,8 @@ codes! {
     RegionNotRequired = "region-not-required", "2.2.3", None;
     /// Reserved bits or bytes of the region table are set.
     RegionReserved = "region-reserved", "2.2.3", None;
+    /// What is noted of changes (a region of ours) cannot be read.
+    TrackingDamaged = "tracking-damaged", "2.2.3", None;
 
     /// The metadata table has no signature or too many entries.
     MetadataTable = "metadata-table", "2.6.1.1", None;

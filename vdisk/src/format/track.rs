@@ -46,6 +46,9 @@ pub const MOST_GRANULARITY: u32 = 1 << 20;
 /// Granules that one page of a bitmap tells about.
 pub const PAGE_GRANULES: u64 = PAGE_BYTES * 8;
 
+/// Bytes of a part of such a page: what the activity log names at once.
+pub const PART_BYTES: usize = PAGE / 64;
+
 /// Longest name of a checkpoint in bytes.
 pub const NAME_BYTES: usize = 64;
 
@@ -168,7 +171,8 @@ impl TrackShape {
         let bitmap_len = bits.div_ceil(PAGE_GRANULES).saturating_mul(PAGE_BYTES);
         let bitmaps = ((MOST_REGION - BITMAPS_AT) / bitmap_len).min(MAX_CHECKPOINTS as u64) as u32;
         if bitmaps < 2 {
-            let least = capacity.div_ceil((MOST_REGION - BITMAPS_AT) / 2 / PAGE_BYTES * PAGE_GRANULES);
+            let least =
+                capacity.div_ceil((MOST_REGION - BITMAPS_AT) / 2 / PAGE_BYTES * PAGE_GRANULES);
             return Err(Error::invalid(format!(
                 "a granularity of {granularity} bytes is too fine for a disk of {size} bytes; \
                  choose at least {}",
@@ -187,7 +191,10 @@ impl TrackShape {
     #[must_use]
     pub fn region_len(&self) -> u64 {
         let bitmaps = self.bitmap_len.saturating_mul(u64::from(self.bitmaps));
-        BITMAPS_AT.saturating_add(bitmaps).div_ceil(MIB).saturating_mul(MIB)
+        BITMAPS_AT
+            .saturating_add(bitmaps)
+            .div_ceil(MIB)
+            .saturating_mul(MIB)
     }
 
     /// Granules that a bitmap covers.
@@ -476,7 +483,9 @@ impl Checkpoint {
     fn decode(page: &[u8], at: usize) -> Result<Self> {
         let name: [u8; NAME_BYTES] = array(page, at + NAME_IN)?;
         let len = u32_at(page, at + NAME_LEN_IN)? as usize;
-        let text = name.get(..len).and_then(|name| std::str::from_utf8(name).ok());
+        let text = name
+            .get(..len)
+            .and_then(|name| std::str::from_utf8(name).ok());
         let name = text
             .ok_or_else(|| Error::corrupt("a checkpoint's name is not text"))
             .and_then(CheckpointName::new)

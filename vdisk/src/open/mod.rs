@@ -14,6 +14,7 @@ mod detach;
 mod mend;
 mod relink;
 mod replay;
+mod track;
 mod view;
 
 use std::collections::BTreeMap;
@@ -39,6 +40,10 @@ pub(crate) use detach::{PartialBlocks, detach};
 pub(crate) use mend::{Change, change_pages, mend_region_tables};
 pub use relink::set_locator;
 pub(crate) use replay::{LiveLog, header_update};
+pub(crate) use track::{
+    Tracking, damaged as tracking_damaged, recover_tracking, renew, set_parts, track_region,
+    write_header,
+};
 pub(crate) use view::View;
 
 /// More warnings than this are not kept.

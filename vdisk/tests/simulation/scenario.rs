@@ -1,5 +1,7 @@
 //! A disk of a few interesting blocks, random requests on it, power cuts, and what must hold then.
 
+use std::collections::BTreeMap;
+
 use vdisk::check::check;
 use vdisk::create::{CreateOptions, create};
 use vdisk::disk::{OpenOptions, open_child_engine_with};
@@ -8,8 +10,9 @@ use vdisk::format::{Guid, ParentLocator, Severity};
 use vdisk::storage::{CrashStorage, MemoryStorage, Storage};
 use vdisk::units::GuestOffset;
 
-use super::model::{Model, SECTOR};
+use super::model::{Model, SECTOR, Stamp};
 use super::random::Random;
+use super::tracking::{GRANULARITY, Ledger, random_checkpoint};
 use super::world::{World, whole_stamp};
 
 pub const MIB: u64 = 1 << 20;
@@ -38,6 +41,8 @@ pub struct Variant {
     pub flush: u64,
     /// Whether the disk has a parent, and the size of its sectors then.
     pub child: Option<u32>,
+    /// Whether changes are tracked.
+    pub tracked: bool,
 }
 
 impl Variant {
@@ -48,6 +53,7 @@ impl Variant {
             block: [1 << 20, 1 << 20, 2 << 20][(seed / 9 % 3) as usize],
             flush: [3, 12, 30][(seed / 27 % 3) as usize],
             child: [None, Some(512), None, Some(4096)][(seed % 4) as usize],
+            tracked: seed % 5 < 2,
         }
     }
 }
@@ -82,6 +88,10 @@ pub fn new_image(variant: &Variant, random: &mut Random) -> MemoryStorage {
         storage.put(4 * MIB, &bits);
         let ratio = (u64::from(sector) << 23) / u64::from(variant.block);
         storage.put(bat + ratio * 8, &((4 * MIB) | 6).to_le_bytes());
+    }
+    if variant.tracked {
+        let mut bits = || u128::from(random.next()) << 64 | u128::from(random.next());
+        vdisk::track::enable(&mut storage, Some(GRANULARITY), &mut bits).expect("tracking is on");
     }
     storage
 }
@@ -129,6 +139,9 @@ pub fn random_request(random: &mut Random, variant: &Variant, size: u64) -> Requ
     let block = u64::from(variant.block);
     if random.one_in(variant.flush) {
         return Request::Flush;
+    }
+    if variant.tracked && random.one_in(40) {
+        return random_checkpoint(random);
     }
     if variant.child.is_none() && random.one_in(50) {
         return random_resize(random);
@@ -207,10 +220,11 @@ fn zeroes(random: &mut Random, offset: u64, len: u64) -> Request {
 /// Everything that a power cut must leave whole, checked on one image; the image after its replay.
 pub fn verify(
     image: &MemoryStorage,
-    model: &Model,
+    (model, ledger): (&Model, &mut Ledger),
     variant: &Variant,
     random: &mut Random,
 ) -> MemoryStorage {
+    let cut = image.clone();
     let mut image = image.clone();
     if random.one_in(4) {
         image = cut_replay(&image, variant, random);
@@ -228,15 +242,14 @@ pub fn verify(
         .touched()
         .map(|sector| sector * SECTOR / u64::from(variant.block))
         .collect();
+    let mut seen = BTreeMap::new();
     for block in blocks {
-        verify_block(
-            &mut engine,
-            &mut image,
-            model,
-            block,
-            u64::from(variant.block),
-        );
+        let whole = (block, u64::from(variant.block));
+        verify_block(&mut engine, &mut image, model, whole, &mut seen);
     }
+    // What the activity log says counts whether or not it has been added to the bitmap.
+    ledger.verify(&cut, model, &seen);
+    ledger.verify(&image, model, &seen);
     image
 }
 
@@ -244,8 +257,8 @@ fn verify_block(
     engine: &mut Engine,
     image: &mut MemoryStorage,
     model: &Model,
-    block: u64,
-    size: u64,
+    (block, size): (u64, u64),
+    seen: &mut BTreeMap<u64, Stamp>,
 ) {
     let len = size.min(engine.map().size().saturating_sub(block * size));
     if len == 0 {
@@ -264,6 +277,7 @@ fn verify_block(
             "sector {sector} came back as {stamp:?}, which it may not hold: {}",
             model.describe(sector)
         );
+        seen.insert(sector, stamp.unwrap_or_default());
     }
 }
 
@@ -335,29 +349,55 @@ impl Storage for Interrupted {
     }
 }
 
+/// What was done in one seed, or in several.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Crash images that were verified.
+    pub points: u64,
+    /// Resizes, and compactions that moved something.
+    pub resized: u64,
+    pub compacted: u64,
+    /// How often a sector that had changed was listed as such.
+    pub listed: u64,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Self) {
+        self.points += other.points;
+        self.resized += other.resized;
+        self.compacted += other.compacted;
+        self.listed += other.listed;
+    }
+}
+
 /// Run one seed: several sessions on one disk, each ended by a power cut or a clean close. Returns
-/// how many crash images were verified, and how often the disk was resized and compacted.
-pub fn run(seed: u64) -> (u64, u64, u64) {
+/// what was done and verified.
+pub fn run(seed: u64) -> Counts {
     let mut random = Random::new(seed);
     let variant = Variant::of_seed(seed);
     let mut image = new_image(&variant, &mut random);
     let mut model = Model::new(variant.child.is_some());
-    let (mut verified, mut resized, mut compacted) = (0, 0, 0);
+    let mut counts = Counts::default();
+    let mut ledger = Ledger::default();
     for _ in 0..4 {
         let engine = open(&mut image, &variant, &mut random).expect("a verified image opens");
         let fork = Random::new(random.next());
         let mut world = World::new(image, engine, model, fork);
-        verified += session(&mut world, &variant, &mut random);
+        world.ledger = ledger;
+        counts.points += session(&mut world, &variant, &mut random);
         let left = if random.one_in(3) {
             close(&mut world)
         } else {
+            world.ledger.cut();
             world.cut()
         };
-        resized += world.resized;
-        compacted += world.compacted;
+        counts.resized += world.resized;
+        counts.compacted += world.compacted;
         model = world.model.clone();
-        image = verify(&left, &model, &variant, &mut random);
-        verified += 1;
+        ledger = world.ledger;
+        image = verify(&left, (&model, &mut ledger), &variant, &mut random);
+        ledger.remove_some(&mut image, &mut random);
+        counts.points += 1;
         let mut engine = open(&mut image, &variant, &mut random).expect("it was just opened");
         let size = engine.map().size();
         model.settle(size, |sector| {
@@ -368,7 +408,8 @@ pub fn run(seed: u64) -> (u64, u64, u64) {
             whole_stamp(&bytes).expect("verified before")
         });
     }
-    (verified, resized, compacted)
+    counts.listed = ledger.found;
+    counts
 }
 
 fn session(world: &mut World, variant: &Variant, random: &mut Random) -> u64 {
@@ -384,7 +425,10 @@ fn session(world: &mut World, variant: &Variant, random: &mut Random) -> u64 {
         }
         if random.one_in(24) {
             let left = world.cut();
-            verify(&left, &world.model, variant, random);
+            let mut ledger = world.ledger.clone();
+            ledger.cut();
+            verify(&left, (&world.model, &mut ledger), variant, random);
+            world.ledger.found = ledger.found;
             verified += 1;
         }
     }

@@ -17,6 +17,7 @@ pub use self::faults::Faults;
 use self::medium::Pending;
 use super::model::{Model, SECTOR, Stamp, parent_read};
 use super::random::Random;
+use super::tracking::Ledger;
 
 /// A request as its worker sees it.
 struct Open {
@@ -50,6 +51,8 @@ pub struct World {
     pub compacted: u64,
     /// Requests that failed.
     pub refused: Vec<(Request, String)>,
+    /// What must be known of changes.
+    pub ledger: Ledger,
 }
 
 impl World {
@@ -72,6 +75,7 @@ impl World {
             resized: 0,
             compacted: 0,
             refused: Vec::new(),
+            ledger: Ledger::default(),
         }
     }
 
@@ -105,6 +109,7 @@ impl World {
         let id = self.next_request;
         self.next_request += 1;
         self.now += 1;
+        self.ledger.asked(&request);
         let (offset, len) = request.range().unwrap_or((0, 0));
         let mut stamp = 0;
         let mut buffer = vec![
@@ -189,6 +194,13 @@ impl World {
         match open.request {
             Request::Read { .. } => self.check_read(offset, &open),
             Request::Flush | Request::Park { .. } => self.model.flushed(open.issued),
+            Request::Checkpoint { name, .. } => {
+                // Nobody changed anything while it was taken.
+                self.model.flushed(self.now);
+                let open = self.open.values().map(|open| &open.request);
+                self.ledger
+                    .taken(name, self.storage.live(), &self.model, open);
+            }
             Request::Status { .. } => {}
             Request::Compact { .. } => {
                 let Done::Compacted(how_far) = done else {
@@ -219,6 +231,7 @@ impl World {
         let compact = matches!(request, Request::Compact { .. });
         let may = |what: &str| error.contains(what);
         if may("go beyond the disk")
+            || may("and room for no more")
             || compact && (may("compacted") || may("being moved"))
             || resize && (may("the disk holds data at byte") || may("the disk is being moved"))
         {

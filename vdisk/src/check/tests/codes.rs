@@ -235,6 +235,13 @@ const TABLES: &[Case] = &[
         s.regions(12, &[1]);
         REGIONS
     }),
+    (Code::TrackingDamaged, Kind::Dynamic, |s| {
+        crate::track::enable(&mut s.storage, None, &mut counter()).unwrap();
+        let table = s.bytes(REGIONS, 16 + 3 * 32);
+        let at = u64::from_le_bytes(table[16 + 2 * 32 + 16..][..8].try_into().unwrap());
+        s.put(at, &[0x55; 128 << 10]);
+        at
+    }),
 ];
 
 const METADATA: &[Case] = &[

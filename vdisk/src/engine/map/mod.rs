@@ -24,7 +24,7 @@ mod tests;
 
 pub use frame::PAGE_ENTRIES;
 pub use participant::{Generation, Participant};
-pub(crate) use track::{PAGE_BITS, PARTS, TrackMap, parts};
+pub(crate) use track::{PAGE_BITS, TrackMap, parts};
 
 use std::sync::Arc;
 

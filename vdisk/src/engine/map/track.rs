@@ -15,7 +15,7 @@ use super::frame::PAGE_ENTRIES;
 use super::sync::{AtomicBool, AtomicU32, AtomicU64, OnceLock, Ordering};
 
 /// Parts of a page that become active by themselves, one for each bit of a word.
-pub(crate) const PARTS: u64 = 64;
+const PARTS: u64 = 64;
 
 /// Words of a page: 4096 bytes of 64 bits.
 const WORDS: usize = PAGE_ENTRIES;

@@ -52,6 +52,12 @@ impl Engine {
             self.requests.block(id);
             return Run::Blocked;
         }
+        // To drop what is not there changes nothing that anyone could see.
+        let changes = matches!(request, Request::Write { .. })
+            || request.changes() && (self.map.shape().parent || entry & 7 == FULLY_PRESENT);
+        if changes && let Err(run) = self.note_or_wait(id, request, (offset, len)) {
+            return run;
+        }
         if self.map.shape().parent {
             return self.run_in_child(id, request, (offset, len), (index, entry));
         }

@@ -13,6 +13,7 @@
 //! | [`walk`] | which part of the BAT is read next by what goes through all of it |
 //! | [`compact`] | which blocks are moved so that the file becomes shorter |
 //! | [`moves`] | how one block is moved under whoever reads and writes it |
+//! | [`track`] | what is noted of changes, and when that is durable |
 //! | [`bitmaps`] | which sectors of a block are the child's own (MS-VHDX 2.5.1.2) |
 
 mod bitmaps;
@@ -27,6 +28,7 @@ mod resize;
 mod session;
 mod space;
 mod survey;
+mod track;
 mod walk;
 
 use std::collections::BTreeMap;
@@ -45,6 +47,9 @@ pub(super) use self::resize::Table;
 use self::session::Session;
 use self::space::{Space, Taken};
 use self::survey::Survey;
+use self::track::Track;
+pub(super) use self::track::TrackOp;
+pub use self::track::TrackState;
 use super::{BlockMap, Engine, MapShape, Mark, RequestId};
 use crate::format::header::Slot;
 use crate::format::metadata::SizeItem;
@@ -140,6 +145,8 @@ pub(super) struct Vhdx {
     compacting: Option<RequestId>,
     /// What a resize has for the next flush round.
     resize_pages: Vec<(FileOffset, Bytes)>,
+    /// Where changes are noted, if they are.
+    track: Option<Box<Track>>,
 }
 
 /// What changes only when the image is marked or the disk is resized.
@@ -202,6 +209,7 @@ impl Engine {
             compaction: None,
             compacting: None,
             resize_pages: Vec::new(),
+            track: None,
             layout: Layout {
                 geometry,
                 block_size,

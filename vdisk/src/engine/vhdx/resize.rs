@@ -171,6 +171,7 @@ impl Engine {
             Stage::Settle => self.resize_settle(),
             Stage::Examine(at) => self.resize_examine(id, at).unwrap_or_else(|next| next),
             Stage::Open => match self.session_open(id) {
+                Ok(()) if !self.track_shrunk(self.resize_size()) => Next::Wait,
                 Ok(()) => self.resize_opened(),
                 Err(run) => run.into(),
             },
@@ -293,6 +294,10 @@ impl Engine {
             Some(_) => block + 1,
         };
         Ok(self.resize_stage(Stage::Examine(next * block_size)))
+    }
+
+    fn resize_size(&self) -> u64 {
+        self.resizing.as_ref().map_or(u64::MAX, |one| one.size)
     }
 
     /// A session is open: from here on things change.

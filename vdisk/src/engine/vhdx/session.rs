@@ -3,6 +3,7 @@
 //! A session opens at the first change (MS-VHDX 2.2.2: new GUIDs before anything else):
 //!
 //! ```text
+//!   (where changes are tracked) the tracker's header names both versions | flush
 //!   header: new FileWriteGuid, DataWriteGuid, log empty | flush
 //!   cut the file to what is in use; place and reserve the log; its first, empty entry | flush
 //!   header: LogGuid | flush | the same in the other copy | flush
@@ -12,6 +13,7 @@
 //! claims entries and has none. Parking is the way back:
 //!
 //! ```text
+//!   (where changes are tracked) all that is noted is complete | flush
 //!   a flush round (with the metadata page, if the mark changes)
 //!   all logged pages to their places | flush
 //!   header: log empty | flush | the same in the other copy | flush
@@ -36,6 +38,9 @@ use crate::units::FileOffset;
 /// One thing to do; the next begins when it has ended.
 #[derive(Clone, Copy, Debug)]
 enum Step {
+    /// What is noted of changes begins with the session, or is complete at its end.
+    TrackOpen,
+    TrackClose,
     /// Write a header to the other slot, naming the log as empty or as in use.
     Header {
         log: bool,
@@ -54,6 +59,7 @@ enum Step {
 }
 
 const OPENING: &[Step] = &[
+    Step::TrackOpen,
     Step::Header { log: false },
     Step::Flush,
     Step::PlaceLog,
@@ -67,6 +73,7 @@ const OPENING: &[Step] = &[
 ];
 
 const PARKING: &[Step] = &[
+    Step::TrackClose,
     Step::Round,
     Step::Checkpoint,
     Step::Flush,
@@ -331,6 +338,9 @@ impl Engine {
     /// Run steps until one must be waited for.
     pub(in crate::engine) fn session_go_on(&mut self) {
         loop {
+            if !self.session_noted() {
+                return;
+            }
             let Some(vhdx) = &mut self.vhdx else { return };
             match vhdx.session.running {
                 Some(Step::Round) if self.flusher.ended < vhdx.session.round => return,
@@ -339,14 +349,26 @@ impl Engine {
                     self.checkpoint_begin();
                     return;
                 }
-                Some(Step::Round | Step::Checkpoint) | None => {}
+                Some(Step::Round | Step::Checkpoint | Step::TrackOpen | Step::TrackClose)
+                | None => {}
                 Some(_) => return,
             }
             vhdx.session.running = vhdx.session.steps.pop_front();
             match vhdx.session.running {
                 None => return self.session_arrived(),
+                Some(Step::TrackOpen | Step::TrackClose) => {}
                 Some(step) => self.session_step(step),
             }
+        }
+    }
+
+    /// Whether the running step is none of the tracker's, or has ended.
+    fn session_noted(&mut self) -> bool {
+        let Some(vhdx) = &self.vhdx else { return true };
+        match vhdx.session.running {
+            Some(Step::TrackOpen) => self.track_opened(vhdx.data_write()),
+            Some(Step::TrackClose) => self.track_closed(),
+            _ => true,
         }
     }
 
@@ -395,6 +417,8 @@ impl Engine {
                 vhdx.log.forget_written();
                 return self.checkpoint_begin();
             }
+            // Seen to by whoever asks whether they have ended.
+            Step::TrackOpen | Step::TrackClose => return,
         };
         self.ops.push(Purpose::Session, kind);
     }
@@ -457,6 +481,11 @@ impl Vhdx {
             return Ok(None);
         }
         set_mark(&self.layout.metadata_page, mark).map(Some)
+    }
+
+    /// The `DataWriteGuid` of the session.
+    pub(super) fn data_write(&self) -> Guid {
+        self.session.header.data_write
     }
 
     fn write_header(&mut self, log: bool) -> FileOpKind {

@@ -130,7 +130,10 @@ fn the_newer_copy_of_a_sector_of_this_session_counts() {
     let (one, two) = (sector(7, 1, 10), sector(7, 2, 11));
     let (a, mut b) = (one.encode(), two.encode());
     assert_eq!(newest([&a, &b], 7), Some(two));
-    assert_eq!(newest([&a, &sector(6, 9, 1).encode()], 7), Some(one.clone()));
+    assert_eq!(
+        newest([&a, &sector(6, 9, 1).encode()], 7),
+        Some(one.clone())
+    );
     b[90] ^= 1;
     assert_eq!(newest([&a, &b], 7), Some(one));
     assert_eq!(newest([&a, &b], 8), None);
