@@ -25,7 +25,7 @@ fn a_power_cut_at_any_moment_loses_nothing_flushed_and_shows_nothing_foreign() {
     let seeds = match (number("DISKFERRY_SEED"), wanted) {
         (Some(seed), _) => seed..seed + 1,
         (None, Some(_)) => number("DISKFERRY_FROM").unwrap_or(0)..u64::MAX,
-        (None, None) => 0..number("DISKFERRY_SEEDS").unwrap_or(350),
+        (None, None) => 0..number("DISKFERRY_SEEDS").unwrap_or(370),
     };
     let mut sums = scenario::Counts::default();
     for seed in seeds {
