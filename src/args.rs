@@ -7,6 +7,7 @@ mod check;
 mod compact;
 mod convert;
 mod metadata;
+mod track;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -20,6 +21,9 @@ pub(crate) use self::compact::CompactArgs;
 pub(crate) use self::convert::{CompareArgs, ConvertArgs, SourceFormat};
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
+};
+pub(crate) use self::track::{
+    ChangedArgs, CheckpointAddArgs, CheckpointRemoveArgs, CheckpointVerb, TrackOnArgs, TrackVerb,
 };
 use crate::failure::Exit;
 
@@ -129,6 +133,26 @@ pub(crate) enum Verb {
     Resize(ResizeArgs),
     /// Make a disk's file as short as it can be, also while it is served
     Compact(CompactArgs),
+    /// Note which parts of a disk change, or stop that
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  diskferry track on disk.vhdx
+  diskferry track status disk.vhdx
+  diskferry track off disk.vhdx"
+    )]
+    Track(TrackVerb),
+    /// Remember a moment, so that what changes from then on can be listed
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  diskferry checkpoint add disk.vhdx monday
+  diskferry checkpoint list disk.vhdx
+  diskferry checkpoint remove disk.vhdx monday"
+    )]
+    Checkpoint(CheckpointVerb),
+    /// List what changed since a checkpoint
+    Changed(ChangedArgs),
     /// Serve disks to NBD clients until a signal
     Serve(ServeArgs),
     /// Receive disks from other hosts, and serve them once they belong here

@@ -19,4 +19,5 @@ mod cli {
     mod serve;
     mod serving;
     mod text;
+    mod track;
 }

@@ -160,10 +160,7 @@ impl State {
     /// A request was answered, well or not.
     fn answered(&mut self, job: &Job, went_well: bool) {
         match job.request.action {
-            Action::Flush
-            | Action::Park { .. }
-            | Action::Resize { .. }
-            | Action::Compact { .. } => {
+            action if action.is_of_disk() => {
                 self.kept.flushing = false;
                 if !went_well {
                     // Not again at once: the next change asks for the next flush.
@@ -418,9 +415,11 @@ fn wire_request(request: &ForwardRequest) -> ClientRequest<'_> {
         }
         Action::Status => ClientRequest::plain(Command::BlockStatus, offset, len),
         // Only this process parks, and its requests are not forwarded.
-        Action::Flush | Action::Park { .. } | Action::Resize { .. } | Action::Compact { .. } => {
-            ClientRequest::flush()
-        }
+        Action::Flush
+        | Action::Park { .. }
+        | Action::Resize { .. }
+        | Action::Compact { .. }
+        | Action::Checkpoint { .. } => ClientRequest::flush(),
     }
 }
 

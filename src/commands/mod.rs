@@ -24,6 +24,7 @@ mod resize;
 mod serve;
 mod snapshot;
 mod space;
+mod track;
 
 use crate::args::{CommandLine, LoadVerb, Verb};
 use crate::failure::Result;
@@ -45,6 +46,9 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Compare(args) => compare::run(args, report, typed.global.progress),
         Verb::Resize(args) => resize::run(args, report),
         Verb::Compact(args) => compact::run(args, report, typed.global.progress),
+        Verb::Track(verb) => track::run(verb, report),
+        Verb::Checkpoint(verb) => track::checkpoint(verb, report),
+        Verb::Changed(args) => track::changed(args, report),
         Verb::Serve(args) => serve::run(args, report),
         Verb::Receive(args) => receive::run(args, report),
         Verb::Mirror(verb) => mirror::run(verb, report),

@@ -71,6 +71,16 @@ pub(crate) struct Compact {
     pub(crate) budget: u64,
 }
 
+/// A moment to be remembered.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Checkpoint {
+    /// What it is called.
+    pub(crate) name: String,
+    /// Seconds since 1970.
+    pub(crate) time: u64,
+}
+
 /// How far that is.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct CompactState {
@@ -92,6 +102,8 @@ pub(crate) trait Control: Send + Sync + 'static {
     fn resize(&self, disk: &str, resize: Resize) -> Result<DiskState>;
     /// Take one step of making a disk's file shorter.
     fn compact(&self, disk: &str, compact: Compact) -> Result<CompactState>;
+    /// Take a checkpoint; the disk's state.
+    fn checkpoint(&self, disk: &str, checkpoint: &Checkpoint) -> Result<DiskState>;
     /// Begin a migration; its state.
     fn start_mirror(&self, disk: &str, start: &StartMirror) -> Result<serde_json::Value>;
     /// How the newest migration stands.

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 
-use super::{Compact, Control, Resize, StartMirror};
+use super::{Checkpoint, Compact, Control, Resize, StartMirror};
 use crate::failure::{Exit, Failure, Result};
 
 /// What a request that failed brings.
@@ -99,6 +99,7 @@ fn router(control: Arc<dyn Control>) -> Router {
         .route("/v1/disks", get(disks))
         .route("/v1/disks/{disk}/resize", post(resize))
         .route("/v1/disks/{disk}/compact", post(compact))
+        .route("/v1/disks/{disk}/checkpoints", post(checkpoint))
         .route("/v1/disks/{disk}/mirror", get(mirror).post(start_mirror))
         .route("/v1/disks/{disk}/mirror/cutover", post(cutover))
         .route("/v1/disks/{disk}/mirror/cancel", post(cancel))
@@ -123,6 +124,14 @@ async fn compact(
     Json(step): Json<Compact>,
 ) -> Response {
     answer(blocking(move || control.compact(&disk, step)).await)
+}
+
+async fn checkpoint(
+    State(control): Shared,
+    UrlPath(disk): UrlPath<String>,
+    Json(taken): Json<Checkpoint>,
+) -> Response {
+    answer(blocking(move || control.checkpoint(&disk, &taken)).await)
 }
 
 async fn mirror(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {

@@ -11,11 +11,14 @@ use mirror::net::{ServedDisk, SourceDriver, SourceHandle};
 use mirror::record::{Ownership, State};
 use mirror::session::SourceConfig;
 use uuid::Uuid;
+use vdisk::format::track::CheckpointName;
 
 use super::beside::{self, Beside, MovingBeside};
 use super::disk::{Opened, Standing};
 use super::port::ExportPort;
-use crate::control::{Compact, CompactState, Control, Cutover, DiskState, Resize, StartMirror};
+use crate::control::{
+    Checkpoint, Compact, CompactState, Control, Cutover, DiskState, Resize, StartMirror,
+};
 use crate::failure::{Exit, Failure, Result};
 
 /// The disks that one process serves.
@@ -247,6 +250,19 @@ impl SiteDisk {
         })
     }
 
+    /// Take a checkpoint.
+    fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<()> {
+        if self.opened.read_only {
+            let what = format!("`{}` is served read-only", self.export.name());
+            return Err(Failure::usage(what));
+        }
+        let request = LocalRequest::Checkpoint {
+            name: CheckpointName::new(&checkpoint.name)?,
+            time: checkpoint.time,
+        };
+        self.call(request).map(drop)
+    }
+
     /// Have a worker do something to the disk.
     fn call(&self, request: LocalRequest) -> Result<LocalReply> {
         self.export.call(request).map_err(|error| {
@@ -341,6 +357,12 @@ impl Control for Site {
 
     fn compact(&self, disk: &str, compact: Compact) -> Result<CompactState> {
         self.disk(disk)?.compact(compact)
+    }
+
+    fn checkpoint(&self, disk: &str, checkpoint: &Checkpoint) -> Result<DiskState> {
+        let disk = self.disk(disk)?;
+        disk.checkpoint(checkpoint)?;
+        Ok(disk.state())
     }
 
     fn start_mirror(&self, disk: &str, start: &StartMirror) -> Result<serde_json::Value> {

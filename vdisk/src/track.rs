@@ -284,6 +284,3 @@ fn merge_bitmaps(
     }
     storage.flush().map_err(failed)
 }
-
-#[cfg(test)]
-mod tests;

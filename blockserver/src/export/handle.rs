@@ -6,6 +6,7 @@ use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
 use vdisk::engine::{Compacted, Extent, Mark};
+use vdisk::format::track::CheckpointName;
 use vdisk::tap::WriteTap;
 
 use super::policy::Passed;
@@ -63,6 +64,14 @@ pub enum LocalRequest {
         size: u64,
         /// Whether data beyond the new end may be thrown away.
         discard_data: bool,
+    },
+    /// Remember this moment: what changes from now on can be told later. Only of an image whose
+    /// changes are tracked.
+    Checkpoint {
+        /// What it is called.
+        name: CheckpointName,
+        /// Seconds since 1970; only kept.
+        time: u64,
     },
     /// Go on making the image's file as short as it can be, while it is in use; to be asked again
     /// until [`LocalReply::Compacted`] says that it is done.

@@ -11,7 +11,8 @@ use crate::nbd::{Command, Errno, NbdRequest};
 use crate::uring::{ALIGNMENT, IoBuffer};
 
 use super::Worker;
-use super::task::{Action, Asked, From, Task};
+use super::action::Action;
+use super::task::{Asked, From, Task};
 
 /// What a client is told of a request that went well.
 pub(super) enum Answer {

@@ -10,8 +10,9 @@ use vdisk::engine::{Extent, OpId, Outcome};
 use crate::uring::IoBuffer;
 
 use super::Worker;
+use super::action::Action;
 use super::answer::Answer;
-use super::task::{Action, Asked, From};
+use super::task::{Asked, From};
 use super::transfer::{Purpose, Span};
 
 /// An engine's question to the parent of its disk.

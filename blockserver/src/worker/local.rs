@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::export::{Export, LocalDone, LocalRequest};
 
 use super::Worker;
-use super::task::{Action, Asked, From};
+use super::action::Action;
+use super::task::{Asked, From};
 
 /// The longest read or write, in bytes.
 const LONGEST: u64 = 64 << 20;
@@ -19,10 +20,7 @@ impl Worker {
         let here = self.exports.get(index);
         let size = here.map_or(0, |here| here.policy.disk.size());
         let moves = matches!(action, Action::Read | Action::Write { .. });
-        let whole = matches!(
-            action,
-            Action::Flush | Action::Park { .. } | Action::Resize { .. } | Action::Compact { .. }
-        );
+        let whole = action.is_of_disk();
         let fits = offset.checked_add(len).is_some_and(|end| end <= size)
             && (!moves || len <= LONGEST)
             && (whole || len > 0);
@@ -57,6 +55,10 @@ fn action_of(request: &LocalRequest) -> (Action, u64, u64) {
         LocalRequest::Resize { size, discard_data } => {
             let (size, discard_data) = (*size, *discard_data);
             (Action::Resize { size, discard_data }, 0, 0)
+        }
+        LocalRequest::Checkpoint { name, time } => {
+            let (name, time) = (*name, *time);
+            (Action::Checkpoint { name, time }, 0, 0)
         }
         LocalRequest::Compact { defragment, budget } => {
             let (defragment, budget) = (*defragment, *budget);

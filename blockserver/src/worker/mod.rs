@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `session` | one client: bytes in, requests, replies out |
 //! | `local` | requests of this process itself |
-//! | `task`, `answer` | one request from its beginning to its end, and the reply to it |
+//! | `action`, `task`, `answer` | one request from its beginning to its end, and the reply to it |
 //! | `transfer`, `merge` | one operation on a file, short counts and unaligned ends included |
 //! | `copy` | one part of a file copied to another |
 //! | `metadata` | holes and lengths of files |
@@ -22,6 +22,7 @@
 //! | `exports` | policy of each export here; what waits while one is held |
 //! | `inbox` | what workers share, and letters to them |
 
+mod action;
 mod answer;
 mod copy;
 mod disks;
@@ -35,8 +36,8 @@ mod session;
 mod task;
 mod transfer;
 
+pub(crate) use action::Action;
 pub(crate) use inbox::{Crew, Limits, Message};
-pub(crate) use task::Action;
 
 use std::io;
 use std::os::fd::OwnedFd;

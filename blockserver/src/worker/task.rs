@@ -12,16 +12,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use vdisk::engine::{
-    Access, Compacted, Completion, Done, Extent, Generation, Lookup, Mark, Request,
-};
+use vdisk::engine::{Access, Compacted, Completion, Done, Extent, Generation, Lookup, Request};
 use vdisk::tap::{Change, WriteTap};
 use vdisk::units::{FileOffset, GuestOffset};
 
-use crate::export::{Kind, LocalDone, Mode};
+use crate::export::{LocalDone, Mode};
 use crate::forward::{ForwardReply, ForwardRequest};
 use crate::uring::IoBuffer;
 
+use super::action::Action;
 use super::answer::into_bytes;
 use super::layers::Question;
 use super::transfer::{Purpose, Span};
@@ -42,50 +41,6 @@ pub(super) enum From {
     Local(LocalDone),
     /// The engine of a disk that is built on this one.
     Child(Box<Question>),
-}
-
-/// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
-    /// Fill the buffer.
-    Read,
-    /// Write the buffer.
-    Write { fua: bool },
-    /// Make the range read as zero.
-    Zero { unmap: bool, fua: bool },
-    /// The range is not needed any more.
-    Discard { fua: bool },
-    /// Make everything durable.
-    Flush,
-    /// Tell the extents.
-    Status,
-    /// Leave a cleanly closed image.
-    Park { mark: Option<Mark> },
-    /// Give the disk another size.
-    Resize { size: u64, discard_data: bool },
-    /// Go on making the file as short as it can be.
-    Compact { defragment: bool, budget: u64 },
-}
-
-impl Action {
-    fn changes(self) -> bool {
-        matches!(
-            self,
-            Self::Write { .. } | Self::Zero { .. } | Self::Discard { .. }
-        )
-    }
-
-    fn kind(self) -> Kind {
-        match self {
-            Self::Read => Kind::Read,
-            Self::Write { .. } => Kind::Write,
-            Self::Zero { .. } | Self::Discard { .. } => Kind::Zero,
-            Self::Flush | Self::Park { .. } | Self::Resize { .. } | Self::Compact { .. } => {
-                Kind::Flush
-            }
-            Self::Status => Kind::Status,
-        }
-    }
 }
 
 /// One piece of a request as the map tells it.
@@ -298,6 +253,7 @@ impl Worker {
             Action::Park { mark } => Request::Park { mark },
             Action::Resize { size, discard_data } => Request::Resize { size, discard_data },
             Action::Compact { defragment, budget } => Request::Compact { defragment, budget },
+            Action::Checkpoint { name, time } => Request::Checkpoint { name, time },
         };
         self.tell_request(disk, id, request);
     }

@@ -60,7 +60,7 @@ pub(super) enum Found {
 /// The frames of one disk.
 #[derive(Debug)]
 pub(super) struct Frames {
-    frames: Vec<Frame>,
+    all: Vec<Frame>,
     pages: BTreeMap<u64, usize>,
     /// Pages that are here, the least recently used first.
     lru: LruCache<u64, usize>,
@@ -90,7 +90,7 @@ fn widened(held: u64, need: u64) -> u64 {
 impl Frames {
     pub(super) fn new(count: usize) -> Self {
         Self {
-            frames: (0..count).map(|_| Frame::default()).collect(),
+            all: (0..count).map(|_| Frame::default()).collect(),
             pages: BTreeMap::new(),
             lru: LruCache::unbounded(),
             unused: (0..count).rev().collect(),
@@ -104,7 +104,7 @@ impl Frames {
     /// Look for `page` with the parts `need` active, and `rest` if something has to be done anyway.
     pub(super) fn find(&mut self, page: u64, need: u64, rest: u64) -> Found {
         if let Some(number) = self.pages.get(&page).copied() {
-            let frame = &mut self.frames[number];
+            let frame = &mut self.all[number];
             match frame.stage {
                 Stage::Here if frame.logged & need == need => {
                     self.lru.promote(&page);
@@ -126,7 +126,7 @@ impl Frames {
         };
         self.pages.insert(page, number);
         self.moving += 1;
-        self.frames[number] = Frame {
+        self.all[number] = Frame {
             stage: Stage::Loading(2, None),
             page,
             want: widened(0, need | rest),
@@ -147,7 +147,7 @@ impl Frames {
 
     /// One of the two operations that bring a page in has ended: read it, or reserved its space.
     pub(super) fn loaded(&mut self, number: usize, data: Option<Bytes>, map: &TrackMap) {
-        let frame = &mut self.frames[number];
+        let frame = &mut self.all[number];
         let Stage::Loading(left, bits) = &mut frame.stage else {
             return;
         };
@@ -172,20 +172,20 @@ impl Frames {
 
     /// The page of frame `number`, which is loading, can not be had.
     pub(super) fn cannot_read(&mut self, number: usize, why: String) {
-        let page = self.frames[number].page;
+        let page = self.all[number].page;
         self.unread.insert(page, why);
         self.spoil(number);
     }
 
     /// What was read for frame `number`, which is loading, must not be used.
     pub(super) fn spoil(&mut self, number: usize) {
-        if let Stage::Loading(_, bits) = &mut self.frames[number].stage {
+        if let Stage::Loading(_, bits) = &mut self.all[number].stage {
             *bits = None;
         }
     }
 
     fn drop_frame(&mut self, number: usize) {
-        let frame = std::mem::take(&mut self.frames[number]);
+        let frame = std::mem::take(&mut self.all[number]);
         self.pages.remove(&frame.page);
         self.unused.push(number);
     }
@@ -196,7 +196,7 @@ impl Frames {
         if !self.leaving.is_empty() || self.moving != 0 {
             return chosen;
         }
-        let most = (self.frames.len() / LEAVE_SHARE).max(1);
+        let most = (self.all.len() / LEAVE_SHARE).max(1);
         for _ in 0..2 * self.lru.len() {
             if chosen.len() == most {
                 break;
@@ -217,7 +217,7 @@ impl Frames {
     /// Nobody finds the pages of `chosen` any more since `generation`.
     pub(super) fn leave(&mut self, chosen: Vec<usize>, generation: Generation) {
         for number in chosen {
-            self.frames[number].stage = Stage::Leaving(generation);
+            self.all[number].stage = Stage::Leaving(generation);
             self.leaving.insert(number);
         }
     }
@@ -231,15 +231,15 @@ impl Frames {
     pub(super) fn take_left(&mut self, quiesced: impl Fn(Generation) -> bool) -> Vec<(usize, u64)> {
         let mut taken = Vec::new();
         for number in &self.leaving {
-            if let Stage::Leaving(generation) = self.frames[*number].stage
+            if let Stage::Leaving(generation) = self.all[*number].stage
                 && quiesced(generation)
             {
-                taken.push((*number, self.frames[*number].page));
+                taken.push((*number, self.all[*number].page));
             }
         }
         for (number, _) in &taken {
             self.leaving.remove(number);
-            self.frames[*number].stage = Stage::Saving;
+            self.all[*number].stage = Stage::Saving;
             self.moving += 1;
         }
         taken
@@ -253,7 +253,7 @@ impl Frames {
 
     /// The bits of frame `number` are durable.
     pub(super) fn saved(&mut self, number: usize) {
-        if let Stage::Saving = self.frames[number].stage {
+        if let Stage::Saving = self.all[number].stage {
             self.moving -= 1;
             self.drop_frame(number);
         }
@@ -261,7 +261,7 @@ impl Frames {
 
     /// Those that want more parts active, and which parts.
     pub(super) fn wanting(&self) -> Vec<(usize, u64)> {
-        let want = |number: &usize| (*number, self.frames[*number].want);
+        let want = |number: &usize| (*number, self.all[*number].want);
         self.wanting.iter().map(want).collect()
     }
 
@@ -275,8 +275,8 @@ impl Frames {
                 Stage::Unused | Stage::Loading(..) => 0,
             },
         };
-        let end = range.end.min(self.frames.len());
-        self.frames[range.start.min(end)..end]
+        let end = range.end.min(self.all.len());
+        self.all[range.start.min(end)..end]
             .iter()
             .map(entry)
             .collect()
@@ -284,7 +284,7 @@ impl Frames {
 
     /// The log on the medium names `parts` of frame `number`.
     pub(super) fn logged(&mut self, number: usize, parts: u64, map: &TrackMap) {
-        let frame = &mut self.frames[number];
+        let frame = &mut self.all[number];
         frame.logged |= parts;
         map.activate(number, parts);
         if frame.want & !frame.logged == 0 {
@@ -307,7 +307,7 @@ impl Frames {
         for page in self.pages.keys() {
             map.retire(*page);
         }
-        *self = Self::new(self.frames.len());
+        *self = Self::new(self.all.len());
     }
 }
 

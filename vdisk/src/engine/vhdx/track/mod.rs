@@ -433,8 +433,8 @@ impl Engine {
     /// Whether everything that changed is in the bitmap and the header says so, durably; sees to it, if
     /// not. Every change has ended, and none begins before another session opens.
     pub(super) fn track_closed(&mut self) -> bool {
-        let collecting = |vhdx: &Box<Vhdx>| vhdx.track.as_ref()?.header.collecting().map(|_| ());
-        if self.vhdx.as_ref().and_then(collecting).is_none() {
+        let track = self.vhdx.as_ref().and_then(|vhdx| vhdx.track.as_ref());
+        if track.is_none_or(|track| track.header.collecting().is_none()) {
             return true;
         }
         if !self.track_saved() {
