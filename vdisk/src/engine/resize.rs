@@ -31,6 +31,8 @@ pub(super) enum Stage {
     Length,
     /// What follows the old end in the last block becomes zero.
     Tail,
+    /// With a parent: the sectors there become the disk's own, from this byte of it on.
+    Marks(u64),
     /// Entries are dropped or made, from this index on.
     Walk(u64),
     /// As `Settle`, before the table is copied.
@@ -43,6 +45,8 @@ pub(super) enum Stage {
     Commit,
     /// It is waited for.
     Committed,
+    /// With a parent: the disk is smaller; entries beyond it become zero, from this index on.
+    Sweep(u64),
 }
 
 /// A resize that is alone on the disk.
@@ -187,6 +191,10 @@ impl Engine {
     /// It can not be; the disk keeps the size that is on the medium.
     fn resize_failed(&mut self, id: RequestId, error: Error) {
         if let Some(resizing) = self.resizing.take() {
+            if matches!(resizing.stage, Stage::Sweep(_)) {
+                // Its size is durable; entries beyond the end that stay mean nothing.
+                return self.resize_done(id);
+            }
             self.map.set_size(resizing.before);
         }
         self.finish_with(id, error);

@@ -63,6 +63,10 @@ pub struct Model {
     next_stamp: Stamp,
     /// Sectors from here on may be lost: resizes that may discard, open or failed half-way.
     cutting: Vec<u64>,
+    /// The shortest the disk ever was, in sectors, and since when: nobody sees the parent from there on.
+    cut: (u64, u64),
+    /// From here on a resize that discards ended half-way once: the parent may be hidden.
+    half_cut: u64,
     /// Bytes of the disk, and what they may be after a power cut besides.
     size: u64,
     may_be: Vec<(u64, u64)>,
@@ -86,6 +90,9 @@ impl Model {
     pub fn resized(&mut self, request: u64, size: u64, now: u64) {
         self.may_be.retain(|(of, _)| *of != request);
         self.size = size;
+        if size / SECTOR < self.cut.0 {
+            self.cut = (size / SECTOR, now);
+        }
         for versions in self.sectors.range_mut(size / SECTOR..).map(|(_, all)| all) {
             // What was under way then touched nothing there, or it came before.
             for version in versions.iter_mut() {
@@ -117,13 +124,26 @@ impl Model {
     pub fn new(child: bool) -> Self {
         Self {
             child,
+            cut: (u64::MAX, 0),
+            half_cut: u64::MAX,
             ..Self::default()
         }
     }
 
     /// What `sector` held before anything was written to it.
     pub fn base(&self, sector: u64) -> Stamp {
-        if self.child { parent_stamp(sector) } else { 0 }
+        if self.child && sector < self.cut.0 {
+            parent_stamp(sector)
+        } else {
+            0
+        }
+    }
+
+    /// Whether a sector that nothing was ever written to may hold `stamp`.
+    fn may_show(&self, sector: u64, stamp: Stamp) -> bool {
+        stamp == self.base(sector)
+            || stamp == 0 && sector >= self.half_cut
+            || self.may_be_cut(sector, stamp)
     }
 
     /// A stamp that no version has.
@@ -141,11 +161,11 @@ impl Model {
         now: u64,
     ) {
         for sector in (first..first + count).filter(|sector| stamp != 0 || written(*sector)) {
-            let base = self.base(sector);
-            let versions = self
-                .sectors
-                .entry(sector)
-                .or_insert_with(|| vec![Version::initial(base)]);
+            let mut bases = vec![Version::initial(self.base(sector))];
+            if sector >= self.half_cut {
+                bases.push(Version::initial(0));
+            }
+            let versions = self.sectors.entry(sector).or_insert(bases);
             versions.push(Version {
                 stamp,
                 issued: now,
@@ -191,7 +211,8 @@ impl Model {
     /// Whether a read that began at `began` may see `stamp` in `sector`.
     pub fn may_read(&self, sector: u64, stamp: Stamp, began: u64) -> bool {
         let Some(versions) = self.sectors.get(&sector) else {
-            return stamp == self.base(sector);
+            let before = self.child && began <= self.cut.1 && stamp == parent_stamp(sector);
+            return before || self.may_show(sector, stamp);
         };
         let seen = versions.iter().any(|version| {
             version.stamp == stamp
@@ -205,7 +226,7 @@ impl Model {
     /// Whether a power cut now may leave `stamp` in `sector`.
     pub fn may_survive(&self, sector: u64, stamp: Stamp) -> bool {
         let Some(versions) = self.sectors.get(&sector) else {
-            return stamp == self.base(sector);
+            return self.may_show(sector, stamp);
         };
         let survives = versions
             .iter()
@@ -216,6 +237,9 @@ impl Model {
     /// After a power cut: what is there is what there is.
     pub fn settle(&mut self, size: u64, mut content: impl FnMut(u64) -> Stamp) {
         self.size = size;
+        self.cut = (self.cut.0.min(size / SECTOR), 0);
+        let half_cut = self.cutting.iter().copied().min();
+        self.half_cut = self.half_cut.min(half_cut.unwrap_or(u64::MAX));
         self.may_be.clear();
         self.cutting.clear();
         for (sector, versions) in &mut self.sectors {

@@ -97,11 +97,12 @@ pub fn new_image(variant: &Variant, random: &mut Random) -> MemoryStorage {
 }
 
 /// Another size for the disk.
-fn random_resize(random: &mut Random) -> Request {
+fn random_resize(random: &mut Random, variant: &Variant) -> Request {
     let mib = SIZES[random.below(SIZES.len() as u64) as usize];
     let sectors = [0, 0, 8, 100, 200][random.below(5) as usize];
     Request::Resize {
-        size: mib * MIB + sectors * SECTOR,
+        size: (mib * MIB + sectors * SECTOR)
+            .next_multiple_of(u64::from(variant.child.unwrap_or(512))),
         discard_data: random.one_in(2),
     }
 }
@@ -143,8 +144,8 @@ pub fn random_request(random: &mut Random, variant: &Variant, size: u64) -> Requ
     if variant.tracked && random.one_in(40) {
         return random_checkpoint(random);
     }
-    if variant.child.is_none() && random.one_in(50) {
-        return random_resize(random);
+    if random.one_in(50) {
+        return random_resize(random, variant);
     }
     if random.one_in(25) {
         return Request::Compact {

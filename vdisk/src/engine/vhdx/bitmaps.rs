@@ -106,6 +106,11 @@ impl Bitmaps {
         self.pending.is_empty() && self.copied.is_empty()
     }
 
+    /// The bitmap at `at` is no chunk's any more: its host space may go.
+    pub(super) fn given_up(&mut self, at: FileOffset) {
+        self.reserved.remove(&at.0);
+    }
+
     /// Those that waited have been told; later requests try again.
     pub(in crate::engine) fn forget_unread(&mut self) {
         self.unread.clear();

@@ -20,14 +20,19 @@ use super::bitmaps::{PAGE_BITS, Sectors};
 use super::blocks::{FULLY_PRESENT, OFFSET_MASK, UNMAPPED, ZERO};
 use super::{PAGE, Vhdx};
 
-const NOT_PRESENT: u64 = 0;
+pub(super) const NOT_PRESENT: u64 = 0;
 pub(super) const PARTIALLY_PRESENT: u64 = 7;
 
 impl Vhdx {
     /// The sectors that `len` bytes at `offset` touch, as far as one page tells about them.
     ///
     /// `bitmap` is where the chunk's bitmap lies; the bytes are inside one block.
-    fn sectors(&self, bitmap: u64, (offset, len): (u64, u64), block: (u64, u64)) -> Sectors {
+    pub(super) fn sectors(
+        &self,
+        bitmap: u64,
+        (offset, len): (u64, u64),
+        block: (u64, u64),
+    ) -> Sectors {
         let sector = u64::from(self.layout.geometry.sector());
         let in_chunk = offset / sector % (MIB * 8);
         let first = in_chunk % PAGE_BITS;
@@ -120,7 +125,7 @@ impl Engine {
     }
 
     /// The bitmap of the chunk at `offset`, which has a partially present block.
-    fn bitmap_there(&mut self, id: RequestId, offset: u64) -> Result<u64, Run> {
+    pub(super) fn bitmap_there(&mut self, id: RequestId, offset: u64) -> Result<u64, Run> {
         let (index, bitmap) = self.bitmap_of(id, offset)?;
         bitmap.ok_or_else(|| {
             Run::Failed(Error::corrupt(format!(
@@ -130,7 +135,12 @@ impl Engine {
     }
 
     /// Give the absent block of entry `index` space of which no sector is its own; its new entry.
-    fn begin_partial(&mut self, id: RequestId, offset: u64, index: u64) -> Result<u64, Run> {
+    pub(super) fn begin_partial(
+        &mut self,
+        id: RequestId,
+        offset: u64,
+        index: u64,
+    ) -> Result<u64, Run> {
         let bitmap = match self.bitmap_of(id, offset)? {
             (_, Some(bitmap)) => bitmap,
             (index, None) => {
@@ -163,7 +173,7 @@ impl Engine {
     }
 
     /// The run of sectors at `offset` that are alike.
-    fn read_partial(
+    pub(super) fn read_partial(
         &mut self,
         id: RequestId,
         (offset, len): (u64, u64),

@@ -8,7 +8,8 @@
 //! | [`session`] | the headers: opening a session at the first change, parking it (MS-VHDX 2.2.2) |
 //! | [`blocks`] | what each kind of request does to a block |
 //! | [`resize`] | what another size takes: entries, the table, the size itself |
-//! | [`child`] | the same where there is a parent (MS-VHDX 2.5.1.1, states 0 and 7) |
+//! | [`resize_child`] | the same where there is a parent, which must not shine through |
+//! | [`child`] | what each kind of request does where there is a parent (MS-VHDX 2.5.1.1, states 0 and 7) |
 //! | [`survey`] | which space is taken, where the image was opened without reading its whole BAT |
 //! | [`walk`] | which part of the BAT is read next by what goes through all of it |
 //! | [`compact`] | which blocks are moved so that the file becomes shorter |
@@ -25,6 +26,7 @@ mod moves;
 mod order;
 mod pages;
 mod resize;
+mod resize_child;
 mod session;
 mod space;
 mod survey;

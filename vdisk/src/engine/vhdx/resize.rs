@@ -11,11 +11,14 @@
 //! they are made zero before the disk grows over them. A table that moves is copied while nothing
 //! refers to the copy, and its old space is used again only in the next session: programs that replay
 //! more of the log than its tail says would write old pages there.
+//!
+//! What differs where there is a parent is in [`super::resize_child`].
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::resize_child::{Below, first_beyond};
 use super::{PAGE, Vhdx};
 use crate::engine::resize::{Next, Stage};
 use crate::engine::{Engine, Extent, FileOpKind, Outcome, PAGE_ENTRIES, RequestId};
@@ -47,6 +50,10 @@ pub(in crate::engine) struct Table {
     moves: bool,
     /// Where it moves.
     region: Option<Region>,
+    /// What is known of the parent.
+    pub(super) below: Below,
+    /// Sector bitmaps that nothing needs once the disk is smaller.
+    pub(super) bitmaps: Vec<FileOffset>,
 }
 
 impl Table {
@@ -56,6 +63,16 @@ impl Table {
         self.data.clear();
     }
 
+    /// Whether the table has to move before entries beyond it can be made.
+    pub(super) fn is_to_move(&self) -> bool {
+        self.moves
+    }
+
+    /// The walk ends before this index.
+    pub(super) fn end(&self) -> u64 {
+        self.end
+    }
+
     /// The pages that hold anything, from `page` on, as far as known.
     fn data_from(&self, page: u64) -> Option<Range<u64>> {
         let next = self.data.partition_point(|range| range.end <= page);
@@ -63,8 +80,12 @@ impl Table {
         Some(range.start.max(page)..range.end)
     }
 
-    /// The file system has told of `extents`; false if it was not asked about the table.
+    /// The file system or the parent has told of `extents`; false if neither was asked about what is
+    /// remembered here.
     pub(in crate::engine) fn learn(&mut self, extents: &[Extent]) -> bool {
+        if self.below.learn(extents) {
+            return true;
+        }
         let Some(first) = self.asked.take() else {
             return false;
         };
@@ -108,7 +129,7 @@ fn region_len(geometry: &Geometry) -> u64 {
 
 impl Vhdx {
     /// The geometry before, and that of the new size.
-    fn geometries(&self, size: u64) -> Result<(Geometry, Geometry)> {
+    pub(super) fn geometries(&self, size: u64) -> Result<(Geometry, Geometry)> {
         let before = self.layout.geometry;
         Ok((before, before.with_size(size)?))
     }
@@ -134,12 +155,6 @@ impl Engine {
         let Some(vhdx) = &self.vhdx else {
             return Ok(());
         };
-        if vhdx.layout.geometry.differencing() {
-            // What a smaller disk cuts off would be the parent's again when it grows.
-            let what = "a disk that is built on another one cannot be resized; \
-                        convert it into a disk of its own first";
-            return Err(Error::new(ErrorKind::Unsupported, what));
-        }
         let sector = u64::from(vhdx.layout.geometry.sector());
         if size > MAX_VIRTUAL_SIZE {
             return Err(Error::invalid(format!(
@@ -176,6 +191,7 @@ impl Engine {
                 Err(run) => run.into(),
             },
             Stage::Tail => self.resize_tail(id).unwrap_or_else(|next| next),
+            Stage::Marks(at) => self.resize_marks(id, at).unwrap_or_else(|next| next),
             Stage::Walk(index) => self.resize_walk(id, index).unwrap_or_else(|next| next),
             Stage::Publish if self.table_in_file() => self.resize_stage(Stage::Place),
             Stage::Publish => Next::Wait,
@@ -184,6 +200,7 @@ impl Engine {
             Stage::Commit => self.resize_commit(),
             Stage::Committed if self.flusher.ended < round => Next::Wait,
             Stage::Committed => self.resize_committed(),
+            Stage::Sweep(index) => self.resize_sweep(id, index).unwrap_or_else(|next| next),
             Stage::Quiesce(_) => Next::Done,
         }
     }
@@ -236,7 +253,7 @@ impl Engine {
     }
 
     /// Entry `index`; `None` where the whole page is known to hold nothing.
-    fn visit(&mut self, id: RequestId, index: u64) -> Result<Option<u64>, Next> {
+    pub(super) fn visit(&mut self, id: RequestId, index: u64) -> Result<Option<u64>, Next> {
         if let Some(entry) = self.map.entry(index) {
             return Ok(Some(entry));
         }
@@ -276,6 +293,9 @@ impl Engine {
         let (block_size, before) = (vhdx.layout.block_size, resizing.before);
         if at >= before {
             return Ok(self.resize_stage(Stage::Open));
+        }
+        if vhdx.layout.geometry.differencing() {
+            return self.resize_examine_child(id, at);
         }
         let group = vhdx.layout.geometry.chunk_ratio() + 1;
         let (block, within) = (at / block_size, at % block_size);
@@ -322,6 +342,9 @@ impl Engine {
         let (Some(vhdx), Some(resizing)) = (&self.vhdx, &self.resizing) else {
             return Err(Next::Done);
         };
+        if vhdx.layout.geometry.differencing() {
+            return self.resize_tail_of_child(id);
+        }
         let (block_size, before) = (vhdx.layout.block_size, resizing.before);
         let within = before % block_size;
         let keep = vhdx.layout.leave_allocated;
@@ -343,7 +366,7 @@ impl Engine {
 
     /// Which entries are to be made: all up to the new end. Where the table moves, those behind the
     /// pages that are copied matter only if they are in memory; the new place holds nothing there.
-    fn resize_fit(&mut self) {
+    pub(super) fn resize_fit(&mut self) {
         let (Some(vhdx), Some(resizing)) = (&self.vhdx, &mut self.resizing) else {
             return;
         };
@@ -351,7 +374,7 @@ impl Engine {
             return;
         };
         resizing.table.end = after.bat_entries();
-        resizing.stage = Stage::Walk(before.bat_entries());
+        resizing.stage = Stage::Walk(first_beyond(&before));
     }
 
     /// Make entry `index` what it has to be, and go on behind it.
@@ -363,6 +386,9 @@ impl Engine {
         if index >= resizing.table.end {
             let next = if moves { Stage::Publish } else { Stage::Commit };
             return Ok(self.resize_stage(next));
+        }
+        if vhdx.layout.geometry.differencing() {
+            return self.resize_walk_of_child(id, index);
         }
         let (_, after) = vhdx.geometries(resizing.size).map_err(Next::Failed)?;
         let payload = matches!(after.classify(BatIndex(index)), Slot::Payload(_));
@@ -388,7 +414,7 @@ impl Engine {
     }
 
     /// Whether entry `index` is that of a block of the disk as it was.
-    fn is_payload(&self, index: u64) -> bool {
+    pub(super) fn is_payload(&self, index: u64) -> bool {
         let slot = |vhdx: &Vhdx| vhdx.layout.geometry.classify(BatIndex(index));
         let slot = self.vhdx.as_deref().map(slot);
         matches!(slot, Some(Slot::Payload(_)))
@@ -500,11 +526,18 @@ impl Engine {
             let table = &mut resizing.table;
             table.begin(pages_of(after.bat_entries()));
             table.end = after.bat_entries();
-            return self.resize_stage(Stage::Walk(before.bat_entries()));
+            return self.resize_stage(Stage::Walk(first_beyond(&before)));
+        }
+        for at in resizing.table.bitmaps.drain(..) {
+            vhdx.bitmaps.given_up(at);
+            vhdx.space.retire(Region { at, len: MIB });
         }
         vhdx.layout.geometry = after;
         vhdx.layout.size_item = vhdx.layout.size_item.with_size(resizing.size);
         self.map.set_size(resizing.size);
+        if after.differencing() && resizing.shrinks() {
+            return self.resize_stage(Stage::Sweep(first_beyond(&after)));
+        }
         Next::Done
     }
 
@@ -523,8 +556,10 @@ impl Engine {
 }
 
 impl Vhdx {
-    /// A fixed disk gets its new blocks when the larger table is in place, and its size after that.
+    /// A fixed disk gets its new blocks when the larger table is in place, and its size after that; so
+    /// does one with a parent get the entries that hide it.
     fn resizes_later(&self, table: &Table) -> bool {
-        self.layout.leave_allocated && table.region.is_some()
+        let made = self.layout.leave_allocated || self.layout.geometry.differencing();
+        made && table.region.is_some()
     }
 }

@@ -6,7 +6,7 @@ use vdisk::storage::{Change, FlushMark, MemoryStorage, Storage};
 use vdisk::units::FileOffset;
 
 use super::World;
-use crate::simulation::model::parent_read;
+use crate::simulation::model::{PARENT_SECTORS, SECTOR, parent_read, parent_stamp};
 
 /// A file operation that has not ended.
 pub(super) enum Pending {
@@ -187,12 +187,8 @@ impl World {
             FileOpKind::Holes { at, len } => {
                 return Outcome::Holes(self.holes(at.0, *len));
             }
-            FileOpKind::StatusParent { len, .. } => {
-                return Outcome::Holes(vec![Extent {
-                    len: *len,
-                    allocated: true,
-                    zero: false,
-                }]);
+            FileOpKind::StatusParent { offset, len } => {
+                return Outcome::Holes(self.parent_extents(offset.0, *len));
             }
             FileOpKind::Copy { from, len, .. } if self.is_zero(from.0, *len) => {
                 let change = self.change_of(&op.kind).expect("a copy is a change");
@@ -238,6 +234,32 @@ impl World {
             };
             extents.push(Extent {
                 len: to - from,
+                allocated: !zero,
+                zero,
+            });
+            from = to;
+        }
+        extents
+    }
+
+    /// The same of the parent: its data in pieces or as one, perhaps not all of it.
+    fn parent_extents(&mut self, at: u64, len: u64) -> Vec<Extent> {
+        let (first, end) = (at / SECTOR, (at + len) / SECTOR);
+        let (fine, most) = (self.random.one_in(2), 1 + self.random.below(8));
+        let shows = |sector| parent_stamp(sector) != 0 || !fine && sector < PARENT_SECTORS;
+        let (mut from, mut extents) = (first, Vec::new());
+        while from < end && (extents.len() as u64) < most {
+            let zero = !shows(from);
+            let known = end.min(PARENT_SECTORS);
+            let to = match from {
+                PARENT_SECTORS.. => end,
+                _ if fine => (from..known)
+                    .find(|sector| shows(*sector) == zero)
+                    .unwrap_or(known),
+                _ => known,
+            };
+            extents.push(Extent {
+                len: (to - from) * SECTOR,
                 allocated: !zero,
                 zero,
             });
