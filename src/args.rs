@@ -281,7 +281,9 @@ pub(crate) struct MapArgs {
 A disk that a `diskferry serve` has is resized there, while it is in use. Clients see the new size when
 they connect again; until then they keep the old one, and what they ask for beyond a new, nearer end
 fails. A disk that is being moved, or has been, is not resized. What the disk holds is not touched:
-make partitions and file systems smaller before it, larger after it.")]
+make partitions and file systems smaller before it, larger after it. A disk built on another one is as
+long as it says: behind its old end it reads zero, whatever that one holds; what it shows of it is data.
+Disks that are built on a disk refuse it once it has been resized.")]
 pub(crate) struct ResizeArgs {
     /// The disk
     pub(crate) disk: PathBuf,

@@ -142,6 +142,64 @@ fn data_is_cut_off_only_with_leave() {
 }
 
 #[test]
+fn a_disk_that_is_built_on_another_reads_zero_behind_its_old_end() {
+    let here = folder();
+    let here = here.path();
+    let write = |disk: &str, command: &str| {
+        program(here, "qemu-io", &["-f", "vhdx", disk, "-c", command]).ok();
+    };
+    diskferry(here, &["create", "base.vhdx", "1G"]).ok();
+    write("base.vhdx", "write -P 9 0 512M");
+    diskferry(here, &["snapshot", "base.vhdx", "a.vhdx"]).ok();
+    let ran = diskferry(here, &["resize", "a.vhdx", "300M"]).fails(2);
+    assert!(
+        ran.stderr.contains("data at byte 314572800"),
+        "{}",
+        ran.stderr
+    );
+    diskferry(here, &["resize", "a.vhdx", "600M"]).ok();
+    diskferry(here, &["resize", "a.vhdx", "301M", "--discard-data"]).ok();
+    // Offline, then at a server.
+    diskferry(here, &["resize", "a.vhdx", "400M"]).ok();
+    let listen = format!("unix:{}/s", here.display());
+    let serving = Serving::start(here, &["a.vhdx", "--listen", &listen]);
+    client(&serving).write(399 << 20, &[5; 4096], true).unwrap();
+    let ran = diskferry(here, &["resize", "a.vhdx", "200M"]).fails(2);
+    assert!(
+        ran.stderr.contains("data at byte 209715200"),
+        "{}",
+        ran.stderr
+    );
+    diskferry(here, &["resize", "a.vhdx", "201M", "--discard-data"]).ok();
+    diskferry(here, &["resize", "a.vhdx", "2T"]).ok();
+    let mut later = client(&serving);
+    for (at, holds) in [
+        (0, 9),
+        (201, 0),
+        (224, 0),
+        (301, 0),
+        (399, 0),
+        (511, 0),
+        (600, 0),
+    ] {
+        let mut buffer = [1; 8192];
+        later.read(at << 20, &mut buffer).unwrap();
+        assert_eq!(buffer, [holds; 8192], "at {at} MiB");
+    }
+    let mut buffer = [1; 4096];
+    later.read((201 << 20) - 4096, &mut buffer).unwrap();
+    assert_eq!(buffer, [9; 4096]);
+    serving.end();
+    diskferry(here, &["check", "a.vhdx"]).ok();
+    diskferry(here, &["resize", "a.vhdx", "1G"]).ok();
+    diskferry(here, &["convert", "a.vhdx", "whole.vhdx"]).ok();
+    for at in ["0 201M", "201M 823M"] {
+        let holds = if at.starts_with('0') { 9 } else { 0 };
+        write("whole.vhdx", &format!("read -P {holds} {at}"));
+    }
+}
+
+#[test]
 fn a_disk_that_another_program_holds_is_not_resized() {
     let here = folder();
     let here = here.path();

@@ -41,6 +41,10 @@ pub(super) enum Stage {
     Place,
     /// The table is copied, from this page on.
     Copy(u64),
+    /// With a parent: entries of blocks that are cut off are published.
+    Dropped,
+    /// With a parent: bitmaps that no block needs any more are given up.
+    Bitmaps,
     /// What must change at once goes to the log.
     Commit,
     /// It is waited for.

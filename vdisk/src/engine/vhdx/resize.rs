@@ -52,8 +52,8 @@ pub(in crate::engine) struct Table {
     region: Option<Region>,
     /// What is known of the parent.
     pub(super) below: Below,
-    /// Sector bitmaps that nothing needs once the disk is smaller.
-    pub(super) bitmaps: Vec<FileOffset>,
+    /// Entries of sector bitmaps that no block needs once the disk is smaller.
+    pub(super) bitmaps: Vec<u64>,
 }
 
 impl Table {
@@ -194,12 +194,14 @@ impl Engine {
             Stage::Marks(at) => self.resize_marks(id, at).unwrap_or_else(|next| next),
             Stage::Walk(index) => self.resize_walk(id, index).unwrap_or_else(|next| next),
             Stage::Publish if self.table_in_file() => self.resize_stage(Stage::Place),
-            Stage::Publish => Next::Wait,
             Stage::Place | Stage::Length => self.resize_place(),
             Stage::Copy(page) => self.resize_copy(page).unwrap_or_else(|next| next),
             Stage::Commit => self.resize_commit(),
             Stage::Committed if self.flusher.ended < round => Next::Wait,
             Stage::Committed => self.resize_committed(),
+            Stage::Dropped if self.entries_published() => self.resize_stage(Stage::Bitmaps),
+            Stage::Publish | Stage::Dropped => Next::Wait,
+            Stage::Bitmaps => self.resize_bitmaps(id).unwrap_or_else(|next| next),
             Stage::Sweep(index) => self.resize_sweep(id, index).unwrap_or_else(|next| next),
             Stage::Quiesce(_) => Next::Done,
         }
@@ -209,20 +211,29 @@ impl Engine {
     ///
     /// Only then does what the file system says of the table say what is in it.
     fn table_in_file(&mut self) -> bool {
+        if !self.entries_published() {
+            return false;
+        }
         let Some(vhdx) = &mut self.vhdx else {
             return true;
         };
-        if !vhdx.pages.all_published() {
-            self.flusher.wanted = true;
-            self.flush_kick();
-            return false;
-        }
         if !vhdx.log.all_applied() {
             vhdx.log.forget_written();
             self.checkpoint_begin();
             return false;
         }
         true
+    }
+
+    /// Whether the log or the file holds every entry; sees to it, if not.
+    fn entries_published(&mut self) -> bool {
+        let published = |vhdx: &Vhdx| vhdx.pages.all_published();
+        if self.vhdx.as_deref().is_none_or(published) {
+            return true;
+        }
+        self.flusher.wanted = true;
+        self.flush_kick();
+        false
     }
 
     fn resize_settle(&mut self) -> Next {
@@ -384,7 +395,11 @@ impl Engine {
         };
         let (moves, shrinks) = (resizing.table.moves, resizing.shrinks());
         if index >= resizing.table.end {
-            let next = if moves { Stage::Publish } else { Stage::Commit };
+            let next = match moves {
+                true => Stage::Publish,
+                false if resizing.table.bitmaps.is_empty() => Stage::Commit,
+                false => Stage::Dropped,
+            };
             return Ok(self.resize_stage(next));
         }
         if vhdx.layout.geometry.differencing() {
@@ -527,10 +542,6 @@ impl Engine {
             table.begin(pages_of(after.bat_entries()));
             table.end = after.bat_entries();
             return self.resize_stage(Stage::Walk(first_beyond(&before)));
-        }
-        for at in resizing.table.bitmaps.drain(..) {
-            vhdx.bitmaps.given_up(at);
-            vhdx.space.retire(Region { at, len: MIB });
         }
         vhdx.layout.geometry = after;
         vhdx.layout.size_item = vhdx.layout.size_item.with_size(resizing.size);

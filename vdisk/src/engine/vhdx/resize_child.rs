@@ -8,18 +8,19 @@
 //!            a block where the parent shows anything becomes zero, any other one not present
 //! ```
 //!
-//! A sector bitmap stays with its chunk until the smaller size is durable: within a round its entry is
-//! logged before those of its blocks, so it could go while one still needs it. Its space is used again in the next session, since the log may hold
+//! A sector bitmap of a chunk that is cut off goes in a round after that of its blocks: within a round
+//! its entry is logged before theirs, so it could go while one still needs it. Its space is used again in the next session, since the log may hold
 //! its pages. What a parent holds does not change, so what it says once is true until the end.
 
+use super::Table;
 use super::blocks::{FULLY_PRESENT, OFFSET_MASK, ZERO};
 use super::child::{NOT_PRESENT, PARTIALLY_PRESENT};
 use crate::engine::resize::{Next, Stage};
 use crate::engine::step::Run;
 use crate::engine::{Engine, Extent, FileOpKind, PAGE_ENTRIES, RequestId};
 use crate::format::bat::Slot;
-use crate::format::{BatEntry, Geometry};
-use crate::units::{BatIndex, BlockIndex, FileOffset, GuestOffset};
+use crate::format::{BatEntry, Geometry, Region};
+use crate::units::{BatIndex, BlockIndex, FileOffset, GuestOffset, MIB};
 
 /// What the parent has said last.
 #[derive(Debug, Default)]
@@ -219,7 +220,7 @@ impl Engine {
         Ok(self.resize_stage(Stage::Walk(next)))
     }
 
-    /// A block that is cut off gives its space back, a bitmap later; the index to go on with.
+    /// A block that is cut off gives its space back, a bitmap is noted; the index to go on with.
     fn resize_drop(&mut self, id: RequestId, index: u64) -> Result<u64, Next> {
         let Some(entry) = self.visit(id, index)? else {
             return Ok((index / PAGE_ENTRIES as u64 + 1) * PAGE_ENTRIES as u64);
@@ -244,13 +245,30 @@ impl Engine {
             && chunk >= after.bitmap_blocks()
             && entry & 7 == FULLY_PRESENT
         {
-            let at = FileOffset(entry & OFFSET_MASK);
-            resizing.table.bitmaps.push(at);
+            resizing.table.bitmaps.push(index);
         }
         Ok(index + 1)
     }
 
-    /// The smaller size is durable: make entry `index` zero, unless it is that of a bitmap still needed.
+    /// Give up bitmaps: the entries of all their blocks that were cut off are durable.
+    pub(super) fn resize_bitmaps(&mut self, id: RequestId) -> Result<Next, Next> {
+        let last = |table: &Table| table.bitmaps.last().copied();
+        let Some(index) = self.resizing.as_ref().and_then(|r| last(&r.table)) else {
+            return Ok(self.resize_stage(Stage::Commit));
+        };
+        let entry = self.entry_or_load(id, index)?;
+        self.ready_to_change(id, index)?;
+        self.change_entry(index, 0);
+        let at = FileOffset(entry & OFFSET_MASK);
+        if let (Some(vhdx), Some(resizing)) = (&mut self.vhdx, &mut self.resizing) {
+            resizing.table.bitmaps.pop();
+            vhdx.bitmaps.given_up(at);
+            vhdx.space.retire(Region { at, len: MIB });
+        }
+        Ok(Next::On)
+    }
+
+    /// The smaller size is durable: make entry `index` zero, unless it is that of a block or bitmap.
     pub(super) fn resize_sweep(&mut self, id: RequestId, index: u64) -> Result<Next, Next> {
         let (Some(vhdx), Some(resizing)) = (&self.vhdx, &self.resizing) else {
             return Err(Next::Done);
