@@ -163,6 +163,14 @@ impl Disk {
     }
 }
 
+impl Drop for Disk {
+    /// Gives the file's lock back: a ring may keep the file open for a while longer.
+    fn drop(&mut self) {
+        // What fails here comes when the file is closed.
+        let _ = unlock(&self.file);
+    }
+}
+
 /// What reads and writes that bypass the page cache must be multiples of for the file at `path`, in
 /// bytes; `None` where its file system does not allow them, or does not say.
 ///
