@@ -18,6 +18,7 @@ mod cli {
     mod run;
     mod serve;
     mod serving;
+    mod snapshot;
     mod text;
     mod track;
 }

@@ -10,7 +10,8 @@ use clap::Args;
 
 BASE keeps what it holds now and is made read-only; CHILD holds what is written from now on. Use CHILD
 in place of BASE. To go back to what BASE holds, delete CHILD and make BASE writable again (chmod u+w).
-BASE must not be in use; its disk may itself be built on others.")]
+A disk that a `diskferry serve` has is snapshot there, while it is in use: clients see a short pause, and the
+server goes on with CHILD. The disk may itself be built on others.")]
 pub(crate) struct SnapshotArgs {
     /// The disk, which becomes the read-only parent
     pub(crate) base: PathBuf,
@@ -19,6 +20,9 @@ pub(crate) struct SnapshotArgs {
     /// Bytes per block of the child: a power of two from 1M to 256M [default: 2M]
     #[arg(long, value_name = "SIZE")]
     pub(crate) block_size: Option<String>,
+    /// The control socket of the disk's server: unix:PATH [default: found by the disk]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) control: Option<String>,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
 }

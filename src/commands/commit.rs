@@ -113,7 +113,7 @@ pub(super) fn unprotect(path: &Path) -> Result<bool> {
 }
 
 /// Takes everybody's permission to write.
-pub(super) fn protect(path: &Path) -> Result<()> {
+pub(crate) fn protect(path: &Path) -> Result<()> {
     let failed = |e| Failure::io(format!("{}: cannot be made read-only", path.display()), &e);
     let mut permissions = fs::metadata(path).map_err(failed)?.permissions();
     permissions.set_readonly(true);

@@ -2,7 +2,7 @@
 
 mod bench;
 mod check;
-mod commit;
+pub(crate) mod commit;
 mod compact;
 mod compare;
 mod completions;

@@ -99,7 +99,7 @@ fn controlled(site: &Arc<Site>, plan: &Serve) -> Result<Controlled> {
     if !plan.read_only {
         place::make_folder()?;
         for disk in site.paths() {
-            paths.push(place::socket_of(disk)?);
+            paths.push(place::socket_of(&disk)?);
         }
     }
     let control: Arc<dyn Control> = site.clone();

@@ -81,6 +81,17 @@ pub(crate) struct Checkpoint {
     pub(crate) time: u64,
 }
 
+/// A snapshot to be taken.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TakeSnapshot {
+    /// Absolute path of the new disk.
+    pub(crate) child: String,
+    /// Bytes of its blocks.
+    #[serde(default)]
+    pub(crate) block_size: Option<u32>,
+}
+
 /// How far that is.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct CompactState {
@@ -104,6 +115,8 @@ pub(crate) trait Control: Send + Sync + 'static {
     fn compact(&self, disk: &str, compact: Compact) -> Result<CompactState>;
     /// Take a checkpoint; the disk's state.
     fn checkpoint(&self, disk: &str, checkpoint: &Checkpoint) -> Result<DiskState>;
+    /// Keep what a disk holds now, and go on in a new one; its state afterwards.
+    fn snapshot(&self, disk: &str, snapshot: &TakeSnapshot) -> Result<DiskState>;
     /// Begin a migration; its state.
     fn start_mirror(&self, disk: &str, start: &StartMirror) -> Result<serde_json::Value>;
     /// How the newest migration stands.

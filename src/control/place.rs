@@ -32,6 +32,26 @@ pub(crate) fn socket_of(disk: &Path) -> Result<PathBuf> {
     Ok(folder()?.join(format!("{:x}-{:x}.sock", file.dev(), file.ino())))
 }
 
+/// Has whoever looks for the server of `disk` find that of `served`, which has a socket. A link that is left
+/// over by a server that was killed leads nowhere, and goes when the next one listens there.
+pub(crate) fn also_for(served: &Path, disk: &Path) {
+    let link = || -> Result<()> {
+        let (socket, also) = (socket_of(served)?, socket_of(disk)?);
+        if socket.exists() {
+            let _ = std::fs::remove_file(&also);
+            let failed = |e| Failure::io(format!("{}: cannot be made", also.display()), &e);
+            std::os::unix::fs::symlink(&socket, &also).map_err(failed)?;
+        }
+        Ok(())
+    };
+    if let Err(failure) = link() {
+        tracing::warn!(
+            what = failure.what,
+            "the server is found with --control only"
+        );
+    }
+}
+
 /// Makes the folder of this user's control sockets, for this user alone.
 pub(crate) fn make_folder() -> Result<()> {
     let folder = folder()?;

@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 
-use super::{Checkpoint, Compact, Control, Resize, StartMirror};
+use super::{Checkpoint, Compact, Control, Resize, StartMirror, TakeSnapshot};
 use crate::failure::{Exit, Failure, Result};
 
 /// What a request that failed brings.
@@ -100,6 +100,7 @@ fn router(control: Arc<dyn Control>) -> Router {
         .route("/v1/disks/{disk}/resize", post(resize))
         .route("/v1/disks/{disk}/compact", post(compact))
         .route("/v1/disks/{disk}/checkpoints", post(checkpoint))
+        .route("/v1/disks/{disk}/snapshot", post(snapshot))
         .route("/v1/disks/{disk}/mirror", get(mirror).post(start_mirror))
         .route("/v1/disks/{disk}/mirror/cutover", post(cutover))
         .route("/v1/disks/{disk}/mirror/cancel", post(cancel))
@@ -132,6 +133,14 @@ async fn checkpoint(
     Json(taken): Json<Checkpoint>,
 ) -> Response {
     answer(blocking(move || control.checkpoint(&disk, &taken)).await)
+}
+
+async fn snapshot(
+    State(control): Shared,
+    UrlPath(disk): UrlPath<String>,
+    Json(wanted): Json<TakeSnapshot>,
+) -> Response {
+    answer(blocking(move || control.snapshot(&disk, &wanted)).await)
 }
 
 async fn mirror(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {

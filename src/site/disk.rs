@@ -25,6 +25,8 @@ pub(crate) struct Opened {
     pub(crate) mark: Option<Mark>,
     pub(crate) description: DiskDescription,
     pub(crate) read_only: bool,
+    /// Where the disks were looked for that it is built on.
+    pub(crate) search: ParentSearch,
 }
 
 /// Open the disk at `path` the way a server wants it: past the page cache, where the file system
@@ -61,6 +63,7 @@ pub(crate) fn open(
         disk,
         description,
         read_only,
+        search: search.clone(),
     })
 }
 

@@ -11,6 +11,7 @@
 pub(crate) mod beside;
 pub(crate) mod disk;
 pub(crate) mod port;
+mod snapshot;
 pub(crate) mod source;
 pub(crate) mod target;
 

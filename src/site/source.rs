@@ -1,7 +1,7 @@
 //! The disks of a `serve`, their migrations, and what its control socket can ask.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blockserver::export::{ExportHandle, ExportOptions, LocalReply, LocalRequest};
@@ -10,14 +10,18 @@ use mirror::Micros;
 use mirror::net::{ServedDisk, SourceDriver, SourceHandle};
 use mirror::record::{Ownership, State};
 use mirror::session::SourceConfig;
+use mirror::wire::DiskFormat;
 use uuid::Uuid;
 use vdisk::format::track::CheckpointName;
 
 use super::beside::{self, Beside, MovingBeside};
 use super::disk::{Opened, Standing};
 use super::port::ExportPort;
+use super::snapshot;
+use crate::control::place;
 use crate::control::{
     Checkpoint, Compact, CompactState, Control, Cutover, DiskState, Resize, StartMirror,
+    TakeSnapshot,
 };
 use crate::failure::{Exit, Failure, Result};
 
@@ -29,7 +33,8 @@ pub(crate) struct Site {
 
 /// A disk and its newest migration.
 struct SiteDisk {
-    opened: Opened,
+    /// What is served now; another one after a snapshot.
+    opened: Mutex<Arc<Opened>>,
     export: ExportHandle,
     moving: Mutex<Option<Moving>>,
 }
@@ -84,7 +89,7 @@ impl Site {
         };
         let moving = Mutex::new(moving);
         self.disks.push(SiteDisk {
-            opened,
+            opened: Mutex::new(Arc::new(opened)),
             export: export.clone(),
             moving,
         });
@@ -124,8 +129,8 @@ impl Site {
     }
 
     /// The images.
-    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.disks.iter().map(|disk| disk.opened.path.as_path())
+    pub(crate) fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.disks.iter().map(|disk| disk.opened().path.clone())
     }
 
     /// End the sessions as they stand; the server may then be stopped.
@@ -142,7 +147,7 @@ impl Site {
 
     /// Lets others have the files; the server must have been stopped.
     pub(crate) fn unlock(&self) {
-        self.disks.iter().for_each(|disk| disk.opened.unlock());
+        self.disks.iter().for_each(|disk| disk.opened().unlock());
     }
 
     fn disk(&self, name: &str) -> Result<&SiteDisk> {
@@ -168,6 +173,38 @@ fn refused(error: &mirror::Error) -> Failure {
 }
 
 impl SiteDisk {
+    /// What is served now.
+    fn opened(&self) -> Arc<Opened> {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&opened)
+    }
+
+    /// Keep what the disk holds, and go on in a new one. No move begins meanwhile.
+    fn snapshot(&self, wanted: &TakeSnapshot) -> Result<()> {
+        let moving = self.lock();
+        self.stays(moving.as_ref())?;
+        let from = self.opened();
+        if from.read_only {
+            let what = format!("`{}` is served read-only", self.export.name());
+            return Err(Failure::usage(what));
+        }
+        if from.description.format != DiskFormat::Vhdx {
+            let what = format!("{}: only a VHDX can have a parent", from.path.display());
+            return Err(Failure::usage(what));
+        }
+        let child = PathBuf::from(&wanted.child);
+        if !child.is_absolute() {
+            let what = format!("`{}` is not an absolute path", child.display());
+            return Err(Failure::usage(what));
+        }
+        let block_size = wanted.block_size;
+        let taken = snapshot::take(&self.export, &from, &snapshot::Wanted { child, block_size })?;
+        place::also_for(&from.path, &taken.path);
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        *opened = Arc::new(taken);
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Moving>> {
         self.moving.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -175,7 +212,7 @@ impl SiteDisk {
     fn start(&self, server: &Arc<Server>, start: &StartMirror) -> Result<serde_json::Value> {
         let mut moving = self.lock();
         self.stays(moving.as_ref())?;
-        if self.opened.read_only {
+        if self.opened().read_only {
             let what = format!("`{}` is served read-only", self.export.name());
             return Err(Failure::usage(what).hint("serve it without --read-only to move it"));
         }
@@ -185,7 +222,7 @@ impl SiteDisk {
         }
         let started = if start.to.starts_with("tcp:") {
             let port = Arc::new(ExportPort(self.export.clone()));
-            let config = self.config(&start.to, self.name_here(), start);
+            let config = self.config(&start.to, &self.name_here(), start);
             let session = self.session(port, config)?;
             Moving {
                 session,
@@ -216,7 +253,7 @@ impl SiteDisk {
     fn resize(&self, resize: Resize) -> Result<()> {
         let moving = self.lock();
         self.stays(moving.as_ref())?;
-        if self.opened.read_only {
+        if self.opened().read_only {
             let what = format!("`{}` is served read-only", self.export.name());
             return Err(Failure::usage(what).hint("serve it without --read-only to resize it"));
         }
@@ -232,7 +269,7 @@ impl SiteDisk {
         let moving = self.lock();
         self.stays(moving.as_ref())?;
         drop(moving);
-        if self.opened.read_only {
+        if self.opened().read_only {
             let what = format!("`{}` is served read-only", self.export.name());
             return Err(Failure::usage(what).hint("serve it without --read-only to compact it"));
         }
@@ -252,7 +289,7 @@ impl SiteDisk {
 
     /// Take a checkpoint.
     fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<()> {
-        if self.opened.read_only {
+        if self.opened().read_only {
             let what = format!("`{}` is served read-only", self.export.name());
             return Err(Failure::usage(what));
         }
@@ -272,7 +309,7 @@ impl SiteDisk {
                 io::ErrorKind::Unsupported => Exit::Unsupported,
                 _ => Exit::Failed,
             };
-            Failure::new(exit, format!("{}: {error}", self.opened.path.display()))
+            Failure::new(exit, format!("{}: {error}", self.opened().path.display()))
         })
     }
 
@@ -280,19 +317,20 @@ impl SiteDisk {
         let moving = self.lock();
         DiskState {
             name: self.export.name().to_owned(),
-            path: self.opened.path.display().to_string(),
+            path: self.opened().path.display().to_string(),
             virtual_size: self.export.size(),
             mirror: moving.as_ref().and_then(|moving| state_of(moving).ok()),
         }
     }
 
-    fn name_here(&self) -> &str {
-        let name = self.opened.path.file_name();
-        name.and_then(|name| name.to_str()).unwrap_or_default()
+    fn name_here(&self) -> String {
+        let opened = self.opened();
+        let name = opened.path.file_name().and_then(|name| name.to_str());
+        name.unwrap_or_default().to_owned()
     }
 
     fn config(&self, to: &str, name: &str, start: &StartMirror) -> SourceConfig {
-        let mut description = self.opened.description.clone();
+        let mut description = self.opened().description.clone();
         // It may have been resized since it was opened.
         description.size = self.export.size();
         name.clone_into(&mut description.name);
@@ -305,7 +343,7 @@ impl SiteDisk {
     }
 
     fn session(&self, port: Arc<dyn ServedDisk>, config: SourceConfig) -> Result<SourceHandle> {
-        SourceDriver::start(port, self.opened.record(), config).map_err(|e| refused(&e))
+        SourceDriver::start(port, self.opened().record(), config).map_err(|e| refused(&e))
     }
 
     /// Move the disk to another path of this host: both ends of the session are here.
@@ -362,6 +400,12 @@ impl Control for Site {
     fn checkpoint(&self, disk: &str, checkpoint: &Checkpoint) -> Result<DiskState> {
         let disk = self.disk(disk)?;
         disk.checkpoint(checkpoint)?;
+        Ok(disk.state())
+    }
+
+    fn snapshot(&self, disk: &str, wanted: &TakeSnapshot) -> Result<DiskState> {
+        let disk = self.disk(disk)?;
+        disk.snapshot(wanted)?;
         Ok(disk.state())
     }
 

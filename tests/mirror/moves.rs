@@ -194,8 +194,10 @@ fn a_raw_disk_moves() {
     sites.receive();
     sites.start(&["--wait"]).ends(0);
     sites.moved();
+    // It is served there: qemu-img is to look all the same.
     let compare = [
         "compare",
+        "-U",
         "-f",
         "raw",
         "-F",

@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, sta
 use vdisk::chain::{Layer, ParentSearch, open_chain};
 use vdisk::disk::{ImageFormat, OpenOptions};
 use vdisk::engine::{BlockMap, Engine, Mark};
-use vdisk::storage::unlock;
+use vdisk::storage::{claim_back, share, unlock};
 
 use crate::uring::ALIGNMENT;
 
@@ -119,6 +119,17 @@ impl Disk {
         if let Some(parent) = &self.parent {
             parent.unlock();
         }
+    }
+
+    /// Let others read the file, which is in nobody's use now, as the parent of another disk; see
+    /// [`vdisk::storage::share`].
+    pub fn share(&self) -> std::io::Result<()> {
+        share(&self.file)
+    }
+
+    /// Have the shared file for this disk alone again; see [`vdisk::storage::claim_back`].
+    pub fn claim_back(&self) -> std::io::Result<()> {
+        claim_back(&self.file)
     }
 
     /// The mark that is in the image.

@@ -115,6 +115,36 @@ fn lock_by(file: &File, hold: Hold, kinds: Kinds) -> io::Result<()> {
     claimed
 }
 
+/// Let others read `file`, which is held exclusively; nobody else may write it at any moment.
+///
+/// # Errors
+/// `WouldBlock`: somebody else was just trying to get it (`flock` gives up one kind before it takes the
+/// other); nothing is lost where bytes are locked too, try again.
+pub fn share(file: &File) -> io::Result<()> {
+    let kinds = Kinds::of(file)?;
+    if kinds.whole {
+        flock(file, Hold::Shared.flock())?;
+    }
+    if kinds.bytes {
+        let (used, denied) = Hold::Shared.permissions();
+        for byte in bytes(USED, ALL & !used).chain(bytes(DENIED, ALL & !denied)) {
+            set(file, libc::F_UNLCK, byte, 1)?;
+        }
+    }
+    Ok(())
+}
+
+/// Have `file`, which is shared, for oneself again.
+///
+/// # Errors
+/// `WouldBlock`: others read it. It is shared as before.
+pub fn claim_back(file: &File) -> io::Result<()> {
+    lock(file, Hold::Exclusive).inspect_err(|_| {
+        // It was to be had before; if it is not now, whoever has it keeps all others out as well.
+        let _ = lock(file, Hold::Shared);
+    })
+}
+
 /// Give the lock of `file` back, for all who share the open file.
 pub fn unlock(file: &File) -> io::Result<()> {
     unlock_by(file, Kinds::of(file)?)
