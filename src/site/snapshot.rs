@@ -54,7 +54,8 @@ pub(super) fn take(export: &ExportHandle, from: &Opened, wanted: &Wanted) -> Res
     let swapped = export.swap(taken.disk.clone(), move || released.release());
     if let Err(error) = swapped {
         // Nothing was written to it yet.
-        let undone = take_back(from, &wanted.child);
+        let _ = fs::remove_file(&wanted.child);
+        let undone = take_back(from);
         export.release();
         undone?;
         return Err(Failure::io(
@@ -80,13 +81,19 @@ fn switch(from: &Opened, wanted: &Wanted, target: Target) -> Result<Opened> {
     let made = protect(&from.path)
         .and_then(|()| image::make_child(target.partial(), &from.path, wanted.block_size))
         .and_then(|()| target.finish());
+    // What has the name when it could not be given to the child is somebody else's.
+    let named = made.is_ok();
     let opened = made.and_then(|()| open(from, &wanted.child));
     opened.inspect_err(|_| {
+        if named {
+            // It may be gone already.
+            let _ = fs::remove_file(&wanted.child);
+        }
         let back = fs::set_permissions(&from.path, permissions);
         if let Err(error) = back {
             tracing::error!(%error, path = %from.path.display(), "stays read-only");
         }
-        if let Err(failure) = take_back(from, &wanted.child) {
+        if let Err(failure) = take_back(from) {
             tracing::error!(what = failure.what, "after a snapshot that failed");
         }
     })
@@ -120,10 +127,8 @@ fn share(disk: &Disk, path: &Path) -> Result<()> {
     }
 }
 
-/// The child is not to be; the disk is for its server alone again.
-fn take_back(from: &Opened, child: &Path) -> Result<()> {
-    // There may be none.
-    let _ = fs::remove_file(child);
+/// There is no child; the disk is for its server alone again.
+fn take_back(from: &Opened) -> Result<()> {
     let deadline = Instant::now() + image::PATIENCE;
     while let Err(error) = from.disk.claim_back() {
         if Instant::now() >= deadline {

@@ -36,6 +36,8 @@ struct SiteDisk {
     /// What is served now; another one after a snapshot.
     opened: Mutex<Arc<Opened>>,
     export: ExportHandle,
+    /// Held by what works on the file past a hold of the export; taken before `moving`.
+    changing: Mutex<()>,
     moving: Mutex<Option<Moving>>,
 }
 
@@ -91,6 +93,7 @@ impl Site {
         self.disks.push(SiteDisk {
             opened: Mutex::new(Arc::new(opened)),
             export: export.clone(),
+            changing: Mutex::new(()),
             moving,
         });
         Ok(export)
@@ -179,8 +182,15 @@ impl SiteDisk {
         Arc::clone(&opened)
     }
 
+    /// Keep a snapshot and other work of this process on the file apart: that goes past a hold of the export,
+    /// and would change a file that has become a parent.
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Keep what the disk holds, and go on in a new one. No move begins meanwhile.
     fn snapshot(&self, wanted: &TakeSnapshot) -> Result<()> {
+        let _alone = self.changing();
         let moving = self.lock();
         self.stays(moving.as_ref())?;
         let from = self.opened();
@@ -266,6 +276,7 @@ impl SiteDisk {
 
     /// One step of making the file shorter.
     fn compact(&self, compact: Compact) -> Result<CompactState> {
+        let _alone = self.changing();
         let moving = self.lock();
         self.stays(moving.as_ref())?;
         drop(moving);
@@ -289,6 +300,7 @@ impl SiteDisk {
 
     /// Take a checkpoint.
     fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let _alone = self.changing();
         if self.opened().read_only {
             let what = format!("`{}` is served read-only", self.export.name());
             return Err(Failure::usage(what));
