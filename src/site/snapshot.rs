@@ -112,25 +112,16 @@ fn open(from: &Opened, child: &Path) -> Result<Opened> {
     disk::open(child, Some(ImageFormat::Vhdx), false, &search)
 }
 
-/// Let others read the file. Somebody who tries to get it in that moment may be in the way for a moment.
+/// Let others read the file.
 fn share(disk: &Disk, path: &Path) -> Result<()> {
-    let deadline = Instant::now() + image::PATIENCE;
-    loop {
-        match disk.share() {
-            Ok(()) => return Ok(()),
-            Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
-            Err(error) => {
-                let what = format!("{}: cannot be shared with its child", path.display());
-                return Err(Failure::io(what, &error));
-            }
-        }
-    }
+    let what = || format!("{}: cannot be shared with its child", path.display());
+    disk.share().map_err(|error| Failure::io(what(), &error))
 }
 
 /// There is no child; the disk is for its server alone again.
 fn take_back(from: &Opened) -> Result<()> {
     let deadline = Instant::now() + image::PATIENCE;
-    while let Err(error) = from.disk.claim_back() {
+    while let Err(error) = from.disk.exclude() {
         if Instant::now() >= deadline {
             let what = format!(
                 "{}: is read by others while it is served",

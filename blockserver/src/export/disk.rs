@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, sta
 use vdisk::chain::{Layer, ParentSearch, open_chain};
 use vdisk::disk::{ImageFormat, OpenOptions};
 use vdisk::engine::{BlockMap, Engine, Mark};
-use vdisk::storage::{claim_back, share, unlock};
+use vdisk::storage::{exclude, share, unlock};
 
 use crate::uring::ALIGNMENT;
 
@@ -127,9 +127,9 @@ impl Disk {
         share(&self.file)
     }
 
-    /// Have the shared file for this disk alone again; see [`vdisk::storage::claim_back`].
-    pub fn claim_back(&self) -> std::io::Result<()> {
-        claim_back(&self.file)
+    /// Have the shared file for this disk alone again; see [`vdisk::storage::exclude`].
+    pub fn exclude(&self) -> std::io::Result<()> {
+        exclude(&self.file)
     }
 
     /// The mark that is in the image.

@@ -10,15 +10,18 @@
 //!   others. So programs of QEMU refuse what is open here, and the other way round. Not on SMB.
 //!
 //! A lock belongs to the open file and ends with it: with the last of the processes that share it, or
-//! earlier by [`unlock`]. What is promised on which file system is in `docs/locking.md`. Must never wait, and
-//! never break a lock of another.
+//! earlier by [`unlock`]. What is promised on which file system is in `docs/locking.md`. Must never break a
+//! lock of another, and never be without a lock between two states of it: see [`share`].
 
 use std::fs::File;
 use std::io;
+use std::thread;
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::fs::{FlockOperation, flock, fstatfs};
+use rustix::io::Errno;
 
 /// What an open file is to be kept from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +76,10 @@ impl Kinds {
     }
 }
 
+/// How often, and how far apart, a lock is tried for that another takes only to give it back.
+const TRIES: u32 = 200;
+const PAUSE: Duration = Duration::from_millis(5);
+
 impl Hold {
     /// What is used, and what nobody else may use.
     fn permissions(self) -> (u8, u8) {
@@ -115,15 +122,14 @@ fn lock_by(file: &File, hold: Hold, kinds: Kinds) -> io::Result<()> {
     claimed
 }
 
-/// Let others read `file`, which is held exclusively; nobody else may write it at any moment.
+/// Turn the exclusive lock of `file` into a shared one; no writer can come in between.
 ///
 /// # Errors
-/// `WouldBlock`: somebody else was just trying to get it (`flock` gives up one kind before it takes the
-/// other); nothing is lost where bytes are locked too, try again.
+/// The lock could not be turned.
 pub fn share(file: &File) -> io::Result<()> {
     let kinds = Kinds::of(file)?;
     if kinds.whole {
-        flock(file, Hold::Shared.flock())?;
+        flock_again(file, Hold::Shared)?;
     }
     if kinds.bytes {
         let (used, denied) = Hold::Shared.permissions();
@@ -134,15 +140,42 @@ pub fn share(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Have `file`, which is shared, for oneself again.
+/// Turn the shared lock of `file` into an exclusive one. It stays shared if this fails, so that nobody
+/// else can write in any case.
 ///
 /// # Errors
-/// `WouldBlock`: others read it. It is shared as before.
-pub fn claim_back(file: &File) -> io::Result<()> {
-    lock(file, Hold::Exclusive).inspect_err(|_| {
-        // It was to be had before; if it is not now, whoever has it keeps all others out as well.
-        let _ = lock(file, Hold::Shared);
-    })
+/// `WouldBlock`: another reads.
+pub fn exclude(file: &File) -> io::Result<()> {
+    let kinds = Kinds::of(file)?;
+    let claimed = if kinds.bytes {
+        claim(file, Hold::Exclusive)
+    } else {
+        Ok(())
+    };
+    let whole = |()| flock_again(file, Hold::Exclusive);
+    let excluded = if kinds.whole {
+        claimed.and_then(whole)
+    } else {
+        claimed
+    };
+    if excluded.is_err() {
+        // That it was refused says more than that it could not be turned back.
+        let _ = share(file);
+    }
+    excluded
+}
+
+/// `flock` gives the one lock back before it takes the other: who slips in is refused by the bytes, and
+/// goes.
+fn flock_again(file: &File, hold: Hold) -> io::Result<()> {
+    let mut tries = 0;
+    loop {
+        match flock(file, hold.flock()) {
+            Err(Errno::WOULDBLOCK) if tries < TRIES => tries += 1,
+            result => return Ok(result?),
+        }
+        thread::sleep(PAUSE);
+    }
 }
 
 /// Give the lock of `file` back, for all who share the open file.
@@ -320,6 +353,27 @@ mod tests {
         lock(&refused, Hold::Exclusive).expect_err("it is in use");
         drop(other);
         assert!(locked(path, Hold::Exclusive).is_some());
+    }
+
+    #[test]
+    fn no_writer_comes_in_while_a_lock_becomes_a_shared_one_and_back() {
+        let place = tempfile::NamedTempFile::new().expect("a temporary file");
+        let path = place.path();
+        let intrude = || (0..50).any(|_| locked(path, Hold::Exclusive).is_some());
+        for _ in 0..50 {
+            let held = locked(path, Hold::Exclusive).expect("nobody else");
+            thread::scope(|scope| {
+                let intruder = scope.spawn(intrude);
+                share(&held).expect("shared");
+                assert!(!intruder.join().expect("a thread"), "a writer came in");
+            });
+            let reader = locked(path, Hold::Shared).expect("others may read");
+            exclude(&held).expect_err("there is a reader");
+            drop((reader, locked(path, Hold::Shared).expect("still shared")));
+            exclude(&held).expect("nobody else");
+            assert!(locked(path, Hold::Shared).is_none());
+            unlock(&held).expect("unlocked");
+        }
     }
 
     #[test]

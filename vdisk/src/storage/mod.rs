@@ -8,7 +8,7 @@ mod memory;
 
 pub use crash::{Change, CrashStorage, FlushMark};
 pub use file::FileStorage;
-pub use lock::{Hold, claim_back, lock, share, unlock};
+pub use lock::{Hold, exclude, lock, share, unlock};
 pub use memory::MemoryStorage;
 
 use std::io;
