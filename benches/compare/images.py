@@ -135,9 +135,9 @@ def compaction(diskferry, place, rounds, scale):
         half_empty(diskferry, path, place, blocks)
         # Only the upper half of what is left has to move.
         moved = blocks // 4 * MIB
-        run(["dd", f"if={path}", f"of={copied}", "bs=1M", f"count={blocks // 2}", "conv=fsync"])
-        with open(copied, "r+b") as file:
+        with open(copied, "w+b") as file:
             dense(file, moved)
+            cold(file)
         seconds, _, cpu = run(["cp", "--sparse=auto", "--reflink=never", copied, copied + ".2"])
         took = seconds + run(["sync", copied + ".2"])[0]
         cell = cells.setdefault("moving blocks", {})
@@ -146,12 +146,19 @@ def compaction(diskferry, place, rounds, scale):
         os.unlink(copied)
         os.unlink(copied + ".2")
         length = os.path.getsize(path)
+        with open(path, "rb") as file:
+            cold(file)
         seconds, _, cpu = run([diskferry, "compact", path])
         sample = {"mib_s": moved / MIB / seconds, "cpu_ms": cpu * 1000}
         sample["shorter"] = os.path.getsize(path) / length
         cell.setdefault("diskferry compact", []).append(sample)
         os.unlink(path)
     return cells
+
+
+def cold(file):
+    """Have the kernel forget what it has of a file, so that all read it from the medium."""
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def dense(file, size):
