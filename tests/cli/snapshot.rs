@@ -176,3 +176,46 @@ fn a_server_killed_around_a_snapshot_leaves_every_flushed_write() {
         assert!([0, 4].contains(&sound.code), "{}", sound.stdout);
     }
 }
+
+#[test]
+fn a_compaction_under_way_does_not_change_a_disk_that_becomes_a_parent() {
+    let here = folder();
+    let here = here.path();
+    diskferry(here, &["create", "0.vhdx", "512M", "--block-size", "1M"]).ok();
+    diskferry(here, &["track", "on", "0.vhdx"]).ok();
+    let serving = serve(here, "0.vhdx");
+    let mut writer = client(&serving);
+    let over = AtomicBool::new(false);
+    let socket = fs::read_dir(here.join("run")).unwrap().next().unwrap();
+    let control = format!("unix:{}", socket.unwrap().path().display());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                // Of whichever disk is served just then; the others are refused as not served there.
+                for number in 0..6 {
+                    let disk = format!("{number}.vhdx");
+                    let words = ["compact", &disk, "--control", &control];
+                    drop(super::run::command(here, "diskferry", &words).output());
+                }
+            }
+        });
+        for number in 0..5_u8 {
+            for place in 0..40_u64 {
+                let at = (place * 11 + u64::from(number)) % 500 * MIB;
+                writer.write(at, &[number + 1; 8192], false).unwrap();
+                if place % 2 == 1 {
+                    writer.trim(at, MIB).unwrap();
+                }
+            }
+            let (base, child) = (format!("{number}.vhdx"), format!("{}.vhdx", number + 1));
+            diskferry(here, &["snapshot", &base, &child]).ok();
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    drop(writer);
+    serving.end();
+    for number in 0..=5 {
+        diskferry(here, &["check", "--chain", &format!("{number}.vhdx")]).ok();
+    }
+    diskferry(here, &["map", "5.vhdx"]).ok();
+}
