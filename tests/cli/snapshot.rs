@@ -12,6 +12,7 @@ use super::serving::Serving;
 
 const MIB: u64 = 1 << 20;
 const PLACES: u64 = 64;
+const SNAPSHOTS: u8 = 8;
 
 fn serve(here: &Path, disk: &str) -> Serving {
     let listen = format!("unix:{}/s", here.display());
@@ -185,21 +186,21 @@ fn a_compaction_under_way_does_not_change_a_disk_that_becomes_a_parent() {
     diskferry(here, &["track", "on", "0.vhdx"]).ok();
     let serving = serve(here, "0.vhdx");
     let mut writer = client(&serving);
-    let over = AtomicBool::new(false);
+    let (over, served) = (AtomicBool::new(false), AtomicU64::new(0));
     let socket = fs::read_dir(here.join("run")).unwrap().next().unwrap();
     let control = format!("unix:{}", socket.unwrap().path().display());
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                // Of whichever disk is served just then; the others are refused as not served there.
-                for number in 0..6 {
-                    let disk = format!("{number}.vhdx");
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    // Of the disk that is served just then; another one is refused as not served there.
+                    let disk = format!("{}.vhdx", served.load(Ordering::Relaxed));
                     let words = ["compact", &disk, "--control", &control];
                     drop(super::run::command(here, "diskferry", &words).output());
                 }
-            }
-        });
-        for number in 0..5_u8 {
+            });
+        }
+        for number in 0..SNAPSHOTS {
             for place in 0..40_u64 {
                 let at = (place * 11 + u64::from(number)) % 500 * MIB;
                 writer.write(at, &[number + 1; 8192], false).unwrap();
@@ -209,13 +210,41 @@ fn a_compaction_under_way_does_not_change_a_disk_that_becomes_a_parent() {
             }
             let (base, child) = (format!("{number}.vhdx"), format!("{}.vhdx", number + 1));
             diskferry(here, &["snapshot", &base, &child]).ok();
+            served.store(u64::from(number) + 1, Ordering::Relaxed);
         }
         over.store(true, Ordering::Relaxed);
     });
     drop(writer);
     serving.end();
-    for number in 0..=5 {
+    for number in 0..=SNAPSHOTS {
         diskferry(here, &["check", "--chain", &format!("{number}.vhdx")]).ok();
     }
-    diskferry(here, &["map", "5.vhdx"]).ok();
+    diskferry(here, &["map", &format!("{SNAPSHOTS}.vhdx")]).ok();
+}
+
+#[test]
+fn a_checkpoint_at_the_same_time_does_not_change_a_disk_that_becomes_a_parent() {
+    for round in 0..12 {
+        let here = folder();
+        let here = here.path();
+        diskferry(here, &["create", "a.vhdx", "512M"]).ok();
+        diskferry(here, &["track", "on", "a.vhdx"]).ok();
+        let serving = serve(here, "a.vhdx");
+        client(&serving).write(0, &[1; 4096], true).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                scope.spawn(move || {
+                    for number in 0..4 {
+                        let name = format!("{thread}-{number}");
+                        let words = ["checkpoint", "add", "a.vhdx", &name];
+                        drop(super::run::command(here, "diskferry", &words).output());
+                    }
+                });
+            }
+            std::thread::sleep(Duration::from_millis(round));
+            diskferry(here, &["snapshot", "a.vhdx", "b.vhdx"]).ok();
+        });
+        serving.end();
+        diskferry(here, &["check", "--chain", "b.vhdx"]).ok();
+    }
 }
