@@ -318,7 +318,10 @@ impl Session {
                 let cuts = size < before && !discard;
                 let why = error.kind();
                 let refused = matches!(why, ErrorKind::InvalidArgument | ErrorKind::Unsupported);
-                assert!(refused && (!possible || cuts), "{before} to {size}: {error}");
+                assert!(
+                    refused && (!possible || cuts),
+                    "{before} to {size}: {error}"
+                );
             }
         }
         let now = self.machine.size();
