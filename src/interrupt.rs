@@ -1,6 +1,7 @@
 //! Ctrl-C and SIGTERM: the first asks the work to stop at a safe point, the second ends the process.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Condvar, Mutex, Once, PoisonError};
 use std::thread;
 
@@ -11,10 +12,16 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 static WAKE: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
 static LISTENING: Once = Once::new();
 
-/// Catches signals from here on. Called by work that has something to put in order before it ends.
+/// Catches signals from the moment it returns. Called by work that has something to put in order before
+/// it ends.
 pub(crate) fn listen() {
     LISTENING.call_once(|| {
-        let _ = thread::Builder::new().name("signals".into()).spawn(watch);
+        let (ready, listens) = sync_channel(1);
+        let watching = thread::Builder::new().name("signals".into());
+        if watching.spawn(move || watch(&ready)).is_ok() {
+            // Where signals cannot be caught nobody says so, and they end the process as ever.
+            let _ = listens.recv();
+        }
     });
 }
 
@@ -40,7 +47,7 @@ pub(crate) fn check(state: &str) -> Result<()> {
     Ok(())
 }
 
-fn watch() {
+fn watch(ready: &SyncSender<()>) {
     use tokio::signal::unix::{SignalKind, signal};
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -55,6 +62,7 @@ fn watch() {
         ) else {
             return;
         };
+        let _ = ready.send(());
         for _ in 0..2 {
             tokio::select! {
                 _ = interrupt.recv() => {}
