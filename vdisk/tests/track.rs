@@ -6,9 +6,9 @@ mod medium;
 
 use std::process::Command;
 
-use medium::{MIB, Medium, assert_sound, new_image, structures, vhdx};
+use medium::{MIB, Medium, assert_sound, new_image, opened, structures, vhdx};
 use vdisk::ErrorKind;
-use vdisk::disk::{Disk, random_bits};
+use vdisk::disk::{Disk, ImageFormat, random_bits};
 use vdisk::format::track::CheckpointName;
 use vdisk::storage::{FileStorage, MemoryStorage, Storage};
 use vdisk::track::{Changed, Since, changed, disable, enable, remove_checkpoint, status};
@@ -264,4 +264,47 @@ fn a_power_cut_while_tracking_is_turned_on_or_off_leaves_it_on_or_off() {
             }
         }
     }
+}
+
+/// Whichever two operations are the last ones of two sessions in a row, nobody is taken for another
+/// program, and what was written before is listed.
+#[test]
+fn two_sessions_cut_off_one_after_the_other_are_not_taken_for_another_program() {
+    let mut image = new_image(SIZE, false);
+    enable(&mut image, Some(GRANULE as u32), &mut random_bits).unwrap();
+    let medium = Medium::new(image);
+    let mut disk = vhdx(&medium);
+    take(&mut disk, "one");
+    disk.write_at(77 * GRANULE, &[1; 4096]).unwrap();
+    disk.close().unwrap();
+    // The image that is left, and whether anything failed.
+    let cut_off = |image: MemoryStorage, fails: u64| {
+        let medium = Medium::new(image);
+        medium.state().fails = fails;
+        medium.state().for_good = true;
+        if let Ok(mut disk) = opened(&medium, ImageFormat::Vhdx) {
+            let _ = disk.write_at(5000 * GRANULE, &[1; 4096]);
+            let _ = disk.close();
+        }
+        let failed = medium.state().done > fails;
+        (file(&medium), failed)
+    };
+    let mut pairs = 0;
+    for first in 0.. {
+        let (once, failed) = cut_off(file(&medium), first);
+        if !failed {
+            break;
+        }
+        for second in 0.. {
+            let (mut twice, failed) = cut_off(once.clone(), second);
+            let state = status(&mut twice).unwrap().unwrap().state;
+            assert_ne!(state, "foreign", "cut at {first}, then at {second}");
+            assert!(since(&mut twice, "one", None).0.contains(&77));
+            pairs += 1;
+            if !failed {
+                break;
+            }
+        }
+    }
+    assert!(pairs > 200, "{pairs}");
 }

@@ -146,6 +146,9 @@ pub(crate) fn recover_tracking(
         storage.flush().map_err(failed)?;
         write_header(storage, &mut tracking, data_write)?;
     }
+    // Also if nothing was to be added: a session that was cut off before the image had its version must
+    // not be what the next one goes on from.
+    (tracking.header.made_for, tracking.header.clean) = (data_write, true);
     Ok(Some(TrackState {
         region: tracking.region,
         header: tracking.header,

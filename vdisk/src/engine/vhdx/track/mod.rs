@@ -114,7 +114,7 @@ impl Track {
             return false;
         }
         if !header.clean {
-            // A session that could not be opened: the image has its version already.
+            // There was no room for the session's log: the image has its version already.
             header.made_for = header.next;
         }
         header.next = data_write;
