@@ -94,11 +94,8 @@ fn a_parent_of_several_is_not_merged_into() {
     reads_as(here, "child.vhdx", "child.img");
 }
 
-#[test]
-fn a_merge_that_is_killed_changes_nothing_that_is_read_and_goes_on() {
-    let here = folder();
-    let here = here.path();
-    chain(here);
+/// Merges the child into its base, killed again and again before that; both read as `child.img` then.
+fn merge_with_kills(here: &Path) {
     for turn in 0..12_u64 {
         let mut merging = Command::new(env!("CARGO_BIN_EXE_diskferry"))
             .args(["commit", "child.vhdx"])
@@ -116,6 +113,30 @@ fn a_merge_that_is_killed_changes_nothing_that_is_read_and_goes_on() {
     reads_as(here, "base.vhdx", "child.img");
     reads_as(here, "child.vhdx", "child.img");
     diskferry(here, &["check", "base.vhdx"]).ok();
+}
+
+#[test]
+fn a_merge_that_is_killed_changes_nothing_that_is_read_and_goes_on() {
+    let here = folder();
+    let here = here.path();
+    chain(here);
+    merge_with_kills(here);
+}
+
+#[test]
+fn a_merged_parent_gets_the_size_of_its_child() {
+    for (size, bytes) in [("100M", 100 * MIB), ("41M", 41 * MIB)] {
+        let here = folder();
+        let here = here.path();
+        chain(here);
+        diskferry(here, &["resize", "child.vhdx", size, "--discard-data"]).ok();
+        let twin = fs::OpenOptions::new()
+            .write(true)
+            .open(here.join("child.img"));
+        twin.unwrap().set_len(bytes).unwrap();
+        merge_with_kills(here);
+        program(here, "qemu-img", &["compare", "base.vhdx", "child.img"]).ok();
+    }
 }
 
 #[test]

@@ -93,8 +93,8 @@ pub fn parent_of(path: &Path, search: &ParentSearch) -> Result<(PathBuf, Guid)> 
 /// Merge the disk at `path` into its parent. Both must not be in use, and the parent be writable.
 ///
 /// `progress` is told how far into the disk it has come; an error from it ends the merge, and the same
-/// call goes on later. Other disks built on the parent are lost by this: see [`built_on`]. Fails with
-/// `InvalidArgument` when the two differ in size, and as opening them does.
+/// call goes on later. The parent gets the disk's size. Other disks built on it are lost by this: see
+/// [`built_on`]. Fails as opening the two does.
 pub fn commit(
     path: &Path,
     search: &ParentSearch,
@@ -172,17 +172,16 @@ fn announce(storage: &mut FileStorage, locator: &mut ParentLocator, version: Gui
 }
 
 /// Write what the child holds of its own to the parent and close that; how much was written and zeroed.
+///
+/// The parent gets the child's size: first if it is the larger one, last if it is the smaller one, so that the
+/// child reads the same at every moment.
 fn copy(
     mut child: Disk,
     mut parent: Disk,
     progress: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<(u64, u64)> {
-    if child.size() != parent.size() {
-        return Err(Error::invalid(format!(
-            "the disk has {} bytes and its parent {}; resize the parent first",
-            child.size(),
-            parent.size()
-        )));
+    if child.size() > parent.size() {
+        parent.resize(child.size(), false)?;
     }
     let (mut at, mut written, mut zeroed) = (0, 0, 0);
     let mut piece = vec![0; PIECE as usize];
@@ -211,6 +210,9 @@ fn copy(
             at += len;
             progress(at)?;
         }
+    }
+    if child.size() < parent.size() {
+        parent.resize(child.size(), true)?;
     }
     parent.close()?;
     Ok((written, zeroed))
