@@ -129,7 +129,7 @@ impl From<vdisk::Error> for Failure {
             ErrorKind::InvalidArgument => (Exit::Usage, None),
             ErrorKind::Locked => (
                 Exit::InUse,
-                Some("stop the other process, or open the disk read-only"),
+                Some("stop the other process; a disk that nobody writes may be read by many"),
             ),
             ErrorKind::NotOwned => (
                 Exit::InUse,

@@ -75,7 +75,7 @@ pub(crate) fn refuse_moved(path: &Path) -> Result<()> {
         found.map_err(|e| Failure::io(format!("{}: cannot be found", path.display()), &e))?;
     let failed = |why: String| {
         Failure::new(Exit::InUse, format!("{}: {why}", path.display()))
-            .hint("resize it where it is owned")
+            .hint("do that where it is owned")
     };
     let record = RecordStore::open(sidecar_path(&path)).load();
     let record = record.map_err(|error| failed(error.to_string()))?;
