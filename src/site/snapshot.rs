@@ -14,7 +14,7 @@
 //! and child. Whatever fails before the swap is taken back, and the disk goes on. It must never let a change
 //! into the parent once the child names its version.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -41,29 +41,20 @@ pub(super) struct Wanted {
 /// Make the snapshot of the disk that `export` serves from `from`; what is served from now on.
 pub(super) fn take(export: &ExportHandle, from: &Opened, wanted: &Wanted) -> Result<Opened> {
     let target = Target::new(&wanted.child, false)?;
+    let permissions = fs::metadata(&from.path).map(|found| found.permissions());
+    let failed = |e| Failure::io(format!("{}: cannot be examined", from.path.display()), &e);
+    let permissions = permissions.map_err(failed)?;
     export.hold_and_wait();
-    let taken = park(export).and_then(|()| switch(from, wanted, target));
-    let taken = match taken {
-        Ok(taken) => taken,
-        Err(failure) => {
-            export.release();
-            return Err(failure);
+    let mut named = None;
+    let taken = park(export)
+        .and_then(|()| switch(from, wanted, (target, &mut named)))
+        .and_then(|taken| swap(export, taken));
+    taken.inspect_err(|_| {
+        if let Err(failure) = take_back(from, (permissions, named)) {
+            tracing::error!(what = failure.what, "after a snapshot that failed");
         }
-    };
-    let released = export.clone();
-    let swapped = export.swap(taken.disk.clone(), move || released.release());
-    if let Err(error) = swapped {
-        // Nothing was written to it yet.
-        let _ = fs::remove_file(&wanted.child);
-        let undone = take_back(from);
         export.release();
-        undone?;
-        return Err(Failure::io(
-            "the new disk cannot take the old one's place",
-            &error,
-        ));
-    }
-    Ok(taken)
+    })
 }
 
 fn park(export: &ExportHandle) -> Result<()> {
@@ -72,31 +63,27 @@ fn park(export: &ExportHandle) -> Result<()> {
     parked.map(drop).map_err(failed)
 }
 
-/// From the parked disk to an open child over it.
-fn switch(from: &Opened, wanted: &Wanted, target: Target) -> Result<Opened> {
-    let permissions = fs::metadata(&from.path).map(|found| found.permissions());
-    let failed = |e| Failure::io(format!("{}: cannot be examined", from.path.display()), &e);
-    let permissions = permissions.map_err(failed)?;
+/// From the parked disk to an open child over it. `named` is the child's path once that is the child's: what
+/// had the name before is somebody else's.
+fn switch<'a>(
+    from: &Opened,
+    wanted: &'a Wanted,
+    (target, named): (Target, &mut Option<&'a Path>),
+) -> Result<Opened> {
     share(&from.disk, &from.path)?;
-    let made = protect(&from.path)
-        .and_then(|()| image::make_child(target.partial(), &from.path, wanted.block_size))
-        .and_then(|()| target.finish());
-    // What has the name when it could not be given to the child is somebody else's.
-    let named = made.is_ok();
-    let opened = made.and_then(|()| open(from, &wanted.child));
-    opened.inspect_err(|_| {
-        if named {
-            // It may be gone already.
-            let _ = fs::remove_file(&wanted.child);
-        }
-        let back = fs::set_permissions(&from.path, permissions);
-        if let Err(error) = back {
-            tracing::error!(%error, path = %from.path.display(), "stays read-only");
-        }
-        if let Err(failure) = take_back(from) {
-            tracing::error!(what = failure.what, "after a snapshot that failed");
-        }
-    })
+    protect(&from.path)?;
+    image::make_child(target.partial(), &from.path, wanted.block_size)?;
+    target.finish()?;
+    *named = Some(&wanted.child);
+    open(from, &wanted.child)
+}
+
+/// The export is the child's from now on.
+fn swap(export: &ExportHandle, taken: Opened) -> Result<Opened> {
+    let released = export.clone();
+    let swapped = export.swap(taken.disk.clone(), move || released.release());
+    let failed = |e| Failure::io("the new disk cannot take the old one's place", &e);
+    swapped.map(|()| taken).map_err(failed)
 }
 
 /// The child, with its parents where they were found before, or in the folder of its own.
@@ -118,18 +105,22 @@ fn share(disk: &Disk, path: &Path) -> Result<()> {
     disk.share().map_err(|error| Failure::io(what(), &error))
 }
 
-/// There is no child; the disk is for its server alone again.
-fn take_back(from: &Opened) -> Result<()> {
+/// The child goes, and the disk is for its server alone and may be written again.
+fn take_back(from: &Opened, (permissions, named): (Permissions, Option<&Path>)) -> Result<()> {
+    if let Some(child) = named {
+        // It may be gone already.
+        let _ = fs::remove_file(child);
+    }
+    let path = from.path.display();
+    let stays = |e| Failure::io(format!("{path}: stays read-only"), &e);
+    let writable = fs::set_permissions(&from.path, permissions).map_err(stays);
     let deadline = Instant::now() + image::PATIENCE;
     while let Err(error) = from.disk.exclude() {
         if Instant::now() >= deadline {
-            let what = format!(
-                "{}: is read by others while it is served",
-                from.path.display()
-            );
+            let what = format!("{path}: is read by others while it is served");
             return Err(Failure::io(what, &error));
         }
         thread::sleep(Duration::from_millis(5));
     }
-    Ok(())
+    writable
 }
