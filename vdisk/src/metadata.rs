@@ -15,7 +15,7 @@ use crate::format::metadata::{
     VIRTUAL_DISK_ID, VIRTUAL_DISK_SIZE, edit, name,
 };
 use crate::format::{Guid, PAGE, Region, region};
-use crate::open::{Admit, Change, Image, LoadOptions, View, load};
+use crate::open::{Change, Image, View, examine, prepare};
 use crate::storage::Storage;
 use crate::units::{FileOffset, MIB};
 
@@ -40,7 +40,7 @@ pub struct ItemInfo {
 ///
 /// Reads a dirty image through its log and changes nothing. Fails as [`load`] does.
 pub fn list(storage: &mut dyn Storage) -> Result<Vec<ItemInfo>> {
-    let image = read_only(storage)?;
+    let image = examine(storage)?;
     let told = |item: &Item| ItemInfo {
         id: item.id,
         name: (!item.is_user())
@@ -56,7 +56,7 @@ pub fn list(storage: &mut dyn Storage) -> Result<Vec<ItemInfo>> {
 
 /// What the user's item `id` holds; `None` if there is none.
 pub fn get(storage: &mut dyn Storage, id: Guid) -> Result<Option<Bytes>> {
-    let image = read_only(storage)?;
+    let image = examine(storage)?;
     let found = image.metadata.items.iter().find(|item| is_users(item, id));
     let Some(item) = found.copied() else {
         return Ok(None);
@@ -78,7 +78,7 @@ pub fn set(
     (content, virtual_disk): (Bytes, bool),
     random: &mut dyn FnMut() -> u128,
 ) -> Result<()> {
-    let image = writable(storage, random)?;
+    let image = prepare(storage, false, random)?;
     let old = image.metadata.items.iter().find(|item| is_users(item, id));
     let was_disks = old.is_some_and(Item::is_virtual_disk);
     let item = NewItem {
@@ -103,7 +103,7 @@ pub fn remove(
     id: Guid,
     random: &mut dyn FnMut() -> u128,
 ) -> Result<bool> {
-    let image = writable(storage, random)?;
+    let image = prepare(storage, false, random)?;
     let old = image.metadata.items.iter().find(|item| is_users(item, id));
     let Some(old) = old else {
         return Ok(false);
@@ -121,7 +121,7 @@ pub fn remove(
 /// The items that describe the disk and not the file, users' ones too: what a child gets of its
 /// parent.
 pub fn of_disk(storage: &mut dyn Storage) -> Result<Vec<NewItem>> {
-    let image = read_only(storage)?;
+    let image = examine(storage)?;
     let items = image.metadata.items.iter();
     let items: Vec<Item> = items
         .filter(|item| item.is_virtual_disk())
@@ -162,7 +162,7 @@ pub(crate) fn replace_of_disk(
     if sorted(of_disk(storage)?) == sorted(items.to_vec()) {
         return Ok(());
     }
-    let image = writable(storage, random)?;
+    let image = prepare(storage, false, random)?;
     if !expected.contains(&image.header.data_write) {
         let what = "was changed by another program just now; look at it before trying again";
         return Err(Error::new(ErrorKind::Locked, what));
@@ -182,32 +182,6 @@ pub(crate) fn replace_of_disk(
 
 fn is_users(item: &Item, id: Guid) -> bool {
     item.is_user() && item.id == id
-}
-
-fn read_only(storage: &mut dyn Storage) -> Result<Image> {
-    let options = LoadOptions {
-        writable: false,
-        scan_bat: false,
-        admit: Admit {
-            marked: true,
-            parent: true,
-        },
-        random: &mut || 0,
-    };
-    load(storage, options)
-}
-
-fn writable(storage: &mut dyn Storage, random: &mut dyn FnMut() -> u128) -> Result<Image> {
-    let options = LoadOptions {
-        writable: true,
-        scan_bat: false,
-        admit: Admit {
-            marked: false,
-            parent: true,
-        },
-        random,
-    };
-    load(storage, options)
 }
 
 /// Those items of the image with what they hold.

@@ -37,8 +37,8 @@ use crate::format::track::{
 };
 use crate::format::{PAGE, Region, RegionTable};
 use crate::open::{
-    Admit, Image, LoadOptions, Tracking, load, mend_region_tables, recover_tracking, renew,
-    track_region, write_header,
+    Image, Tracking, examine, mend_region_tables, prepare, recover_tracking, renew, track_region,
+    write_header,
 };
 use crate::storage::Storage;
 use crate::units::{FileOffset, MIB};
@@ -76,34 +76,6 @@ pub struct CheckpointStatus {
     pub size: u64,
     /// Whether it is known what changed since; else everything counts as changed.
     pub known: bool,
-}
-
-/// Opens an image that is not in use, without changing it.
-fn examine(storage: &mut dyn Storage) -> Result<Image> {
-    let options = LoadOptions {
-        writable: false,
-        scan_bat: false,
-        admit: Admit {
-            marked: true,
-            parent: true,
-        },
-        random: &mut || 0,
-    };
-    load(storage, options)
-}
-
-/// Opens an image that is not in use, to change it.
-fn prepare(storage: &mut dyn Storage, random: &mut dyn FnMut() -> u128) -> Result<Image> {
-    let options = LoadOptions {
-        writable: true,
-        scan_bat: true,
-        admit: Admit {
-            marked: false,
-            parent: true,
-        },
-        random,
-    };
-    load(storage, options)
 }
 
 fn not_tracked() -> Error {
@@ -157,7 +129,7 @@ pub fn enable(
     granularity: Option<u32>,
     random: &mut dyn FnMut() -> u128,
 ) -> Result<TrackShape> {
-    let mut image = prepare(storage, random)?;
+    let mut image = prepare(storage, true, random)?;
     if track_region(&image.regions).is_some() {
         return Err(Error::invalid("changes of this disk are tracked already"));
     }
@@ -192,14 +164,14 @@ pub fn enable(
 ///
 /// `Unsupported` if it is off.
 pub fn disable(storage: &mut dyn Storage, random: &mut dyn FnMut() -> u128) -> Result<()> {
-    let image = prepare(storage, random)?;
+    let image = prepare(storage, true, random)?;
     if track_region(&image.regions).is_none() {
         return Err(not_tracked());
     }
     let mut table = image.regions.clone();
     table.entries.retain(|entry| entry.id != TRACK_REGION);
     put_table(storage, &image, &table, random)?;
-    let image = prepare(storage, random)?;
+    let image = prepare(storage, true, random)?;
     storage
         .set_len(image.end_of_used)
         .and_then(|()| storage.flush())
@@ -224,7 +196,7 @@ pub fn remove_checkpoint(
     name: &str,
     random: &mut dyn FnMut() -> u128,
 ) -> Result<()> {
-    let mut image = prepare(storage, random)?;
+    let mut image = prepare(storage, true, random)?;
     let state = recover_tracking(storage, &mut image, random)?.ok_or_else(not_tracked)?;
     let mut tracking = Tracking {
         region: state.region,

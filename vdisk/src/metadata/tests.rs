@@ -5,6 +5,7 @@ use super::*;
 use crate::check::check;
 use crate::create::tests::{Cut, counter, dice, made};
 use crate::info::info;
+use crate::open::{Admit, LoadOptions, load};
 use crate::storage::{CrashStorage, MemoryStorage};
 
 const FIRST: Guid = Guid::known(0x1111);

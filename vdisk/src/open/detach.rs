@@ -23,7 +23,7 @@ use crate::storage::Storage;
 use crate::units::{BatIndex, BlockIndex, FileOffset, MIB};
 
 use super::mend::{change_pages, pages_over};
-use super::{Admit, Image, LoadOptions, load};
+use super::{Image, prepare};
 
 /// Pages of the table in one entry of the log; the shortest log, of 1 MiB, holds it.
 const BATCH: usize = 200;
@@ -42,7 +42,7 @@ impl PartialBlocks {
         storage: &mut dyn Storage,
         random: &mut dyn FnMut() -> u128,
     ) -> Result<Self> {
-        let image = opened(storage, random)?;
+        let image = prepare(storage, false, random)?;
         let geometry = image.geometry;
         let count = geometry.payload_blocks().div_ceil(64);
         let mut words = vec![0_u64; count as usize];
@@ -78,7 +78,7 @@ pub(crate) fn detach(
     expected: Guid,
     random: &mut dyn FnMut() -> u128,
 ) -> Result<bool> {
-    let image = opened(storage, random)?;
+    let image = prepare(storage, false, random)?;
     if image.header.data_write != expected {
         let what = "was changed by another program just now; flatten it again";
         return Err(Error::new(ErrorKind::Locked, what));
@@ -92,19 +92,6 @@ pub(crate) fn detach(
     }
     drop_bitmaps(storage, &image, current, random)?;
     Ok(had_parent)
-}
-
-fn opened(storage: &mut dyn Storage, random: &mut dyn FnMut() -> u128) -> Result<Image> {
-    let options = LoadOptions {
-        writable: true,
-        scan_bat: false,
-        admit: Admit {
-            parent: true,
-            ..Admit::default()
-        },
-        random,
-    };
-    load(storage, options)
 }
 
 /// Is given the file, the index of a page's first entry, and the page.

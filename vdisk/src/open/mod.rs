@@ -448,6 +448,39 @@ pub fn load(storage: &mut dyn Storage, options: LoadOptions<'_>) -> Result<Image
     load_scanning(storage, options, 0)
 }
 
+/// Opens an image that is not in use, whatever it is, without changing it.
+pub(crate) fn examine(storage: &mut dyn Storage) -> Result<Image> {
+    let options = LoadOptions {
+        writable: false,
+        scan_bat: false,
+        admit: Admit {
+            marked: true,
+            parent: true,
+        },
+        random: &mut || 0,
+    };
+    load(storage, options)
+}
+
+/// Opens an image that is not in use, to change its structures; with `scan_bat` it is known which space is
+/// free.
+pub(crate) fn prepare(
+    storage: &mut dyn Storage,
+    scan_bat: bool,
+    random: &mut dyn FnMut() -> u128,
+) -> Result<Image> {
+    let options = LoadOptions {
+        writable: true,
+        scan_bat,
+        admit: Admit {
+            marked: false,
+            parent: true,
+        },
+        random,
+    };
+    load(storage, options)
+}
+
 /// As [`load`], and a BAT of at most `most` bytes is read and checked whether asked for or not, before
 /// anything is changed.
 pub(crate) fn load_scanning(

@@ -6,7 +6,7 @@ use crate::format::metadata::place_locator;
 use crate::storage::Storage;
 
 use super::mend::{change_pages, pages_over};
-use super::{Admit, LoadOptions, load};
+use super::prepare;
 
 /// Makes `locator` what the image says of its parent, in one step: a crash leaves the old one or the
 /// new one. What the disk holds does not change, nor its `DataWriteGuid`.
@@ -19,16 +19,7 @@ pub fn set_locator(
     random: &mut dyn FnMut() -> u128,
 ) -> Result<()> {
     locator.check()?;
-    let options = LoadOptions {
-        writable: true,
-        scan_bat: false,
-        admit: Admit {
-            parent: true,
-            ..Admit::default()
-        },
-        random,
-    };
-    let image = load(storage, options)?;
+    let image = prepare(storage, false, random)?;
     let content = locator.encode();
     let region = image.metadata_region();
     let (entry_at, entry) = place_locator(&image.metadata.items, region.len, content.len())?;

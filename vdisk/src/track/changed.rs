@@ -7,10 +7,10 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::format::PAGE;
 use crate::format::track::{Checkpoint, PAGE_GRANULES, Validity};
-use crate::open::{Tracking, set_parts};
+use crate::open::{Tracking, examine, set_parts};
 use crate::storage::Storage;
 
-use super::{examine, find, not_tracked};
+use super::{find, not_tracked};
 
 /// Bytes of a bitmap that are read at once.
 const PIECE: u64 = 256 << 10;
