@@ -4,6 +4,7 @@
 //!              one host flush                  the next host flush
 //!   round n    data ──► its pages are logged ──► log ──► ended
 //!   round n+1                                    data ──► its pages are logged ──► log ──► ended
+//!   round n+2                       its pages are logged at once ──► data and log ──► ended
 //! ```
 //!
 //! A round copies the pending pages when its data flush begins; exactly those copies are logged, once
@@ -11,6 +12,10 @@
 //! same host flush is the data flush of the next round, if one is wanted. So a flush alone costs two
 //! host flushes, and many in a row cost little more than one each. A round with nothing pending ends
 //! with its data flush. Rounds end in the order in which they began.
+//!
+//! Where all that is pending is entries of new blocks whose space reads as zero, durably, no data flush is
+//! needed: a crash that keeps such an entry and loses what was written to its block leaves zeros, as if the
+//! entry had been lost. Such a round is logged when it begins, and one host flush ends it.
 //!
 //! One host flush runs at a time, and none while log entries are being written.
 
@@ -53,11 +58,9 @@ pub(super) struct Round {
 pub(super) struct Copied {
     /// Copies of the pending pages, with their places.
     pub(super) pages: Vec<(FileOffset, Bytes)>,
-    /// Length of the file.
-    pub(super) file_len: u64,
 }
 
-/// A round whose data is durable, on its way through the log.
+/// A round whose data is durable, or need not be before its pages are, on its way through the log.
 #[derive(Debug)]
 pub(super) struct Logging {
     pub(super) round: Round,
@@ -99,13 +102,19 @@ impl Engine {
         if self.failed.is_some() || self.flusher.flushing {
             return;
         }
+        let at_once = self.may_log_at_once();
         let flusher = &mut self.flusher;
         let round_wanted = flusher.wanted || !flusher.waiting.is_empty();
         let (of_use, round_may_begin) = match flusher.log.as_mut().map(|log| &mut log.stage) {
+            None if round_wanted && at_once => {
+                let round = self.round_begin();
+                return self.log_begin(round);
+            }
             None => (round_wanted, true),
             Some(stage @ Stage::Written) => {
                 *stage = Stage::Flushing;
-                (true, true)
+                // One that can be logged at once ends no later if it begins when this flush has ended.
+                (true, !at_once)
             }
             Some(Stage::NoRoom) => (self.flush_makes_room(), false),
             Some(Stage::Writing(_) | Stage::Flushing) => (false, false),
@@ -114,23 +123,34 @@ impl Engine {
             return;
         }
         if round_wanted && round_may_begin {
-            self.round_begin();
+            self.flusher.data = Some(self.round_begin());
         }
         self.flusher.flushing = true;
         self.log_flush_begins();
         self.ops.push(Purpose::HostFlush, FileOpKind::Flush);
     }
 
-    fn round_begin(&mut self) {
+    fn round_begin(&mut self) -> Round {
         let copied = self.copy_pending();
         let flusher = &mut self.flusher;
         flusher.wanted = false;
         flusher.begun += 1;
-        flusher.data = Some(Round {
+        Round {
             number: flusher.begun,
             requests: std::mem::take(&mut flusher.waiting),
             copied,
+        }
+    }
+
+    /// The pages of `round` may be logged.
+    fn log_begin(&mut self, round: Round) {
+        self.data_durable();
+        self.flusher.log = Some(Logging {
+            round,
+            stage: Stage::NoRoom,
+            sequence: 0,
         });
+        self.log_round();
     }
 
     /// The host flush ended well.
@@ -148,15 +168,10 @@ impl Engine {
             self.round_done(round);
         }
         if let Some(round) = self.flusher.data.take() {
-            self.data_durable(&round.copied);
             if round.copied.pages.is_empty() {
                 self.round_done(round);
             } else {
-                self.flusher.log = Some(Logging {
-                    round,
-                    stage: Stage::NoRoom,
-                    sequence: 0,
-                });
+                self.log_begin(round);
             }
         }
         self.log_round();

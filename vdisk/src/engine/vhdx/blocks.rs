@@ -85,9 +85,14 @@ impl Engine {
     /// Give the absent block of entry `index` space; its new entry.
     pub(super) fn allocate(&mut self, id: RequestId, index: u64) -> Result<u64, Run> {
         self.ready_to_change(id, index)?;
-        let at = self.take_block(id)?;
-        let entry = at | FULLY_PRESENT;
-        self.change_entry(index, entry);
+        let place = self.take_block(id)?;
+        let entry = place.at | FULLY_PRESENT;
+        // Where there is a parent it shows until the data is there, and not zeros.
+        if place.fresh && !self.map.shape().parent {
+            self.change_entry_at_once(index, entry);
+        } else {
+            self.change_entry(index, entry);
+        }
         Ok(entry)
     }
 

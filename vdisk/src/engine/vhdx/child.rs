@@ -145,7 +145,7 @@ impl Engine {
             (_, Some(bitmap)) => bitmap,
             (index, None) => {
                 self.ready_to_change(id, index)?;
-                let at = self.take_space(id, MIB)?;
+                let at = self.take_space(id, MIB)?.at;
                 self.change_entry(index, at | FULLY_PRESENT);
                 at
             }
@@ -167,7 +167,7 @@ impl Engine {
             self.change_bits(sectors, false);
         }
         self.ready_to_change(id, index)?;
-        let entry = self.take_block(id)? | PARTIALLY_PRESENT;
+        let entry = self.take_block(id)?.at | PARTIALLY_PRESENT;
         self.change_entry(index, entry);
         Ok(entry)
     }

@@ -503,7 +503,7 @@ impl Engine {
         let at = entry & OFFSET_MASK;
         let to = match pass {
             _ if !there => None,
-            Pass::Append => Some(self.take_block_at_end(id)?),
+            Pass::Append => Some(self.take_block_at_end(id)?.at),
             Pass::Slide | Pass::Down => {
                 let space = self.vhdx.as_mut().map(|vhdx| &mut vhdx.space);
                 space.and_then(|space| space.take_below(at))

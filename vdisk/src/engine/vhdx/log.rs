@@ -244,14 +244,14 @@ impl Engine {
         pages.extend(self.take_metadata_page());
         // Last: in a round of several entries the size comes after the entries it stands for.
         pages.extend(self.take_resize_pages());
-        let file_len = self.vhdx.as_ref().map_or(0, |vhdx| vhdx.space.file_len());
-        Copied { pages, file_len }
+        Copied { pages }
     }
 
     /// A host flush begins.
     pub(in crate::engine) fn log_flush_begins(&mut self) {
         if let Some(vhdx) = &mut self.vhdx {
             vhdx.log.flush_begins();
+            vhdx.space.flush_begins();
         }
     }
 
@@ -259,6 +259,7 @@ impl Engine {
     pub(in crate::engine) fn log_flush_ended(&mut self) {
         if let Some(vhdx) = &mut self.vhdx {
             vhdx.log.flush_ended();
+            vhdx.space.flush_ended();
         }
     }
 
@@ -268,10 +269,16 @@ impl Engine {
         matches!(checkpoint, Some(Checkpoint::Written(_)))
     }
 
-    /// The data of every block that the copies of a round name is durable, and the file's length.
-    pub(in crate::engine) fn data_durable(&mut self, copied: &Copied) {
+    /// Whether a round that begins now may be logged before what was written is durable.
+    pub(in crate::engine) fn may_log_at_once(&self) -> bool {
+        self.vhdx
+            .as_ref()
+            .is_some_and(|vhdx| vhdx.may_log_at_once())
+    }
+
+    /// What the copies of a round name is durable, or need not be.
+    pub(in crate::engine) fn data_durable(&mut self) {
         if let Some(vhdx) = &mut self.vhdx {
-            vhdx.space.set_durable_len(copied.file_len);
             vhdx.pages.data_durable();
             vhdx.bitmaps.data_durable();
         }

@@ -36,6 +36,8 @@ pub(in crate::engine) struct Pages {
     unread: BTreeMap<u64, String>,
     /// Pages with changes that no flush round has taken.
     pending: BTreeSet<u64>,
+    /// Whether one of those changes may be logged only when what was written before it is durable.
+    after_data: bool,
     /// Pages of the round whose data flush runs.
     copied: BTreeSet<u64>,
     /// Pages of the round that is being logged.
@@ -77,6 +79,7 @@ impl Pages {
             bad: BTreeMap::new(),
             unread: BTreeMap::new(),
             pending: BTreeSet::new(),
+            after_data: false,
             copied: BTreeSet::new(),
             logging: BTreeSet::new(),
             limit,
@@ -85,7 +88,8 @@ impl Pages {
         }
     }
 
-    /// The data flush of the round that copied pages ended; they are being logged now.
+    /// What was written before the round that copied pages is durable, or need not be; they are being
+    /// logged now.
     pub(super) fn data_durable(&mut self) {
         debug_assert!(self.logging.is_empty(), "rounds are logged one at a time");
         self.logging = std::mem::take(&mut self.copied);
@@ -121,6 +125,14 @@ impl Pages {
 }
 
 impl Vhdx {
+    /// Whether a round that begins now may be logged at once: all it carries is entries that are right
+    /// whether or not data is durable. Sizes and marks come after everything else; bits of sectors come
+    /// with a parent only, and then no entry is of that kind.
+    pub(super) fn may_log_at_once(&self) -> bool {
+        let last = self.session.has_page_for_round() || !self.resize_pages.is_empty();
+        !self.pages.pending.is_empty() && !self.pages.after_data && !last
+    }
+
     /// Whether memory holds something of `page` that its place in the file does not.
     fn pinned(&self, page: u64) -> bool {
         self.pages.pending.contains(&page)
@@ -381,8 +393,17 @@ impl Engine {
         self.wake = true;
     }
 
-    /// Change entry `index`; the change is pending from now on.
+    /// Change entry `index`; the change is pending from now on, and logged when what was written before
+    /// it is durable.
     pub(super) fn change_entry(&mut self, index: u64, value: u64) {
+        if let Some(vhdx) = &mut self.vhdx {
+            vhdx.pages.after_data = true;
+        }
+        self.change_entry_at_once(index, value);
+    }
+
+    /// The same for a change that is right whether or not what was written before it is durable.
+    pub(super) fn change_entry_at_once(&mut self, index: u64, value: u64) {
         let page = index / PAGE_ENTRIES as u64;
         let Some(vhdx) = &mut self.vhdx else { return };
         // Before the change can be seen: whoever sees it and flushes must come to the engine.
@@ -404,6 +425,7 @@ impl Engine {
             return Vec::new();
         };
         vhdx.pages.copied = std::mem::take(&mut vhdx.pages.pending);
+        vhdx.pages.after_data = false;
         let copy = |page: &u64| {
             let entries = self
                 .map

@@ -171,6 +171,13 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Whether the next round carries the page with the mark.
+    pub(super) fn has_page_for_round(&self) -> bool {
+        self.page_for_round.is_some()
+    }
+}
+
 impl Vhdx {
     /// The log's place: where it is; if it is too short, the end of the file; a free one before it, if a
     /// compaction has asked for that.

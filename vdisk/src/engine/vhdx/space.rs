@@ -4,7 +4,8 @@
 //! space becomes *clean* again after (1) the BAT entry that named it no longer is durable, (2) every
 //! worker is past the generation in which it did, (3) it was made to read as zero. That this zeroing
 //! is durable before another entry names the space follows from the flush round: its data flush
-//! comes after the pages were copied and before they are logged.
+//! comes after the pages were copied and before they are logged. Fresh space needs no such flush: a
+//! replay makes the file as long as the entry says (`LastFileOffset`).
 //!
 //! One bit for each mebibyte says what is taken. Until the whole BAT has been read (`survey.rs`) that
 //! knows nothing of blocks, so new ones go to the end of the file, and nothing freed is used again.
@@ -20,11 +21,13 @@ use crate::format::Region;
 use crate::space::SpaceMap;
 use crate::units::{FileOffset, MIB};
 
-/// The file grows by at least this many bytes at a time.
+/// The file grows by at least this many bytes at a time, and by at least so many blocks.
 const LEAST_GROWTH: u64 = 64 * MIB;
+const LEAST_GROWTH_BLOCKS: u64 = 8;
 
-/// The file grows by at most this many bytes at a time, unless one block needs more.
-const MOST_GROWTH: u64 = 1024 * MIB;
+/// The file grows by at most this many blocks at a time: lengthening it holds up the writes to it, so few
+/// blocks may need that, however large they are. What is not used is a hole, and cut off at the end.
+const MOST_GROWTH_BLOCKS: u64 = 1024;
 
 /// So many pieces of unused space are zeroed at a time.
 const CLEANED_AHEAD: usize = 8;
@@ -49,6 +52,14 @@ pub(super) enum Blocks {
     Lost,
     /// They are.
     Known,
+}
+
+/// Space that was taken; it reads as zero.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) at: u64,
+    /// On the medium too: what a crash leaves there is zeros and what was written since.
+    pub(super) fresh: bool,
 }
 
 /// What is known of the space of a file.
@@ -94,9 +105,12 @@ impl Taken {
 
     /// The lowest `len` free bytes that end at or below `limit`.
     fn free(&mut self, len: u64, limit: u64) -> Option<u64> {
-        let found = self.map.find_free(self.lowest, len / MIB, limit / MIB)?;
-        self.lowest = found;
-        Some(found * MIB)
+        let (len, limit) = (len / MIB, limit / MIB);
+        let found = self.map.find_free(self.lowest, len, limit);
+        // Without this the whole map would be gone through for each new block of a file without holes.
+        let searched = (limit + 1).saturating_sub(len);
+        self.lowest = found.unwrap_or_else(|| self.lowest.max(searched));
+        found.map(|at| at * MIB)
     }
 }
 
@@ -105,8 +119,9 @@ impl Taken {
 pub(in crate::engine) struct Space {
     block_size: u64,
     file_len: u64,
-    /// The length that a completed flush covered.
+    /// The length that a completed flush covered, and the one that the flush under way covers.
     durable_len: u64,
+    flushed_len: u64,
     /// End of what is in use, as far as known; beyond it lies fresh space up to `file_len`.
     next: u64,
     growing: bool,
@@ -128,6 +143,7 @@ impl Space {
             block_size,
             file_len,
             durable_len: 0,
+            flushed_len: 0,
             next: end_of_used.next_multiple_of(MIB),
             growing: false,
             full: None,
@@ -219,19 +235,31 @@ impl Space {
     }
 
     pub(super) fn set_durable_len(&mut self, len: u64) {
-        self.durable_len = len;
+        (self.durable_len, self.flushed_len) = (len, len);
     }
 
-    /// Space of `len` bytes that reads as zero: for a block, or fresh space for something else.
-    fn take(&mut self, len: u64, fresh: bool) -> Option<u64> {
+    pub(super) fn flush_begins(&mut self) {
+        self.flushed_len = self.file_len;
+    }
+
+    pub(super) fn flush_ended(&mut self) {
+        self.durable_len = self.flushed_len;
+    }
+
+    /// Space of `len` bytes: for a block, or fresh space for something else.
+    fn take(&mut self, len: u64, fresh: bool) -> Option<Place> {
         if len == self.block_size
             && !fresh
             && let Some(at) = self.clean.pop_first()
         {
-            return Some(at);
+            // The flush that makes the zeroing durable may be still to come.
+            return Some(Place { at, fresh: false });
         }
         let end = self.next.checked_add(len)?;
-        (end <= self.file_len).then(|| self.append(len))
+        (end <= self.file_len).then(|| Place {
+            at: self.append(len),
+            fresh: true,
+        })
     }
 
     /// Free space for a block, to be zeroed before it is used; it is taken from now on.
@@ -274,14 +302,20 @@ impl Space {
         self.next.saturating_add(self.block_size)
     }
 
+    fn least_growth(&self) -> u64 {
+        LEAST_GROWTH.max(self.block_size * LEAST_GROWTH_BLOCKS)
+    }
+
     fn wanted_len(&self) -> u64 {
-        let step = (self.file_len / 8).clamp(LEAST_GROWTH, MOST_GROWTH);
+        let most = self.block_size * MOST_GROWTH_BLOCKS;
+        let step = (self.file_len / 8).clamp(self.least_growth(), most);
         self.least_len().saturating_add(step).next_multiple_of(MIB)
     }
 
     /// Whether fresh space runs low enough that more should be on its way.
     fn low(&self) -> bool {
-        self.clean.is_empty() && self.file_len.saturating_sub(self.next) < LEAST_GROWTH / 4
+        let fresh = self.file_len.saturating_sub(self.next);
+        self.clean.is_empty() && fresh < self.least_growth() / 4
     }
 
     /// Whether freed space waits to be reclaimed.
@@ -343,23 +377,23 @@ impl Space {
 
 impl Engine {
     /// Space for a block; else `id` is blocked while the file grows, or refused since it can not.
-    pub(super) fn take_block(&mut self, id: RequestId) -> Result<u64, Run> {
+    pub(super) fn take_block(&mut self, id: RequestId) -> Result<Place, Run> {
         let len = self.vhdx.as_ref().map_or(0, |vhdx| vhdx.space.block_size);
         self.take_any(id, len, false)
     }
 
     /// The same for a block at the end of the file, whatever is free before it.
-    pub(super) fn take_block_at_end(&mut self, id: RequestId) -> Result<u64, Run> {
+    pub(super) fn take_block_at_end(&mut self, id: RequestId) -> Result<Place, Run> {
         let len = self.vhdx.as_ref().map_or(0, |vhdx| vhdx.space.block_size);
         self.take_any(id, len, true)
     }
 
     /// The same for `len` bytes, at most a block: a block's, or those of a sector bitmap.
-    pub(super) fn take_space(&mut self, id: RequestId, len: u64) -> Result<u64, Run> {
+    pub(super) fn take_space(&mut self, id: RequestId, len: u64) -> Result<Place, Run> {
         self.take_any(id, len, false)
     }
 
-    fn take_any(&mut self, id: RequestId, len: u64, fresh: bool) -> Result<u64, Run> {
+    fn take_any(&mut self, id: RequestId, len: u64, fresh: bool) -> Result<Place, Run> {
         let Some(vhdx) = &mut self.vhdx else {
             return Err(Run::Blocked);
         };
