@@ -81,19 +81,24 @@ fn an_incomplete_target_is_refused_by_everybody() {
 }
 
 #[test]
-fn a_disk_that_is_being_moved_keeps_its_size_and_moves_with_the_one_it_was_given_before() {
+fn a_disk_that_is_being_moved_keeps_its_size_and_file_and_moves_with_the_size_it_had_before() {
     let mut sites = Sites::running("a.vhdx", &["1G"]);
     sites.run(&["resize", "a.vhdx", "+1G"]).ends(0);
     sites.start(&["--manual"]).ends(0);
     sites.until("in step", |status| status["stage"] == "synced");
     let ran = sites.run(&["resize", "a.vhdx", "+1G"]).ends(5);
     assert!(ran.stderr.contains("being moved"), "{}", ran.stderr);
+    // Nor does it become a parent: what is sent is one file's.
+    let ran = sites.run(&["snapshot", "a.vhdx", "c.vhdx"]).ends(5);
+    assert!(ran.stderr.contains("being moved"), "{}", ran.stderr);
+    assert!(!sites.here().join("c.vhdx").exists());
     sites.mirror("cancel").ends(0);
     sites.until("ended", |status| status["ended"] == true);
     sites.run(&["resize", "a.vhdx", "+1G"]).ends(0);
     sites.start(&["--wait"]).ends(0);
     // It has moved: neither its clients' server nor its old file is the place for that.
     sites.run(&["resize", "a.vhdx", "+1G"]).ends(5);
+    sites.run(&["snapshot", "a.vhdx", "c.vhdx"]).ends(5);
     sites.end();
     let ran = sites.run(&["resize", "a.vhdx", "+1G"]).ends(5);
     assert!(ran.stderr.contains("handed over"), "{}", ran.stderr);

@@ -164,3 +164,47 @@ fn a_host_that_is_full_from_the_start_refuses_the_first_write_and_serves_on() {
     diskferry(here, &["check", "small/a.vhdx"]).ok();
     program(here, "qemu-img", &["check", "small/a.vhdx"]).ok();
 }
+
+#[test]
+fn a_full_host_refuses_a_snapshot_and_the_disk_goes_on_as_it_was() {
+    let here = folder();
+    let here = here.path();
+    let mount = here.join("small");
+    let Some(small) = Small::mount(&mount, "40m") else {
+        return;
+    };
+    diskferry(
+        here,
+        &["create", "small/a.vhdx", "1G", "--block-size", "1M"],
+    )
+    .ok();
+    let place = format!("unix:{}", here.join("s").display());
+    let serving = Serving::start(here, &["small/a.vhdx", "--listen", &place]);
+    let address = serving.uri().parse().expect("an address");
+    let mut client = BlockingClient::connect(&address).expect("it listens");
+    client.write(0, &[1; 4096], true).expect("there is room");
+    let filled = std::fs::write(mount.join("rest"), vec![1; 64 << 20]);
+    assert!(filled.is_err(), "nothing is left");
+    let snapshot = ["snapshot", "small/a.vhdx", "small/b.vhdx"];
+    let ran = diskferry(here, &snapshot);
+    assert!(
+        ran.code == 1 && ran.stderr.contains("No space"),
+        "{}",
+        ran.stderr
+    );
+    let left: Vec<_> = std::fs::read_dir(&mount)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").file_name())
+        .filter(|name| name.to_string_lossy().contains("b.vhdx"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    client
+        .write(0, &[2; 4096], true)
+        .expect("its place is taken");
+    small.resize("80m");
+    diskferry(here, &snapshot).ok();
+    client.write(MIB, &[3; 4096], true).expect("there is room");
+    drop(client);
+    serving.end();
+    diskferry(here, &["check", "--chain", "small/b.vhdx"]).ok();
+}
