@@ -252,13 +252,7 @@ fn whichever_operation_of_a_compaction_fails_the_disk_holds_what_it_held() {
                 assert_holds(&mut disk, &content);
             }
             drop(disk);
-            let mut choices = fails;
-            let left = medium.state().file.cut(&[], &mut |bound| {
-                choices = choices
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
-                (choices >> 33) % bound
-            });
+            let left = medium.cut(fails);
             assert_whole(left, &content, &format!("operation {fails}, {defragment}"));
         }
     }
@@ -305,14 +299,8 @@ fn what_is_written_to_a_moved_block_of_a_child_is_there_after_a_power_cut_or_its
         medium.state().for_good = true;
         let flushed = disk.flush().is_ok();
         drop(disk);
-        let mut choices = fails;
-        for _ in 0..50 {
-            let left = medium.state().file.cut(&[], &mut |bound| {
-                choices = choices
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
-                (choices >> 33) % bound
-            });
+        for number in 0..50 {
+            let left = medium.cut(50 * fails + number);
             let mut disk = child(&Medium::new(left));
             assert_eq!(read(&mut disk, 5 * MIB, 4096), [5; 4096]);
             for sector in read(&mut disk, place, 4096).chunks(512) {

@@ -283,13 +283,7 @@ fn whichever_operation_of_a_resize_fails_the_disk_has_one_of_the_sizes_and_all_i
                 let size = disk.size();
                 assert!(size == SIZE || sizes.contains(&size), "{size} bytes");
                 drop(disk);
-                let mut choices = fails;
-                let left = medium.state().file.cut(&[], &mut |bound| {
-                    choices = choices
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1);
-                    (choices >> 33) % bound
-                });
+                let left = medium.cut(fails);
                 assert_whole(left, sizes, &format!("course {course}, operation {fails}"));
             }
         }

@@ -265,13 +265,7 @@ fn whichever_operation_of_a_childs_resize_fails_its_parent_shows_nowhere_it_did_
                     break;
                 }
                 drop(disk);
-                let mut choices = fails;
-                let left = medium.state().file.cut(&[], &mut |bound| {
-                    choices = choices
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1);
-                    (choices >> 33) % bound
-                });
+                let left = medium.cut(fails);
                 assert_whole(left, sizes, &format!("course {course}, operation {fails}"));
             }
         }

@@ -242,14 +242,8 @@ fn a_power_cut_while_tracking_is_turned_on_or_off_leaves_it_on_or_off() {
             } else {
                 disable(&mut medium, &mut random_bits)
             };
-            let mut choices = fails;
-            for _ in 0..8 {
-                let mut left = medium.state().file.cut(&[], &mut |bound| {
-                    choices = choices
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1);
-                    (choices >> 33) % bound
-                });
+            for number in 0..8 {
+                let mut left = medium.cut(8 * fails + number);
                 let told = status(&mut left).unwrap();
                 assert!(ended.is_err() || told.is_some() == on);
                 assert_sound(&mut left);

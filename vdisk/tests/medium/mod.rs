@@ -43,6 +43,17 @@ impl Medium {
         self.0.lock().unwrap()
     }
 
+    /// What a power cut leaves of the file; another seed, another outcome.
+    pub(crate) fn cut(&self, seed: u64) -> MemoryStorage {
+        let mut choices = seed;
+        self.state().file.cut(&[], &mut |bound| {
+            choices = choices
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (choices >> 33) % bound
+        })
+    }
+
     fn spend(&self) -> io::Result<MutexGuard<'_, State>> {
         let mut state = self.state();
         let number = state.done;
