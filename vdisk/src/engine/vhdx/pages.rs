@@ -34,10 +34,7 @@ pub(in crate::engine) struct Pages {
     bad: BTreeMap<u64, String>,
     /// Pages that could not be read just now; whoever waits for one is told.
     unread: BTreeMap<u64, String>,
-    /// Pages with changes that no flush round has taken.
-    pending: BTreeSet<u64>,
-    /// Whether one of those changes may be logged only when what was written before it is durable.
-    after_data: bool,
+    pending: Pending,
     /// Pages of the round whose data flush runs.
     copied: BTreeSet<u64>,
     /// Pages of the round that is being logged.
@@ -49,6 +46,15 @@ pub(in crate::engine) struct Pages {
     /// Pieces that are reserved, and those that are being.
     reserved: BTreeSet<u64>,
     reserving: BTreeSet<u64>,
+}
+
+/// Changes that no flush round has taken.
+#[derive(Debug, Default)]
+struct Pending {
+    /// Of these pages.
+    pages: BTreeSet<u64>,
+    /// Whether one of them may be logged only when what was written before it is durable.
+    after_data: bool,
 }
 
 /// How many pages may be pending so that a round fits a third of a log of `log_len` bytes, and so
@@ -78,8 +84,7 @@ impl Pages {
             loading: BTreeSet::new(),
             bad: BTreeMap::new(),
             unread: BTreeMap::new(),
-            pending: BTreeSet::new(),
-            after_data: false,
+            pending: Pending::default(),
             copied: BTreeSet::new(),
             logging: BTreeSet::new(),
             limit,
@@ -98,12 +103,12 @@ impl Pages {
     /// The pages that were being logged are durable. Whether no others have changes.
     pub(super) fn logged(&mut self) -> bool {
         self.logging.clear();
-        self.pending.is_empty() && self.copied.is_empty()
+        self.pending.pages.is_empty() && self.copied.is_empty()
     }
 
     /// Whether the log holds every change.
     pub(super) fn all_published(&self) -> bool {
-        self.pending.is_empty() && self.copied.is_empty() && self.logging.is_empty()
+        self.pending.pages.is_empty() && self.copied.is_empty() && self.logging.is_empty()
     }
 
     /// Whether host space of the table is being reserved.
@@ -130,12 +135,12 @@ impl Vhdx {
     /// with a parent only, and then no entry is of that kind.
     pub(super) fn may_log_at_once(&self) -> bool {
         let last = self.session.has_page_for_round() || !self.resize_pages.is_empty();
-        !self.pages.pending.is_empty() && !self.pages.after_data && !last
+        !self.pages.pending.pages.is_empty() && !self.pages.pending.after_data && !last
     }
 
     /// Whether memory holds something of `page` that its place in the file does not.
     fn pinned(&self, page: u64) -> bool {
-        self.pages.pending.contains(&page)
+        self.pages.pending.pages.contains(&page)
             || self.pages.copied.contains(&page)
             || self.pages.logging.contains(&page)
             || self.log.holds_page(self.page_at(page).0)
@@ -150,7 +155,7 @@ impl Vhdx {
     }
 
     fn pending(&self) -> usize {
-        self.pages.pending.len() + self.bitmaps.pending()
+        self.pages.pending.pages.len() + self.bitmaps.pending()
     }
 
     /// Whether the next round can carry no other page.
@@ -166,7 +171,7 @@ impl Vhdx {
     /// Whether entry `index` could be changed without waiting for anything.
     pub(super) fn may_change_now(&self, index: u64) -> bool {
         let page = index / PAGE_ENTRIES as u64;
-        let room = self.pages.pending.contains(&page) || !self.round_is_full();
+        let room = self.pages.pending.pages.contains(&page) || !self.round_is_full();
         room && self
             .pages
             .reserved
@@ -341,7 +346,7 @@ impl Engine {
     /// is bits of writes under way, for those to end.
     pub(super) fn wait_for_room(&mut self, id: RequestId) -> Run {
         if let Some(vhdx) = &self.vhdx
-            && (!vhdx.pages.pending.is_empty() || vhdx.bitmaps.has_changes())
+            && (!vhdx.pages.pending.pages.is_empty() || vhdx.bitmaps.has_changes())
         {
             self.flusher.wanted = true;
         }
@@ -356,7 +361,7 @@ impl Engine {
         let Some(vhdx) = &mut self.vhdx else {
             return Err(Run::Blocked);
         };
-        if !vhdx.pages.pending.contains(&page) && vhdx.round_is_full() {
+        if !vhdx.pages.pending.pages.contains(&page) && vhdx.round_is_full() {
             return Err(self.wait_for_room(id));
         }
         let pages = &mut vhdx.pages;
@@ -397,7 +402,7 @@ impl Engine {
     /// it is durable.
     pub(super) fn change_entry(&mut self, index: u64, value: u64) {
         if let Some(vhdx) = &mut self.vhdx {
-            vhdx.pages.after_data = true;
+            vhdx.pages.pending.after_data = true;
         }
         self.change_entry_at_once(index, value);
     }
@@ -408,7 +413,7 @@ impl Engine {
         let Some(vhdx) = &mut self.vhdx else { return };
         // Before the change can be seen: whoever sees it and flushes must come to the engine.
         self.map.set_unpublished(true);
-        vhdx.pages.pending.insert(page);
+        vhdx.pages.pending.pages.insert(page);
         vhdx.pages.lru.promote(&page);
         if let Some(survey) = &mut vhdx.survey {
             survey.page_changed(page);
@@ -424,8 +429,7 @@ impl Engine {
         let Some(vhdx) = &mut self.vhdx else {
             return Vec::new();
         };
-        vhdx.pages.copied = std::mem::take(&mut vhdx.pages.pending);
-        vhdx.pages.after_data = false;
+        vhdx.pages.copied = std::mem::take(&mut vhdx.pages.pending).pages;
         let copy = |page: &u64| {
             let entries = self
                 .map
