@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 
+from conversions import conversion, tracking
 from images import compaction, large, sizes
 from measure import Failed, disk_use, flushing_load, load, run, syscalls
 from subjects import subjects
@@ -324,6 +325,8 @@ PARTS = {
     "large": large,
     "sizes": sizes,
     "compact": compaction,
+    "track": tracking,
+    "convert": conversion,
 }
 
 
