@@ -12,4 +12,5 @@ pub mod nbd;
 pub mod server;
 mod socket;
 mod uring;
+pub mod virtio;
 mod worker;
