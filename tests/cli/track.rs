@@ -110,3 +110,34 @@ fn a_disk_without_tracking_says_so() {
     diskferry(here, &["track", "off", "a.vhdx"]).fails(9);
     diskferry(here, &["track", "on", "a.vhdx", "--granularity", "3K"]).fails(2);
 }
+
+#[test]
+fn a_disk_that_becomes_one_of_its_own_lists_no_more_than_was_written_to_it() {
+    let here = folder();
+    let here = here.path();
+    let write = |disk: &str, words: &str| {
+        program(here, "qemu-io", &["-f", "raw", "-c", words, disk]).ok();
+    };
+    diskferry(here, &["create", "base.img", "1G"]).ok();
+    write("base.img", "write -P 1 0 16M");
+    let base = ["convert", "base.img", "base.vhdx", "--from", "raw"];
+    diskferry(here, &base).ok();
+    diskferry(here, &["create", "a.vhdx", "--parent", "base.vhdx"]).ok();
+    diskferry(here, &["track", "on", "a.vhdx"]).ok();
+    let listen = format!("unix:{}/s", here.display());
+    let serving = Serving::start(here, &["a.vhdx", "--listen", &listen]);
+    let mut client = client(&serving);
+    client.write(2 * MIB, &[2; 4096], false).unwrap();
+    diskferry(here, &["checkpoint", "add", "a.vhdx", "one"]).ok();
+    client.write(5 * MIB, &[3; 4096], false).unwrap();
+    client.write(700 * MIB, &[4; 4096], true).unwrap();
+    drop(client);
+    serving.end();
+    let (before, _) = since(here, &["one"]);
+    diskferry(here, &["flatten", "a.vhdx"]).ok();
+    let (after, summary) = since(here, &["one"]);
+    assert_eq!(
+        (&summary["known"], &summary["rough"], after),
+        (&true.into(), &false.into(), before)
+    );
+}

@@ -74,7 +74,8 @@ pub struct OpenOptions {
     /// The version that the disk's data gets when it is changed; `None` for a fresh one.
     pub data_write: Option<Guid>,
     /// Nothing will be changed that the disk reads as, only how it is stored: where `data_write` names
-    /// no version the present one stays, and disks that are built on this one stay valid.
+    /// no version the present one stays, disks that are built on this one stay valid, and none of it
+    /// counts as a change for checkpoints.
     pub same_content: bool,
 }
 
@@ -191,8 +192,11 @@ fn vhdx_engine(
     if share > LEAST_SHARE {
         engine_options.cache -= share;
     }
-    let engine = Engine::vhdx(state, &engine_options);
-    Ok((engine.with_tracking(tracking, share), lineage))
+    let engine = Engine::vhdx(state, &engine_options).with_tracking(tracking, share);
+    if options.same_content {
+        engine.note_nothing();
+    }
+    Ok((engine, lineage))
 }
 
 fn image_state(storage: &mut dyn Storage, image: Image) -> Result<ImageState> {

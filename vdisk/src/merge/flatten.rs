@@ -53,7 +53,7 @@ pub fn flatten(
         let partial = PartialBlocks::read(&mut storage, &mut random_bits).map_err(in_file)?;
         drop(storage);
         let writing = OpenOptions {
-            data_write: Some(version),
+            same_content: true,
             ..OpenOptions::default()
         };
         let disk = Disk::open_with(path, &writing, search)?;

@@ -146,6 +146,12 @@ impl Model {
             || self.may_be_cut(sector, stamp)
     }
 
+    /// From this sector on the parent may be hidden: a resize that discards began once.
+    pub fn half_cut(&self) -> u64 {
+        let now = self.cutting.iter().copied().min();
+        now.map_or(self.half_cut, |now| now.min(self.half_cut))
+    }
+
     /// A stamp that no version has.
     pub fn stamp(&mut self) -> Stamp {
         self.next_stamp += 1;

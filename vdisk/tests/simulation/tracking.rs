@@ -27,6 +27,8 @@ struct Moment {
     size: u64,
     /// What sectors held that had ever been written; others were as at the beginning.
     content: BTreeMap<u64, Option<Stamp>>,
+    /// From here on they may also have been zero.
+    half_cut: u64,
     /// Granules that requests under way then, or later, were to change.
     asked: BTreeSet<u64>,
     /// The power was cut since.
@@ -97,6 +99,7 @@ impl Ledger {
             name: name.to_string(),
             size,
             content,
+            half_cut: model.half_cut(),
             asked: changing.flat_map(|request| granules(request)).collect(),
             cut: false,
             resized: open.iter().any(|one| matches!(one, Request::Resize { .. })),
@@ -136,6 +139,7 @@ impl Ledger {
                 let before = moment.content.get(sector).copied();
                 let same = match before {
                     Some(before) => before == Some(*stamp),
+                    None if *stamp == 0 && *sector >= moment.half_cut => true,
                     None => sector * SECTOR < moment.size && *stamp == model.base(*sector),
                 };
                 let is_listed = covers(&listed, sector * SECTOR);

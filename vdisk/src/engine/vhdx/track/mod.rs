@@ -210,6 +210,13 @@ impl Engine {
         self
     }
 
+    /// Note none of the changes before the next checkpoint: they do not change what the disk reads as.
+    pub fn note_nothing(&self) {
+        if let Some(map) = self.map.track() {
+            map.set_collecting(false);
+        }
+    }
+
     /// Note that a request changes `len` bytes at `offset`; else `id` is blocked until that can be
     /// noted, or refused since it can not.
     pub(super) fn note_or_wait(
