@@ -6,7 +6,9 @@ mod chain;
 mod check;
 mod compact;
 mod convert;
+mod machine;
 mod metadata;
+mod run;
 mod track;
 
 use std::fmt::Write as _;
@@ -19,9 +21,11 @@ pub(crate) use self::chain::{ChainArgs, CommitArgs, FlattenArgs, RebaseArgs, Sna
 pub(crate) use self::check::CheckArgs;
 pub(crate) use self::compact::CompactArgs;
 pub(crate) use self::convert::{CompareArgs, ConvertArgs, SourceFormat};
+pub(crate) use self::machine::{MachineArgs, MachineVerb};
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
 };
+pub(crate) use self::run::RunArgs;
 pub(crate) use self::track::{
     ChangedArgs, CheckpointAddArgs, CheckpointRemoveArgs, CheckpointVerb, TrackOnArgs, TrackVerb,
 };
@@ -155,6 +159,16 @@ pub(crate) enum Verb {
     Changed(ChangedArgs),
     /// Serve disks to NBD clients until a signal
     Serve(ServeArgs),
+    /// Run a machine from its disks, in the foreground
+    Run(RunArgs),
+    /// Tell how a machine is, pause it, resume it, power it off
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  diskferry machine status vm.toml
+  diskferry machine pause vm.toml"
+    )]
+    Machine(MachineVerb),
     /// Receive disks from other hosts, and serve them once they belong here
     Receive(ReceiveArgs),
     /// Move a disk that is being served to another host or path

@@ -1,9 +1,10 @@
 //! The control socket of a running `serve` or `receive`: HTTP with JSON bodies over a unix socket.
 //!
 //! The resources are described in `docs/control-api.yaml`. [`service`] is the server's side,
-//! [`client`] the side of the verbs that talk to it, [`place`] where a disk's socket is found.
+//! [`machine`] what a `run` has besides, [`client`] the side of the verbs that talk to it, [`place`] where a disk's socket is found.
 
 pub(crate) mod client;
+pub(crate) mod machine;
 pub(crate) mod place;
 pub(crate) mod service;
 

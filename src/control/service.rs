@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 
+use super::machine::{self, MachineControl};
 use super::{Checkpoint, Compact, Control, Resize, StartMirror, TakeSnapshot};
 use crate::failure::{Exit, Failure, Result};
 
@@ -40,8 +41,12 @@ pub(crate) struct Controlled {
 }
 
 impl Controlled {
-    /// Serve `control` on each of `paths`.
-    pub(crate) fn start(control: &Arc<dyn Control>, paths: Vec<PathBuf>) -> Result<Self> {
+    /// Serve `control`, and `machine` if there is one, on each of `paths`.
+    pub(crate) fn start(
+        control: &Arc<dyn Control>,
+        machine: Option<&Arc<dyn MachineControl>>,
+        paths: Vec<PathBuf>,
+    ) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("control")
@@ -56,7 +61,10 @@ impl Controlled {
         for path in paths {
             let listener = bind(&path)?;
             service.paths.push(path);
-            let router = router(Arc::clone(control));
+            let mut router = router(Arc::clone(control));
+            if let Some(machine) = machine {
+                router = router.merge(machine::router(Arc::clone(machine)));
+            }
             tokio::spawn(async move {
                 if let Err(error) = axum::serve(listener, router).await {
                     tracing::error!(%error, "the control socket failed");
@@ -164,7 +172,7 @@ async fn cancel(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Respo
 }
 
 /// Run what may wait for a disk where it does not keep other requests waiting.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     match tokio::task::spawn_blocking(call).await {
@@ -176,7 +184,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn answer<T: Serialize>(result: Result<T>) -> Response {
+pub(super) fn answer<T: Serialize>(result: Result<T>) -> Response {
     let failure = match result.map(serde_json::to_value) {
         Ok(Ok(value)) => return Json::<Value>(value).into_response(),
         Ok(Err(error)) => Failure::new(Exit::Failed, format!("the answer has no form: {error}")),

@@ -1,0 +1,53 @@
+//! `diskferry machine`: what a machine that runs is asked.
+
+use crate::args::{MachineArgs, MachineVerb};
+use crate::control::client::Client;
+use crate::control::machine::{Life, MachineState};
+use crate::control::place;
+use crate::failure::{Failure, Result};
+use crate::plan;
+use crate::report::Report;
+use crate::size;
+
+pub(crate) fn run(verb: &MachineVerb, report: Report) -> Result<()> {
+    let (args, what) = match verb {
+        MachineVerb::Status(args) => (args, None),
+        MachineVerb::Pause(args) => (args, Some("pause")),
+        MachineVerb::Resume(args) => (args, Some("resume")),
+        MachineVerb::PowerOff(args) => (args, Some("power-off")),
+    };
+    let client = client(args)?;
+    let state: MachineState = match what {
+        None => client.get("/v1/machine")?,
+        Some(what) => client.post(&format!("/v1/machine/{what}"), &())?,
+    };
+    report.result("machine", &state, sentence)
+}
+
+fn client(args: &MachineArgs) -> Result<Client> {
+    let socket = match &args.control {
+        Some(text) => plan::control_path(text)?,
+        None => place::socket_of(&args.machine)?,
+    };
+    let client = Client::new(&socket);
+    if client.answers() {
+        return Ok(client);
+    }
+    let what = format!("{}: no machine runs from it", args.machine.display());
+    Err(Failure::usage(what).hint("start it with `diskferry run`"))
+}
+
+fn sentence(state: &MachineState) -> String {
+    let life = match state.state {
+        Life::Running => "runs",
+        Life::Paused => "is paused",
+        Life::Ended => "has ended",
+    };
+    format!(
+        "{}: {life}; {} processors, {} of memory, process {}",
+        state.machine,
+        state.vcpus,
+        size::show(state.memory),
+        state.pid
+    )
+}
