@@ -5,6 +5,8 @@
 //! waited for; data moves between the disk's file and the guest's memory without a copy where it is
 //! aligned as the file asks. Nothing here knows a transport: no registers, no PCI, no sockets.
 
+pub mod block;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
