@@ -253,6 +253,14 @@ fn entry(call: &Call) -> squeue::Entry {
         Call::Write(file, from, at) => opcode::Write::new(Fd(file.0), from.start, from.len)
             .offset(at)
             .build(),
+        Call::ReadPieces(file, to, at) => opcode::Readv::new(Fd(file.0), to.start, to.count)
+            .offset(at)
+            .build(),
+        Call::WritePieces(file, from, at) => {
+            opcode::Writev::new(Fd(file.0), from.start, from.count)
+                .offset(at)
+                .build()
+        }
         Call::Sync(file) => opcode::Fsync::new(Fd(file.0))
             .flags(FsyncFlags::DATASYNC)
             .build(),
