@@ -194,7 +194,7 @@ impl<C> Drop for Ring<C> {
         }
         if !self.slots.is_empty() {
             // The kernel still owns this memory: it is never freed rather than freed too early.
-            std::mem::forget(std::mem::replace(&mut self.slots, Slab::new()));
+            std::mem::forget(std::mem::take(&mut self.slots));
         }
     }
 }

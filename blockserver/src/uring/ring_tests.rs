@@ -233,9 +233,9 @@ fn pieces_of_a_guest_s_memory_are_written_and_read_in_one_go() {
     let ranges = [(GuestAddress(0), 1 << 20), (GuestAddress(4 << 20), 1 << 20)];
     let memory = GuestMemoryMmap::from_ranges(&ranges).expect("two megabytes");
     let memory = Rc::new(Arc::new(memory));
-    let fill: Vec<u8> = (0..1u32 << 16).map(|n| (n * 31 >> 3) as u8).collect();
+    let pattern: Vec<u8> = (0..1u32 << 16).map(|n| ((n * 31) >> 3) as u8).collect();
     memory
-        .write_slice(&fill, GuestAddress(4 << 20))
+        .write_slice(&pattern, GuestAddress(4 << 20))
         .expect("inside");
     both(|mut ring| {
         let file: File = tempfile::tempfile().expect("a temporary file");

@@ -92,9 +92,10 @@ impl BlockDevice {
             | feature::INDIRECT_DESC
             | feature::EVENT_IDX
             | feature::VERSION_1;
-        let changes = match self.read_only {
-            true => feature::RO,
-            false => feature::DISCARD | feature::WRITE_ZEROES,
+        let changes = if self.read_only {
+            feature::RO
+        } else {
+            feature::DISCARD | feature::WRITE_ZEROES
         };
         let many = if self.queues > 1 { feature::MQ } else { 0 };
         always | changes | many
@@ -107,9 +108,10 @@ impl BlockDevice {
         // Two descriptors of a chain are the header and the status.
         let segments = SEG_MAX.min(self.queue_size.saturating_sub(2)).max(1);
         let physical_exp = PHYSICAL_SHIFT.saturating_sub(sector.trailing_zeros()) as u8;
-        let (ranges, range_sectors) = match self.read_only {
-            true => (0, 0),
-            false => (MAX_RANGES as u32, MAX_RANGE_SECTORS),
+        let (ranges, range_sectors) = if self.read_only {
+            (0, 0)
+        } else {
+            (MAX_RANGES as u32, MAX_RANGE_SECTORS)
         };
         let mut config = Vec::with_capacity(CONFIG_LEN);
         config.extend_from_slice(&capacity(self.size).to_le_bytes());
@@ -239,7 +241,7 @@ pub enum Parsed {
     Refused(Status),
 }
 
-/// Why a queue cannot go on: the device needs a reset (2.1.2).
+/// Why a queue cannot go on: the device needs a reset (2.1, `DEVICE_NEEDS_RESET`).
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Fault {
     /// A descriptor of it cannot be read, loops, or is longer than 2^32 bytes (2.7.5.2, 2.7.5.3).
@@ -248,6 +250,15 @@ pub enum Fault {
     /// It has more than [`MAX_DESCRIPTORS`].
     #[error("a descriptor chain has more than {MAX_DESCRIPTORS} descriptors")]
     TooLong,
+    /// The driver claims to have made more chains available than there are entries (2.7.13.3).
+    #[error("the available ring runs ahead of the queue")]
+    Index,
+    /// A part of the queue is not in the guest's memory.
+    #[error("the queue is not in the guest's memory")]
+    Memory,
+    /// What the driver kicks with cannot be read.
+    #[error("the kick cannot be read")]
+    Kick,
     /// There is no byte of memory that it could be answered in.
     #[error("a descriptor chain has no place for its status")]
     NoStatus,

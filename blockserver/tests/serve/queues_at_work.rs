@@ -1,0 +1,1 @@
+//! Virtqueues of several guests and threads, and what the owner of an export does meanwhile.
