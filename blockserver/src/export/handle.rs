@@ -5,15 +5,18 @@ use std::io;
 use std::sync::{Arc, mpsc};
 
 use bytes::Bytes;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vdisk::engine::{Compacted, Extent, Mark};
 use vdisk::format::track::CheckpointName;
 use vdisk::tap::WriteTap;
 
 use super::policy::Passed;
-use super::{Disk, Export, Mode, Statistics};
+use super::{Disk, Export, Mode, QueueHandle, QueueShared, Statistics};
 use crate::forward::Forwarder;
 use crate::nbd::uri::Address;
-use crate::worker::{Crew, Message};
+use crate::virtio::ring::SplitQueue;
+use crate::virtio::{GuestMemory, QueueOptions, QueueSetup};
+use crate::worker::{Attachment, Crew, Message};
 
 /// A request from within this process, carried out by a worker like a client's.
 ///
@@ -209,6 +212,40 @@ impl ExportHandle {
         drop(policy);
         self.announce(Box::new(swapped));
         Ok(())
+    }
+
+    /// Serve a virtqueue in a guest's memory: its requests are treated as those of a client are. What
+    /// is in it already is taken at once, so that no kick from before is missed.
+    ///
+    /// `kick` is made blocking, and read by the worker alone.
+    ///
+    /// # Errors
+    /// `InvalidInput`: the queue is not a sound one, or not in the memory. `NotConnected`: the server
+    /// has been stopped.
+    pub fn attach_queue(
+        &self,
+        memory: GuestMemory,
+        setup: QueueSetup,
+        options: QueueOptions,
+    ) -> io::Result<QueueHandle> {
+        SplitQueue::open(Arc::clone(&memory), &setup.state, options.features)
+            .map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
+        let flags = fcntl_getfl(&setup.kick)?;
+        fcntl_setfl(&setup.kick, flags - OFlags::NONBLOCK)?;
+        let worker = options.number % self.crew.workers() as u16;
+        let shared = Arc::new(QueueShared::default());
+        let attachment = Attachment {
+            export: Arc::clone(&self.export),
+            memory,
+            setup,
+            options,
+            shared: Arc::clone(&shared),
+        };
+        let message = Message::Attach(Box::new(attachment));
+        match self.crew.inbox(worker).post(message) {
+            Ok(()) => Ok(QueueHandle::new(shared, Arc::clone(&self.crew), worker)),
+            Err(_) => Err(stopped()),
+        }
     }
 
     /// Carry out a request on a worker.

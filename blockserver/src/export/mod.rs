@@ -6,22 +6,26 @@
 //! | `policy` | what workers do with an export's requests now, and barriers to know when all do |
 //! | `ranges` | serialises overlapping changes while a tap is on |
 //! | `handle` | what the owner of the server does to an export |
+//! | `queue` | a virtqueue attached to one, as its holder sees it |
 //! | `table` | all exports, as a client's handshake sees them |
 //! | `stats` | counters |
 
 mod disk;
 mod handle;
 mod policy;
+mod queue;
 mod ranges;
 mod stats;
 mod table;
 
 pub use disk::Disk;
 pub use handle::{ExportHandle, LocalReply, LocalRequest};
+pub use queue::QueueHandle;
 pub use stats::{Kind, LATENCY_BUCKETS, Statistics, Totals};
 
 pub(crate) use handle::LocalDone;
 pub(crate) use policy::{Barrier, Mode, Policy};
+pub(crate) use queue::QueueShared;
 pub(crate) use ranges::RangeLocks;
 pub(crate) use stats::Counters;
 pub(crate) use table::ExportIndex;

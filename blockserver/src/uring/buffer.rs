@@ -1,7 +1,8 @@
-//! Memory for direct I/O: aligned buffers, shared with the kernel while an operation runs, and a
-//! pool of them.
+//! Memory for direct I/O: aligned buffers and pieces of a guest's memory, shared with the kernel while
+//! an operation runs, and a pool of the former.
 //!
-//! Soundness rests on three rules kept in this module and in [`ring`](super::ring):
+//! Soundness rests on four rules kept in this module, in [`guest`](super::guest) and in
+//! [`ring`](super::ring):
 //!
 //! 1. An operation in flight holds a clone of its [`IoBuffer`], so the memory outlives it.
 //! 2. A reference into the memory exists only while its holder is the only one
@@ -9,11 +10,16 @@
 //! 3. Everything else goes by copies through raw pointers, which make no claim about aliasing; where
 //!    such a copy and the kernel touch the same bytes, the bytes are torn, no more. An [`IoBuffer`]
 //!    can not leave its thread.
+//! 4. A guest's memory has no holder that is the only one: the guest is another. There is never a
+//!    reference into it.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::rc::Rc;
+
+use super::guest::{Piece, Pieces};
+use crate::virtio::GuestMemory;
 
 /// Alignment and granularity of every buffer, in bytes; enough for direct I/O on any block device
 /// with sectors of up to this size.
@@ -97,80 +103,191 @@ impl Drop for Aligned {
 
 /// A buffer that an operation and its requester hold together.
 #[derive(Clone, Debug)]
-pub(crate) struct IoBuffer(Rc<Aligned>);
+pub(crate) struct IoBuffer(Bytes);
+
+#[derive(Clone, Debug)]
+enum Bytes {
+    /// Memory of our own.
+    Own(Rc<Aligned>),
+    /// A guest's.
+    Guest(Rc<Pieces>),
+}
 
 impl IoBuffer {
     /// At least `len` bytes of zeros, outside any pool.
     pub(crate) fn zeroed(len: usize) -> Self {
-        Self(Rc::new(Aligned::zeroed(len)))
+        Self(Bytes::Own(Rc::new(Aligned::zeroed(len))))
+    }
+
+    /// The bytes of these segments (address, length) of a guest's memory; `None` where some are not
+    /// there, or there are none, or they lie in more pieces than one system call takes.
+    pub(crate) fn of_guest(
+        memory: &Rc<GuestMemory>,
+        segments: impl Iterator<Item = (u64, usize)>,
+    ) -> Option<Self> {
+        let pieces = Pieces::of(memory, segments)?;
+        Some(Self(Bytes::Guest(Rc::new(pieces))))
+    }
+
+    /// The bytes of `range`, which is not empty and inside, as a buffer: of a guest's memory the same
+    /// bytes, of our own memory none.
+    pub(crate) fn part(&self, range: Range<usize>) -> Option<Self> {
+        match &self.0 {
+            Bytes::Own(_) => None,
+            Bytes::Guest(pieces) if range == (0..pieces.len()) => Some(self.clone()),
+            Bytes::Guest(pieces) => Some(Self(Bytes::Guest(Rc::new(pieces.part(range)?)))),
+        }
     }
 
     /// How many bytes it holds.
     pub(crate) fn capacity(&self) -> usize {
-        self.0.capacity
+        match &self.0 {
+            Bytes::Own(aligned) => aligned.capacity,
+            Bytes::Guest(pieces) => pieces.len(),
+        }
     }
 
-    /// The bytes, if nobody else (an operation in flight, above all) holds the buffer.
+    /// Whether others may change the bytes whenever they like.
+    pub(crate) fn is_foreign(&self) -> bool {
+        matches!(self.0, Bytes::Guest(_))
+    }
+
+    /// The bytes, if nobody else (an operation in flight, above all) holds the buffer; a guest's
+    /// memory never.
     pub(crate) fn unique(&mut self) -> Option<&mut [u8]> {
-        let aligned = Rc::get_mut(&mut self.0)?;
+        let Bytes::Own(aligned) = &mut self.0 else {
+            return None;
+        };
+        let aligned = Rc::get_mut(aligned)?;
         // SAFETY: initialised memory of `capacity` bytes; `get_mut` proved that no other handle, so
         // no operation in flight and no other reference exists for as long as the borrow lasts.
         Some(unsafe { std::slice::from_raw_parts_mut(aligned.start.as_ptr(), aligned.capacity) })
     }
 
-    /// The memory itself, to be given to another thread, if nobody else holds it.
+    /// The memory itself, to be given to another thread, if it is our own and nobody else holds it.
     pub(crate) fn into_aligned(self) -> Result<Aligned, Self> {
-        Rc::try_unwrap(self.0).map_err(Self)
+        match self.0 {
+            Bytes::Own(aligned) => {
+                Rc::try_unwrap(aligned).map_err(|shared| Self(Bytes::Own(shared)))
+            }
+            Bytes::Guest(_) => Err(self),
+        }
     }
 
     /// Copy `data` to `at`.
     pub(crate) fn copy_in(&self, at: usize, data: &[u8]) {
-        let to = self.pointer(at..at + data.len());
-        // SAFETY: `pointer` checked the bounds; by rule 2 no reference into this memory exists, so
-        // `data` lies elsewhere.
-        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) }
+        let mut from = data.as_ptr();
+        for Piece { start, len } in self.pieces(at..at + data.len()) {
+            // SAFETY: `pieces` checked the bounds of the target, and its lengths add up to that of
+            // `data`; by rules 2 and 4 no reference into the target exists, so `data` lies elsewhere.
+            unsafe { std::ptr::copy_nonoverlapping(from, start, len) }
+            from = from.wrapping_add(len);
+        }
     }
 
     /// Append the bytes of `range` to `to`.
     pub(crate) fn copy_out(&self, range: Range<usize>, to: &mut Vec<u8>) {
-        let from = self.pointer(range.clone());
         to.reserve(range.len());
-        let len = to.len();
-        // SAFETY: `pointer` checked the source; `reserve` made room for the target, which this copy
-        // initialises before the length covers it.
-        unsafe {
-            std::ptr::copy_nonoverlapping(from, to.as_mut_ptr().add(len), range.len());
-            to.set_len(len + range.len());
+        for Piece { start, len } in self.pieces(range) {
+            let end = to.len();
+            // SAFETY: `pieces` checked the source; `reserve` made room for all of the target, of which
+            // this copy initialises the next part before the length covers it.
+            unsafe {
+                std::ptr::copy_nonoverlapping(start, to.as_mut_ptr().add(end), len);
+                to.set_len(end + len);
+            }
         }
     }
 
     /// Copy the bytes of `range` of `from` to `at`.
     pub(crate) fn copy_from(&self, at: usize, from: &Self, range: Range<usize>) {
-        let len = range.len();
-        let (source, target) = (from.pointer(range), self.pointer(at..at + len));
-        // SAFETY: `pointer` checked both ends; `copy` allows them to overlap.
-        unsafe { std::ptr::copy(source, target, len) }
+        let mut next = range.start;
+        for target in self.pieces(at..at + range.len()) {
+            let mut to = target.start;
+            for Piece { start, len } in from.pieces(next..next + target.len) {
+                // SAFETY: `pieces` checked both ends, and the lengths of the inner ones add up to that
+                // of the outer one; `copy` allows them to overlap.
+                unsafe { std::ptr::copy(start, to, len) }
+                to = to.wrapping_add(len);
+            }
+            next += target.len;
+        }
     }
 
     /// Fill `range` with zeros.
     pub(crate) fn zero(&self, range: Range<usize>) {
-        let len = range.len();
-        // SAFETY: `pointer` checked the bounds.
-        unsafe { std::ptr::write_bytes(self.pointer(range), 0, len) }
+        for Piece { start, len } in self.pieces(range) {
+            // SAFETY: `pieces` checked the bounds.
+            unsafe { std::ptr::write_bytes(start, 0, len) }
+        }
+    }
+
+    /// Whether every piece of `range` begins and ends at multiples of `mask` + 1, a power of two that
+    /// is at most [`ALIGNMENT`].
+    pub(crate) fn is_aligned(&self, range: Range<usize>, mask: usize) -> bool {
+        match &self.0 {
+            Bytes::Own(_) => (range.start | range.len()) & mask == 0,
+            Bytes::Guest(_) => {
+                let odd = |piece: Piece| (piece.start.addr() | piece.len) & mask;
+                self.pieces(range).all(|piece| odd(piece) == 0)
+            }
+        }
+    }
+
+    /// The bytes of `range`, as vectors for the kernel; `None` when they are in one piece.
+    pub(super) fn vectors(&self, range: Range<usize>) -> Option<Box<[libc::iovec]>> {
+        let mut pieces = self.pieces(range);
+        let (first, second) = (pieces.next()?, pieces.next()?);
+        let all = [first, second].into_iter().chain(pieces);
+        let vector = |piece: Piece| libc::iovec {
+            iov_base: piece.start.cast(),
+            iov_len: piece.len,
+        };
+        Some(all.map(vector).collect())
     }
 
     /// Where the bytes of `range` begin.
     ///
     /// # Panics
-    /// When the range is not inside the buffer.
+    /// When the range is not inside the buffer, or not in one piece.
     pub(super) fn pointer(&self, range: Range<usize>) -> *mut u8 {
+        let len = range.len();
+        match &self.0 {
+            Bytes::Own(aligned) => {
+                self.check(&range);
+                // SAFETY: within the allocation, by the check.
+                unsafe { aligned.start.as_ptr().add(range.start) }
+            }
+            Bytes::Guest(_) => {
+                let piece = self.pieces(range).next();
+                let whole = piece.filter(|piece| piece.len == len);
+                whole.expect("the bytes lie in one piece").start
+            }
+        }
+    }
+
+    /// The pieces that `range` is in.
+    ///
+    /// # Panics
+    /// When the range is not inside the buffer.
+    fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = Piece> {
+        self.check(&range);
+        let (own, guest) = match &self.0 {
+            Bytes::Own(_) => {
+                let (len, start) = (range.len(), self.pointer(range));
+                (Some(Piece { start, len }), None)
+            }
+            Bytes::Guest(pieces) => (None, Some(pieces.within(range))),
+        };
+        own.into_iter().chain(guest.into_iter().flatten())
+    }
+
+    fn check(&self, range: &Range<usize>) {
         assert!(
             range.start <= range.end && range.end <= self.capacity(),
             "{range:?} is outside a buffer of {} bytes",
             self.capacity()
         );
-        // SAFETY: within the allocation, by the check above.
-        unsafe { self.0.start.as_ptr().add(range.start) }
     }
 }
 
@@ -211,7 +328,7 @@ impl Pool {
     pub(crate) fn give(&mut self, mut buffer: IoBuffer) {
         let size = buffer.capacity();
         let room = self.kept + size <= self.limit && size.is_power_of_two();
-        if !room || Rc::get_mut(&mut buffer.0).is_none() {
+        if !room || buffer.unique().is_none() {
             return;
         }
         if let Some(class) = self.classes.get_mut(class_of(size)) {
@@ -227,57 +344,5 @@ fn class_of(size: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn buffers_are_aligned_and_of_the_size_asked_for() {
-        let mut pool = Pool::new(1 << 20);
-        for len in [0, 1, 4096, 4097, 1 << 20, (32 << 20) + 8192] {
-            let buffer = pool.take(len);
-            assert!(buffer.capacity() >= len);
-            assert_eq!(buffer.pointer(0..0) as usize % ALIGNMENT, 0);
-        }
-    }
-
-    #[test]
-    fn a_buffer_in_use_elsewhere_is_not_handed_out_again() {
-        let mut pool = Pool::new(1 << 20);
-        let mut first = pool.take(4096);
-        let held = first.clone();
-        assert!(first.unique().is_none());
-        let address = first.pointer(0..0);
-        pool.give(first);
-        assert_ne!(pool.take(4096).pointer(0..0), address);
-        pool.give(held);
-        assert_eq!(pool.take(4096).pointer(0..0), address);
-    }
-
-    #[test]
-    fn the_pool_keeps_no_more_than_its_bound() {
-        let mut pool = Pool::new(8192);
-        let buffers: Vec<_> = (0..4).map(|_| pool.take(4096)).collect();
-        for buffer in buffers {
-            pool.give(buffer);
-        }
-        assert_eq!((pool.kept, pool.classes[0].len()), (8192, 2));
-    }
-
-    #[test]
-    fn copies_go_where_they_are_told() {
-        let (mut a, b) = (IoBuffer::zeroed(4096), IoBuffer::zeroed(4096));
-        b.copy_in(10, b"diskferry");
-        a.copy_from(0, &b, 10..19);
-        a.zero(4..6);
-        let mut out = vec![b'>'];
-        a.copy_out(0..9, &mut out);
-        assert_eq!(out, b">disk\0\0rry");
-        assert_eq!(&a.unique().expect("nobody else holds it")[..4], b"disk");
-    }
-
-    #[test]
-    #[should_panic(expected = "outside a buffer")]
-    fn a_copy_beyond_the_end_is_refused() {
-        IoBuffer::zeroed(4096).copy_in(4090, &[0; 10]);
-    }
-}
+#[path = "buffer_tests.rs"]
+mod tests;

@@ -24,6 +24,14 @@ impl Memory {
     }
 }
 
+/// Pieces of memory that an operation reads or fills, one after the other.
+#[derive(Clone, Copy)]
+pub(super) struct Vectors {
+    pub(super) start: *const libc::iovec,
+    /// At most `UIO_MAXIOV`.
+    pub(super) count: u32,
+}
+
 /// The arguments of a system call. The pointers are into the [`Held`] made together with it.
 #[derive(Clone, Copy)]
 pub(super) enum Call {
@@ -31,6 +39,10 @@ pub(super) enum Call {
     Read(Descriptor, Memory, u64),
     /// `pwrite`.
     Write(Descriptor, Memory, u64),
+    /// `preadv`.
+    ReadPieces(Descriptor, Vectors, u64),
+    /// `pwritev`.
+    WritePieces(Descriptor, Vectors, u64),
     /// `fdatasync`.
     Sync(Descriptor),
     /// `ftruncate`.
@@ -56,15 +68,15 @@ impl Call {
     pub(super) fn new(op: Op) -> (Held, Self) {
         match op {
             #[rustfmt::skip]
-            Op::Read { file, buffer, range, at } => {
-                let memory = Memory::of(&buffer, range);
-                (Held::Buffer(buffer), Self::Read(file, memory, at))
-            }
+            Op::Read { file, buffer, range, at } => match hold(buffer, range) {
+                (held, Place::One(memory)) => (held, Self::Read(file, memory, at)),
+                (held, Place::Many(vectors)) => (held, Self::ReadPieces(file, vectors, at)),
+            },
             #[rustfmt::skip]
-            Op::Write { file, buffer, range, at } => {
-                let memory = Memory::of(&buffer, range);
-                (Held::Buffer(buffer), Self::Write(file, memory, at))
-            }
+            Op::Write { file, buffer, range, at } => match hold(buffer, range) {
+                (held, Place::One(memory)) => (held, Self::Write(file, memory, at)),
+                (held, Place::Many(vectors)) => (held, Self::WritePieces(file, vectors, at)),
+            },
             Op::Sync { file } => (Held::Nothing, Self::Sync(file)),
             Op::SetLength { file, len } => (Held::Nothing, Self::SetLength(file, len)),
             Op::Allocate { file, call } => (Held::Nothing, Self::Allocate(file, call)),
@@ -90,4 +102,27 @@ impl Call {
         let only = only.map(|piece| (piece.iov_base.cast_const().cast(), piece.iov_len));
         (Held::Outgoing(outgoing), Self::Send(socket, message, only))
     }
+}
+
+/// Where the bytes of a buffer are.
+enum Place {
+    /// In one piece.
+    One(Memory),
+    /// In several.
+    Many(Vectors),
+}
+
+/// What keeps the bytes of a range of a buffer, and where they are meanwhile.
+fn hold(buffer: IoBuffer, range: Range<usize>) -> (Held, Place) {
+    let Some(vectors) = buffer.vectors(range.clone()) else {
+        let memory = Memory::of(&buffer, range);
+        return (Held::Buffer(buffer), Place::One(memory));
+    };
+    let place = Vectors {
+        start: vectors.as_ptr(),
+        count: vectors.len() as u32,
+    };
+    #[rustfmt::skip]
+    let held = Held::Pieces { buffer, _vectors: vectors };
+    (held, Place::Many(place))
 }

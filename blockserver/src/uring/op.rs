@@ -121,6 +121,13 @@ pub(crate) enum Held {
     Nothing,
     /// The buffer it fills or writes.
     Buffer(IoBuffer),
+    /// The buffer of several pieces that it fills or writes.
+    Pieces {
+        /// The buffer.
+        buffer: IoBuffer,
+        /// Where the kernel reads where they are.
+        _vectors: Box<[libc::iovec]>,
+    },
     /// The batch it sends.
     Outgoing(Box<Outgoing>),
     /// The time it waits for.
@@ -151,7 +158,7 @@ impl<C> Finished<C> {
     /// The buffer that came back.
     pub(crate) fn buffer(&mut self) -> Option<IoBuffer> {
         match std::mem::replace(&mut self.held, Held::Nothing) {
-            Held::Buffer(buffer) => Some(buffer),
+            Held::Buffer(buffer) | Held::Pieces { buffer, .. } => Some(buffer),
             other => {
                 self.held = other;
                 None

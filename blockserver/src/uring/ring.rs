@@ -194,7 +194,7 @@ impl<C> Drop for Ring<C> {
         }
         if !self.slots.is_empty() {
             // The kernel still owns this memory: it is never freed rather than freed too early.
-            std::mem::forget(std::mem::replace(&mut self.slots, Slab::new()));
+            std::mem::forget(std::mem::take(&mut self.slots));
         }
     }
 }
@@ -253,6 +253,14 @@ fn entry(call: &Call) -> squeue::Entry {
         Call::Write(file, from, at) => opcode::Write::new(Fd(file.0), from.start, from.len)
             .offset(at)
             .build(),
+        Call::ReadPieces(file, to, at) => opcode::Readv::new(Fd(file.0), to.start, to.count)
+            .offset(at)
+            .build(),
+        Call::WritePieces(file, from, at) => {
+            opcode::Writev::new(Fd(file.0), from.start, from.count)
+                .offset(at)
+                .build()
+        }
         Call::Sync(file) => opcode::Fsync::new(Fd(file.0))
             .flags(FsyncFlags::DATASYNC)
             .build(),

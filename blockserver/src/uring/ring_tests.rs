@@ -3,7 +3,11 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
+
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use super::super::buffer::{IoBuffer, Pool};
 use super::super::op::{Descriptor, NO_POSITION};
@@ -221,5 +225,59 @@ fn more_operations_than_entries_all_complete() {
         }
         let finished = wait_for(&mut ring, 1500);
         assert!(finished.iter().all(|f| f.result().ok() == Some(512)));
+    });
+}
+
+#[test]
+fn pieces_of_a_guest_s_memory_are_written_and_read_in_one_go() {
+    let ranges = [(GuestAddress(0), 1 << 20), (GuestAddress(4 << 20), 1 << 20)];
+    let memory = GuestMemoryMmap::from_ranges(&ranges).expect("two megabytes");
+    let memory = Rc::new(Arc::new(memory));
+    let pattern: Vec<u8> = (0..1u32 << 16).map(|n| ((n * 31) >> 3) as u8).collect();
+    memory
+        .write_slice(&pattern, GuestAddress(4 << 20))
+        .expect("inside");
+    both(|mut ring| {
+        let file: File = tempfile::tempfile().expect("a temporary file");
+        let known = Descriptor::of(&file);
+        let scattered = (0..64u64).map(|n| ((4 << 20) + (63 - n) * 1024, 100 + n as usize));
+        let from = IoBuffer::of_guest(&memory, scattered).expect("there");
+        let len = from.capacity();
+        let (range, at) = (7..len - 9, 1 << 20);
+        let write = Op::Write {
+            file: known,
+            buffer: from.clone(),
+            range: range.clone(),
+            at,
+        };
+        ring.submit(write, 1);
+        let mut finished = wait_for(&mut ring, 1);
+        assert_eq!(finished[0].result().ok(), Some(range.len()));
+        assert!(
+            finished[0]
+                .buffer()
+                .is_some_and(|buffer| buffer.is_foreign())
+        );
+        let target = (0..32u64).map(|n| (n * 777, 400));
+        let to = IoBuffer::of_guest(&memory, target).expect("there");
+        to.zero(0..to.capacity());
+        let read = Op::Read {
+            file: known,
+            buffer: to.clone(),
+            range: 5..to.capacity(),
+            at,
+        };
+        ring.submit(read, 2);
+        assert_eq!(wait_for(&mut ring, 1)[0].result().ok(), Some(range.len()));
+        let (mut written, mut found) = (Vec::new(), Vec::new());
+        from.copy_out(range.clone(), &mut written);
+        to.copy_out(5..5 + range.len(), &mut found);
+        assert!(written == found, "every piece is where it belongs");
+        let mut rest = Vec::new();
+        to.copy_out(5 + range.len()..to.capacity(), &mut rest);
+        assert!(
+            rest.iter().all(|byte| *byte == 0),
+            "and nothing behind them"
+        );
     });
 }

@@ -174,6 +174,16 @@ fn carry_out(call: Call, closing: RawFd) -> i32 {
             // SAFETY: the slot of the operation keeps this memory alive.
             retry(|| unsafe { libc::pwrite(file.0, start, from.len as usize, at) })
         }
+        Call::ReadPieces(file, to, at) => {
+            let (count, at) = (to.count.cast_signed(), at.cast_signed());
+            // SAFETY: the slot of the operation keeps the vectors and the memory that they name.
+            retry(|| unsafe { libc::preadv(file.0, to.start, count, at) })
+        }
+        Call::WritePieces(file, from, at) => {
+            let (count, at) = (from.count.cast_signed(), at.cast_signed());
+            // SAFETY: as above.
+            retry(|| unsafe { libc::pwritev(file.0, from.start, count, at) })
+        }
         // SAFETY: no memory is passed.
         Call::Sync(file) => retry(|| unsafe { libc::fdatasync(file.0) } as isize),
         Call::SetLength(file, len) => {

@@ -5,10 +5,16 @@
 //! waited for; data moves between the disk's file and the guest's memory without a copy where it is
 //! aligned as the file asks. Nothing here knows a transport: no registers, no PCI, no sockets.
 
+pub mod block;
+pub mod ring;
+
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use vm_memory::GuestMemoryMmap;
+
+use self::block::SERIAL_LEN;
 
 /// A guest's memory, as it is mapped here. Kept alive by whoever still has operations on it.
 pub type GuestMemory = Arc<GuestMemoryMmap<()>>;
@@ -42,4 +48,26 @@ pub struct QueueSetup {
     pub kick: OwnedFd,
     /// To be written when the driver shall look at it (an irqfd, or the transport's own).
     pub call: OwnedFd,
+}
+
+/// How a queue is to be served.
+#[derive(Clone)]
+pub struct QueueOptions {
+    /// What the driver negotiated, of what [`block::BlockDevice::features`] offers.
+    pub features: u64,
+    /// What the device calls itself; see [`block::serial`].
+    pub serial: [u8; SERIAL_LEN],
+    /// Its number among the device's queues, which are spread over the workers by it.
+    pub number: u16,
+    /// Called, on a worker, when the queue cannot go on: the device needs a reset. Must not block.
+    pub broken: Option<Arc<dyn Fn(block::Fault) + Send + Sync>>,
+}
+
+impl fmt::Debug for QueueOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueOptions")
+            .field("features", &format_args!("{:#x}", self.features))
+            .field("number", &self.number)
+            .finish_non_exhaustive()
+    }
 }

@@ -100,6 +100,11 @@ impl Worker {
                 };
                 self.reply(session, &reply, result);
             }
+            From::Queue { queue, request } => {
+                // What was read is where the guest wants it.
+                let hole = result.map(|answer| matches!(answer, Answer::Hole));
+                self.step_ended(queue, request, hole);
+            }
             From::Child(question) => self.parent_answered(*question, result),
             From::Local(done) => done(result.map(|answer| match answer {
                 Answer::Done => LocalReply::Done,

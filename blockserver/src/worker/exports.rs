@@ -85,8 +85,8 @@ pub(super) struct ExportHere {
     pub(super) policy: Policy,
     /// Its disk here.
     pub(super) disk: u32,
-    /// How many sessions here are attached to it.
-    pub(super) sessions: usize,
+    /// How many sessions and queues here are attached to it.
+    pub(super) attached: usize,
     /// Tasks that wait for the export to be served again.
     pub(super) waiting: VecDeque<u32>,
     eras: Eras,
@@ -122,7 +122,7 @@ impl Worker {
             shared: Arc::clone(export),
             policy,
             disk,
-            sessions: 0,
+            attached: 0,
             waiting: VecDeque::new(),
             eras: Eras::new(),
         })
@@ -158,11 +158,21 @@ impl Worker {
                     self.see_off(session);
                 }
             }
+            self.stop_queues_of(index);
         }
         for barrier in passed {
             barrier.pass();
         }
         self.release_export(index);
+    }
+
+    fn stop_queues_of(&mut self, export: u32) {
+        let all = self.entrances.queues.iter();
+        let its = all.filter(|(_, queue)| queue.export() == export);
+        let its: Vec<u32> = its.map(|(queue, _)| queue).collect();
+        for queue in its {
+            self.stop_queue(queue);
+        }
     }
 
     /// A request of this era ended.
@@ -182,7 +192,7 @@ impl Worker {
     pub(super) fn release_export(&mut self, export: u32) {
         let unused = self.exports.get(export).is_some_and(|here| {
             matches!(here.policy.mode, Mode::Closed)
-                && here.sessions == 0
+                && here.attached == 0
                 && here.waiting.is_empty()
                 && here.eras.is_idle()
         });

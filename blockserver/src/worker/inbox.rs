@@ -9,9 +9,11 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use vdisk::engine::{Completion, FileOp};
 
-use crate::export::{Barrier, Disk, Export, ExportIndex, LocalDone, LocalRequest};
+use crate::export::{Barrier, Disk, Export, ExportIndex, LocalDone, LocalRequest, QueueShared};
 use crate::forward::ForwardReply;
 use crate::socket::Listener;
+
+use super::queue::Attachment;
 
 /// Something for a worker to do.
 pub(crate) enum Message {
@@ -19,6 +21,10 @@ pub(crate) enum Message {
     Connection(OwnedFd),
     /// Accept clients from this socket.
     Listen(Listener),
+    /// Serve this virtqueue.
+    Attach(Box<Attachment>),
+    /// Give this virtqueue back when what is in flight of it has ended.
+    StopQueue { queue: Arc<QueueShared> },
     /// Take on the policy of an export.
     Policy {
         export: Arc<Export>,

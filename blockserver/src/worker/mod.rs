@@ -12,6 +12,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | `session` | one client: bytes in, requests, replies out |
+//! | `queue` | one virtqueue of a guest: chains in, requests, used entries out |
 //! | `local` | requests of this process itself |
 //! | `action`, `task`, `answer` | one request from its beginning to its end, and the reply to it |
 //! | `transfer`, `merge` | one operation on a file, short counts and unaligned ends included |
@@ -32,12 +33,14 @@ mod layers;
 mod local;
 mod merge;
 mod metadata;
+mod queue;
 mod session;
 mod task;
 mod transfer;
 
 pub(crate) use action::Action;
 pub(crate) use inbox::{Crew, Limits, Message};
+pub(crate) use queue::Attachment;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -51,6 +54,7 @@ use crate::uring::{Backend, Descriptor, Finished, IoBuffer, NO_POSITION, Op, Poo
 
 use self::disks::DiskHere;
 use self::exports::ExportHere;
+use self::queue::QueueHere;
 use self::session::Session;
 use self::task::{Part, Task};
 use self::transfer::Transfer;
@@ -69,6 +73,8 @@ enum Token {
     Accept(u32),
     /// A listener may accept again.
     AcceptAgain(u32),
+    /// A virtqueue's driver has put something in.
+    Kick(u32),
     /// A session received.
     Receive(u32),
     /// A session sent.
@@ -89,6 +95,22 @@ struct ListenerHere {
     descriptor: Descriptor,
 }
 
+/// Where requests come in, besides the sessions that clients make.
+#[derive(Default)]
+struct Entrances {
+    listeners: Slab<ListenerHere>,
+    queues: Slab<QueueHere>,
+}
+
+impl Entrances {
+    /// Give the queues back as they are.
+    fn give_back(&self) {
+        for (_, queue) in self.queues.iter() {
+            queue.give_back();
+        }
+    }
+}
+
 /// What is to be done before the kernel is entered again.
 #[derive(Default)]
 struct Agenda {
@@ -97,6 +119,11 @@ struct Agenda {
     granted: Vec<u32>,
     flushes: Vec<u32>,
     sends: Vec<u32>,
+    queues: Vec<u32>,
+    /// Requests of queues that go on with their next step.
+    steps: Vec<(u32, u32)>,
+    /// Queues whose drivers may want to be told.
+    calls: Vec<u32>,
     /// Scratch space of the map's lookups.
     parts: Vec<Part>,
 }
@@ -125,7 +152,7 @@ pub(crate) struct Worker {
     transfers: Slab<Transfer>,
     disks: Slab<DiskHere>,
     exports: Slab<ExportHere>,
-    listeners: Slab<ListenerHere>,
+    entrances: Entrances,
     agenda: Agenda,
     life: Life,
 }
@@ -143,7 +170,7 @@ impl Worker {
             transfers: Slab::new(),
             disks: Slab::new(),
             exports: Slab::new(),
-            listeners: Slab::new(),
+            entrances: Entrances::default(),
             agenda: Agenda::default(),
             life: Life {
                 now: Instant::now(),
@@ -183,6 +210,7 @@ impl Worker {
                 drop(one);
                 self.transfer_went_on(transfer, result);
             }
+            Token::Kick(queue) => self.kicked(queue, &mut one),
             Token::Receive(session) => self.received(session, &mut one),
             Token::Send(session) => self.sent(session, &mut one),
             Token::Sync(disk) => self.synced(disk, &one.result()),
@@ -204,6 +232,12 @@ impl Worker {
         match message {
             Message::Connection(socket) => self.open_session(socket),
             Message::Listen(listener) => self.listen(listener),
+            Message::Attach(attachment) => self.attach_queue(*attachment),
+            Message::StopQueue { queue } => {
+                if let Some(queue) = self.queue_of(&queue) {
+                    self.stop_queue(queue);
+                }
+            }
             Message::Policy { export, barrier } => self.take_policy(&export, barrier),
             #[rustfmt::skip]
             Message::Local { export, request, done } => self.local(&export, &request, done),
@@ -232,6 +266,10 @@ impl Worker {
                 self.pump(disk);
             } else if let Some(session) = self.agenda.sessions.pop() {
                 self.attend(session);
+            } else if let Some((queue, request)) = self.agenda.steps.pop() {
+                self.go_on_with(queue, request);
+            } else if let Some(queue) = self.agenda.queues.pop() {
+                self.attend_queue(queue);
             } else {
                 break;
             }
@@ -241,6 +279,9 @@ impl Worker {
         }
         while let Some(session) = self.agenda.sends.pop() {
             self.send(session);
+        }
+        while let Some(queue) = self.agenda.calls.pop() {
+            self.call_driver(queue);
         }
         self.check_drained();
     }
@@ -258,7 +299,7 @@ impl Worker {
 
     fn listen(&mut self, listener: Listener) {
         let descriptor = Descriptor::of(&listener);
-        let listener = self.listeners.insert(ListenerHere {
+        let listener = self.entrances.listeners.insert(ListenerHere {
             listener,
             descriptor,
         });
@@ -266,7 +307,7 @@ impl Worker {
     }
 
     fn accept(&mut self, listener: u32) {
-        if let Some(known) = self.listeners.get(listener)
+        if let Some(known) = self.entrances.listeners.get(listener)
             && !self.life.draining
         {
             let op = Op::Accept {
@@ -320,8 +361,8 @@ impl Worker {
     fn drain(&mut self, barrier: Arc<Barrier>) {
         self.life.draining = true;
         self.life.drained = Some(barrier);
-        for listener in self.listeners.indices() {
-            if let Some(gone) = self.listeners.get(listener) {
+        for listener in self.entrances.listeners.indices() {
+            if let Some(gone) = self.entrances.listeners.get(listener) {
                 // Ends the accept that is in flight.
                 let _ = rustix::net::shutdown(&gone.listener, rustix::net::Shutdown::Both);
             }
@@ -331,6 +372,9 @@ impl Worker {
         }
         for session in self.sessions.indices() {
             self.see_off(session);
+        }
+        for queue in self.entrances.queues.indices() {
+            self.stop_queue(queue);
         }
         let after = self.crew.limits.drain;
         self.ring.submit(Op::Timer { after }, Token::DrainLimit);
@@ -348,6 +392,7 @@ impl Worker {
 
     fn check_drained(&mut self) {
         if self.sessions.is_empty()
+            && self.entrances.queues.is_empty()
             && let Some(barrier) = self.life.drained.take()
         {
             barrier.pass();
@@ -360,6 +405,9 @@ impl Worker {
             match message {
                 Message::Policy { barrier, .. } | Message::Drain { barrier } => barrier.pass(),
                 Message::Local { done, .. } => done(Err(task::shut_down())),
+                Message::Attach(attachment) => {
+                    attachment.shared.give_back(attachment.setup.state);
+                }
                 _ => {}
             }
         }
@@ -378,5 +426,6 @@ impl Worker {
         }
         // The ring goes first and waits for the kernel; sockets, files and buffers after it.
         drop(self.ring);
+        self.entrances.give_back();
     }
 }

@@ -324,7 +324,7 @@ impl Worker {
         if let Some(export) = s.export
             && let Some(here) = self.exports.get_mut(export)
         {
-            here.sessions -= 1;
+            here.attached -= 1;
             self.release_export(export);
         }
     }
@@ -448,7 +448,7 @@ impl Worker {
         let index = self.export_here(&export);
         if let (Some(here), Some(s)) = (self.exports.get_mut(index), self.sessions.get_mut(session))
         {
-            here.sessions += 1;
+            here.attached += 1;
             s.export = Some(index);
         }
     }

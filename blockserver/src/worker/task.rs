@@ -37,6 +37,13 @@ pub(super) enum From {
         /// Whether one extent is enough of an answer.
         one: bool,
     },
+    /// A guest's virtqueue, whose memory is the buffer.
+    Queue {
+        /// The queue here.
+        queue: u32,
+        /// The queue's name for the request.
+        request: u32,
+    },
     /// This process.
     Local(LocalDone),
     /// The engine of a disk that is built on this one.
@@ -79,7 +86,8 @@ pub(super) struct Asked {
     /// First byte of the disk, and how many.
     pub(super) offset: u64,
     pub(super) len: u64,
-    /// The bytes to write, then those that were read; as long as the request.
+    /// The bytes to write, then those that were read; as long as the request. Of a read nothing yet,
+    /// unless it is a guest's.
     pub(super) buffer: Option<IoBuffer>,
 }
 
@@ -146,10 +154,13 @@ impl Worker {
         if matches!(task.asked.from, From::Local(_)) {
             return self.start(id);
         }
+        // Queues take nothing more by then; what they ask for belongs to what they have taken.
+        let late = self.life.draining && !matches!(task.asked.from, From::Queue { .. });
         match here.policy.mode.clone() {
-            _ if self.life.draining => self.fail(id, shut_down()),
+            _ if late => self.fail(id, shut_down()),
             Mode::Closed => self.fail(id, shut_down()),
             Mode::Serve => self.start(id),
+            Mode::Hold if self.life.draining => self.fail(id, shut_down()),
             Mode::Hold => here.waiting.push_back(id),
             Mode::Forward(forwarder) => {
                 self.place(id);
@@ -193,6 +204,18 @@ impl Worker {
             if let Action::Discard { fua } = task.asked.action {
                 task.asked.action = Action::Zero { unmap: true, fua };
             }
+            // A guest may change its memory meanwhile, and disk and tap must get the same.
+            if let Some(buffer) = task
+                .asked
+                .buffer
+                .as_mut()
+                .filter(|buffer| buffer.is_foreign())
+            {
+                let len = task.asked.len as usize;
+                let copy = self.pool.take(len);
+                copy.copy_from(0, buffer, 0..len);
+                *buffer = copy;
+            }
             let owner = (self.number, id);
             if !here
                 .shared
@@ -226,9 +249,9 @@ impl Worker {
                 if self.run_direct(id, disk, Access::Read) {
                     return;
                 }
-                let buffer = self.pool.take(len as usize);
                 if let Some(task) = self.tasks.get_mut(id) {
-                    task.asked.buffer = Some(buffer);
+                    let buffer = &mut task.asked.buffer;
+                    buffer.get_or_insert_with(|| self.pool.take(len as usize));
                 }
                 Request::Read { offset, len }
             }
@@ -411,7 +434,9 @@ impl Worker {
     fn forward_request(&mut self, id: u32) -> Option<ForwardRequest> {
         let task = self.tasks.get_mut(id)?;
         let mut data = Bytes::new();
-        if let (Action::Write { .. }, Some(buffer)) = (task.asked.action, task.asked.buffer.take())
+        // A guest's read keeps the memory that it is answered in.
+        if matches!(task.asked.action, Action::Write { .. })
+            && let Some(buffer) = task.asked.buffer.take()
         {
             data = into_bytes(buffer, task.asked.len as usize);
         }
@@ -434,9 +459,10 @@ impl Worker {
             Ok(ForwardReply::Done) => {}
             Ok(ForwardReply::Extents(extents)) => task.run.extents = extents,
             Ok(ForwardReply::Data(data)) => {
-                let buffer = self.pool.take(task.asked.len as usize);
-                buffer.copy_in(0, &data[..data.len().min(task.asked.len as usize)]);
-                task.asked.buffer = Some(buffer);
+                let len = task.asked.len as usize;
+                let buffer = &mut task.asked.buffer;
+                let buffer = buffer.get_or_insert_with(|| self.pool.take(len));
+                buffer.copy_in(0, &data[..data.len().min(len)]);
             }
         }
         self.finish(id);

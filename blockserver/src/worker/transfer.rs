@@ -1,8 +1,9 @@
 //! One operation on a file: short counts, bounces around alignment, what a file system cannot do.
 //!
 //! A transfer moves one span of one buffer at a time and then goes on to its next step. Reads whose
-//! place or memory is not aligned go through a buffer that covers their surroundings; writes that
-//! are not go to the engine first, which shuts others out and asks for a merge.
+//! place or memory is not aligned go through a buffer that covers their surroundings. Writes whose place
+//! is not go to the engine first, which shuts others out and asks for a merge; those whose memory alone
+//! is not (a guest's may lie anywhere) are merged too, with nothing around them.
 
 use std::io;
 use std::ops::Range;
@@ -177,7 +178,8 @@ impl Worker {
     /// Move a span, whatever its place and memory.
     pub(super) fn transfer(&mut self, purpose: Purpose, disk: u32, span: Span) {
         let mask = self.alignment(disk) - 1;
-        let aligned = (span.at | span.range.start as u64 | span.range.len() as u64) & mask == 0;
+        let aligned = (span.at | span.range.len() as u64) & mask == 0
+            && span.buffer.is_aligned(span.range.clone(), mask as usize);
         let step = match (aligned, span.write) {
             (true, _) => Step::Move(span, Then::Done),
             (false, true) => self.merge(disk, span),
