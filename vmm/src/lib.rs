@@ -9,4 +9,6 @@
 //! The kernel's side of it is reached through `kvm-ioctls`, re-exported so that there is one
 //! version of it in the tree.
 
+pub mod guest;
+
 pub use kvm_ioctls;
