@@ -23,8 +23,6 @@ pub const TASK_STATE: u64 = 0xFFFB_D000;
 
 /// The descriptor table that vCPUs start with.
 pub const GDT: u64 = 0x500;
-/// The task state segment that they start with.
-pub const TSS: u64 = 0x600;
 /// `hvm_start_info` of the PVH boot protocol.
 pub const START_INFO: u64 = 0x6000;
 /// Its list of modules: one, the initrd.
@@ -35,6 +33,8 @@ pub const MEMORY_MAP: u64 = 0x6100;
 pub const ZERO_PAGE: u64 = 0x7000;
 /// Page tables that vCPUs start with; at most eight pages.
 pub const PAGE_TABLES: u64 = 0x9000;
+/// The task state segment that they start with, with its map of ports: three pages.
+pub const TSS: u64 = 0x1_2000;
 /// The command line, and its greatest length with the NUL.
 pub const COMMAND_LINE: u64 = 0x2_0000;
 /// Bytes that there are for the command line and its NUL.

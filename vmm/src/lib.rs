@@ -9,6 +9,7 @@ mod boot;
 mod bus;
 mod devices;
 mod error;
+pub mod guest;
 mod kvm;
 pub mod layout;
 mod machine;

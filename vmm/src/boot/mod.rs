@@ -125,12 +125,15 @@ pub(crate) fn load(memory: &Memory, boot: &Boot<'_>, gigabyte_pages: bool) -> Re
         Width::Long
     };
     put(memory.guest(), layout::GDT, &segments::table(width))?;
-    // No map of ports: the task's own limit ends before it.
+    // Level 3 may use every port by IOPL, and by the map too, whose bits are zero: a KVM that runs level 3
+    // on the processor itself does not keep IOPL.
+    let last = u64::from(segments::TASK_BYTES) - 1;
     put(
         memory.guest(),
-        layout::TSS + 0x66,
-        &(segments::TASK_BYTES as u16).to_le_bytes(),
+        layout::TSS + segments::PORT_MAP_AT,
+        &segments::PORT_MAP.to_le_bytes(),
     )?;
+    put(memory.guest(), layout::TSS + last, &[0xFF])?;
     if width == Width::Long {
         let end = if direct { memory.end() } else { 0 };
         paging::identity(memory.guest(), end, gigabyte_pages, direct)?;

@@ -15,8 +15,11 @@ const USER_DATA: u16 = 0x30;
 const USER_CODE: u16 = 0x38;
 /// Bytes of the table.
 const TABLE_BYTES: usize = 0x40;
-/// Bytes of a task state segment of 64 bits.
-pub(super) const TASK_BYTES: u32 = 0x68;
+/// Where in a task state segment of 64 bits it says where its map of ports is, and where that is here.
+pub(super) const PORT_MAP_AT: u64 = 0x66;
+pub(super) const PORT_MAP: u16 = 0x68;
+/// Bytes of the segment with a map of all ports, a bit each. What is behind the last port must be ones.
+pub(super) const TASK_BYTES: u32 = PORT_MAP as u32 + 0x2000 + 1;
 
 /// Types of segments: code, data, a task that runs.
 const CODE: u8 = 0xB;
@@ -197,7 +200,7 @@ mod tests {
             0x00AF_FB00_0000_FFFF
         );
         assert_eq!(descriptor(&data(USER_DATA, 3)), 0x00CF_F300_0000_FFFF);
-        assert_eq!(descriptor(&task(0x1234_5678)), 0x1200_8B34_5678_0067);
+        assert_eq!(descriptor(&task(0x1234_5678)), 0x1200_8B34_5678_2068);
     }
 
     #[test]

@@ -273,8 +273,8 @@ impl Vcpu {
     fn place(&self) -> String {
         match (self.fd.get_regs(), self.fd.get_sregs()) {
             (Ok(regs), Ok(sregs)) => format!(
-                " at rip {:#x} (rsp {:#x}, cs {:#x}, cr2 {:#x})",
-                regs.rip, regs.rsp, sregs.cs.selector, sregs.cr2
+                " at rip {:#x} (rsp {:#x}, rflags {:#x}, cs {:#x}, cr2 {:#x})",
+                regs.rip, regs.rsp, regs.rflags, sregs.cs.selector, sregs.cr2
             ),
             _ => String::new(),
         }
