@@ -43,7 +43,9 @@ impl<'a> Iterator for Parts<'a> {
     fn next(&mut self) -> Option<&'a str> {
         let rest = self.0?;
         let opens = |(at, _): &(usize, &str)| {
-            let before = rest.get(..*at).and_then(|before| before.chars().next_back());
+            let before = rest
+                .get(..*at)
+                .and_then(|before| before.chars().next_back());
             before.is_none_or(|c| c.is_ascii_whitespace())
         };
         match rest.match_indices("do=").find(opens) {
@@ -65,7 +67,7 @@ impl<'a> Step<'a> {
                 .filter_map(|word| word.split_once('='))
                 .filter(|(name, _)| *name == key)
                 .map(|(_, value)| value)
-                .last()
+                .next_back()
         };
         value(self.own).or_else(|| value(self.shared))
     }

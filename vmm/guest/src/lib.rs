@@ -17,8 +17,11 @@
 mod command;
 mod json;
 mod machine;
+mod pci;
+mod random;
 mod steps;
 mod vcpu;
+mod virtio;
 
 use machine::boot::Boot;
 use vcpu::Vcpu;

@@ -85,7 +85,9 @@ impl Vcpu {
 
     /// The longest gap between two beats, in ticks, since this was last asked.
     pub(crate) fn longest_gap(&self) -> u64 {
-        PULSES[self.index as usize].longest.swap(0, Ordering::Relaxed)
+        PULSES[self.index as usize]
+            .longest
+            .swap(0, Ordering::Relaxed)
     }
 
     /// Opens a line about an event on this vCPU.

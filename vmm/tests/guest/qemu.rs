@@ -28,6 +28,13 @@ impl Ran {
         event
     }
 
+    /// All events of that name.
+    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Value> {
+        self.events
+            .iter()
+            .filter(move |event| event["event"] == name)
+    }
+
     /// The same machine, if it ended well.
     #[track_caller]
     pub(crate) fn good(self) -> Self {
@@ -61,35 +68,38 @@ impl Qemu {
         self
     }
 
-    /// Adds a virtio disk in a file of a format.
-    pub(crate) fn disk(self, file: &Path, format: &str, more: &str) -> Self {
-        let file = file.to_str().expect("UTF-8");
-        let drive = format!("if=none,id=disk,discard=unmap,file={file},format={format}");
-        let device = format!("virtio-blk-pci,drive=disk,{more}");
-        self.with(&["-drive", &drive, "-device", device.trim_end_matches(',')])
-    }
-
     /// Runs the guest to its end with these words.
     #[track_caller]
-    pub(crate) fn run(mut self, words: &str) -> Ran {
+    pub(crate) fn run(self, words: &str) -> Ran {
+        let (code, events) = self.run_to(words);
+        // The device turns a byte into twice itself and one more.
+        assert_eq!(code % 2, 1, "QEMU ended with {code}: {events:?}");
+        Ran {
+            code: code >> 1,
+            events,
+        }
+    }
+
+    /// Runs the guest until nobody handles what it did: what it said before.
+    #[track_caller]
+    pub(crate) fn run_until_shutdown(self, words: &str) -> Vec<Value> {
+        let (code, events) = self.run_to(words);
+        assert_eq!(code, 0, "{events:?}");
+        events
+    }
+
+    fn run_to(mut self, words: &str) -> (i32, Vec<Value>) {
         let output = self.0.args(["-append", words]).output();
         let output = output.expect("timeout can be run");
         let said = String::from_utf8_lossy(&output.stdout);
         let errors = String::from_utf8_lossy(&output.stderr);
-        // The device turns a byte into twice itself and one more.
-        let code = output.status.code().unwrap_or_default();
-        assert!(
-            code % 2 == 1 && code != 1 || said.contains('{') && code == 1,
-            "QEMU ended with {code}\n{said}\n{errors}"
-        );
+        assert!(said.contains('{'), "the guest said nothing: {said}{errors}");
         let parse = |line: &str| {
             serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}\n{errors}"))
         };
         let lines = said.lines().filter(|line| !line.is_empty());
-        Ran {
-            code: code >> 1,
-            events: lines.map(parse).collect(),
-        }
+        let code = output.status.code().expect("timeout ends by itself");
+        (code, lines.map(parse).collect())
     }
 }
 

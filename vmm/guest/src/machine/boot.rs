@@ -20,6 +20,22 @@ pub(crate) struct Region {
     pub(crate) len: u64,
 }
 
+impl Region {
+    /// The address behind its last byte.
+    pub(crate) fn end(&self) -> u64 {
+        self.start.saturating_add(self.len)
+    }
+
+    /// What of it lies from `start` to `end`; nothing is a region of no bytes.
+    pub(crate) fn within(&self, start: u64, end: u64) -> Self {
+        let (start, end) = (self.start.max(start), self.end().min(end));
+        Self {
+            start,
+            len: end.saturating_sub(start),
+        }
+    }
+}
+
 /// What the boot loader said.
 #[derive(Debug)]
 pub(crate) struct Boot {
@@ -32,7 +48,10 @@ impl Boot {
     /// Reads it.
     pub(crate) fn read(at: u64) -> Self {
         assert!(read32(at) == MAGIC, "no hvm_start_info at {at:#x}");
-        assert!(read32(at + 4) >= 1, "an hvm_start_info without a memory map");
+        assert!(
+            read32(at + 4) >= 1,
+            "an hvm_start_info without a memory map"
+        );
         Self {
             command_line: text(read64(at + 24)),
             map: read64(at + 40),

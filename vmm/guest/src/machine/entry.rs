@@ -13,7 +13,7 @@ use crate::json::Line;
 use crate::vcpu::MOST;
 
 /// Bytes of the stack of one vCPU, as a power of two.
-const STACK_SHIFT: usize = 15;
+const STACK_SHIFT: usize = 16;
 
 /// The code that a failed assertion ends the machine with.
 const PANICKED: u8 = 101;
@@ -69,7 +69,8 @@ stacks:
 );
 
 // PVH: page tables of 1 GiB pages for 512 GiB, or of 2 MiB pages for 64 GiB where the processor has
-// no larger ones; SSE on, for compiled code uses it; long mode; ring 3.
+// no larger ones; SSE on, for compiled code uses it; long mode; ring 3. The task's map allows all
+// ports too, for there are hypervisors that lose IOPL on the way to ring 3.
 global_asm!(
     r#"
     .pushsection .text.pvh_start, "ax", @progbits
@@ -128,6 +129,9 @@ pvh_start:
     movl $0x80000033, %eax          /* PG, NE, ET, MP, PE */
     movl %eax, %cr0
 
+    movl $pvh_stack_end, pvh_tss + 4
+    movw $104, pvh_tss + 102        /* the map of ports: every bit clear, then a closing byte */
+    movb $0xff, pvh_tss + 104 + 8192
     movl $pvh_tss, %eax             /* the task's base, into its descriptor */
     movw %ax, pvh_gdt + 0x2a
     shrl $16, %eax
@@ -162,16 +166,10 @@ pvh_gdt:
     .quad 0x00cf93000000ffff        /* 10: ring 0, data */
     .quad 0x00affb000000ffff        /* 18: ring 3, code */
     .quad 0x00cff3000000ffff        /* 20: ring 3, data */
-    .quad 0x0000890000000067, 0     /* 28: the task */
+    .quad 0x0000890000002068, 0     /* 28: the task, with its map of ports */
 pvh_gdt_pointer:
     .word 55
     .long pvh_gdt
-    .balign 16
-pvh_tss:
-    .long 0
-    .quad pvh_stack_end             /* RSP0 */
-    .skip 90
-    .word 104                       /* no map of ports */
     .popsection
 
     .pushsection .bss.pvh, "aw", @nobits
@@ -182,6 +180,8 @@ pvh_directories:
     .skip 4096
 pvh_tables:
     .skip 64 * 4096
+pvh_tss:
+    .skip 3 * 4096
     .skip 4096
 pvh_stack_end:
     .popsection

@@ -36,7 +36,7 @@ unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, len: usize) -> *mut u
 unsafe extern "C" fn memset(to: *mut u8, byte: i32, len: usize) -> *mut u8 {
     // SAFETY: the caller gives a range of `len` bytes.
     unsafe {
-        asm!("rep stosb", inout("rcx") len => _, inout("rdi") to => _, in("al") byte as u8,
+        asm!("rep stosb", inout("rcx") len => _, inout("rdi") to => _, in("eax") byte,
             options(nostack, preserves_flags));
     }
     to

@@ -10,6 +10,7 @@ mod entry;
 pub(crate) mod lock;
 #[cfg(freestanding)]
 mod memcpy;
+pub(crate) mod memory;
 pub(crate) mod ports;
 pub(crate) mod serial;
 
@@ -37,4 +38,10 @@ pub(crate) fn halt() -> ! {
     loop {
         core::hint::spin_loop();
     }
+}
+
+/// An exception that nothing handles: the machine shuts down.
+pub(crate) fn undefined_instruction() -> ! {
+    // SAFETY: nothing runs after it.
+    unsafe { asm!("ud2", options(noreturn, nostack)) }
 }
