@@ -35,6 +35,7 @@ demo: setup
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
+	RUSTFLAGS="--cfg freestanding" $(CARGO) clippy --package guest --lib --target-dir target/freestanding --quiet -- -D warnings
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy $(FUZZ) --all-targets -- -D warnings
 

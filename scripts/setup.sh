@@ -4,7 +4,11 @@
 # On Debian 12 as root it installs the packages of the missing ones, and only those: what is
 # already installed (a newer qemu-utils, say) is neither replaced nor removed. Elsewhere, or not as
 # root, it prints what to install and fails. Further programs may be given as program:package.
+#
+# QEMU's emulator of one release cannot stand beside qemu-utils of another. Where installing it would
+# take something away, its packages are unpacked into target/qemu, and tests find it there.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 # program:package, or module=NAME:package for a module of Debian's Python, by Debian 12's names. A toolchain for Rust is not taken from Debian: its 1.63 is
 # too old for edition 2024.
@@ -27,6 +31,9 @@ make:make
 cc:gcc
 $*
 "
+EMULATOR=qemu-system-x86_64
+EMULATOR_PACKAGE=qemu-system-x86
+UNPACKED=target/qemu
 MINIMUM_RUST=90
 
 have() {
@@ -77,6 +84,50 @@ install_missing() {
     apt-get install -y -qq --no-install-recommends --no-upgrade --no-remove $packages >/dev/null
 }
 
+have_emulator() {
+    have "$EMULATOR" || [ -x "$UNPACKED/$EMULATOR" ]
+}
+
+# What apt would do for the emulator, as lines of its simulation.
+emulator_plan() {
+    apt-get install --simulate -qq --no-install-recommends "$EMULATOR_PACKAGE"
+}
+
+unpack_emulator() {
+    local packages package
+    packages=$(emulator_plan | sed -n 's/^Inst \([^ ]*\) .*/\1/p')
+    echo "setup: unpacking $(echo $packages) into $UNPACKED"
+    mkdir -p "$UNPACKED/packages"
+    # shellcheck disable=SC2086
+    (cd "$UNPACKED/packages" && apt-get download -qq $packages)
+    for package in "$UNPACKED"/packages/*.deb; do
+        dpkg --extract "$package" "$UNPACKED/root"
+    done
+    rm -r "$UNPACKED/packages"
+    cat > "$UNPACKED/$EMULATOR" <<EOF
+#!/bin/sh
+root=\$(dirname "\$(readlink -f "\$0")")/root
+export LD_LIBRARY_PATH=\$root/usr/lib/x86_64-linux-gnu
+exec "\$root/usr/bin/$EMULATOR" -L "\$root/usr/share/qemu" -L "\$root/usr/share/seabios" \\
+    -L "\$root/usr/lib/ipxe/qemu" "\$@"
+EOF
+    chmod +x "$UNPACKED/$EMULATOR"
+}
+
+provide_emulator() {
+    have apt-get || fail "$EMULATOR is missing and there is no apt-get here" \
+        "install what Debian calls $EMULATOR_PACKAGE"
+    if [ "$(id -u)" -eq 0 ]; then
+        apt-get update -qq
+    fi
+    if emulator_plan | grep -q '^Remv'; then
+        unpack_emulator
+    else
+        install_missing "$EMULATOR_PACKAGE"
+    fi
+    have_emulator || fail "$EMULATOR is still missing" "look at the output of apt-get above"
+}
+
 check_rust
 packages=$(missing_packages)
 if [ -n "$packages" ]; then
@@ -85,4 +136,5 @@ if [ -n "$packages" ]; then
     [ -z "$packages" ] || fail "still missing after the installation: $(echo $packages)" \
         "look at the output of apt-get above"
 fi
+have_emulator || provide_emulator
 echo "setup: all programs are here"

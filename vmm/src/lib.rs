@@ -1,12 +1,25 @@
 //! A KVM machine monitor that runs from Diskferry's disks.
 //!
-//! Only its place in the workspace exists so far. What will stand here: guest memory, vCPUs, boot
-//! protocols, the bus and the devices; virtio-blk on the engine of [`vdisk`](../vdisk/index.html)
-//! with one io_uring worker for each queue, and a machine that can be paused, saved and restored
-//! while its disk moves to another host. Nothing in this crate may decide what a disk holds: that
-//! is the engine's, and a device is a machine over guest memory that hands ranges to it.
-//!
-//! The kernel's side of it is reached through `kvm-ioctls`, re-exported so that there is one
-//! version of it in the tree.
+//! [`Machine`] is memory, processors and devices of one guest; `docs/vmm.md` draws it. Floors: `pci`,
+//! `virtio` and `devices` are machines (registers in, effects out) over guest memory; `kvm`, `memory`,
+//! `vcpus` and `machine` are drivers; what is read of a kernel's file is decoded in `boot`. Nothing in this
+//! crate may decide what a disk holds: that is the engine's, and a device hands ranges to it.
 
-pub use kvm_ioctls;
+mod boot;
+mod bus;
+mod devices;
+mod error;
+pub mod guest;
+mod kvm;
+pub mod layout;
+mod machine;
+pub mod memory;
+mod pci;
+mod vcpus;
+pub mod virtio;
+mod wiring;
+
+pub use devices::Output;
+pub use error::{Error, ErrorKind, Result};
+pub use machine::{Devices, Exit, Machine, MachineConfig};
+pub use memory::Memory;

@@ -1,0 +1,48 @@
+//! What can be done, by name. Each step runs on every vCPU at once.
+
+mod entropy;
+mod machine;
+mod touch;
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use crate::command::Step;
+use crate::machine::boot::Boot;
+use crate::vcpu::Vcpu;
+
+/// What the machine ends with when every step found what it had to.
+const GOOD: u8 = 0;
+/// What it ends with otherwise.
+const BAD: u8 = 1;
+
+/// Whether a step found something wrong.
+static WRONG: AtomicBool = AtomicBool::new(false);
+
+/// Does one step.
+pub(crate) fn run(vcpu: &Vcpu, boot: &Boot, step: &Step) {
+    match step.name {
+        "hello" => machine::hello(vcpu, boot),
+        "pci" => machine::pci(vcpu),
+        "spin" => machine::spin(vcpu, step),
+        "crash" => machine::crash(vcpu, step),
+        "touch" => touch::touch(vcpu, boot, step),
+        "rng" => entropy::read(vcpu, boot, step),
+        other => panic!("do={other} is not known"),
+    }
+}
+
+/// The code that the machine ends with.
+pub(crate) fn verdict() -> u8 {
+    if WRONG.load(Ordering::Relaxed) {
+        BAD
+    } else {
+        GOOD
+    }
+}
+
+/// A step found `count` things that are wrong: with any, the machine ends with another code.
+fn found_wrong(count: u64) {
+    if count > 0 {
+        WRONG.store(true, Ordering::Relaxed);
+    }
+}

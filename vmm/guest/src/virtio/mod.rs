@@ -1,0 +1,6 @@
+//! The driver's side of virtio 1.2: devices on PCI, and split queues.
+//!
+//! It polls and never asks for an interrupt. Clauses are those of the specification.
+
+pub(crate) mod device;
+pub(crate) mod queue;

@@ -1,0 +1,184 @@
+//! The memory of a machine: one file without a name, mapped where the guest sees it.
+//!
+//! Driver. The file is a memfd whose size is sealed, so that no mapping of it can end in a fault, and a
+//! page of it exists once it is touched. Must never touch a page itself. The layout is that of
+//! [`crate::layout`].
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+
+use blockserver::virtio::GuestMemory;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
+
+use crate::layout::{self, GIB};
+use crate::{Error, Result};
+
+/// Least and greatest memory of a machine, in bytes.
+pub const MEMORY_BYTES: Range<u64> = 0x20_0000..1024 * GIB + 1;
+/// Bytes of a huge page.
+const HUGE: u64 = 0x20_0000;
+
+/// A machine's memory.
+#[derive(Debug)]
+pub struct Memory {
+    guest: GuestMemory,
+    file: Arc<File>,
+    bytes: u64,
+}
+
+/// A part of memory as the kernel is told of it: a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    /// Where the guest sees it.
+    pub(crate) guest: u64,
+    /// Where it is mapped here.
+    pub(crate) host: u64,
+    /// Its size.
+    pub(crate) bytes: u64,
+}
+
+impl Memory {
+    /// `bytes` of memory, of huge pages (2 MiB) if asked so. Nothing of it is used yet.
+    pub fn new(bytes: u64, huge: bool) -> Result<Self> {
+        let unit = if huge { HUGE } else { layout::PAGE };
+        if !MEMORY_BYTES.contains(&bytes) || !bytes.is_multiple_of(unit) {
+            let what = format!(
+                "a machine has 2 MiB to 1 TiB of memory, in units of {unit} bytes, not {bytes}"
+            );
+            return Err(Error::invalid(what));
+        }
+        let file = Arc::new(sealed(bytes, huge)?);
+        let mut offset = 0;
+        let mut regions = Vec::new();
+        for range in layout::memory_ranges(bytes) {
+            let size = range.end - range.start;
+            regions.push(map(&file, offset, &range)?);
+            offset += size;
+        }
+        let guest = GuestMemoryMmap::from_regions(regions)
+            .map_err(|error| Error::invalid(format!("memory cannot be laid out so: {error}")))?;
+        Ok(Self {
+            guest: Arc::new(guest),
+            file,
+            bytes,
+        })
+    }
+
+    /// The memory as devices use it.
+    #[must_use]
+    pub fn guest(&self) -> &GuestMemory {
+        &self.guest
+    }
+
+    /// The file behind it: the memory below the hole, then the memory above.
+    #[must_use]
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// How much it is.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The first address behind all memory.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.guest.last_addr().0.saturating_add(1)
+    }
+
+    /// Its parts, lowest first.
+    pub(crate) fn slots(&self) -> Vec<Slot> {
+        let regions = self.guest.iter();
+        regions
+            .map(|region| Slot {
+                guest: region.start_addr().0,
+                host: region.as_ptr() as u64,
+                bytes: region.len(),
+            })
+            .collect()
+    }
+}
+
+/// A memfd of a size that can no longer change.
+fn sealed(bytes: u64, huge: bool) -> Result<File> {
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    if huge {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let failed = |what| move |error| Error::host(format!("memory of a machine: {what}"), error);
+    let file =
+        memfd_create(c"diskferry-memory", flags).map_err(failed("cannot make a file for it"))?;
+    ftruncate(&file, bytes).map_err(failed("the file cannot be as large"))?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    fcntl_add_seals(&file, seals).map_err(failed("its size cannot be sealed"))?;
+    Ok(File::from(file))
+}
+
+fn map(file: &Arc<File>, offset: u64, range: &Range<u64>) -> Result<GuestRegionMmap<()>> {
+    let size = usize::try_from(range.end - range.start)
+        .map_err(|_| Error::invalid("memory larger than this host can address"))?;
+    let part = FileOffset::from_arc(Arc::clone(file), offset);
+    GuestRegionMmap::from_range(GuestAddress(range.start), size, Some(part)).map_err(|error| {
+        Error::invalid(format!("{size} bytes of memory cannot be mapped: {error}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use vm_memory::Bytes;
+
+    use super::*;
+    use crate::layout::HOLE;
+
+    #[test]
+    fn memory_costs_nothing_until_it_is_touched() {
+        let memory = Memory::new(512 * GIB, false).unwrap();
+        assert_eq!(memory.end(), 513 * GIB);
+        for at in [0, HOLE.start - 8, HOLE.end, 513 * GIB - 8] {
+            memory.guest().write_obj(at, GuestAddress(at)).unwrap();
+            assert_eq!(
+                memory.guest().read_obj::<u64>(GuestAddress(at)).unwrap(),
+                at
+            );
+        }
+        assert!(
+            memory
+                .guest()
+                .write_obj(0_u8, GuestAddress(HOLE.start))
+                .is_err()
+        );
+        assert!(memory.file().metadata().unwrap().blocks() * 512 < 1 << 20);
+    }
+
+    #[test]
+    fn the_size_of_memory_is_sealed() {
+        let memory = Memory::new(4 << 20, false).unwrap();
+        assert!(memory.file().set_len(0).is_err());
+        assert!(memory.file().set_len(8 << 20).is_err());
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_refused() {
+        for (bytes, huge) in [
+            (0, false),
+            (4096, false),
+            (1 << 41, false),
+            ((2 << 20) + 1, false),
+            ((2 << 20) + 4096, true),
+        ] {
+            assert_eq!(
+                Memory::new(bytes, huge).unwrap_err().kind(),
+                crate::ErrorKind::InvalidArgument
+            );
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! virtio devices, and the PCI transport between them and a guest's driver (VIRTIO 1.2, 4.1).
+//!
+//! [`transport`] is the machine of the registers, [`pci`] the PCI function around it. A device behind it is
+//! a [`VirtioDevice`]; it gets its queues when the driver is ready and gives them back when it is reset.
+//! What the host must do (eventfds, routing) is asked of [`Wires`], so that nothing here makes a system
+//! call. [`rng`] is a device.
+
+pub(crate) mod pci;
+pub mod rng;
+pub(crate) mod transport;
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use blockserver::virtio::{GuestMemory, QueueSetup, QueueState};
+
+use crate::pci::Message;
+
+/// Feature bit 32: the device is of VIRTIO 1.0 or later (6). Always offered and required here.
+pub const VERSION_1: u64 = 1 << 32;
+
+/// A device behind the transport. The transport calls it with the lock of its PCI function held, so nothing
+/// here may wait for a processor of the guest.
+pub trait VirtioDevice: Send + fmt::Debug {
+    /// Its number (5): 2 for a block device, 4 for entropy.
+    fn kind(&self) -> u16;
+    /// Features that it offers; the transport adds [`VERSION_1`].
+    fn features(&self) -> u64;
+    /// Greatest sizes of its queues (2.7): powers of two up to 32768, at most 255 queues.
+    fn queues(&self) -> Vec<u16>;
+    /// Read its configuration space (2.5). Fills all of `data`; what lies behind the space reads as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let _ = offset;
+        data.fill(0);
+    }
+    /// Write its configuration space. What cannot be written is ignored.
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let _ = (offset, data);
+    }
+    /// The driver is ready (`DRIVER_OK`), or a device that was stopped goes on. Queues are checked: sizes,
+    /// alignment, and that they lie in memory.
+    fn activate(&mut self, activation: Activation) -> io::Result<()>;
+    /// Take nothing more from the queues, finish what was taken, and say how far each queue is. Nothing of
+    /// the guest's memory is touched afterwards. Also called when it was never activated.
+    fn reset(&mut self) -> Vec<(u16, QueueState)>;
+}
+
+/// What a device gets when the driver is ready.
+#[derive(Debug)]
+pub struct Activation {
+    /// Features that the driver has accepted.
+    pub features: u64,
+    /// The memory that queues and buffers are in.
+    pub memory: GuestMemory,
+    /// The queues that the driver has enabled, with their numbers.
+    pub queues: Vec<(u16, QueueSetup)>,
+}
+
+/// Something that signals the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Source {
+    /// A queue has used buffers (2.3).
+    Queue(u16),
+    /// The configuration has changed.
+    Config,
+}
+
+/// What a function needs of the host. Its implementation keeps signals that cannot be delivered, and
+/// delivers them once they can be.
+pub(crate) trait Wires: Send + fmt::Debug {
+    /// Vector `vector` delivers this message from now on; none, and signals wait.
+    fn set_vector(&mut self, vector: u16, message: Option<Message>) -> io::Result<()>;
+    /// `source` signals by this vector from now on; by none, and nothing is delivered.
+    fn connect(&mut self, source: Source, vector: Option<u16>) -> io::Result<()>;
+    /// Whether a source of this vector was signalled and has not been delivered.
+    fn is_pending(&self, vector: u16) -> bool;
+    /// Signal the driver.
+    fn signal(&self, source: Source);
+    /// The driver rings a queue.
+    fn ring(&self, queue: u16);
+    /// A queue's doorbell, and what its device signals with.
+    fn queue_fds(&self, queue: u16) -> io::Result<(OwnedFd, OwnedFd)>;
+    /// Doorbells are at this address from now on, queue 0's first and each `stride` bytes behind the one before.
+    fn place_doorbells(&mut self, address: Option<u64>, stride: u64) -> io::Result<()>;
+}

@@ -1,0 +1,198 @@
+//! virtio-rng: entropy of the host (VIRTIO 1.2, 5.4).
+//!
+//! Driver. One queue, served by one thread that sleeps until the driver rings it. A request gets at most
+//! [`MOST_BYTES`], whatever it asks for, so that a guest cannot make this thread busy without giving buffers.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::{self, JoinHandle};
+
+use blockserver::virtio::{GuestMemory, QueueSetup, QueueState};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::rand::{GetRandomFlags, getrandom};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::Bytes;
+
+use super::{Activation, VirtioDevice};
+
+/// Its number (5.4.1).
+const KIND: u16 = 4;
+/// Features of rings: indirect descriptors and event indices (6).
+const INDIRECT: u64 = 1 << 28;
+const EVENT_IDX: u64 = 1 << 29;
+/// Most descriptors of the queue.
+const QUEUE_SIZE: u16 = 256;
+/// Most bytes that one request gets.
+const MOST_BYTES: usize = 4096;
+
+/// The device.
+#[derive(Debug, Default)]
+pub struct Rng {
+    serving: Option<(OwnedFd, JoinHandle<QueueState>)>,
+}
+
+impl VirtioDevice for Rng {
+    fn kind(&self) -> u16 {
+        KIND
+    }
+
+    fn features(&self) -> u64 {
+        INDIRECT | EVENT_IDX
+    }
+
+    fn queues(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE]
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        self.reset();
+        let Some((_, setup)) = activation.queues.into_iter().next() else {
+            return Ok(());
+        };
+        let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
+        let server = Server {
+            memory: activation.memory,
+            queue: queue(&setup.state, activation.features)?,
+            setup,
+            stop: stop.try_clone()?,
+        };
+        let thread = thread::Builder::new()
+            .name("virtio-rng".into())
+            .spawn(move || server.run())?;
+        self.serving = Some((stop, thread));
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Vec<(u16, QueueState)> {
+        let Some((stop, thread)) = self.serving.take() else {
+            return Vec::new();
+        };
+        if let Err(error) = rustix::io::write(&stop, &1_u64.to_ne_bytes()) {
+            tracing::error!(%error, "the thread of virtio-rng cannot be told to stop");
+        }
+        match thread.join() {
+            Ok(state) => vec![(0, state)],
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+impl Drop for Rng {
+    fn drop(&mut self) {
+        self.reset();
+    }
+}
+
+/// A queue of virtio-queue's that goes on at `state`.
+fn queue(state: &QueueState, features: u64) -> io::Result<Queue> {
+    let state = virtio_queue::QueueState {
+        max_size: state.size,
+        next_avail: state.next_available,
+        next_used: state.next_used,
+        event_idx_enabled: features & EVENT_IDX != 0,
+        size: state.size,
+        ready: true,
+        desc_table: state.descriptors,
+        avail_ring: state.available,
+        used_ring: state.used,
+    };
+    Queue::try_from(state).map_err(io::Error::other)
+}
+
+struct Server {
+    memory: GuestMemory,
+    queue: Queue,
+    setup: QueueSetup,
+    stop: OwnedFd,
+}
+
+impl Server {
+    /// Serve until told to stop; says how far the queue is.
+    fn run(mut self) -> QueueState {
+        loop {
+            let more = match self.serve() {
+                Ok(more) => more,
+                Err(error) => {
+                    tracing::warn!(%error, "virtio-rng: the driver broke its queue, which rests until a reset");
+                    self.rest();
+                    break;
+                }
+            };
+            if !self.wait(more) {
+                break;
+            }
+        }
+        QueueState {
+            next_available: self.queue.next_avail(),
+            next_used: self.queue.next_used(),
+            ..self.setup.state
+        }
+    }
+
+    /// Sleep until rung, not at all when there is `more` to do; `false` when told to stop.
+    fn wait(&self, more: bool) -> bool {
+        let (kick, stop) = (self.setup.kick.as_fd(), self.stop.as_fd());
+        let mut fds = [kick, stop].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        if poll(&mut fds, more.then_some(&at_once)).is_err() {
+            return true;
+        }
+        let [kicked, stopped] = fds.map(|fd| fd.revents().contains(PollFlags::IN));
+        if stopped {
+            return false;
+        }
+        if kicked && rustix::io::read(kick, &mut [0; 8]).is_err() {
+            tracing::debug!("a doorbell could not be taken");
+        }
+        true
+    }
+
+    fn rest(&self) {
+        let mut fds = [PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN)];
+        while poll(&mut fds, None).is_err() {}
+    }
+
+    /// Answer what is in the queue now; says whether more came meanwhile.
+    fn serve(&mut self) -> io::Result<bool> {
+        let memory = self.memory.clone();
+        let memory = memory.as_ref();
+        self.queue
+            .disable_notification(memory)
+            .map_err(io::Error::other)?;
+        let mut answered = Vec::new();
+        for chain in self.queue.iter(memory).map_err(io::Error::other)? {
+            let head = chain.head_index();
+            let mut given = 0;
+            for descriptor in chain.writable() {
+                let bytes = (descriptor.len() as usize).min(MOST_BYTES - given);
+                let mut entropy = vec![0; bytes];
+                getrandom(&mut entropy, GetRandomFlags::empty())?;
+                memory
+                    .write_slice(&entropy, descriptor.addr())
+                    .map_err(io::Error::other)?;
+                given += bytes;
+            }
+            answered.push((head, given));
+        }
+        let any = !answered.is_empty();
+        for (head, given) in answered {
+            self.queue
+                .add_used(memory, head, given as u32)
+                .map_err(io::Error::other)?;
+        }
+        if any
+            && self
+                .queue
+                .needs_notification(memory)
+                .map_err(io::Error::other)?
+        {
+            rustix::io::write(&self.setup.call, &1_u64.to_ne_bytes())?;
+        }
+        self.queue
+            .enable_notification(memory)
+            .map_err(io::Error::other)
+    }
+}
