@@ -12,6 +12,7 @@ mod flatten;
 pub(crate) mod image;
 mod info;
 mod load;
+mod machine;
 mod man;
 mod map;
 mod metadata;
@@ -21,6 +22,7 @@ mod receive;
 mod remote;
 mod repair;
 mod resize;
+mod run;
 mod serve;
 mod snapshot;
 mod space;
@@ -49,6 +51,8 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Track(verb) => track::run(verb, report),
         Verb::Checkpoint(verb) => track::checkpoint(verb, report),
         Verb::Changed(args) => track::changed(args, report),
+        Verb::Run(args) => run::run(args, report),
+        Verb::Machine(verb) => machine::run(verb, report),
         Verb::Serve(args) => serve::run(args, report),
         Verb::Receive(args) => receive::run(args, report),
         Verb::Mirror(verb) => mirror::run(verb, report),

@@ -103,7 +103,7 @@ fn controlled(site: &Arc<Site>, plan: &Serve) -> Result<Controlled> {
         }
     }
     let control: Arc<dyn Control> = site.clone();
-    Controlled::start(&control, paths)
+    Controlled::start(&control, None, paths)
 }
 
 /// Listens, and says what is wrong if that is not possible.

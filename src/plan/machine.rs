@@ -34,9 +34,18 @@ pub(crate) struct Machine {
 /// What runs first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Boot {
-    pub(crate) kernel: PathBuf,
+    pub(crate) kernel: Kernel,
     pub(crate) initrd: Option<PathBuf>,
     pub(crate) command_line: String,
+}
+
+/// A kernel, or what stands in its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Kernel {
+    /// A Linux kernel or a program in a file.
+    File(PathBuf),
+    /// The guest that this program has with it, for measurements and demonstrations.
+    BuiltIn,
 }
 
 /// Where the first serial port goes.
@@ -141,8 +150,14 @@ impl Machine {
         let mut disks: Vec<MachineDisk> = Vec::new();
         for typed_disk in &typed.disks {
             let disk = disk(typed_disk, folder, typed.vcpus)?;
-            if disks.iter().any(|other| other.served.name == disk.served.name) {
-                let what = format!("disk: two are called `{}`; give one a `name`", disk.served.name);
+            if disks
+                .iter()
+                .any(|other| other.served.name == disk.served.name)
+            {
+                let what = format!(
+                    "disk: two are called `{}`; give one a `name`",
+                    disk.served.name
+                );
                 return Err(Failure::usage(what));
             }
             disks.push(disk);
@@ -152,7 +167,7 @@ impl Machine {
             memory,
             huge_pages: typed.huge_pages,
             boot: Boot {
-                kernel: folder.join(typed.boot.kernel),
+                kernel: kernel(&typed.boot.kernel, folder),
                 initrd: typed.boot.initrd.map(|initrd| folder.join(initrd)),
                 command_line: typed.boot.command_line,
             },
@@ -175,6 +190,13 @@ fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(failed)
 }
 
+fn kernel(typed: &Path, folder: &Path) -> Kernel {
+    if typed == Path::new("built-in") {
+        return Kernel::BuiltIn;
+    }
+    Kernel::File(folder.join(typed))
+}
+
 fn console(to: Option<&str>, folder: &Path) -> Result<Console> {
     match to {
         None | Some("stdio") => Ok(Console::Stdio),
@@ -195,7 +217,8 @@ fn disk(typed: &TypedDisk, folder: &Path, vcpus: u8) -> Result<MachineDisk> {
         Some(stem.to_string_lossy().into_owned())
     });
     let name = named.filter(|name| !name.is_empty());
-    let name = name.ok_or_else(|| Failure::usage(format!("disk: `{}` names no file", path.display())))?;
+    let name =
+        name.ok_or_else(|| Failure::usage(format!("disk: `{}` names no file", path.display())))?;
     let format = match typed.format.as_deref() {
         None => None,
         Some("vhdx") => Some(FormatName::Vhdx),
@@ -210,11 +233,7 @@ fn disk(typed: &TypedDisk, folder: &Path, vcpus: u8) -> Result<MachineDisk> {
         return Err(Failure::usage(format!("disk `{name}`: queues: 1 to 255")));
     }
     Ok(MachineDisk {
-        served: Served {
-            name,
-            path,
-            format,
-        },
+        served: Served { name, path, format },
         read_only: typed.read_only,
         queues,
     })
@@ -256,8 +275,12 @@ queues = 1
     fn paths_are_seen_from_the_file_and_queues_are_as_many_as_processors() {
         let machine = Machine::parse(WHOLE, Path::new("/vm")).unwrap();
         assert_eq!((machine.vcpus, machine.memory), (4, 512 << 30));
-        assert_eq!(machine.boot.kernel, Path::new("/vm/vmlinuz"));
-        assert_eq!(machine.boot.initrd.as_deref(), Some(Path::new("/boot/initrd")));
+        let kernel = Kernel::File("/vm/vmlinuz".into());
+        assert_eq!(machine.boot.kernel, kernel);
+        assert_eq!(
+            machine.boot.initrd.as_deref(),
+            Some(Path::new("/boot/initrd"))
+        );
         assert_eq!(machine.console, Console::File("/vm/console.log".into()));
         let [root, data] = &machine.disks[..] else {
             panic!("{:?}", machine.disks)

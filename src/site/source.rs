@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use blockserver::export::{ExportHandle, ExportOptions, LocalReply, LocalRequest};
 use blockserver::server::Server;
@@ -29,7 +29,12 @@ use crate::failure::{Exit, Failure, Result};
 pub(crate) struct Site {
     server: Arc<Server>,
     disks: Vec<SiteDisk>,
+    /// Is told the name of a disk that got another size.
+    resized: OnceLock<Resized>,
 }
+
+/// See [`Site::when_resized`].
+type Resized = Box<dyn Fn(&str) + Send + Sync>;
 
 /// A disk and its newest migration.
 struct SiteDisk {
@@ -53,7 +58,13 @@ impl Site {
         Self {
             server: Arc::clone(server),
             disks: Vec::new(),
+            resized: OnceLock::new(),
         }
+    }
+
+    /// Call this with the name of each disk that gets another size; to be said once.
+    pub(crate) fn when_resized(&self, call: Resized) {
+        let _ = self.resized.set(call);
     }
 
     /// Serve a disk, or, if it was handed over, forward to its new owner.
@@ -400,9 +411,12 @@ impl Control for Site {
     }
 
     fn resize(&self, disk: &str, resize: Resize) -> Result<DiskState> {
-        let disk = self.disk(disk)?;
-        disk.resize(resize)?;
-        Ok(disk.state())
+        let found = self.disk(disk)?;
+        found.resize(resize)?;
+        if let Some(call) = self.resized.get() {
+            call(disk);
+        }
+        Ok(found.state())
     }
 
     fn compact(&self, disk: &str, compact: Compact) -> Result<CompactState> {

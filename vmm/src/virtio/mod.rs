@@ -5,6 +5,7 @@
 //! What the host must do (eventfds, routing) is asked of [`Wires`], so that nothing here makes a system
 //! call. [`rng`] is a device.
 
+pub mod block;
 pub(crate) mod pci;
 pub mod rng;
 pub(crate) mod transport;

@@ -1,0 +1,132 @@
+//! virtio-blk: a disk of the block server as a device of the guest (VIRTIO 1.2, 5.2).
+//!
+//! What is offered and how a request is read is the block server's; so is carrying it out. This hands it the
+//! queues when the driver is ready, and takes them back.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use blockserver::export::ExportHandle;
+use blockserver::virtio::block::{BlockDevice, CONFIG_LEN, SERIAL_LEN, serial};
+use blockserver::virtio::{QueueOptions, QueueState};
+
+use super::{Activation, VirtioDevice};
+
+/// Its number (5).
+const KIND: u16 = 2;
+/// Most descriptors of a queue.
+const QUEUE_SIZE: u16 = 256;
+
+/// A disk as the guest sees it.
+pub struct Block {
+    export: ExportHandle,
+    /// Bytes of a logical sector.
+    sector: u32,
+    queues: u16,
+    serial: [u8; SERIAL_LEN],
+    serving: Vec<(u16, blockserver::export::QueueHandle)>,
+    broken: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block")
+            .field("export", &self.export)
+            .field("queues", &self.queues)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Block {
+    /// The disk of `export`, which has logical sectors of `sector` bytes, with so many queues, at least one.
+    /// Its serial number is the export's name.
+    #[must_use]
+    pub fn new(export: ExportHandle, sector: u32, queues: u8) -> Self {
+        Self {
+            serial: serial(export.name()),
+            export,
+            sector,
+            queues: u16::from(queues.max(1)),
+            serving: Vec::new(),
+            broken: Arc::default(),
+        }
+    }
+
+    fn offered(&self) -> BlockDevice {
+        BlockDevice {
+            size: self.export.size(),
+            logical_sector: self.sector,
+            read_only: self.export.read_only(),
+            queues: self.queues,
+            queue_size: QUEUE_SIZE,
+        }
+    }
+
+    fn options(&self, number: u16, features: u64) -> QueueOptions {
+        let (broken, name) = (Arc::clone(&self.broken), self.export.name().to_owned());
+        QueueOptions {
+            features,
+            serial: self.serial,
+            number,
+            broken: Some(Arc::new(move |fault| {
+                if !broken.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        disk = name,
+                        queue = number,
+                        ?fault,
+                        "the driver broke a queue"
+                    );
+                }
+            })),
+        }
+    }
+}
+
+impl VirtioDevice for Block {
+    fn kind(&self) -> u16 {
+        KIND
+    }
+
+    fn features(&self) -> u64 {
+        self.offered().features()
+    }
+
+    fn queues(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE; usize::from(self.queues)]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let config = self.offered().config();
+        for (at, byte) in (offset..).zip(data) {
+            let at = usize::try_from(at).unwrap_or(CONFIG_LEN);
+            *byte = config.get(at).copied().unwrap_or(0);
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) -> io::Result<()> {
+        self.reset();
+        self.broken.store(false, Ordering::Relaxed);
+        for (number, setup) in activation.queues {
+            let options = self.options(number, activation.features);
+            let memory = activation.memory.clone();
+            match self.export.attach_queue(memory, setup, options) {
+                Ok(queue) => self.serving.push((number, queue)),
+                Err(error) => {
+                    self.reset();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Vec<(u16, QueueState)> {
+        let serving = std::mem::take(&mut self.serving);
+        serving
+            .into_iter()
+            .map(|(number, queue)| (number, queue.stop()))
+            .collect()
+    }
+}
