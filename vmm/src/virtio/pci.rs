@@ -8,7 +8,7 @@
 //!   0x8000  MSI-X table                          0xC000  MSI-X pending bits
 //! ```
 //!
-//! There is no INTx: a source without a vector is never delivered. Must never panic on what a guest does.
+//! There is no `INTx`: a source without a vector is never delivered. Must never panic on what a guest does.
 
 use std::ops::Range;
 
