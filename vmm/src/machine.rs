@@ -119,7 +119,7 @@ impl Machine {
             initrd: config.initrd.as_deref(),
         };
         let entry = boot::load(&memory, &kernel, host.gigabyte_pages())?;
-        for (index, vcpu) in (0..).zip(&vcpus) {
+        for (index, vcpu) in (0..config.vcpus).zip(&vcpus) {
             let cpuid = host.cpuid(index, config.vcpus);
             vcpu.prepare(&cpuid, &entry.start(index, config.vcpus))?;
         }

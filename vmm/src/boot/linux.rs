@@ -104,8 +104,7 @@ pub(super) fn load(
     let end = start.checked_add(needed);
     let Some(end) = end.filter(|end| start >= LOAD && *end <= low_end) else {
         return Err(image.bad(format!(
-            "it needs {needed} bytes at {start:#x}, and memory below 4 GiB ends at {:#x}",
-            low_end
+            "it needs {needed} bytes at {start:#x}, and memory below 4 GiB ends at {low_end:#x}"
         )));
     };
     let placed = BzImage::load(
