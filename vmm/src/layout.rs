@@ -58,14 +58,13 @@ pub const PCI_PORTS: Range<u64> = 0xCF8..0xD00;
 /// Interrupt lines of the I/O APIC; numbers of messages begin behind them.
 pub const LINES: u32 = 24;
 
-/// Where `bytes` of memory are: below the hole, and from 4 GiB on.
+/// Where `bytes` of memory, of which there are less than 2^63, are: below the hole, and from 4 GiB on.
 #[must_use]
 pub fn memory_ranges(bytes: u64) -> Vec<Range<u64>> {
-    if bytes <= HOLE.start {
-        return vec![0..bytes];
-    }
-    let above = bytes - HOLE.start;
-    vec![0..HOLE.start, HOLE.end..HOLE.end.saturating_add(above)]
+    let below = 0..bytes.min(HOLE.start);
+    let above = HOLE.end..HOLE.end + bytes.saturating_sub(HOLE.start);
+    let parts = [below, above].into_iter();
+    parts.filter(|part| !part.is_empty()).collect()
 }
 
 #[cfg(test)]

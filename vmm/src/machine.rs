@@ -119,7 +119,7 @@ impl Machine {
             initrd: config.initrd.as_deref(),
         };
         let entry = boot::load(&memory, &kernel, host.gigabyte_pages())?;
-        for (index, vcpu) in (0..).zip(&vcpus) {
+        for (index, vcpu) in (0..config.vcpus).zip(&vcpus) {
             let cpuid = host.cpuid(index, config.vcpus);
             vcpu.prepare(&cpuid, &entry.start(index, config.vcpus))?;
         }
@@ -144,7 +144,7 @@ impl Machine {
             return Err(Error::invalid("this machine was started already"));
         }
         self.started = true;
-        self.control.start(Arc::clone(&self.vcpus), &self.bus)
+        self.control.start(&self.vcpus, &self.bus)
     }
 
     /// Return when no processor runs any more. The guest does not notice, but by the time that passes.
@@ -184,6 +184,7 @@ impl Machine {
     }
 
     /// Give the serial port bytes; says how many it took. The rest is to be offered again.
+    #[must_use]
     pub fn serial_input(&self, bytes: &[u8]) -> usize {
         self.serial.input(bytes)
     }
@@ -262,7 +263,7 @@ fn attach_functions(
         )));
     }
     let pci = Arc::new(PciBus::new(PCI_WINDOW));
-    pci.insert(0, Arc::new(Mutex::new(HostBridge::new())));
+    pci.insert(0, &(Arc::new(Mutex::new(HostBridge::new())) as _));
     let mut functions = Vec::new();
     for (slot, device) in (1..).zip(devices) {
         let wires = KvmWires::new(Arc::clone(vm), device.queues().len(), PCI_WINDOW)
@@ -271,7 +272,7 @@ fn attach_functions(
         let function =
             VirtioFunction::new(device, Box::new(wires), memory.guest().clone(), address);
         let function = Arc::new(Mutex::new(function));
-        pci.insert(slot, function.clone());
+        pci.insert(slot, &(function.clone() as _));
         functions.push(function);
     }
     bus.ports.add(

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Ports;
@@ -47,9 +48,8 @@ extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 /// Have the signal that kicks do nothing else.
 fn take_signal() -> Result<()> {
     static TAKEN: OnceLock<std::result::Result<(), i32>> = OnceLock::new();
-    let taken = TAKEN.get_or_init(|| {
-        register_signal_handler(SIGRTMIN(), on_kick).map_err(|error| error.errno())
-    });
+    let taken =
+        TAKEN.get_or_init(|| register_signal_handler(SIGRTMIN(), on_kick).map_err(Errno::errno));
     taken.map_err(|errno| {
         Error::host(
             "the signal that stops processors cannot be taken",
@@ -145,7 +145,7 @@ impl Control {
     /// Start a thread for each processor.
     pub(crate) fn start(
         self: &Arc<Self>,
-        vcpus: Arc<[Mutex<Vcpu>]>,
+        vcpus: &Arc<[Mutex<Vcpu>]>,
         ports: &Arc<impl Ports + Send + 'static>,
     ) -> Result<()> {
         take_signal()?;
@@ -155,7 +155,7 @@ impl Control {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         self.wanted.store(RUN, Ordering::SeqCst);
         for index in 0..vcpus.len() {
-            let (control, vcpus, ports) = (Arc::clone(self), Arc::clone(&vcpus), Arc::clone(ports));
+            let (control, vcpus, ports) = (Arc::clone(self), Arc::clone(vcpus), Arc::clone(ports));
             self.progress().alive += 1;
             let thread = thread::Builder::new()
                 .name(format!("vcpu-{index}"))

@@ -9,10 +9,11 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::kvm::{Event, Vm};
 use crate::pci::Message;
-use crate::virtio::{Source, Wires};
+use crate::virtio::{Alarm, Source, Wires};
 
 /// What a source rings, by which vector it signals, and the interrupt it is connected to now.
 #[derive(Debug)]
@@ -185,6 +186,18 @@ impl Wires for KvmWires {
         Ok((kick.share()?, call.event.share()?))
     }
 
+    fn alarm(&self, raised: Arc<AtomicBool>) -> io::Result<Alarm> {
+        let config = self.calls.get(&Source::Config);
+        let config = config.ok_or_else(|| io::Error::other("there is no such source"))?;
+        let config = config.event.share()?;
+        Ok(Alarm::new(move || {
+            raised.store(true, Ordering::SeqCst);
+            if let Err(error) = rustix::io::write(&config, &1_u64.to_ne_bytes()) {
+                tracing::error!(%error, "a driver is not told that its device needs a reset");
+            }
+        }))
+    }
+
     fn place_doorbells(&mut self, address: Option<u64>, stride: u64) -> io::Result<()> {
         self.remove_doorbells()?;
         let Some(start) = address.filter(|start| self.window.contains(start)) else {
@@ -210,5 +223,104 @@ impl Drop for KvmWires {
         for vector in self.vectors.values() {
             self.vm.give_back_number(vector.number);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Memory;
+    use crate::kvm::{Host, Vcpu};
+    use crate::layout::PCI_WINDOW;
+
+    /// Wires of two queues to a machine of one processor; none where there is no KVM and that is known.
+    fn wired() -> Option<(KvmWires, Vcpu)> {
+        if std::env::var_os("DISKFERRY_NO_KVM").is_some_and(|value| value == "1") {
+            return None;
+        }
+        let memory = Memory::new(4 << 20, false).unwrap();
+        let vm = Arc::new(Host::open().unwrap().vm(&memory).unwrap());
+        let vcpu = vm.vcpu(0).unwrap();
+        assert!(!vcpu.interrupt_waits(0x41));
+        Some((KvmWires::new(vm, 2, PCI_WINDOW).unwrap(), vcpu))
+    }
+
+    fn message(vector: u8) -> Message {
+        Message {
+            address: 0xFEE0_0000,
+            data: u32::from(vector),
+        }
+    }
+
+    /// KVM may deliver on a thread of its own.
+    fn arrives(vcpu: &Vcpu, vector: u8) -> bool {
+        (0..1000).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            vcpu.interrupt_waits(vector)
+        })
+    }
+
+    #[test]
+    fn a_signal_arrives_as_the_message_of_its_vector() {
+        let Some((mut wires, vcpu)) = wired() else {
+            return;
+        };
+        wires.set_vector(1, Some(message(0x41))).unwrap();
+        wires.connect(Source::Queue(1), Some(1)).unwrap();
+        let (_, call) = wires.queue_fds(1).unwrap();
+        rustix::io::write(&call, &1_u64.to_ne_bytes()).unwrap();
+        assert!(arrives(&vcpu, 0x41));
+        wires.set_vector(1, Some(message(0x42))).unwrap();
+        wires.signal(Source::Queue(1));
+        assert!(arrives(&vcpu, 0x42));
+        assert!(!wires.is_pending(1));
+    }
+
+    #[test]
+    fn what_is_signalled_while_masked_arrives_once_unmasked() {
+        let Some((mut wires, vcpu)) = wired() else {
+            return;
+        };
+        wires.connect(Source::Queue(0), Some(0)).unwrap();
+        wires.signal(Source::Queue(0));
+        assert!(wires.is_pending(0));
+        wires.set_vector(0, Some(message(0x41))).unwrap();
+        assert!(arrives(&vcpu, 0x41));
+        wires.set_vector(0, None).unwrap();
+        wires.signal(Source::Queue(0));
+        assert!(wires.is_pending(0));
+        wires.set_vector(0, Some(message(0x42))).unwrap();
+        assert!(arrives(&vcpu, 0x42));
+    }
+
+    #[test]
+    fn sources_without_a_vector_are_never_delivered() {
+        let Some((mut wires, vcpu)) = wired() else {
+            return;
+        };
+        wires.set_vector(0, Some(message(0x41))).unwrap();
+        wires.signal(Source::Config);
+        wires.connect(Source::Config, Some(0)).unwrap();
+        assert!(!wires.is_pending(0));
+        assert!(!vcpu.interrupt_waits(0x41));
+    }
+
+    #[test]
+    fn wires_give_back_what_they_were_lent() {
+        let Some((mut wires, _vcpu)) = wired() else {
+            return;
+        };
+        wires.set_vector(0, Some(message(0x41))).unwrap();
+        wires.connect(Source::Queue(0), Some(0)).unwrap();
+        let start = PCI_WINDOW.start;
+        wires.place_doorbells(Some(start), 4).unwrap();
+        wires.place_doorbells(Some(start + 4), 4).unwrap();
+        assert_eq!(wires.doorbells, [start + 4, start + 8]);
+        wires.place_doorbells(Some(PCI_WINDOW.end), 4).unwrap();
+        assert!(wires.doorbells.is_empty());
+        let vm = Arc::clone(&wires.vm);
+        drop(wires);
+        let number = vm.lend_number();
+        assert_eq!(number, Some(crate::layout::LINES));
     }
 }

@@ -9,7 +9,7 @@ use linux_loader::loader::KernelLoader;
 use linux_loader::loader::bzimage::BzImage;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Entry, Image, low_end, put};
+use super::{Entry, Image, put};
 use crate::layout::{COMMAND_LINE, LOAD, ZERO_PAGE};
 use crate::{Error, Memory, Result};
 
@@ -75,6 +75,7 @@ pub(super) fn load(
     memory: &Memory,
     image: &mut Image<'_>,
     cmdline_bytes: usize,
+    low_end: u64,
 ) -> Result<(Entry, u64)> {
     let mut setup = Setup([0; SETUP_END]);
     if image.bytes < SETUP_END as u64 {
@@ -101,10 +102,9 @@ pub(super) fn load(
     let start = setup.quad(PREFERRED);
     let needed = payload.max(u64::from(setup.double(INIT_BYTES)));
     let end = start.checked_add(needed);
-    let Some(end) = end.filter(|end| start >= LOAD && *end <= low_end(memory)) else {
+    let Some(end) = end.filter(|end| start >= LOAD && *end <= low_end) else {
         return Err(image.bad(format!(
-            "it needs {needed} bytes at {start:#x}, and memory below 4 GiB ends at {:#x}",
-            low_end(memory)
+            "it needs {needed} bytes at {start:#x}, and memory below 4 GiB ends at {low_end:#x}"
         )));
     };
     let placed = BzImage::load(

@@ -25,6 +25,7 @@ use crate::kvm::Start;
 use crate::layout::{self, COMMAND_LINE, COMMAND_LINE_BYTES, LOAD, PAGE};
 use crate::{Error, Memory, Result};
 use elf::{Header, Kind, Note, Segment};
+use paging::Reach;
 use segments::Width;
 
 /// Owner of the note that says a program is to be entered directly, its type, and the version known here.
@@ -101,17 +102,25 @@ pub(crate) fn load(memory: &Memory, boot: &Boot<'_>, gigabyte_pages: bool) -> Re
     put(memory.guest(), COMMAND_LINE, &cmdline)?;
     let mut magic = [0; 4];
     kernel.read(0, &mut magic)?;
-    let (entry, end) = if magic == elf::MAGIC {
-        load_elf(memory, &kernel)?
-    } else {
-        linux::load(memory, &mut kernel, cmdline.len())?
+    let mut reach = Reach {
+        end: memory.end(),
+        gigabyte_pages,
+        user: true,
     };
-    let initrd = boot
-        .initrd
-        .map(|path| load_initrd(memory, path, end, entry))
-        .transpose()?;
+    let low_end = memory.bytes().min(reach.spilled().start);
+    let (entry, end) = if magic == elf::MAGIC {
+        load_elf(memory, &kernel, low_end)?
+    } else {
+        linux::load(memory, &mut kernel, cmdline.len(), low_end)?
+    };
+    let mut room = end..low_end;
+    if let Entry::Linux(_) = entry {
+        room.end = low_end.min(linux::initrd_end(memory)?);
+    }
+    let initrd = boot.initrd.map(|path| load_initrd(memory, path, &room));
+    let initrd = initrd.transpose()?;
     let direct = matches!(entry, Entry::Direct(_));
-    let map = start_info::memory_map(memory.bytes(), direct);
+    let map = start_info::memory_map(memory.bytes(), direct.then(|| reach.spilled()).as_ref());
     if let Entry::Linux(_) = entry {
         linux::finish(memory, &map, initrd.as_ref())?;
     } else {
@@ -135,8 +144,10 @@ pub(crate) fn load(memory: &Memory, boot: &Boot<'_>, gigabyte_pages: bool) -> Re
     )?;
     put(memory.guest(), layout::TSS + last, &[0xFF])?;
     if width == Width::Long {
-        let end = if direct { memory.end() } else { 0 };
-        paging::identity(memory.guest(), end, gigabyte_pages, direct)?;
+        if !direct {
+            (reach.end, reach.user) = (0, false);
+        }
+        paging::identity(memory.guest(), reach)?;
     }
     Ok(entry)
 }
@@ -205,13 +216,8 @@ fn command_line(text: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Where memory that programs are loaded to ends.
-fn low_end(memory: &Memory) -> u64 {
-    memory.bytes().min(layout::HOLE.start)
-}
-
 /// Load an ELF file; says how it begins, and where what was loaded ends.
-fn load_elf(memory: &Memory, image: &Image<'_>) -> Result<(Entry, u64)> {
+fn load_elf(memory: &Memory, image: &Image<'_>, low_end: u64) -> Result<(Entry, u64)> {
     let mut head = [0; elf::HEADER];
     image.read(0, &mut head)?;
     let header = elf::header(&head).map_err(|why| image.bad(why))?;
@@ -225,7 +231,7 @@ fn load_elf(memory: &Memory, image: &Image<'_>) -> Result<(Entry, u64)> {
         .collect();
     loaded.retain(|segment| segment.memory_bytes > 0);
     loaded.sort_by_key(|segment| segment.address);
-    let end = check_places(&loaded, low_end(memory)).map_err(|why| image.bad(why))?;
+    let end = check_places(&loaded, low_end).map_err(|why| image.bad(why))?;
     let entry = find_entry(image, &header, &all)?;
     let (Entry::Direct(at) | Entry::Pvh(at) | Entry::Linux(at)) = entry;
     let inside =
@@ -313,24 +319,17 @@ fn find_entry(image: &Image<'_>, header: &Header, segments: &[Segment]) -> Resul
     pvh.map(Entry::Pvh).ok_or_else(none)
 }
 
-/// Put the initrd at the end of low memory, behind what was loaded before.
-fn load_initrd(memory: &Memory, path: &Path, free: u64, entry: Entry) -> Result<Range<u64>> {
+/// Put the initrd at the end of a stretch of memory that is free.
+fn load_initrd(memory: &Memory, path: &Path, room: &Range<u64>) -> Result<Range<u64>> {
     let mut image = Image::open(path)?;
-    let mut end = low_end(memory);
-    if let Entry::Linux(_) = entry {
-        end = end.min(linux::initrd_end(memory)?);
-    }
-    let start = end
-        .checked_sub(image.bytes)
-        .map(|start| start / PAGE * PAGE);
-    let start = start.filter(|start| *start >= free && image.bytes > 0);
+    let bytes = image.bytes;
+    let start = room.end.checked_sub(bytes).map(|start| start / PAGE * PAGE);
+    let start = start.filter(|start| *start >= room.start && bytes > 0);
     let start = start.ok_or_else(|| {
         image.bad(format!(
-            "an initrd of {} bytes does not fit between {free:#x} and {end:#x}",
-            image.bytes
+            "an initrd of {bytes} bytes does not fit into {room:#x?}"
         ))
     })?;
-    let bytes = image.bytes;
     image.copy(0, memory.guest(), start, bytes)?;
     Ok(start..start + bytes)
 }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::layout::{self, COMMAND_LINE, LOAD, LOW_END, MEMORY_MAP, MODULES};
+use crate::layout::{self, COMMAND_LINE, HOLE, LOAD, LOW_END, MEMORY_MAP, MODULES};
 
 /// `"xEn3"` with the first byte's top bit set.
 const MAGIC: u32 = 0x336E_C578;
@@ -17,22 +17,27 @@ pub(super) const RAM: u32 = 1;
 pub(super) const RESERVED: u32 = 2;
 
 /// Ranges of physical addresses with what they are, lowest first. A program that is entered directly keeps
-/// the page tables that it starts with, so all below 1 MiB is not its own.
-pub(super) fn memory_map(bytes: u64, low_is_kept: bool) -> Vec<(Range<u64>, u32)> {
-    let mut map = Vec::new();
-    if low_is_kept {
-        map.push((0..LOAD, RESERVED));
-    } else {
-        map.push((0..LOW_END, RAM));
-        map.push((LOW_END..LOAD, RESERVED));
-    }
+/// the page tables that it starts with, so they are not its own: they are below 1 MiB and in `tables`.
+pub(super) fn memory_map(bytes: u64, tables: Option<&Range<u64>>) -> Vec<(Range<u64>, u32)> {
+    let mut map = match tables {
+        Some(_) => vec![(0..LOAD, RESERVED)],
+        None => vec![(0..LOW_END, RAM), (LOW_END..LOAD, RESERVED)],
+    };
+    let none = HOLE.start..HOLE.start;
+    let tables = tables.unwrap_or(&none);
     for range in layout::memory_ranges(bytes) {
-        map.push((range.start.max(LOAD)..range.end, RAM));
+        let end = if range.end == tables.end {
+            tables.start
+        } else {
+            range.end
+        };
+        map.push((range.start.max(LOAD)..end, RAM));
+        if range.start < HOLE.start {
+            map.push((tables.clone(), RESERVED));
+            map.push((layout::ECAM, RESERVED));
+        }
     }
-    let at = map
-        .iter()
-        .position(|(range, _)| range.start >= layout::ECAM.end);
-    map.insert(at.unwrap_or(map.len()), (layout::ECAM, RESERVED));
+    map.retain(|(range, _)| !range.is_empty());
     map
 }
 
@@ -74,11 +79,11 @@ pub(super) fn encode(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::{GIB, HOLE, START_INFO};
+    use crate::layout::{GIB, START_INFO};
 
     #[test]
     fn structures_do_not_overlap() {
-        let map = memory_map(1024 * GIB, false);
+        let map = memory_map(1024 * GIB, None);
         let parts = encode(&map, Some(&(0x10_0000..0x20_0000)));
         assert_eq!(parts[0].1.len(), 56);
         for (start, bytes) in &parts {
@@ -95,21 +100,20 @@ mod tests {
 
     #[test]
     fn a_map_is_sorted_and_names_no_memory_in_the_hole() {
-        for (bytes, kept) in [
-            (4 << 20, true),
-            (3 * GIB, false),
-            (512 * GIB, true),
-            (1024 * GIB, false),
-        ] {
-            let map = memory_map(bytes, kept);
-            assert!(
-                map.windows(2).all(|pair| pair[0].0.end <= pair[1].0.start),
-                "{map:?}"
-            );
-            for (range, kind) in map {
-                assert!(range.start < range.end);
-                assert!(kind != RAM || range.end <= HOLE.start || range.start >= HOLE.end);
-                assert!(kind != RAM || !kept || range.start >= LOAD);
+        let tables = HOLE.start - 0x20_0000..HOLE.start;
+        for bytes in [4 << 20, 3 * GIB, 4 * GIB, 512 * GIB, 1024 * GIB] {
+            for kept in [None, Some(&tables)] {
+                let map = memory_map(bytes, kept);
+                let sorted = map.windows(2).all(|pair| pair[0].0.end <= pair[1].0.start);
+                assert!(sorted, "{map:?}");
+                for (range, kind) in map {
+                    assert!(range.start < range.end);
+                    let is_memory = range.end <= HOLE.start || range.start >= HOLE.end;
+                    assert!(kind != RAM || is_memory);
+                    assert!(kind != RAM || kept.is_none() || range.start >= LOAD);
+                    let apart = range.end <= tables.start || range.start >= tables.end;
+                    assert!(kind != RAM || kept.is_none() || apart);
+                }
             }
         }
     }

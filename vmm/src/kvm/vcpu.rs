@@ -169,6 +169,17 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Switch its interrupt controller on, as a guest does, and say whether an interrupt waits there.
+    #[cfg(test)]
+    pub(crate) fn interrupt_waits(&self, vector: u8) -> bool {
+        let mut lapic = self.fd.get_lapic().unwrap();
+        let bit = lapic.regs[0x200 + usize::from(vector) / 32 * 16 + usize::from(vector) % 32 / 8];
+        // Spurious interrupt vector register (Intel SDM volume 3, 11.9): bit 8 switches the controller on.
+        lapic.regs[0xF1] |= 1;
+        self.fd.set_lapic(&lapic).unwrap();
+        bit.cast_unsigned() >> (vector % 8) & 1 == 1
+    }
+
     /// Enter the guest until it needs something, and answer that.
     pub(crate) fn run(&mut self, ports: &dyn Ports) -> Ran {
         let ended = match self.fd.run() {

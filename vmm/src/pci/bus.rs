@@ -18,7 +18,8 @@ pub(crate) const SLOTS: usize = 32;
 /// Bytes of a function's configuration space in ECAM.
 const ECAM_FUNCTION: u64 = 4096;
 
-type Shared = Arc<Mutex<dyn Function>>;
+/// A function, also its device's own.
+pub(crate) type Shared = Arc<Mutex<dyn Function>>;
 
 /// Where a function's base address is decoded.
 #[derive(Clone, Debug)]
@@ -58,18 +59,18 @@ impl PciBus {
     }
 
     /// Put a function into `slot`; `false` when something is there.
-    pub(crate) fn insert(&self, slot: usize, function: Shared) -> bool {
+    pub(crate) fn insert(&self, slot: usize, function: &Shared) -> bool {
         {
             let mut functions = self
                 .functions
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
             match functions.get_mut(slot) {
-                Some(place @ None) => *place = Some(Arc::clone(&function)),
+                Some(place @ None) => *place = Some(Arc::clone(function)),
                 _ => return false,
             }
         }
-        self.replace(slot, &*lock(&function));
+        self.replace(slot, &*lock(function));
         true
     }
 

@@ -19,7 +19,7 @@ const HEADER_END: usize = 0x40;
 const MEMORY: u8 = 1 << 1;
 /// Command: the function may access memory itself.
 const MASTER: u8 = 1 << 2;
-/// Command, second byte: no INTx.
+/// Command, second byte: no `INTx`.
 const NO_LINE: u8 = 1 << 2;
 /// Status: there is a list of capabilities.
 const HAS_CAPABILITIES: u8 = 1 << 4;

@@ -1,7 +1,7 @@
 //! PCI: one bus with up to 32 functions, as a guest sees it (PCI Local Bus 3.0, PCI Express 5.0 for ECAM).
 //!
 //! Machines: accesses in, values and effects out. Every access of any width at any offset is answered and
-//! none panics; an access to what is not there reads as all ones. No ports of I/O, no INTx, no bridges.
+//! none panics; an access to what is not there reads as all ones. No ports of I/O, no `INTx`, no bridges.
 
 mod bus;
 mod config;

@@ -13,6 +13,8 @@ pub(crate) mod transport;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use blockserver::virtio::{GuestMemory, QueueSetup, QueueState};
 
@@ -47,6 +49,29 @@ pub trait VirtioDevice: Send + fmt::Debug {
     fn reset(&mut self) -> Vec<(u16, QueueState)>;
 }
 
+/// By which a device at work says, from any thread, that it cannot go on without a reset (2.1.2). The driver
+/// is told.
+#[derive(Clone)]
+pub struct Alarm(Arc<dyn Fn() + Send + Sync>);
+
+impl Alarm {
+    /// An alarm that does this, which must not block.
+    pub(crate) fn new(raise: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(raise))
+    }
+
+    /// The device cannot go on. Returns at once.
+    pub fn raise(&self) {
+        (self.0)();
+    }
+}
+
+impl fmt::Debug for Alarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Alarm")
+    }
+}
+
 /// What a device gets when the driver is ready.
 #[derive(Debug)]
 pub struct Activation {
@@ -56,6 +81,8 @@ pub struct Activation {
     pub memory: GuestMemory,
     /// The queues that the driver has enabled, with their numbers.
     pub queues: Vec<(u16, QueueSetup)>,
+    /// For what goes wrong later.
+    pub alarm: Alarm,
 }
 
 /// Something that signals the driver.
@@ -82,6 +109,8 @@ pub(crate) trait Wires: Send + fmt::Debug {
     fn ring(&self, queue: u16);
     /// A queue's doorbell, and what its device signals with.
     fn queue_fds(&self, queue: u16) -> io::Result<(OwnedFd, OwnedFd)>;
+    /// An alarm that sets `raised` and then signals [`Source::Config`].
+    fn alarm(&self, raised: Arc<AtomicBool>) -> io::Result<Alarm>;
     /// Doorbells are at this address from now on, queue 0's first and each `stride` bytes behind the one before.
     fn place_doorbells(&mut self, address: Option<u64>, stride: u64) -> io::Result<()>;
 }

@@ -8,9 +8,11 @@
 //!   0x8000  MSI-X table                          0xC000  MSI-X pending bits
 //! ```
 //!
-//! There is no INTx: a source without a vector is never delivered. Must never panic on what a guest does.
+//! There is no `INTx`: a source without a vector is never delivered. Must never panic on what a guest does.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockserver::virtio::{GuestMemory, QueueSetup, QueueState};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -58,6 +60,8 @@ pub(crate) struct VirtioFunction {
     capabilities: (usize, usize),
     /// Queues of a device that was stopped by the host and shall go on.
     stopped: Option<Vec<(u16, QueueState)>>,
+    /// Set by a device that cannot go on.
+    raised: Arc<AtomicBool>,
 }
 
 /// The bytes of a `virtio_pci_cap` behind id and pointer (4.1.4).
@@ -120,6 +124,7 @@ impl VirtioFunction {
             memory,
             capabilities: (msix_at, access),
             stopped: None,
+            raised: Arc::default(),
         };
         function.place_doorbells();
         function
@@ -139,6 +144,13 @@ impl VirtioFunction {
             if self.transport.needs_reset() {
                 self.wires.signal(Source::Config);
             }
+        }
+    }
+
+    /// See whether the device has raised its alarm, which has signalled the driver already.
+    fn heed_alarm(&mut self) {
+        if self.raised.swap(false, Ordering::SeqCst) {
+            self.transport.needs_reset();
         }
     }
 
@@ -183,6 +195,7 @@ impl VirtioFunction {
             features: self.transport.features(),
             memory: self.memory.clone(),
             queues: queues?,
+            alarm: self.wires.alarm(Arc::clone(&self.raised))?,
         })
     }
 
@@ -215,6 +228,7 @@ impl VirtioFunction {
     fn reset(&mut self) -> std::io::Result<()> {
         self.stopped = None;
         self.device.reset();
+        self.raised.store(false, Ordering::SeqCst);
         let (_, queues) = self.transport.vectors();
         self.transport.reset();
         for queue in 0..queues.len() as u16 {
@@ -297,6 +311,7 @@ impl Function for VirtioFunction {
 
     fn memory_read(&mut self, _: u8, offset: u64, data: &mut [u8]) {
         data.fill(0);
+        self.heed_alarm();
         match offset {
             0..ISR => self.transport.read(offset, data),
             ISR => {
@@ -316,6 +331,7 @@ impl Function for VirtioFunction {
     }
 
     fn memory_write(&mut self, _: u8, offset: u64, data: &[u8]) {
+        self.heed_alarm();
         match offset {
             0..ISR => {
                 let effect = self.transport.write(offset, data);

@@ -13,7 +13,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::Bytes;
 
-use super::{Activation, VirtioDevice};
+use super::{Activation, Alarm, VirtioDevice};
 
 /// Its number (5.4.1).
 const KIND: u16 = 4;
@@ -55,6 +55,7 @@ impl VirtioDevice for Rng {
             queue: queue(&setup.state, activation.features)?,
             setup,
             stop: stop.try_clone()?,
+            alarm: activation.alarm,
         };
         let thread = thread::Builder::new()
             .name("virtio-rng".into())
@@ -104,6 +105,7 @@ struct Server {
     queue: Queue,
     setup: QueueSetup,
     stop: OwnedFd,
+    alarm: Alarm,
 }
 
 impl Server {
@@ -114,6 +116,7 @@ impl Server {
                 Ok(more) => more,
                 Err(error) => {
                     tracing::warn!(%error, "virtio-rng: the driver broke its queue, which rests until a reset");
+                    self.alarm.raise();
                     self.rest();
                     break;
                 }

@@ -78,6 +78,11 @@ impl Queue {
             areas: [0; 3],
         }
     }
+
+    /// 4.1.4.3.2: the driver must not write a size that is not a power of two.
+    fn takes(&self, size: u16) -> bool {
+        size.is_power_of_two() && size <= self.max
+    }
 }
 
 /// A device's registers.
@@ -209,15 +214,24 @@ impl Transport {
     /// Write a field. A driver accesses a field by its own width, one of 64 bits by halves (4.1.3.1); all
     /// else is ignored.
     pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Effect {
-        match *data {
-            [value] if offset == 0x14 => return self.set_status(value),
-            [a, b] => return self.write_word(offset, u16::from_le_bytes([a, b])),
-            [a, b, c, d] => self.write_double(offset, u32::from_le_bytes([a, b, c, d])),
-            [a, b, c, d, e, f, g, h] if offset.is_multiple_of(8) && offset >= 0x20 => {
-                self.write_double(offset, u32::from_le_bytes([a, b, c, d]));
-                self.write_double(offset + 4, u32::from_le_bytes([e, f, g, h]));
-            }
-            _ => {}
+        if let [value] = *data
+            && offset == 0x14
+        {
+            return self.set_status(value);
+        }
+        if let Ok(value) = data.try_into() {
+            return self.write_word(offset, u16::from_le_bytes(value));
+        }
+        if let Ok(value) = data.try_into() {
+            self.write_double(offset, u32::from_le_bytes(value));
+        }
+        if let Ok(value) = data.try_into()
+            && offset.is_multiple_of(8)
+            && offset >= 0x20
+        {
+            let value = u64::from_le_bytes(value);
+            self.write_double(offset, value as u32);
+            self.write_double(offset + 4, (value >> 32) as u32);
         }
         Effect::Nothing
     }
@@ -236,11 +250,8 @@ impl Transport {
                 return Effect::ConfigVector(vector);
             }
             (0x16, _) => self.selected = value,
-            (0x18, Some(chosen)) if configurable && !chosen.enabled => {
-                // 4.1.4.3.2: the driver must not write what is not a power of two.
-                if value.is_power_of_two() && value <= chosen.max {
-                    chosen.size = value;
-                }
+            (0x18, Some(chosen)) if configurable && !chosen.enabled && chosen.takes(value) => {
+                chosen.size = value;
             }
             (0x1A, Some(chosen)) => {
                 chosen.vector = vector;

@@ -88,3 +88,9 @@ pub(crate) fn started(
     machine.start().expect("threads for processors");
     (machine, printed)
 }
+
+/// A number of each event.
+pub(crate) fn numbers(events: &[Value], name: &str) -> Vec<u64> {
+    let number = |event: &Value| event[name].as_u64().unwrap_or_else(|| panic!("{event}"));
+    events.iter().map(number).collect()
+}
