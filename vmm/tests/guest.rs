@@ -1,5 +1,9 @@
 //! The freestanding guest under QEMU: what our machine is tested with is itself tested on another one.
 
+#[path = "guest/disks.rs"]
+mod disks;
+#[path = "guest/ledger.rs"]
+mod ledger;
 #[path = "guest/qemu.rs"]
 mod qemu;
 
