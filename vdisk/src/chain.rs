@@ -59,6 +59,8 @@ pub struct Layer {
     pub engine: Engine,
     /// The version of its data.
     pub data_write: Guid,
+    /// Bytes of a logical sector; 0 where the image does not say.
+    pub sector: u32,
 }
 
 /// A disk and all that it is built on.
@@ -131,11 +133,11 @@ fn open_one(mut storage: FileStorage, options: &OpenOptions) -> Result<(Layer, L
     let path = storage.path().to_owned();
     let (engine, lineage) =
         open_layer(&mut storage, &path, options).map_err(|error| error.in_file(&path))?;
-    let data_write = lineage.data_write;
     let layer = Layer {
         storage,
         engine,
-        data_write,
+        data_write: lineage.data_write,
+        sector: lineage.sector,
     };
     Ok((layer, lineage))
 }

@@ -21,6 +21,7 @@ pub struct Disk {
     map: Arc<BlockMap>,
     file: File,
     alignment: u32,
+    logical_sector: u32,
     /// A data sync failed: what the medium holds is unknown.
     failed: AtomicBool,
     /// The disk it is built on.
@@ -69,7 +70,7 @@ impl Disk {
         let file = layer.storage.into_file();
         // The engine has read what it needs through the page cache; from here on nobody does.
         let alignment = alignment.filter(|_| set_direct(&file)).unwrap_or(1);
-        Self::over(file, layer.engine, alignment, beneath)
+        Self::over(file, layer.engine, (alignment, layer.sector.max(512)), beneath)
     }
 
     /// A disk of this engine on this file. Reads and writes of the file must be multiples of
@@ -77,10 +78,15 @@ impl Disk {
     /// the same for writes.
     #[must_use]
     pub fn new(file: File, engine: Engine, alignment: u32) -> Arc<Self> {
-        Self::over(file, engine, alignment, None)
+        Self::over(file, engine, (alignment, 512), None)
     }
 
-    fn over(file: File, engine: Engine, alignment: u32, parent: Option<Arc<Self>>) -> Arc<Self> {
+    fn over(
+        file: File,
+        engine: Engine,
+        (alignment, logical_sector): (u32, u32),
+        parent: Option<Arc<Self>>,
+    ) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let map = Arc::clone(engine.map());
         Arc::new(Self {
@@ -89,6 +95,7 @@ impl Disk {
             map,
             file,
             alignment,
+            logical_sector,
             failed: AtomicBool::new(false),
             parent,
         })
@@ -143,6 +150,12 @@ impl Disk {
     #[must_use]
     pub fn alignment(&self) -> u32 {
         self.alignment
+    }
+
+    /// Bytes of a logical sector, as the image says; 512 where it does not.
+    #[must_use]
+    pub fn logical_sector(&self) -> u32 {
+        self.logical_sector
     }
 
     /// Tells disks of this process apart.

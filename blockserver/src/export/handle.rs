@@ -14,6 +14,7 @@ use super::policy::Passed;
 use super::{Disk, Export, Mode, QueueHandle, QueueShared, Statistics};
 use crate::forward::Forwarder;
 use crate::nbd::uri::Address;
+use crate::virtio::block::BlockDevice;
 use crate::virtio::ring::SplitQueue;
 use crate::virtio::{GuestMemory, QueueOptions, QueueSetup};
 use crate::worker::{Attachment, Crew, Message};
@@ -212,6 +213,20 @@ impl ExportHandle {
         drop(policy);
         self.announce(Box::new(swapped));
         Ok(())
+    }
+
+    /// What a driver learns of a device on this export as it is now, with so many queues of so many
+    /// entries each.
+    #[must_use]
+    pub fn block_device(&self, queues: u16, queue_size: u16) -> BlockDevice {
+        let disk = self.disk();
+        BlockDevice {
+            size: disk.size(),
+            logical_sector: disk.logical_sector(),
+            read_only: self.read_only(),
+            queues,
+            queue_size,
+        }
     }
 
     /// Serve a virtqueue in a guest's memory: its requests are treated as those of a client are. What

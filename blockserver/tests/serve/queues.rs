@@ -1,6 +1,6 @@
 //! What a guest is promised of a virtqueue on an export.
 
-use blockserver::export::{ExportOptions, LocalReply, LocalRequest};
+use blockserver::export::{Disk, ExportOptions, LocalReply, LocalRequest};
 use blockserver::server::Server;
 use blockserver::virtio::block::feature;
 use vdisk::disk::OpenOptions;
@@ -247,6 +247,34 @@ fn a_device_says_its_name_and_refuses_what_it_has_not() {
 }
 
 #[test]
+fn a_device_is_offered_as_its_disk_is() {
+    on_both(|config| {
+        let site = Site::new(config);
+        let mut random = vdisk::disk::random_bits;
+        let mut options = vdisk::create::CreateOptions::new(SIZE, &mut random);
+        options.logical_sector = 4096;
+        let path = site.path("disk.vhdx");
+        vdisk::disk::create_file(&path, options).expect("a new image");
+        let options = OpenOptions {
+            read_only: true,
+            ..Default::default()
+        };
+        let disk = Disk::open(&path, &options).expect("an image just made");
+        let export = site
+            .server
+            .add_export("disk", disk, ExportOptions::default())
+            .expect("a free name");
+        let device = export.block_device(4, 128);
+        assert_eq!((device.size, device.logical_sector), (SIZE, 4096));
+        assert_eq!(
+            (device.queues, device.queue_size, device.read_only),
+            (4, 128, true)
+        );
+        assert_ne!(device.features() & feature::RO, 0);
+    });
+}
+
+#[test]
 fn a_read_only_export_refuses_changes_of_guests() {
     on_both(|config| {
         let site = Site::new(config);
@@ -365,7 +393,7 @@ fn a_queue_goes_on_in_another_server_where_it_was_stopped() {
                 let options = vdisk::create::CreateOptions::new(SIZE, &mut bits);
                 vdisk::disk::create_file(&path, options).expect("a new image");
             }
-            let disk = blockserver::export::Disk::open(&path, &OpenOptions::default());
+            let disk = Disk::open(&path, &OpenOptions::default());
             let export = server
                 .add_export("disk", disk.expect("the image"), ExportOptions::default())
                 .expect("a free name");
@@ -390,7 +418,7 @@ fn a_queue_goes_on_in_another_server_where_it_was_stopped() {
             server.shutdown().expect("a clean end");
             assert_eq!(driver.state.next_available, driver.state.next_used);
             let server = Server::start(config.clone()).expect("a server");
-            let disk = blockserver::export::Disk::open(&path, &OpenOptions::default());
+            let disk = Disk::open(&path, &OpenOptions::default());
             let export = server
                 .add_export("disk", disk.expect("the image"), ExportOptions::default())
                 .expect("a free name");
