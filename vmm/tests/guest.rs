@@ -31,6 +31,24 @@ fn the_guest_runs_on_a_processor_without_pages_of_1_gib() {
 }
 
 #[test]
+fn every_processor_runs_and_is_counted_once() {
+    let machine = Qemu::new("pc").with(&["-smp", "5"]);
+    let ran = machine.run("do=hello do=touch points=7").good();
+    for name in ["hello", "touch"] {
+        let mut seen: Vec<u64> = ran
+            .all(name)
+            .filter_map(|event| event["vcpu"].as_u64())
+            .collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 2, 3, 4], "{name}");
+    }
+    let touched = ran
+        .all("touch")
+        .filter_map(|event| event["touched"].as_u64());
+    assert_eq!(touched.sum::<u64>(), 14);
+}
+
+#[test]
 fn a_word_that_is_not_understood_ends_the_machine() {
     let ran = Qemu::new("q35").run("do=hello do=dance");
     assert_eq!(ran.code, 101);

@@ -95,6 +95,21 @@ fn what_the_guest_verifies_is_in_the_file() {
 }
 
 #[test]
+fn each_processor_has_a_queue_of_its_own() {
+    let (_folder, path) = raw_disk();
+    let machine = Qemu::new("q35").with(&["-smp", "3"]);
+    let words = "do=verify length=3M events=1 do=load ops=50 do=load ops=50 queues=2";
+    let ran = machine.disk(&path, "raw", "num-queues=4").run(words).good();
+    none_wrong(&ran, "written", 256);
+    none_wrong(&ran, "verified", 256);
+    assert_eq!(ran.all("verified").count(), 3);
+    // The second time one of them has no queue, and waits.
+    assert_eq!(ran.all("load").count(), 3 + 2);
+    let found = read(&path).expect("the disk");
+    assert_eq!(first_wrong(1, 0, &found[..3 << 20]), None);
+}
+
+#[test]
 fn what_the_guest_writes_to_a_vhdx_our_engine_reads() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("disk.vhdx");

@@ -48,6 +48,26 @@ fn a_ledger_holds_what_it_says() {
 }
 
 #[test]
+fn each_processor_keeps_a_ledger_of_its_own() {
+    let (_folder, path) = raw_disk();
+    let disk = || Qemu::new("q35").disk(&path, "raw", "num-queues=2");
+    let words = "do=ledger rounds=3 batch=10 blocks=64 do=ledger-check blocks=64";
+    let ran = disk().with(&["-smp", "2"]).run(words).good();
+    assert_eq!(ran.all("ledger").count(), 6);
+    assert!(
+        ran.all("ledger-check")
+            .all(|check| number(check, "holds") == 30)
+    );
+    // One processor reads those of both.
+    let ran = disk().run("do=ledger-check blocks=64 ledgers=2").good();
+    let holds: Vec<u64> = ran
+        .all("ledger-check")
+        .map(|event| number(event, "holds"))
+        .collect();
+    assert_eq!(holds, [30, 30]);
+}
+
+#[test]
 fn a_machine_that_is_killed_has_lost_nothing_that_was_flushed() {
     let (folder, path) = raw_disk();
     let machine = Qemu::new("pc").disk(&path, "raw", "");

@@ -1,10 +1,10 @@
 //! `ledger` and `ledger-check`: proof that no acknowledged and flushed write is lost.
 //!
-//! Each vCPU keeps a ledger of its own: `blocks` places of 4 KiB one behind the other. It writes blocks numbered from 1 on,
-//! number `n` to place `n % blocks`, some of them, then a flush; then it says the highest number so far. That is the
-//! promise: every number up to it is on the disk, or a later one in its place. What was acknowledged is also read back now
-//! and then, so that a disk that forgets is seen by the guest itself. A round that failed is done again
-//! before anything is promised.
+//! Each vCPU keeps a ledger of its own: `blocks` places of 4 KiB one behind the other. It writes blocks
+//! numbered from 1 on, number `n` to place `n % blocks`, some of them, then a flush; then it says the highest
+//! number so far. That is the promise: every number up to it is on the disk, or a later one in its place.
+//! What was acknowledged is also read back now and then, so that a disk that forgets is seen by the guest
+//! itself. A round that failed is done again before anything is promised.
 
 use crate::command::Step;
 use crate::machine::boot::Boot;
@@ -292,11 +292,12 @@ impl Work for Audit {
     }
 }
 
-/// Reads the ledgers of `ledgers` vCPUs, as many as there are without the word, and says which promise each of them keeps.
+/// Reads the ledgers of `ledgers` vCPUs, as many as there are channels without the word, and says which promise
+/// each of them keeps.
 pub(super) fn check(vcpu: &Vcpu, boot: &Boot, step: &Step) {
     let (disk, channel) = Disk::open_as(vcpu, boot, step, shape(step));
     if let Some(mut channel) = channel {
-        let ledgers = step.number_or("ledgers", u64::from(vcpu.count));
+        let ledgers = step.number_or("ledgers", u64::from(disk.channels));
         let mine = u64::from(vcpu.index)..ledgers;
         for owner in mine.step_by(usize::from(disk.channels)) {
             let ledger = Ledger::new(step, &disk, owner);
