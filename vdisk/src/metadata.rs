@@ -38,7 +38,7 @@ pub struct ItemInfo {
 
 /// Lists all items, those of the format too, in the order of the table.
 ///
-/// Reads a dirty image through its log and changes nothing. Fails as [`load`] does.
+/// Reads a dirty image through its log and changes nothing. Fails as [`load`](crate::open::load) does.
 pub fn list(storage: &mut dyn Storage) -> Result<Vec<ItemInfo>> {
     let image = examine(storage)?;
     let told = |item: &Item| ItemInfo {
@@ -71,7 +71,7 @@ pub fn get(storage: &mut dyn Storage, id: Guid) -> Result<Option<Bytes>> {
 /// that disks built on it are lost, as the format has it.
 ///
 /// A dirty image is replayed first. `InvalidArgument` for a content that is too long and for more than
-/// 1024 items, `Unsupported` for more than 40 MiB of them; and as [`load`] fails.
+/// 1024 items, `Unsupported` for more than 40 MiB of them; and as [`load`](crate::open::load) fails.
 pub fn set(
     storage: &mut dyn Storage,
     id: Guid,

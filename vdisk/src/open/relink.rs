@@ -12,7 +12,7 @@ use super::prepare;
 /// new one. What the disk holds does not change, nor its `DataWriteGuid`.
 ///
 /// A dirty image is replayed first. Fails with `InvalidArgument` for a disk without a parent,
-/// `Unsupported` for a locator that could not be read again, and as [`load`] does.
+/// `Unsupported` for a locator that could not be read again, and as [`load`](crate::open::load) does.
 pub fn set_locator(
     storage: &mut dyn Storage,
     locator: &ParentLocator,
