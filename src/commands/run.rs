@@ -136,7 +136,7 @@ fn controlled(site: &Arc<Site>, guest: &Arc<Guest>, plan: &Machine) -> Result<Co
     Controlled::start(&control, Some(&machine), paths)
 }
 
-fn cannot(error: vmm::Error) -> Failure {
+fn cannot(error: &vmm::Error) -> Failure {
     use vmm::ErrorKind;
     let exit = match error.kind() {
         ErrorKind::InvalidArgument | ErrorKind::BadKernel => Exit::Usage,
@@ -212,12 +212,12 @@ impl Guest {
         });
         stopping.map_err(|e| Failure::io("no thread that waits for signals", &e))?;
         let typed = Arc::clone(self);
-        let _raw = console::feed(&plan.console, move |bytes| match bytes {
-            Some(bytes) => typed.machine().serial_input(bytes),
-            None => {
-                typed.end();
-                0
+        let _raw = console::feed(&plan.console, move |typed_in| {
+            if let Some(bytes) = typed_in {
+                return typed.machine().serial_input(bytes);
             }
+            typed.end();
+            0
         })?;
         let mut resets = 0;
         loop {
@@ -347,8 +347,8 @@ fn made(config: &MachineConfig, disks: &[Attached], serial: vmm::Output) -> Resu
     }
     virtio.push(Box::new(Rng::default()));
     let machine = vmm::Machine::new(config, Devices { serial, virtio });
-    let mut machine = machine.map_err(cannot)?;
-    machine.start().map_err(cannot)?;
+    let mut machine = machine.map_err(|error| cannot(&error))?;
+    machine.start().map_err(|error| cannot(&error))?;
     Ok(machine)
 }
 

@@ -1,0 +1,17 @@
+//! Machines with the real program: a guest drives its disks, and what it was promised is looked for
+//! afterwards. Fails where there is no /dev/kvm, unless DISKFERRY_NO_KVM=1 says that there is none.
+
+#[path = "cli/run.rs"]
+#[expect(dead_code, reason = "these tests use a part of it")]
+mod run;
+
+mod machine {
+    mod control;
+    mod disks;
+    mod guest;
+    mod moves;
+    #[path = "../mirror/process.rs"]
+    #[expect(dead_code, reason = "these tests use a part of it")]
+    mod process;
+    mod refusals;
+}
