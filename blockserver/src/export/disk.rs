@@ -70,7 +70,12 @@ impl Disk {
         let file = layer.storage.into_file();
         // The engine has read what it needs through the page cache; from here on nobody does.
         let alignment = alignment.filter(|_| set_direct(&file)).unwrap_or(1);
-        Self::over(file, layer.engine, (alignment, layer.sector.max(512)), beneath)
+        Self::over(
+            file,
+            layer.engine,
+            (alignment, layer.sector.max(512)),
+            beneath,
+        )
     }
 
     /// A disk of this engine on this file. Reads and writes of the file must be multiples of
