@@ -21,7 +21,7 @@ else
     export RUSTC_BOOTSTRAP=1
 fi
 
-# No sanitizer: none of the code that runs is unsafe, and it is three times as fast without.
+# No sanitizer: none of our code that runs is unsafe, and it is three times as fast without.
 run() {
     # shellcheck disable=SC2086
     cargo $toolchain fuzz "$1" --sanitizer none "${@:2}"

@@ -1,5 +1,5 @@
 //! Machines with the real program: a guest drives its disks, and what it was promised is looked for
-//! afterwards. Fails where there is no /dev/kvm, unless DISKFERRY_NO_KVM=1 says that there is none.
+//! afterwards. Fails where there is no /dev/kvm, unless `DISKFERRY_NO_KVM=1` says that there is none.
 
 #[path = "cli/run.rs"]
 #[expect(dead_code, reason = "these tests use a part of it")]

@@ -1,8 +1,8 @@
-//! Serves virtual disks to NBD clients.
+//! Serves virtual disks to NBD clients, and to guests by their virtqueues.
 //!
 //! | floor | modules |
 //! |---|---|
-//! | codec and machine | [`nbd`]: the protocol, without I/O |
+//! | codec and machine | [`nbd`]: the protocol, without I/O; [`virtio`]: the same for guests |
 //! | driver | [`server`]: the server; [`export`]: what it serves, and what may be done to that |
 //! | driver | `worker`: one thread of it; `uring`: system calls in batches; `forward`; `socket` |
 

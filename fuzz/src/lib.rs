@@ -12,12 +12,14 @@
 //! | [`operations`] | requests, and power cuts | the disk holds what a flat model of it holds |
 //! | [`parent_locator`] | a locator | what is read is written again alike, or refused |
 //! | [`metadata`] | a metadata region | items are apart and inside, changes touch nothing else |
+//! | [`virtqueue`] | what a guest and its device do to a virtqueue | what is taken keeps the rules, the rest is refused |
 
 pub mod log_replay;
 pub mod metadata;
 pub mod open;
 pub mod operations;
 pub mod parent_locator;
+pub mod virtqueue;
 
 mod file;
 mod images;
@@ -34,7 +36,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target {
         name: "open",
         run: open::run,
@@ -59,5 +61,10 @@ pub const TARGETS: [Target; 5] = [
         name: "metadata",
         run: metadata::run,
         most: 1024,
+    },
+    Target {
+        name: "virtqueue",
+        run: virtqueue::run,
+        most: 512,
     },
 ];

@@ -99,3 +99,8 @@ fn locators_are_read_and_written_alike() {
 fn metadata_keeps_what_nobody_changed() {
     replay("metadata");
 }
+
+#[test]
+fn a_hostile_guest_is_refused_or_served_by_the_rules() {
+    replay("virtqueue");
+}

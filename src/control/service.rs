@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
+use tokio::sync::watch::Sender;
+use tokio::task::JoinHandle;
 
 use super::machine::{self, MachineControl};
 use super::{Checkpoint, Compact, Control, Resize, StartMirror, TakeSnapshot};
@@ -31,6 +33,9 @@ pub(crate) struct ErrorBody {
     pub(crate) exit_code: u8,
 }
 
+/// How long whoever is being answered when the server ends is waited for.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 type Shared = State<Arc<dyn Control>>;
 
 /// Control sockets that are listened on, on a thread of their own; their files go when this is dropped.
@@ -38,6 +43,9 @@ type Shared = State<Arc<dyn Control>>;
 pub(crate) struct Controlled {
     paths: Vec<PathBuf>,
     runtime: Option<Runtime>,
+    /// Those that answer on the sockets, and what ends them once they have answered.
+    serving: Vec<JoinHandle<()>>,
+    end: Sender<bool>,
 }
 
 impl Controlled {
@@ -57,6 +65,8 @@ impl Controlled {
         let mut service = Self {
             paths: Vec::new(),
             runtime: None,
+            serving: Vec::new(),
+            end: Sender::new(false),
         };
         for path in paths {
             let listener = bind(&path)?;
@@ -65,11 +75,18 @@ impl Controlled {
             if let Some(machine) = machine {
                 router = router.merge(machine::router(Arc::clone(machine)));
             }
-            tokio::spawn(async move {
-                if let Err(error) = axum::serve(listener, router).await {
+            let mut end = service.end.subscribe();
+            let ended = async move {
+                // An error means that nobody is left who could end it otherwise.
+                let _ = end.wait_for(|end| *end).await;
+            };
+            let serving = tokio::spawn(async move {
+                let serving = axum::serve(listener, router).with_graceful_shutdown(ended);
+                if let Err(error) = serving.await {
                     tracing::error!(%error, "the control socket failed");
                 }
             });
+            service.serving.push(serving);
         }
         drop(guard);
         service.runtime = Some(runtime);
@@ -83,8 +100,18 @@ impl Drop for Controlled {
             // It may have been replaced or removed by hand; nothing depends on it.
             let _ = std::fs::remove_file(path);
         }
+        let _ = self.end.send(true);
         if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_timeout(Duration::from_secs(1));
+            let serving = std::mem::take(&mut self.serving);
+            runtime.block_on(async {
+                let all = async {
+                    for one in serving {
+                        let _ = one.await;
+                    }
+                };
+                let _ = tokio::time::timeout(LAST_ANSWERS, all).await;
+            });
+            runtime.shutdown_timeout(LAST_ANSWERS);
         }
     }
 }

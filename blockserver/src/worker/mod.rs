@@ -132,6 +132,8 @@ struct Agenda {
 struct Life {
     /// The time when completions were last reaped.
     now: Instant,
+    /// How often completions have been reaped.
+    round: u64,
     serial: u64,
     /// Bytes of clients' requests in flight and of replies not sent.
     carried: usize,
@@ -174,6 +176,7 @@ impl Worker {
             agenda: Agenda::default(),
             life: Life {
                 now: Instant::now(),
+                round: 1,
                 serial: 0,
                 carried: 0,
                 draining: false,
@@ -192,7 +195,7 @@ impl Worker {
                 tracing::error!(worker = self.number, %error, "the ring failed; its clients are lost");
                 break;
             }
-            self.life.now = Instant::now();
+            self.begin_round();
             self.ring.reap(&mut finished);
             for one in finished.drain(..) {
                 self.finished(one);
@@ -200,6 +203,11 @@ impl Worker {
             self.settle_agenda();
         }
         self.end();
+    }
+
+    fn begin_round(&mut self) {
+        self.life.now = Instant::now();
+        self.life.round += 1;
     }
 
     fn finished(&mut self, mut one: Finished<Token>) {

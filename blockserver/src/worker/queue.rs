@@ -28,6 +28,10 @@ use super::{Token, Worker};
 /// a request may take of our memory does not depend on what the guest asks for.
 const STEP: u64 = 4 << 20;
 
+/// The most chains that a queue takes before everybody else has had a turn. One in flight for long does
+/// not count twice, but one that ends at once might be offered again at once, for ever.
+const TURN: u32 = 256;
+
 /// A queue on its way to its worker.
 pub(crate) struct Attachment {
     pub(crate) export: Arc<Export>,
@@ -74,6 +78,29 @@ struct InFlight {
     failed: bool,
 }
 
+/// What a queue has taken in a round of its worker.
+#[derive(Default)]
+struct Turn {
+    round: u64,
+    taken: u32,
+}
+
+impl Turn {
+    /// Count one chain; whether it is the last one of this round.
+    fn is_over(&mut self, round: u64) -> bool {
+        if self.round != round {
+            *self = Self { round, taken: 0 };
+        }
+        self.taken += 1;
+        self.taken == TURN
+    }
+
+    /// Whether more may be taken in this round.
+    fn is_open(&self, round: u64) -> bool {
+        self.round != round || self.taken < TURN
+    }
+}
+
 /// A queue.
 pub(super) struct QueueHere {
     ring: SplitQueue,
@@ -85,6 +112,7 @@ pub(super) struct QueueHere {
     requests: Slab<InFlight>,
     /// Bytes that the requests in flight stand for.
     carried: usize,
+    turn: Turn,
     end: End,
     shared: Arc<QueueShared>,
 }
@@ -139,6 +167,7 @@ impl Worker {
             options,
             requests: Slab::new(),
             carried: 0,
+            turn: Turn::default(),
             end: End::Open,
             shared,
         });
@@ -259,7 +288,12 @@ impl Worker {
                 read_only: here.shared.options.read_only || disk.read_only(),
                 features: q.options.features,
             };
-            match q.ring.pop(&mut q.chain, &rules)? {
+            let popped = q.ring.pop(&mut q.chain, &rules)?;
+            if popped.is_some() && q.turn.is_over(self.life.round) {
+                // The next round begins with it.
+                ring_bell(&q.bells.kick);
+            }
+            match popped {
                 Some((head, Parsed::Request(request))) => {
                     if !quiet {
                         // Until all that is there has been taken.
@@ -284,6 +318,9 @@ impl Worker {
             return true;
         };
         let limits = &self.crew.limits;
+        if !q.turn.is_open(self.life.round) {
+            return true;
+        }
         // As for sessions: who has nothing in flight may always go on.
         q.end != End::Open
             || (self.life.carried >= limits.worker_bytes && !q.requests.is_empty())
@@ -507,3 +544,7 @@ fn carried(request: &Request) -> usize {
 fn ring_bell(bell: &OwnedFd) {
     let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

@@ -317,6 +317,11 @@ impl Driver {
             .expect("inside");
     }
 
+    /// The index of the used ring.
+    pub(crate) fn used_index(&self) -> u16 {
+        self.load(self.state.used + 2)
+    }
+
     /// Tell the device, if it wants to be told (2.7.10).
     pub(crate) fn kick(&mut self) {
         fence(Ordering::SeqCst);
@@ -341,7 +346,7 @@ impl Driver {
     /// What the device has used since it was asked last.
     pub(crate) fn take_used(&mut self) -> Vec<Used> {
         let mut all = Vec::new();
-        while self.next_used != self.load(self.state.used + 2) {
+        while self.next_used != self.used_index() {
             let place = u64::from(self.next_used % self.state.size);
             let at = self.state.used + 4 + 8 * place;
             let head: u32 = self.memory.read_obj(GuestAddress(at)).expect("inside");
@@ -379,7 +384,7 @@ impl Driver {
                 self.put(self.state.available, 0u16);
             }
             fence(Ordering::SeqCst);
-            if self.next_used == self.load(self.state.used + 2) {
+            if self.next_used == self.used_index() {
                 self.sleep();
             }
         }

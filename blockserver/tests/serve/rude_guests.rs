@@ -1,8 +1,11 @@
 //! What a guest that breaks the rules is answered, and that its neighbours do not notice.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use blockserver::export::ExportHandle;
+use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::ServerConfig;
 use blockserver::virtio::QueueState;
 use vm_memory::Bytes as _;
@@ -206,7 +209,7 @@ fn a_queue_that_cannot_be_answered_breaks_alone() {
             neighbour.write(4096, &[number as u8 + 1; 512]);
             let mut patience = 10_000;
             while !queue.is_broken() && patience > 0 {
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                thread::sleep(Duration::from_millis(1));
                 patience -= 1;
             }
             assert!(queue.is_broken(), "{what}");
@@ -227,7 +230,7 @@ fn a_broken_queue_is_told_of_once_and_still_answers_what_it_has_taken() {
         let (_site, export) = Site::with_raw_disk(alone(config), 1 << 20);
         let memory = memory();
         let mut driver = Driver::new(&memory, 0, 64, ALL);
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let queue = driver.attach_with(&export, 0, move |fault| {
             sender.send(fault).expect("waiting");
         });
@@ -245,6 +248,74 @@ fn a_broken_queue_is_told_of_once_and_still_answers_what_it_has_taken() {
         assert_eq!((state.next_available, state.next_used), (4, 4));
         assert!(driver.take_used().iter().all(|used| used.status == OK));
         assert!(receiver.try_recv().is_err(), "once");
+    });
+}
+
+/// A driver that offers its first chain again as often as the queue has entries, as fast as they are
+/// used, until this is dropped.
+struct Torrent(Arc<AtomicBool>, Option<JoinHandle<()>>);
+
+impl Torrent {
+    fn start(mut driver: Driver, kind: u32) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            driver.submit(kind, 0, &[writable(DATA, 512)]);
+            driver.kick_anyway();
+            while !stopped.load(Ordering::Relaxed) {
+                let used = driver.used_index();
+                driver.publish_index(used.wrapping_add(driver.state.size));
+                driver.kick();
+            }
+        });
+        Self(stop, Some(thread))
+    }
+}
+
+impl Drop for Torrent {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.1.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_never_stops_lets_its_neighbours_go_on() {
+    on_both(|config| {
+        let site = Site::new(alone(config));
+        let disk = site.vhdx("disk.vhdx", 64 << 20);
+        let export = site
+            .server
+            .add_export("disk", disk, ExportOptions::default())
+            .expect("a free name");
+        let memory = memory();
+        // Requests that end at once: one that there is not, and a read of a hole.
+        for kind in [77, IN] {
+            let drivers = [0, 1].map(|number| {
+                let mut driver = Driver::new(&memory, number, 32768, ALL);
+                driver.start_at(0);
+                driver
+            });
+            let queues = drivers.each_ref().map(|driver| driver.attach(&export, 0));
+            let torrents = drivers.map(|driver| Torrent::start(driver, kind));
+            let (sender, receiver) = mpsc::channel();
+            let mut client = site.client("disk");
+            thread::spawn(move || {
+                for at in 0..20 {
+                    client.write(at * 4096, &[3; 4096], true).expect("a write");
+                }
+                let _ = sender.send(());
+            });
+            let waited = receiver.recv_timeout(Duration::from_secs(60));
+            assert!(waited.is_ok(), "the neighbour waits for ever");
+            for queue in queues {
+                assert!(!queue.is_broken(), "it keeps the rules, if barely");
+                let _ = queue.stop();
+            }
+            drop(torrents);
+        }
     });
 }
 
