@@ -1,5 +1,9 @@
 //! The freestanding guest under QEMU: what our machine is tested with is itself tested on another one.
 
+#[path = "guest/disks.rs"]
+mod disks;
+#[path = "guest/ledger.rs"]
+mod ledger;
 #[path = "guest/qemu.rs"]
 mod qemu;
 
@@ -24,6 +28,24 @@ fn the_guest_says_hello_on_both_kinds_of_machine() {
 fn the_guest_runs_on_a_processor_without_pages_of_1_gib() {
     let ran = Qemu::new("q35").with(&["-cpu", "qemu64"]).run("do=hello");
     assert_eq!(ran.good().event("hello")["vcpu"], 0);
+}
+
+#[test]
+fn every_processor_runs_and_is_counted_once() {
+    let machine = Qemu::new("pc").with(&["-smp", "5"]);
+    let ran = machine.run("do=hello do=touch points=7").good();
+    for name in ["hello", "touch"] {
+        let mut seen: Vec<u64> = ran
+            .all(name)
+            .filter_map(|event| event["vcpu"].as_u64())
+            .collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 2, 3, 4], "{name}");
+    }
+    let touched = ran
+        .all("touch")
+        .filter_map(|event| event["touched"].as_u64());
+    assert_eq!(touched.sum::<u64>(), 14);
 }
 
 #[test]

@@ -1,14 +1,22 @@
 //! What can be done, by name. Each step runs on every vCPU at once.
 
+mod discard;
 mod entropy;
+mod histogram;
+mod ledger;
+mod load;
 mod machine;
+mod refusals;
+mod resize;
 mod touch;
+mod verify;
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::command::Step;
 use crate::machine::boot::Boot;
 use crate::vcpu::Vcpu;
+use crate::virtio::disk::Verb;
 
 /// What the machine ends with when every step found what it had to.
 const GOOD: u8 = 0;
@@ -27,6 +35,15 @@ pub(crate) fn run(vcpu: &Vcpu, boot: &Boot, step: &Step) {
         "crash" => machine::crash(vcpu, step),
         "touch" => touch::touch(vcpu, boot, step),
         "rng" => entropy::read(vcpu, boot, step),
+        "disk" => refusals::describe(vcpu, boot, step),
+        "refusals" => refusals::refusals(vcpu, boot, step),
+        "verify" => verify::verify(vcpu, boot, step),
+        "load" => load::load(vcpu, boot, step),
+        "ledger" => ledger::write(vcpu, boot, step),
+        "ledger-check" => ledger::check(vcpu, boot, step),
+        "discard" => discard::run(vcpu, boot, step, Verb::DISCARD),
+        "zeroes" => discard::run(vcpu, boot, step, Verb::ZEROES),
+        "resize-watch" => resize::watch(vcpu, boot, step),
         other => panic!("do={other} is not known"),
     }
 }
