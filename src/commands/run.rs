@@ -54,7 +54,6 @@ struct Ended {
 /// A disk and its export.
 struct Attached {
     export: ExportHandle,
-    sector: u32,
     queues: u8,
 }
 
@@ -108,7 +107,6 @@ fn add(site: &mut Site, disk: &MachineDisk, plan: &Machine) -> Result<Attached> 
     let served = &disk.served;
     let format = served.format.map(plan::library_format);
     let opened = site::disk::open(&served.path, format, disk.read_only, &plan.search)?;
-    let sector = opened.description.logical_sector;
     let options = ExportOptions {
         read_only: disk.read_only,
         description: served.path.display().to_string(),
@@ -117,7 +115,6 @@ fn add(site: &mut Site, disk: &MachineDisk, plan: &Machine) -> Result<Attached> 
     let export = site.add(&served.name, opened, (options, plan.take_over))?;
     Ok(Attached {
         export,
-        sector,
         queues: disk.queues,
     })
 }
@@ -342,7 +339,7 @@ impl MachineControl for Guest {
 fn made(config: &MachineConfig, disks: &[Attached], serial: vmm::Output) -> Result<vmm::Machine> {
     let mut virtio: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for disk in disks {
-        let block = Block::new(disk.export.clone(), disk.sector, disk.queues);
+        let block = Block::new(disk.export.clone(), disk.queues);
         virtio.push(Box::new(block));
     }
     virtio.push(Box::new(Rng::default()));

@@ -79,6 +79,9 @@ impl fmt::Debug for Devices {
     }
 }
 
+/// Queues of a device: doorbells and vectors of so many have room behind its base address.
+const MOST_QUEUES: usize = 255;
+
 type SharedFunction = Arc<Mutex<VirtioFunction>>;
 
 /// A machine.
@@ -266,6 +269,10 @@ fn attach_functions(
     pci.insert(0, &(Arc::new(Mutex::new(HostBridge::new())) as _));
     let mut functions = Vec::new();
     for (slot, device) in (1..).zip(devices) {
+        if device.queues().len() > MOST_QUEUES {
+            let what = format!("a virtio device has at most {MOST_QUEUES} queues");
+            return Err(Error::invalid(what));
+        }
         let wires = KvmWires::new(Arc::clone(vm), device.queues().len(), PCI_WINDOW)
             .map_err(|error| Error::host("no eventfds for a virtio device", error))?;
         let address = PCI_WINDOW.start + slot as u64 * BAR_BYTES;

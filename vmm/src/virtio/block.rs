@@ -6,13 +6,12 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockserver::export::ExportHandle;
 use blockserver::virtio::block::{BlockDevice, CONFIG_LEN, SERIAL_LEN, serial};
 use blockserver::virtio::{QueueOptions, QueueState};
 
-use super::{Activation, VirtioDevice};
+use super::{Activation, Alarm, VirtioDevice};
 
 /// Its number (5).
 const KIND: u16 = 2;
@@ -22,12 +21,9 @@ const QUEUE_SIZE: u16 = 256;
 /// A disk as the guest sees it.
 pub struct Block {
     export: ExportHandle,
-    /// Bytes of a logical sector.
-    sector: u32,
     queues: u16,
     serial: [u8; SERIAL_LEN],
     serving: Vec<(u16, blockserver::export::QueueHandle)>,
-    broken: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Block {
@@ -40,45 +36,35 @@ impl fmt::Debug for Block {
 }
 
 impl Block {
-    /// The disk of `export`, which has logical sectors of `sector` bytes, with so many queues, at least one.
-    /// Its serial number is the export's name.
+    /// The disk of `export`, with so many queues, at least one. Its serial number is the export's name.
     #[must_use]
-    pub fn new(export: ExportHandle, sector: u32, queues: u8) -> Self {
+    pub fn new(export: ExportHandle, queues: u8) -> Self {
         Self {
             serial: serial(export.name()),
             export,
-            sector,
             queues: u16::from(queues.max(1)),
             serving: Vec::new(),
-            broken: Arc::default(),
         }
     }
 
     fn offered(&self) -> BlockDevice {
-        BlockDevice {
-            size: self.export.size(),
-            logical_sector: self.sector,
-            read_only: self.export.read_only(),
-            queues: self.queues,
-            queue_size: QUEUE_SIZE,
-        }
+        self.export.block_device(self.queues, QUEUE_SIZE)
     }
 
-    fn options(&self, number: u16, features: u64) -> QueueOptions {
-        let (broken, name) = (Arc::clone(&self.broken), self.export.name().to_owned());
+    fn options(&self, number: u16, features: u64, alarm: &Alarm) -> QueueOptions {
+        let (alarm, name) = (alarm.clone(), self.export.name().to_owned());
         QueueOptions {
             features,
             serial: self.serial,
             number,
             broken: Some(Arc::new(move |fault| {
-                if !broken.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(
-                        disk = name,
-                        queue = number,
-                        ?fault,
-                        "the driver broke a queue"
-                    );
-                }
+                tracing::warn!(
+                    disk = name,
+                    queue = number,
+                    ?fault,
+                    "the driver broke a queue"
+                );
+                alarm.raise();
             })),
         }
     }
@@ -107,9 +93,8 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         self.reset();
-        self.broken.store(false, Ordering::Relaxed);
         for (number, setup) in activation.queues {
-            let options = self.options(number, activation.features);
+            let options = self.options(number, activation.features, &activation.alarm);
             let memory = activation.memory.clone();
             match self.export.attach_queue(memory, setup, options) {
                 Ok(queue) => self.serving.push((number, queue)),

@@ -1,8 +1,8 @@
 //! virtio devices, and the PCI transport between them and a guest's driver (VIRTIO 1.2, 4.1).
 //!
-//! [`transport`] is the machine of the registers, [`pci`] the PCI function around it. A device behind it is
+//! `transport` is the machine of the registers, `pci` the PCI function around it. A device behind it is
 //! a [`VirtioDevice`]; it gets its queues when the driver is ready and gives them back when it is reset.
-//! What the host must do (eventfds, routing) is asked of [`Wires`], so that nothing here makes a system
+//! What the host must do (eventfds, routing) is asked of `Wires`, so that nothing here makes a system
 //! call. [`rng`] is a device.
 
 pub mod block;

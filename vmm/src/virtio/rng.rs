@@ -1,7 +1,7 @@
 //! virtio-rng: entropy of the host (VIRTIO 1.2, 5.4).
 //!
 //! Driver. One queue, served by one thread that sleeps until the driver rings it. A request gets at most
-//! [`MOST_BYTES`], whatever it asks for, so that a guest cannot make this thread busy without giving buffers.
+//! 4096 bytes, whatever it asks for, so that a guest cannot make this thread busy without giving buffers.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
