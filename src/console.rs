@@ -15,9 +15,11 @@ const ESCAPE: u8 = 0x01;
 /// How long a guest that takes no input is left alone before it is offered again.
 const BUSY: Duration = Duration::from_millis(10);
 
-/// Where what the guest prints goes; a file is emptied at the `first` start of a machine.
-pub(crate) fn output(console: &Console, first: bool) -> Result<vmm::Output> {
+/// Where what the guest prints goes; a file is emptied at the `first` start of a machine. Where stdout is for
+/// JSON the console is on stderr.
+pub(crate) fn output(console: &Console, json: bool, first: bool) -> Result<vmm::Output> {
     Ok(match console {
+        Console::Stdio if json => Box::new(io::stderr()),
         Console::Stdio => Box::new(io::stdout()),
         Console::Nowhere => Box::new(io::sink()),
         Console::File(path) => {

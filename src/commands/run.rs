@@ -74,19 +74,8 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
         disks.push(add(&mut site, disk, &plan)?);
     }
     let site = Arc::new(site);
-    let guest = Arc::new(Guest::new(args, &plan, disks)?);
-    let watched = Arc::downgrade(&guest);
-    site.when_resized(Box::new(move |disk| {
-        if let Some(guest) = watched.upgrade() {
-            guest.resized(disk);
-        }
-    }));
-    let control = controlled(&site, &guest, &plan)?;
-    let ended = guest.live(&plan, report);
-    drop(control);
-    guest.machine().stop();
+    let ended = live(args, &plan, (&site, disks), report);
     site.stop();
-    drop(guest);
     let closed = server.stop();
     site.unlock();
     closed.map_err(|e| Failure::io("a disk could not be closed cleanly", &e))?;
@@ -100,6 +89,25 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
         End::PowerOff(0) | End::Stopped => Ok(()),
         end => Err(Failure::new(Exit::Failed, end.to_string())),
     }
+}
+
+/// From the machine's first start to its end. Afterwards it touches its disks no more, however it went.
+fn live(
+    args: &RunArgs,
+    plan: &Machine,
+    (site, disks): (&Arc<Site>, Vec<Attached>),
+    report: Report,
+) -> Result<(Ended, End)> {
+    let guest = Arc::new(Guest::new(args, plan, disks, report.is_json())?);
+    let watched = Arc::downgrade(&guest);
+    site.when_resized(Box::new(move |disk| {
+        if let Some(guest) = watched.upgrade() {
+            guest.resized(disk);
+        }
+    }));
+    let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, report));
+    guest.machine().stop();
+    ended
 }
 
 /// Opens a disk and makes it an export.
@@ -148,6 +156,8 @@ struct Guest {
     described: PathBuf,
     config: MachineConfig,
     console: Console,
+    /// Whether stdout is for JSON.
+    json: bool,
     disks: Vec<Attached>,
     /// Keeps the kernel that is built in.
     _kernel: Option<OwnedFd>,
@@ -160,7 +170,7 @@ struct Now {
 }
 
 impl Guest {
-    fn new(args: &RunArgs, plan: &Machine, disks: Vec<Attached>) -> Result<Self> {
+    fn new(args: &RunArgs, plan: &Machine, disks: Vec<Attached>, json: bool) -> Result<Self> {
         let (kernel, held) = match &plan.boot.kernel {
             Kernel::File(path) => (path.clone(), None),
             Kernel::BuiltIn => {
@@ -177,11 +187,12 @@ impl Guest {
             cmdline: plan.boot.command_line.clone(),
             initrd: plan.boot.initrd.clone(),
         };
-        let machine = made(&config, &disks, console::output(&plan.console, true)?)?;
+        let machine = made(&config, &disks, console::output(&plan.console, json, true)?)?;
         Ok(Self {
             described: args.machine.clone(),
             config,
             console: plan.console.clone(),
+            json,
             disks,
             _kernel: held,
             now: Mutex::new(Now {
@@ -259,7 +270,7 @@ impl Guest {
         }
         // Its devices let go of the disks first.
         now.machine.stop();
-        let output = console::output(&self.console, false)?;
+        let output = console::output(&self.console, self.json, false)?;
         now.machine = Arc::new(made(&self.config, &self.disks, output)?);
         now.life = Life::Running;
         Ok(true)

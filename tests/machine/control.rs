@@ -71,3 +71,27 @@ fn a_guest_that_crashes_ends_the_machine_with_the_reason() {
     let ran = diskferry(here, &["run", "vm.toml"]).fails(1);
     assert!(ran.stderr.contains("crashed"), "{}", ran.stderr);
 }
+
+#[test]
+fn with_json_every_line_on_stdout_is_json_and_the_console_is_on_stderr() {
+    if without_kvm() {
+        return;
+    }
+    let here = folder();
+    let here = here.path();
+    describe(here, "vm.toml", ("do=hello", &[]));
+    let text = std::fs::read_to_string(here.join("vm.toml")).unwrap();
+    let stdio = text.replace("console.to = \"file:vm.toml.console\"\n", "");
+    assert_ne!(stdio, text);
+    std::fs::write(here.join("vm.toml"), stdio).unwrap();
+    let ran = diskferry(here, &["run", "vm.toml", "--json"]).ok();
+    let kinds: Vec<_> = ran
+        .json_lines()
+        .iter()
+        .map(|line| line["type"].clone())
+        .collect();
+    assert_eq!(kinds, ["running", "summary"]);
+    assert!(ran.stderr.contains("\"event\":\"hello\""), "{}", ran.stderr);
+    let ran = diskferry(here, &["run", "vm.toml"]).ok();
+    assert!(ran.stdout.contains("\"event\":\"hello\""), "{}", ran.stdout);
+}
