@@ -55,6 +55,21 @@ impl Drop for Small<'_> {
     }
 }
 
+fn client_of(serving: &Serving) -> BlockingClient {
+    let address = serving.uri().parse().expect("an address");
+    BlockingClient::connect(&address).expect("it listens")
+}
+
+/// The server of a new disk in the small file system, and a client.
+fn serve_on_it(here: &Path) -> (Serving, BlockingClient) {
+    let create = ["create", "small/a.vhdx", "1G", "--block-size", "1M"];
+    diskferry(here, &create).ok();
+    let place = format!("unix:{}", here.join("s").display());
+    let serving = Serving::start(here, &["small/a.vhdx", "--listen", &place]);
+    let client = client_of(&serving);
+    (serving, client)
+}
+
 fn is_full(result: Result<(), ClientError>) -> bool {
     match result {
         Ok(()) => false,
@@ -112,16 +127,8 @@ fn a_full_host_fails_the_write_that_needs_room_and_no_other() {
     let Some(small) = Small::mount(&mount, "40m") else {
         return;
     };
-    diskferry(
-        here,
-        &["create", "small/a.vhdx", "1G", "--block-size", "1M"],
-    )
-    .ok();
-    let place = format!("unix:{}", here.join("s").display());
-    let serving = Serving::start(here, &["small/a.vhdx", "--listen", &place]);
-    let address = serving.uri().parse().expect("an address");
-    let mut client = BlockingClient::connect(&address).expect("it listens");
-    let mut beside = BlockingClient::connect(&address).expect("it listens");
+    let (serving, mut client) = serve_on_it(here);
+    let mut beside = client_of(&serving);
     beside
         .write(200 * MIB, &[0; 4096], false)
         .expect("the first write");
@@ -140,15 +147,7 @@ fn a_host_that_is_full_from_the_start_refuses_the_first_write_and_serves_on() {
     let Some(small) = Small::mount(&mount, "3m") else {
         return;
     };
-    diskferry(
-        here,
-        &["create", "small/a.vhdx", "1G", "--block-size", "1M"],
-    )
-    .ok();
-    let place = format!("unix:{}", here.join("s").display());
-    let serving = Serving::start(here, &["small/a.vhdx", "--listen", &place]);
-    let address = serving.uri().parse().expect("an address");
-    let mut client = BlockingClient::connect(&address).expect("it listens");
+    let (serving, mut client) = serve_on_it(here);
     for _ in 0..3 {
         assert!(is_full(client.write(0, &[1; 4096], false)));
         let mut back = [7; 4096];
@@ -173,15 +172,7 @@ fn a_full_host_refuses_a_snapshot_and_the_disk_goes_on_as_it_was() {
     let Some(small) = Small::mount(&mount, "40m") else {
         return;
     };
-    diskferry(
-        here,
-        &["create", "small/a.vhdx", "1G", "--block-size", "1M"],
-    )
-    .ok();
-    let place = format!("unix:{}", here.join("s").display());
-    let serving = Serving::start(here, &["small/a.vhdx", "--listen", &place]);
-    let address = serving.uri().parse().expect("an address");
-    let mut client = BlockingClient::connect(&address).expect("it listens");
+    let (serving, mut client) = serve_on_it(here);
     client.write(0, &[1; 4096], true).expect("there is room");
     let filled = std::fs::write(mount.join("rest"), vec![1; 64 << 20]);
     assert!(filled.is_err(), "nothing is left");
