@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::{self, JoinHandle};
 
+use blockserver::virtio::block::feature;
 use blockserver::virtio::{GuestMemory, QueueSetup, QueueState};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -17,9 +18,6 @@ use super::{Activation, Alarm, VirtioDevice};
 
 /// Its number (5.4.1).
 const KIND: u16 = 4;
-/// Features of rings: indirect descriptors and event indices (6).
-const INDIRECT: u64 = 1 << 28;
-const EVENT_IDX: u64 = 1 << 29;
 /// Most descriptors of the queue.
 const QUEUE_SIZE: u16 = 256;
 /// Most bytes that one request gets.
@@ -37,7 +35,7 @@ impl VirtioDevice for Rng {
     }
 
     fn features(&self) -> u64 {
-        INDIRECT | EVENT_IDX
+        feature::INDIRECT_DESC | feature::EVENT_IDX
     }
 
     fn queues(&self) -> Vec<u16> {
@@ -90,7 +88,7 @@ fn queue(state: &QueueState, features: u64) -> io::Result<Queue> {
         max_size: state.size,
         next_avail: state.next_available,
         next_used: state.next_used,
-        event_idx_enabled: features & EVENT_IDX != 0,
+        event_idx_enabled: features & feature::EVENT_IDX != 0,
         size: state.size,
         ready: true,
         desc_table: state.descriptors,
