@@ -11,6 +11,7 @@ pub mod description;
 mod devices;
 mod error;
 pub mod guest;
+pub mod installed;
 mod kvm;
 pub mod layout;
 mod machine;
