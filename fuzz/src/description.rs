@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use arbitrary::{Arbitrary, Unstructured};
-use vmm::description::Description;
+use vmm::description::{Description, Kernel};
 
-const LINES: [&str; 22] = [
+const LINES: [&str; 24] = [
     "vcpus = ",
     "memory = ",
     "huge_pages = ",
@@ -17,6 +17,8 @@ const LINES: [&str; 22] = [
     "initrd = ",
     "command_line = ",
     "boot.kernel = ",
+    "from_disk = ",
+    "boot.from_disk = ",
     "[console]",
     "to = ",
     "console.to = ",
@@ -102,4 +104,7 @@ pub fn run(data: &[u8]) {
     assert_eq!(names.len(), read.disks.len(), "names differ");
     assert!(read.disks.len() <= 24 && names.iter().all(|name| !name.is_empty()));
     assert!(read.disks.iter().all(|disk| disk.queues > 0));
+    if let Kernel::Disk(place) = read.boot.kernel {
+        assert!(place < read.disks.len() && read.boot.initrd.is_none());
+    }
 }

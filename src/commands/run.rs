@@ -3,23 +3,20 @@
 //! The disks are those of a `serve` without clients: whatever can be done to a served disk can be done to a
 //! machine's, by the same control socket, while it runs.
 
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::{Server, ServerConfig};
-use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
-use vmm::description::{self, Console, Kernel};
+use vmm::description::{self, Console};
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
 use vmm::{Devices, Exit as End, MachineConfig};
 
+use super::booting::{self, Booting};
 use crate::args::RunArgs;
 use crate::console;
 use crate::control::machine::{Life, MachineControl, MachineState};
@@ -60,6 +57,9 @@ struct Attached {
 
 pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     let plan = Machine::new(args)?;
+    if plan.dry_run {
+        return booting::dry_run(&plan, report);
+    }
     interrupt::listen();
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let config = ServerConfig {
@@ -99,7 +99,7 @@ fn live(
     (site, disks): (&Arc<Site>, Vec<Attached>),
     report: Report,
 ) -> Result<(Ended, End)> {
-    let guest = Arc::new(Guest::new(args, plan, disks, report.is_json())?);
+    let guest = Arc::new(Guest::new(args, plan, disks, report)?);
     let watched = Arc::downgrade(&guest);
     site.when_resized(Box::new(move |disk| {
         if let Some(guest) = watched.upgrade() {
@@ -134,14 +134,18 @@ fn controlled(site: &Arc<Site>, guest: &Arc<Guest>, plan: &Machine) -> Result<Co
     place::make_folder()?;
     paths.push(place::socket_of(&guest.described)?);
     for disk in plan.vm.disks.iter().filter(|disk| !disk.read_only) {
-        paths.push(place::socket_of(&disk.path)?);
+        let socket = place::socket_of(&disk.path)?;
+        // A machine may be described by nothing but its disk.
+        if !paths.contains(&socket) {
+            paths.push(socket);
+        }
     }
     let control: Arc<dyn Control> = site.clone();
     let machine: Arc<dyn MachineControl> = guest.clone();
     Controlled::start(&control, Some(&machine), paths)
 }
 
-fn cannot(error: &vmm::Error) -> Failure {
+pub(super) fn cannot(error: &vmm::Error) -> Failure {
     use vmm::ErrorKind;
     let exit = match error.kind() {
         ErrorKind::InvalidArgument | ErrorKind::BadKernel => Exit::Usage,
@@ -154,13 +158,11 @@ fn cannot(error: &vmm::Error) -> Failure {
 /// The machine as this process has it: made anew when the guest asks for a reset.
 struct Guest {
     described: PathBuf,
-    config: MachineConfig,
+    booting: Mutex<Booting>,
     console: Console,
     /// Whether stdout is for JSON.
     json: bool,
     disks: Vec<Attached>,
-    /// Keeps the kernel that is built in.
-    _kernel: Option<OwnedFd>,
     now: Mutex<Now>,
 }
 
@@ -170,35 +172,21 @@ struct Now {
 }
 
 impl Guest {
-    fn new(args: &RunArgs, plan: &Machine, disks: Vec<Attached>, json: bool) -> Result<Self> {
-        let (kernel, held) = match &plan.vm.boot.kernel {
-            Kernel::File(path) => (path.clone(), None),
-            Kernel::BuiltIn => {
-                let held = built_in().map_err(|e| Failure::io("no memory for the guest", &e))?;
-                let path = format!("/proc/self/fd/{}", held.as_raw_fd());
-                (path.into(), Some(held))
-            }
-        };
-        let config = MachineConfig {
-            vcpus: plan.vm.vcpus,
-            memory: plan.vm.memory,
-            huge_pages: plan.vm.huge_pages,
-            kernel,
-            cmdline: plan.vm.boot.command_line.clone(),
-            initrd: plan.vm.boot.initrd.clone(),
-        };
+    fn new(args: &RunArgs, plan: &Machine, disks: Vec<Attached>, report: Report) -> Result<Self> {
+        let json = report.is_json();
+        let export = |place: usize| disks.get(place).map(|disk| disk.export.clone());
+        let booting = Booting::new(plan, export, report)?;
         let machine = made(
-            &config,
+            booting.config(),
             &disks,
             console::output(&plan.vm.console, json, true)?,
         )?;
         Ok(Self {
             described: args.machine.clone(),
-            config,
+            booting: Mutex::new(booting),
             console: plan.vm.console.clone(),
             json,
             disks,
-            _kernel: held,
             now: Mutex::new(Now {
                 machine: Arc::new(machine),
                 life: Life::Running,
@@ -208,6 +196,10 @@ impl Guest {
 
     fn now(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn booting(&self) -> MutexGuard<'_, Booting> {
+        self.booting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn machine(&self) -> Arc<vmm::Machine> {
@@ -233,11 +225,16 @@ impl Guest {
         })?;
         let mut resets = 0;
         loop {
-            let end = self.machine().wait();
-            if end != End::Reset || !self.again()? {
-                return Ok((self.ended(resets, &end), end));
+            let mut end = self.machine().wait();
+            if end == End::Reset {
+                if self.again()? {
+                    resets += 1;
+                    continue;
+                }
+                // It was ended from outside before it could begin anew.
+                end = End::Stopped;
             }
-            resets += 1;
+            return Ok((self.ended(resets, &end), end));
         }
     }
 
@@ -270,8 +267,10 @@ impl Guest {
         }
         // Its devices let go of the disks first.
         now.machine.stop();
+        let mut booting = self.booting();
+        booting.again()?;
         let output = console::output(&self.console, self.json, false)?;
-        now.machine = Arc::new(made(&self.config, &self.disks, output)?);
+        now.machine = Arc::new(made(booting.config(), &self.disks, output)?);
         now.life = Life::Running;
         Ok(true)
     }
@@ -323,11 +322,15 @@ impl Guest {
 
 impl MachineControl for Guest {
     fn state(&self) -> MachineState {
+        let (vcpus, memory) = {
+            let booting = self.booting();
+            (booting.config().vcpus, booting.config().memory)
+        };
         MachineState {
             machine: self.described.display().to_string(),
             state: self.now().life,
-            vcpus: self.config.vcpus,
-            memory: self.config.memory,
+            vcpus,
+            memory,
             pid: std::process::id(),
         }
     }
@@ -358,12 +361,4 @@ fn made(config: &MachineConfig, disks: &[Attached], serial: vmm::Output) -> Resu
     let mut machine = machine.map_err(|error| cannot(&error))?;
     machine.start().map_err(|error| cannot(&error))?;
     Ok(machine)
-}
-
-/// The guest that is built in, as a file.
-fn built_in() -> std::io::Result<OwnedFd> {
-    let memory = memfd_create("guest", MemfdFlags::CLOEXEC)?;
-    let mut file = File::from(memory);
-    file.write_all(vmm::guest::IMAGE)?;
-    Ok(file.into())
 }
