@@ -183,18 +183,24 @@ fn uuid(bytes: &[u8; BYTES]) -> String {
 pub(super) fn plain(bytes: &[u8; BYTES]) -> [u8; BYTES] {
     let mut plain = *bytes;
     let incompatible = u32_at(bytes, at::INCOMPATIBLE) & !(RECOVERY | META_GROUPS);
-    if let Some(field) = plain.get_mut(at::INCOMPATIBLE..at::INCOMPATIBLE + 4) {
-        field.copy_from_slice(&incompatible.to_le_bytes());
+    put(&mut plain, at::INCOMPATIBLE, incompatible);
+    if incompatible & WIDE == 0 {
+        // The library counts it in any case.
+        put(&mut plain, at::BLOCKS_HIGH, 0);
     }
     // One that was wrong stays wrong.
     let sums = u32_at(bytes, at::READ_ONLY_COMPATIBLE) & METADATA_CHECKSUMS != 0;
     if sums && u32_at(bytes, at::CHECKSUM) == checksum(bytes) {
-        let sum = checksum(&plain).to_le_bytes();
-        if let Some(field) = plain.get_mut(at::CHECKSUM..) {
-            field.copy_from_slice(&sum);
-        }
+        let sum = checksum(&plain);
+        put(&mut plain, at::CHECKSUM, sum);
     }
     plain
+}
+
+fn put(bytes: &mut [u8; BYTES], at: usize, value: u32) {
+    if let Some(field) = bytes.get_mut(at..at + 4) {
+        field.copy_from_slice(&value.to_le_bytes());
+    }
 }
 
 fn checksum(bytes: &[u8; BYTES]) -> u32 {

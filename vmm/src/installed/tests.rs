@@ -313,6 +313,41 @@ fn file_systems_of_other_sizes_and_features_are_read() {
 }
 
 #[test]
+fn descriptors_of_a_file_system_that_was_grown_far_are_found_where_they_are() {
+    let root = Root::new().with_grub();
+    let options = [
+        "-b",
+        "4096",
+        "-g",
+        "512",
+        "-N",
+        "8192",
+        "-O",
+        "meta_bg,^resize_inode",
+    ];
+    let image = root.image(512, &options);
+    let name = image.to_str().unwrap();
+    // As Linux does it when the room that was kept for descriptors is full: from block 1 of them on.
+    program("debugfs", &["-w", "-R", "ssv first_meta_bg 1", name], "");
+    let said = program("dumpe2fs", &[name], "");
+    assert!(said.contains("First meta block group:   1"), "{said}");
+    // Every descriptor has a checksum, and one that is read from elsewhere is refused.
+    let (_, kernel, initrd) = found_in(&image, 512).unwrap();
+    assert_eq!((kernel.as_slice(), initrd.as_slice()), (KERNEL, INITRD));
+}
+
+#[test]
+fn a_count_of_blocks_that_does_not_count_is_not_counted() {
+    let root = Root::new().with_grub();
+    let image = root.image(32, &["-O", "^metadata_csum,^64bit"]);
+    let file = File::options().write(true).open(&image).unwrap();
+    // The upper half, where there are no wide numbers: a library takes memory for what it says.
+    file.write_all_at(&[0xFF, 0xFF, 0, 0], 1024 + 0x150)
+        .unwrap();
+    assert_eq!(found_in(&image, 512).unwrap().1, KERNEL);
+}
+
+#[test]
 fn where_nothing_is_to_be_started_it_is_said_what_was_looked_for_and_what_to_do() {
     let empty = Root {
         folder: tempfile::tempdir().unwrap(),
