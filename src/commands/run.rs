@@ -37,6 +37,9 @@ struct Running {
     memory: u64,
     disks: Vec<String>,
     pid: u32,
+    /// Ticks of the guest's time stamp counter in a millisecond.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tsc_khz: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -248,6 +251,7 @@ impl Guest {
                 .map(|disk| disk.served.name.clone())
                 .collect(),
             pid: std::process::id(),
+            tsc_khz: self.machine().tsc_khz(),
         };
         let people = format!(
             "running {}: {} processors, {} of memory",

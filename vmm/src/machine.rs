@@ -93,6 +93,7 @@ pub struct Machine {
     bus: Arc<Bus>,
     serial: Arc<SerialPort>,
     functions: Vec<SharedFunction>,
+    tsc_khz: Option<u32>,
     started: bool,
 }
 
@@ -126,6 +127,7 @@ impl Machine {
             let cpuid = host.cpuid(index, config.vcpus);
             vcpu.prepare(&cpuid, &entry.start(index, config.vcpus))?;
         }
+        let tsc_khz = vcpus.first().and_then(Vcpu::tsc_khz);
         let control = Arc::new(Control::new(&vcpus));
         let mut bus = Bus::default();
         let serial = attach_ports(&mut bus, &vm, &control, devices.serial)?;
@@ -137,6 +139,7 @@ impl Machine {
             bus: Arc::new(bus),
             serial,
             functions,
+            tsc_khz,
             started: false,
         })
     }
@@ -210,6 +213,12 @@ impl Machine {
         for function in &self.functions {
             lock(function).stop();
         }
+    }
+
+    /// Ticks of the processors' time stamp counters in a millisecond, where KVM says that.
+    #[must_use]
+    pub fn tsc_khz(&self) -> Option<u32> {
+        self.tsc_khz
     }
 
     /// The machine's memory.

@@ -108,6 +108,11 @@ impl Vcpu {
         Arc::clone(&self.kick)
     }
 
+    /// Ticks of its time stamp counter in a millisecond, where KVM says that.
+    pub(crate) fn tsc_khz(&self) -> Option<u32> {
+        self.fd.get_tsc_khz().ok().filter(|khz| *khz > 0)
+    }
+
     /// Say what it is and where it starts.
     pub(crate) fn prepare(&self, cpuid: &[kvm_cpuid_entry2], start: &Start) -> Result<()> {
         let failed = |what: &'static str| {
