@@ -9,6 +9,7 @@ mod machine {
     mod control;
     mod disks;
     mod guest;
+    mod large;
     mod moves;
     #[path = "../mirror/process.rs"]
     #[expect(dead_code, reason = "these tests use a part of it")]

@@ -28,7 +28,7 @@ use crate::failure::{Exit, Failure, Result};
 use crate::plan::{self, Console, Kernel, Machine, MachineDisk};
 use crate::report::Report;
 use crate::site::source::Site;
-use crate::{interrupt, site, size};
+use crate::{interrupt, limits, site, size};
 
 #[derive(Serialize)]
 struct Running {
@@ -62,6 +62,7 @@ struct Attached {
 
 pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     let plan = Machine::new(args)?;
+    limits::raise_open_files();
     interrupt::listen();
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let config = ServerConfig {
