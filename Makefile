@@ -12,7 +12,7 @@ NIGHT_FROM ?= $(shell date +%s)000
 .PHONY: help setup test demo lint docs bench fuzz night
 
 help:
-	@echo "make demo    move a busy 16 TB disk to another site and prove nothing was lost"
+	@echo "make demo    move the 16 TB disk of a busy machine to another site and prove nothing was lost"
 	@echo "make test    everything that is promised, tested"
 	@echo "make lint    formatting and lints, warnings denied"
 	@echo "make docs    the API documentation, warnings denied"
