@@ -17,6 +17,7 @@ mod machine;
 pub mod memory;
 mod pci;
 mod slots;
+pub mod statistics;
 mod vcpus;
 pub mod virtio;
 mod wiring;

@@ -16,6 +16,7 @@ use crate::kvm::{Event, Host, Vcpu, Vm};
 use crate::layout;
 use crate::memory::Memory;
 use crate::slots::{DeviceLeaving, Slots, lock, stopped};
+use crate::statistics::Statistics;
 use crate::vcpus::Control;
 use crate::virtio::VirtioDevice;
 use crate::{Error, Result};
@@ -204,6 +205,17 @@ impl Machine {
     /// Press the power button: the guest is asked to shut down, and does so or not.
     pub fn power_button(&self) {
         self.slots.events().power_button();
+    }
+
+    /// Press the reset button: the machine ends as if its guest had asked for a reset.
+    pub fn reset(&self) {
+        self.control.end(Exit::Reset);
+    }
+
+    /// What it has done since it started.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.control.statistics()
     }
 
     /// Wait until the machine has ended, and say how.
