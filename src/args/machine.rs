@@ -20,6 +20,8 @@ pub(crate) enum MachineVerb {
     Reset(MachineArgs),
     /// Pull the plug: what the guest did not flush may be lost
     PowerOff(MachineArgs),
+    /// Attach to its console
+    Console(ConsoleArgs),
     /// Put a disk into it
     AddDisk(AddDiskArgs),
     /// Take a disk out of it
@@ -60,6 +62,18 @@ pub(crate) struct ShutdownArgs {
     /// Wait at most so long
     #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "wait")]
     pub(crate) timeout: u64,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry machine console vm.toml                Ctrl-A x leaves, Ctrl-A Ctrl-A is one Ctrl-A
+  diskferry machine console vm.toml < /dev/null    only looks, until the machine ends
+
+The last 64 KiB that the guest printed come first. Several may attach: all of them see everything, and all may
+type. The console of every machine can be attached to, wherever `console.to` sends it.")]
+pub(crate) struct ConsoleArgs {
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
 }
 
 #[derive(Args, Debug)]

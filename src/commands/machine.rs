@@ -1,5 +1,6 @@
 //! `diskferry machine`: what a machine that runs is asked, and told to do.
 
+mod console;
 mod disks;
 mod shutdown;
 mod stats;
@@ -24,6 +25,7 @@ pub(crate) fn run(verb: &MachineVerb, report: Report) -> Result<()> {
         MachineVerb::AddDisk(args) => return disks::add(args, report),
         MachineVerb::RemoveDisk(args) => return disks::remove(args, report),
         MachineVerb::ResizeDisk(args) => return disks::resize(args, report),
+        MachineVerb::Console(args) => return console::run(args, report),
         MachineVerb::Stats(args) => return stats::run(args, report),
     };
     let client = client(args)?;

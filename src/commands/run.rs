@@ -18,14 +18,15 @@ use blockserver::server::{Server, ServerConfig};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
 use vdisk::chain::ParentSearch;
-use vmm::description::{self, Console, Kernel};
+use vmm::description::{self, Kernel};
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
 use vmm::{Devices, Exit as End, MachineConfig};
 
 use crate::args::RunArgs;
-use crate::console;
+use crate::console::Console;
+use crate::control::machine::console::ConsoleState;
 use crate::control::machine::disks::{AddDisk, MachineDisk, RemoveDisk};
 use crate::control::machine::statistics::MachineStatistics;
 use crate::control::machine::{Life, MachineControl, MachineState};
@@ -44,6 +45,9 @@ struct Running {
     memory: u64,
     disks: Vec<String>,
     pid: u32,
+    /// The pseudoterminal that the console is on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    terminal: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -118,6 +122,7 @@ fn live(
     }));
     let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, report));
     guest.machine().stop();
+    guest.console.close();
     ended
 }
 
@@ -175,8 +180,6 @@ struct Guest {
     described: PathBuf,
     config: MachineConfig,
     console: Console,
-    /// Whether stdout is for JSON.
-    json: bool,
     site: Arc<Site>,
     /// Where parents of disks that come later are looked for.
     search: ParentSearch,
@@ -220,16 +223,14 @@ impl Guest {
             cmdline: plan.vm.boot.command_line.clone(),
             initrd: plan.vm.boot.initrd.clone(),
         };
-        let machine = made(
-            &config,
-            &mut disks,
-            console::output(&plan.vm.console, json, true)?,
-        )?;
+        place::make_folder()?;
+        let attach = place::console_of(&args.machine)?;
+        let console = Console::open(&plan.vm.console, &attach, json)?;
+        let machine = made(&config, &mut disks, console.output())?;
         Ok(Self {
             described: args.machine.clone(),
             config,
-            console: plan.vm.console.clone(),
-            json,
+            console,
             site: Arc::clone(site),
             search: plan.search.clone(),
             sockets: OnceLock::new(),
@@ -273,7 +274,7 @@ impl Guest {
         });
         stopping.map_err(|e| Failure::io("no thread that waits for signals", &e))?;
         let typed = Arc::clone(self);
-        let _raw = console::feed(&plan.vm.console, move |typed_in| {
+        let _raw = self.console.feed(move |typed_in| {
             if let Some(bytes) = typed_in {
                 return typed.machine().serial_input(bytes);
             }
@@ -295,15 +296,18 @@ impl Guest {
             memory: plan.vm.memory,
             disks: plan.vm.disks.iter().map(|disk| disk.name.clone()).collect(),
             pid: std::process::id(),
+            terminal: self.console.terminal().map(str::to_owned),
         };
+        let terminal = self.console.terminal();
         let people = format!(
-            "running {}: {} processors, {} of memory",
+            "running {}: {} processors, {} of memory{}",
             self.described.display(),
             plan.vm.vcpus,
-            size::show(plan.vm.memory)
+            size::show(plan.vm.memory),
+            terminal.map_or_else(String::new, |name| format!(", console on {name}"))
         );
         // The console may be on stdout.
-        if report.is_json() || plan.vm.console != Console::Stdio {
+        if report.is_json() || plan.vm.console != description::Console::Stdio {
             report.event("running", &running, &people)?;
         }
         Ok(())
@@ -317,8 +321,7 @@ impl Guest {
         }
         // Its devices let go of the disks first.
         now.machine.stop();
-        let output = console::output(&self.console, self.json, false);
-        let made = output.and_then(|output| made(&self.config, &mut now.disks, output));
+        let made = made(&self.config, &mut now.disks, self.console.output());
         let began = made.map(|machine| now.machine = Arc::new(machine));
         if began.is_ok() {
             now.life = Life::Running;
@@ -430,6 +433,14 @@ impl MachineControl for Guest {
         let waited = self.turned.wait_while(now, waits);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
         Ok(self.state())
+    }
+
+    fn console(&self) -> Result<ConsoleState> {
+        let socket = place::console_of(&self.described)?;
+        Ok(ConsoleState {
+            socket: socket.display().to_string(),
+            terminal: self.console.terminal().map(str::to_owned),
+        })
     }
 
     fn disks(&self) -> Vec<MachineDisk> {

@@ -1,5 +1,6 @@
 //! What can be asked of a running machine, and how: the resources below `/v1/machine`.
 
+pub(crate) mod console;
 pub(crate) mod disks;
 pub(crate) mod statistics;
 
@@ -11,6 +12,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 
+use self::console::ConsoleState;
 use self::disks::{AddDisk, MachineDisk, RemoveDisk};
 use self::statistics::MachineStatistics;
 use super::service::{answer, blocking};
@@ -55,6 +57,8 @@ pub(crate) trait MachineControl: Send + Sync + 'static {
     fn shutdown(&self) -> Result<MachineState>;
     /// It begins anew, as after a power cut.
     fn reset(&self) -> Result<MachineState>;
+    /// Where its console is.
+    fn console(&self) -> Result<ConsoleState>;
     /// Its disks.
     fn disks(&self) -> Vec<MachineDisk>;
     /// It gets another disk.
@@ -76,6 +80,7 @@ pub(super) fn router(machine: Arc<dyn MachineControl>) -> Router {
         .route("/v1/machine/shutdown", post(shutdown))
         .route("/v1/machine/reset", post(reset))
         .route("/v1/machine/stats", get(stats))
+        .route("/v1/machine/console", get(console))
         .merge(disks::router())
         .with_state(machine)
 }
@@ -106,4 +111,8 @@ async fn reset(State(machine): Shared) -> Response {
 
 async fn stats(State(machine): Shared) -> Response {
     answer(blocking(move || machine.statistics()).await)
+}
+
+async fn console(State(machine): Shared) -> Response {
+    answer(blocking(move || machine.console()).await)
 }

@@ -160,7 +160,8 @@ impl Drop for Controlled {
     }
 }
 
-fn bind(path: &Path) -> Result<UnixListener> {
+/// A socket at `path` that nobody else listens on; it does not block.
+pub(crate) fn listener(path: &Path) -> Result<StdListener> {
     let failed = |e| Failure::io(format!("cannot listen at {}", path.display()), &e);
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         let what = format!("{}: another server listens there", path.display());
@@ -170,7 +171,12 @@ fn bind(path: &Path) -> Result<UnixListener> {
     let _ = std::fs::remove_file(path);
     let listener = StdListener::bind(path).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
-    UnixListener::from_std(listener).map_err(failed)
+    Ok(listener)
+}
+
+fn bind(path: &Path) -> Result<UnixListener> {
+    let failed = |e| Failure::io(format!("cannot listen at {}", path.display()), &e);
+    UnixListener::from_std(listener(path)?).map_err(failed)
 }
 
 fn router(control: Arc<dyn Control>) -> Router {
