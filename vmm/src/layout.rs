@@ -52,6 +52,10 @@ pub const SERIAL_IRQ: u32 = 4;
 pub const RESET: Range<u64> = 0x64..0x65;
 /// A byte written here ends the machine with that code.
 pub const POWER_OFF: Range<u64> = 0xF4..0xF5;
+/// What happened while the machine runs: the power button, and slots of PCI that changed.
+pub const EVENTS: Range<u64> = 0xAE00..0xAE10;
+/// The interrupt line of [`EVENTS`], by edge.
+pub const EVENTS_IRQ: u32 = 5;
 /// PCI configuration mechanism 1: address and data.
 pub const PCI_PORTS: Range<u64> = 0xCF8..0xD00;
 

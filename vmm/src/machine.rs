@@ -10,7 +10,7 @@ use blockserver::virtio::QueueState;
 
 use crate::boot;
 use crate::bus::Bus;
-use crate::devices::{Output, PowerOffPort, ResetPort, SerialPort};
+use crate::devices::{Events, Output, PowerOffPort, ResetPort, SerialPort};
 use crate::kvm::{Event, Host, Vcpu, Vm};
 use crate::layout::{self, PCI_WINDOW};
 use crate::memory::Memory;
@@ -92,6 +92,7 @@ pub struct Machine {
     control: Arc<Control>,
     bus: Arc<Bus>,
     serial: Arc<SerialPort>,
+    events: Arc<Events>,
     functions: Vec<SharedFunction>,
     started: bool,
 }
@@ -129,6 +130,7 @@ impl Machine {
         let control = Arc::new(Control::new(&vcpus));
         let mut bus = Bus::default();
         let serial = attach_ports(&mut bus, &vm, &control, devices.serial)?;
+        let events = attach_events(&mut bus, &vm)?;
         let functions = attach_functions(&mut bus, &vm, &memory, devices.virtio)?;
         Ok(Self {
             memory,
@@ -136,6 +138,7 @@ impl Machine {
             control,
             bus: Arc::new(bus),
             serial,
+            events,
             functions,
             started: false,
         })
@@ -192,6 +195,11 @@ impl Machine {
         self.serial.input(bytes)
     }
 
+    /// Press the power button: the guest is asked to shut down, and does so or not.
+    pub fn power_button(&self) {
+        self.events.power_button();
+    }
+
     /// Wait until the machine has ended, and say how.
     #[must_use]
     pub fn wait(&self) -> Exit {
@@ -225,6 +233,27 @@ impl Drop for Machine {
     }
 }
 
+/// Raises interrupt line `number` each time that it is called.
+fn line(vm: &Vm, number: u32) -> Result<impl Fn() + Send + Sync + 'static> {
+    let event = Event::new();
+    let event = event.map_err(|error| Error::host("no eventfd for an interrupt line", error))?;
+    vm.connect(&event, number)?;
+    Ok(move || {
+        if let Err(error) = event.ring() {
+            tracing::error!(%error, number, "an interrupt of a device is lost");
+        }
+    })
+}
+
+/// What tells the guest of the power button and of slots.
+fn attach_events(bus: &mut Bus, vm: &Vm) -> Result<Arc<Events>> {
+    let interrupt = line(vm, layout::EVENTS_IRQ)?;
+    let eject = |slots| tracing::debug!(slots, "the guest lets go of slots that stay as they are");
+    let events = Arc::new(Events::new(Box::new(interrupt), Box::new(eject)));
+    bus.ports.add(layout::EVENTS, events.clone());
+    Ok(events)
+}
+
 /// The serial port and the ports that end the machine.
 fn attach_ports(
     bus: &mut Bus,
@@ -232,14 +261,7 @@ fn attach_ports(
     control: &Arc<Control>,
     output: Output,
 ) -> Result<Arc<SerialPort>> {
-    let line =
-        Event::new().map_err(|error| Error::host("no eventfd for the serial port", error))?;
-    vm.connect(&line, layout::SERIAL_IRQ)?;
-    let interrupt = move || {
-        if let Err(error) = line.ring() {
-            tracing::error!(%error, "an interrupt of the serial port is lost");
-        }
-    };
+    let interrupt = line(vm, layout::SERIAL_IRQ)?;
     let serial = Arc::new(SerialPort::new(output, Box::new(interrupt)));
     bus.ports.add(layout::SERIAL, serial.clone());
     let ending = || {
