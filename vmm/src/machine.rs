@@ -10,7 +10,7 @@ use blockserver::virtio::QueueState;
 
 use crate::boot;
 use crate::bus::Bus;
-use crate::devices::{Events, Output, PowerOffPort, ResetPort, SerialPort};
+use crate::devices::{Events, Output, PanicPort, PowerOffPort, ResetPort, SerialPort, SleepPorts};
 use crate::kvm::{Event, Host, Vcpu, Vm};
 use crate::layout::{self, PCI_WINDOW};
 use crate::memory::Memory;
@@ -121,6 +121,7 @@ impl Machine {
             kernel: &config.kernel,
             cmdline: &config.cmdline,
             initrd: config.initrd.as_deref(),
+            processors: config.vcpus,
         };
         let entry = boot::load(&memory, &kernel, host.gigabyte_pages())?;
         for (index, vcpu) in (0..config.vcpus).zip(&vcpus) {
@@ -271,6 +272,8 @@ fn attach_ports(
     bus.ports.add(layout::RESET, Arc::new(ResetPort(ending())));
     bus.ports
         .add(layout::POWER_OFF, Arc::new(PowerOffPort(ending())));
+    bus.ports.add(layout::SLEEP, Arc::new(SleepPorts(ending())));
+    bus.ports.add(layout::PANIC, Arc::new(PanicPort(ending())));
     Ok(serial)
 }
 

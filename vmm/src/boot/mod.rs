@@ -21,6 +21,7 @@ use std::path::Path;
 use kvm_bindings::kvm_regs;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::acpi;
 use crate::kvm::Start;
 use crate::layout::{self, COMMAND_LINE, COMMAND_LINE_BYTES, LOAD, PAGE};
 use crate::{Error, Memory, Result};
@@ -45,6 +46,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) cmdline: &'a str,
     /// Its initial RAM disk.
     pub(crate) initrd: Option<&'a Path>,
+    /// How many processors the machine has.
+    pub(crate) processors: u8,
 }
 
 /// How and where what was loaded begins.
@@ -100,6 +103,9 @@ pub(crate) fn load(memory: &Memory, boot: &Boot<'_>, gigabyte_pages: bool) -> Re
     let mut kernel = Image::open(boot.kernel)?;
     let cmdline = command_line(boot.cmdline)?;
     put(memory.guest(), COMMAND_LINE, &cmdline)?;
+    for (at, table) in acpi::tables(boot.processors) {
+        put(memory.guest(), at, &table)?;
+    }
     let mut magic = [0; 4];
     kernel.read(0, &mut magic)?;
     let mut reach = Reach {
