@@ -46,7 +46,9 @@ pub const COMMAND_LINE_BYTES: usize = 0x1_0000;
 /// Where memory that a kernel may use freely ends, below 1 MiB.
 pub const LOW_END: u64 = 0x9_FC00;
 /// The ACPI tables, the pointer to their root first: where kernels look for it.
-pub const ACPI: Range<u64> = 0xE_0000..0x10_0000;
+pub const ACPI: Range<u64> = 0xE_0000..0xF_0000;
+/// Where firmware begins after a reset, for a kernel that jumps there in real mode.
+pub const RESET_VECTOR: u64 = 0xF_FFF0;
 /// Where programs and kernels are loaded: nothing of theirs may be below.
 pub const LOAD: u64 = 0x10_0000;
 

@@ -28,6 +28,7 @@ pub(super) fn memory_map(bytes: u64, tables: Option<&Range<u64>>) -> Vec<(Range<
             (0..LOW_END, RAM),
             (LOW_END..layout::ACPI.start, RESERVED),
             (layout::ACPI, TABLES),
+            (layout::ACPI.end..LOAD, RESERVED),
         ],
     };
     let none = HOLE.start..HOLE.start;

@@ -120,6 +120,10 @@ fn a_kernel_with_a_pvh_note_is_entered_by_the_first_processor() {
         read(&memory, layout::START_INFO),
         0x336E_C578_u32.to_le_bytes()
     );
+    assert_eq!(
+        read(&memory, layout::RESET_VECTOR),
+        [0xB0, 0xFE, 0xE6, 0x64, 0xF4]
+    );
     let root = read(&memory, layout::START_INFO + 0x20);
     assert_eq!(root, layout::ACPI.start.to_le_bytes());
     assert_eq!(read(&memory, layout::ACPI.start), *b"RSD PTR ");
@@ -245,7 +249,7 @@ fn a_bzimage_is_placed_where_it_wants_to_be() {
         layout::ACPI.start.to_le_bytes()
     );
     assert!(
-        read::<1>(&memory, layout::ZERO_PAGE + 0x1E8)[0] >= 4,
+        read::<1>(&memory, layout::ZERO_PAGE + 0x1E8)[0] >= 5,
         "ranges of memory"
     );
     let refused = boot(&bzimage(b"payload"), 16 * MIB).0.unwrap_err();
