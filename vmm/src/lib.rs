@@ -8,6 +8,7 @@
 mod acpi;
 mod boot;
 mod bus;
+pub mod description;
 mod devices;
 mod error;
 pub mod guest;
