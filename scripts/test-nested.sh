@@ -97,7 +97,7 @@ root_disk() {
     mkdir -p "$root"
     # shellcheck disable=SC2086
     unpack "$root" $ROOT_PACKAGES
-    mkdir -p "$root"/{data,dev,proc,run,sys,tmp}
+    mkdir -p "$root"/{data,dev,mnt,proc,run,sys,tmp}
     rm -rf "$root"/usr/share/{doc,locale,man}
     ln -s busybox "$root/bin/sh"
     install -m 755 "$SCRIPTS/guest" "$root/sbin/init"
@@ -134,6 +134,14 @@ run_outer() {
         fail "the scenario did not pass within $SECONDS_AT_MOST s"
 }
 
+# file_system DISK: it is sound, and the guest has left nothing to be done.
+file_system() {
+    local image=${1%.vhdx}.img
+    "$FERRY" convert --quiet "$1" "$image"
+    e2fsck -fn "$image" >"$image.e2fsck" 2>&1 || fail "e2fsck: $(cat "$image.e2fsck")"
+    say "  $(tail -n 1 "$image.e2fsck")"
+}
+
 # What the guest has left: the image is sound, so is its file system, and what it wrote is there.
 look_at_disk() {
     local left=$HERE/left present
@@ -142,10 +150,10 @@ look_at_disk() {
     debugfs -R "dump /root.vhdx $left/root.vhdx" "$HERE/disk.img" 2>/dev/null
     debugfs -R "dump /console-disk.log $HERE/console.log" "$HERE/disk.img" 2>/dev/null
     "$FERRY" check "$left/root.vhdx" >"$left/check" || fail "the image: $(cat "$left/check")"
-    say "  $(cat "$left/check")"
-    "$FERRY" convert --quiet "$left/root.vhdx" "$left/root.img"
-    e2fsck -fn "$left/root.img" >"$left/e2fsck" 2>&1 || fail "e2fsck: $(cat "$left/e2fsck")"
-    say "  $(tail -n 1 "$left/e2fsck")"
+    say "  $(tail -n 1 "$left/check" | sed 's/.*: //')"
+    debugfs -R "dump /data.vhdx $left/data.vhdx" "$HERE/disk.img" 2>/dev/null
+    file_system "$left/root.vhdx"
+    file_system "$left/data.vhdx"
     debugfs -R "rdump /data $left" "$left/root.img" 2>/dev/null
     (cd "$left/data" && sha256sum --check --quiet sums) || fail "files are not what the guest wrote"
     say "  its files are what it wrote: $(cut -c67- "$left/data/sums" | tr '\n' ' ')"

@@ -10,8 +10,10 @@ mod machine {
     mod disks;
     mod guest;
     mod moves;
+    mod plug;
     #[path = "../mirror/process.rs"]
     #[expect(dead_code, reason = "these tests use a part of it")]
     mod process;
     mod refusals;
+    mod verbs;
 }

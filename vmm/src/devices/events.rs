@@ -90,10 +90,6 @@ impl Events {
 
     /// A device was put into `slot`, or pulled out of it: the guest shall look again. What was asked of the
     /// slot before is about a device that is gone.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "called when a device is put in")
-    )]
     pub(crate) fn slot_filled(&self, slot: usize) {
         self.tell(|state| {
             state.happened |= SLOTS_CHANGED;
@@ -103,10 +99,6 @@ impl Events {
     }
 
     /// The host wants the device in `slot` back: the guest shall let go of it.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "called when a device is wanted back")
-    )]
     pub(crate) fn removal_wanted(&self, slot: usize) {
         self.tell(|state| {
             state.happened |= SLOTS_CHANGED;

@@ -6,6 +6,7 @@ mod histogram;
 mod ledger;
 mod load;
 mod machine;
+mod plug;
 mod refusals;
 mod resize;
 mod touch;
@@ -43,6 +44,7 @@ pub(crate) fn run(vcpu: &Vcpu, boot: &Boot, step: &Step) {
         "ledger-check" => ledger::check(vcpu, boot, step),
         "discard" => discard::run(vcpu, boot, step, Verb::DISCARD),
         "zeroes" => discard::run(vcpu, boot, step, Verb::ZEROES),
+        "plug-watch" => plug::watch(vcpu, boot, step),
         "resize-watch" => resize::watch(vcpu, boot, step),
         other => panic!("do={other} is not known"),
     }
