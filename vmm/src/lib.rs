@@ -5,6 +5,7 @@
 //! `vcpus` and `machine` are drivers; what is read of a kernel's file is decoded in `boot`. Nothing in this
 //! crate may decide what a disk holds: that is the engine's, and a device hands ranges to it.
 
+mod acpi;
 mod boot;
 mod bus;
 pub mod description;

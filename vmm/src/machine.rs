@@ -11,7 +11,7 @@ use blockserver::virtio::QueueState;
 
 use crate::boot;
 use crate::bus::Bus;
-use crate::devices::{Output, PowerOffPort, ResetPort, SerialPort};
+use crate::devices::{Output, PanicPort, PowerOffPort, ResetPort, SerialPort, SleepPorts};
 use crate::kvm::{Event, Host, Vcpu, Vm};
 use crate::layout;
 use crate::memory::Memory;
@@ -112,6 +112,7 @@ impl Machine {
             kernel: &config.kernel,
             cmdline: &config.cmdline,
             initrd: config.initrd.as_deref(),
+            processors: config.vcpus,
         };
         let entry = boot::load(&memory, &kernel, host.gigabyte_pages())?;
         for (index, vcpu) in (0..config.vcpus).zip(&vcpus) {
@@ -287,5 +288,7 @@ fn attach_ports(
     bus.ports.add(layout::RESET, Arc::new(ResetPort(ending())));
     bus.ports
         .add(layout::POWER_OFF, Arc::new(PowerOffPort(ending())));
+    bus.ports.add(layout::SLEEP, Arc::new(SleepPorts(ending())));
+    bus.ports.add(layout::PANIC, Arc::new(PanicPort(ending())));
     Ok(serial)
 }
