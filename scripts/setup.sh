@@ -30,6 +30,7 @@ fdisk:fdisk
 sfdisk:fdisk
 fusermount3:fuse3
 /bin/kill:procps
+iasl:acpica-tools
 make:make
 cc:gcc
 $*

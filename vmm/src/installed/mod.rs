@@ -1,8 +1,8 @@
 //! What an installed disk would start: its kernel, initrd and command line, read out of its own file systems.
 //!
 //! Driver: [`load`] looks at every partition that may hold them and copies two files. What the bytes mean is
-//! said by codecs ([`grub`], [`entries`], [`mbr`], [`superblock`], [`journal`], [`release`]), which of several
-//! kernels it is by [`choose`]. The disk is another's: sizes are bounded before memory is taken, nothing is
+//! said by codecs (`grub`, `entries`, `mbr`, `superblock`, `journal`, `release`), which of several
+//! kernels it is by `choose`. The disk is another's: sizes are bounded before memory is taken, nothing is
 //! written, links lead nowhere but into the same file system, and a library that panics or goes round in
 //! circles on what it reads ends this reading and nothing else. Layouts are those of UEFI 2.10 (5), of the Boot
 //! Loader Specification and of what `grub-mkconfig` writes; `docs/vmm.md` tells what is looked for.

@@ -24,7 +24,7 @@ use crate::pci::Message;
 pub const VERSION_1: u64 = 1 << 32;
 
 /// A device behind the transport. The transport calls it with the lock of its PCI function held, so nothing
-/// here may wait for a processor of the guest.
+/// here may wait for a processor of the guest, and what may take long has a way to be begun and asked for.
 pub trait VirtioDevice: Send + fmt::Debug {
     /// Its number (5): 2 for a block device, 4 for entropy.
     fn kind(&self) -> u16;
@@ -47,6 +47,11 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// Take nothing more from the queues, finish what was taken, and say how far each queue is. Nothing of
     /// the guest's memory is touched afterwards. Also called when it was never activated.
     fn reset(&mut self) -> Vec<(u16, QueueState)>;
+    /// [`Self::reset`] without waiting for what was taken: begin it, and nothing until it has ended. It is asked
+    /// again until then, and of the rest only for its configuration.
+    fn try_reset(&mut self) -> Option<Vec<(u16, QueueState)>> {
+        Some(self.reset())
+    }
 }
 
 /// By which a device at work says, from any thread, that it cannot go on without a reset (2.1.2). The driver
