@@ -167,6 +167,21 @@ impl Wires for KvmWires {
         sources.any(|call| call.event.is_rung())
     }
 
+    fn settle(&mut self) -> io::Result<()> {
+        // KVM delivers on a thread of its own, and waits for it when an interrupt is taken back.
+        for call in self.calls.values_mut() {
+            let number = call.connected;
+            call.deliver(&self.vm, None)?;
+            call.deliver(&self.vm, number)?;
+        }
+        Ok(())
+    }
+
+    fn is_signalled(&self, source: Source) -> bool {
+        let call = self.calls.get(&source);
+        call.is_some_and(|call| call.event.is_rung())
+    }
+
     fn signal(&self, source: Source) {
         if let Some(Err(error)) = self.calls.get(&source).map(|call| call.event.ring()) {
             tracing::error!(?source, %error, "a signal to the guest is lost");

@@ -12,6 +12,7 @@ mod chips;
 mod container;
 mod devices;
 mod error;
+mod features;
 mod fit;
 mod host;
 mod processor;

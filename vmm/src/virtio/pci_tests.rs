@@ -57,6 +57,16 @@ impl Wires for Remembered {
         self.0.lock().unwrap().pending.contains(&vector)
     }
 
+    fn settle(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn is_signalled(&self, source: Source) -> bool {
+        let seen = self.0.lock().unwrap();
+        let vector = seen.connected.get(&source);
+        vector.is_some_and(|vector| seen.pending.contains(vector))
+    }
+
     fn signal(&self, source: Source) {
         self.0.lock().unwrap().signals.push(source);
     }
