@@ -321,6 +321,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_signalled_has_arrived_once_the_wires_are_settled() {
+        let Some((mut wires, vcpu)) = wired() else {
+            return;
+        };
+        wires.set_vector(0, Some(message(0x41))).unwrap();
+        wires.connect(Source::Queue(0), Some(0)).unwrap();
+        wires.connect(Source::Queue(1), Some(1)).unwrap();
+        for _ in 0..50 {
+            wires.signal(Source::Queue(0));
+            wires.signal(Source::Queue(1));
+            wires.settle().unwrap();
+            assert!(vcpu.take_interrupt(0x41));
+            assert!(!wires.is_signalled(Source::Queue(0)), "it was delivered");
+            assert!(wires.is_signalled(Source::Queue(1)), "its vector is masked");
+        }
+    }
+
+    #[test]
     fn wires_give_back_what_they_were_lent() {
         let Some((mut wires, _vcpu)) = wired() else {
             return;

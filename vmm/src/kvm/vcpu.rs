@@ -209,6 +209,16 @@ impl Vcpu {
         bit.cast_unsigned() >> (vector % 8) & 1 == 1
     }
 
+    /// Whether an interrupt waits; it does no more.
+    #[cfg(test)]
+    pub(crate) fn take_interrupt(&self, vector: u8) -> bool {
+        let waits = self.interrupt_waits(vector);
+        let mut lapic = self.fd.get_lapic().unwrap();
+        lapic.regs[0x200..0x280].fill(0);
+        self.fd.set_lapic(&lapic).unwrap();
+        waits
+    }
+
     /// Enter the guest until it needs something, and answer that.
     pub(crate) fn run(&mut self, ports: &dyn Ports) -> Ran {
         let ended = match self.fd.run() {

@@ -98,3 +98,6 @@ impl MachineState {
         Ok(state)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use vmm::{Devices, Machine, MachineConfig, Memory};
 
 use crate::ran::Printed;
 
-/// A machine that has ended for us: its state as bytes, and its memory.
+/// What is left of a machine: its state as bytes, and its memory.
 pub(crate) struct Kept {
     pub(crate) bytes: Vec<u8>,
     pub(crate) memory: Memory,
@@ -68,4 +68,16 @@ pub(crate) fn anew(
     let serial = Box::new(printed.clone());
     let devices = Devices { serial, virtio };
     Machine::restored(config, &state(&kept.bytes), kept.memory, devices)
+}
+
+/// A state without what passes by itself: clocks, counters and what timers have counted.
+pub(crate) fn timeless(mut state: MachineState) -> MachineState {
+    state.clock.nanoseconds = 0;
+    state.clock.realtime = None;
+    for processor in &mut state.processors {
+        (processor.tsc.value, processor.tsc.offset) = (0, None);
+        // The timer's current count (Intel SDM volume 3, 11.5.4).
+        processor.apic[0x39] = 0;
+    }
+    state
 }

@@ -56,6 +56,13 @@ impl TscBase {
                 "this host's KVM does not let the time stamp counter be set",
             ));
         }
+        // Some KVMs take it and show the host's counter as it is.
+        let now = msrs::read_one(fd, msrs::TSC).unwrap_or(value);
+        if now.wrapping_sub(saved.value).cast_signed() < 0 {
+            return Err(Error::mismatch(
+                "this host's KVM does not set the time stamp counter, which would go back",
+            ));
+        }
         let here = raw::get_tsc_offset(fd);
         self.first = self.first.or(saved.offset.zip(here));
         Ok(())

@@ -26,7 +26,9 @@ impl VirtioFunction {
         self.heed_alarm();
         let settled = self.wires.settle();
         settled.map_err(|error| format!("its interrupts cannot be waited for: {error}"))?;
-        let stopped = self.stopped.as_deref().unwrap_or_default();
+        let live = self.transport.is_live();
+        // A device that cannot go on without a reset has no queues any more, wherever they are.
+        let stopped = self.stopped.as_deref().filter(|_| live).unwrap_or_default();
         let (config_vector, vectors) = self.transport.vectors();
         let signalled = |queue: Option<u16>| {
             let (source, vector) = match queue {
@@ -39,7 +41,6 @@ impl VirtioFunction {
         let transport = self
             .transport
             .save(|number| position(stopped, number), signalled);
-        let live = self.transport.is_live();
         let lost = |queue: &snapshot::Queue| queue.enabled && live && queue.position.is_none();
         if transport.queues.iter().any(lost) {
             return Err("a queue of it does not say how far it is".to_owned());
@@ -60,9 +61,7 @@ impl VirtioFunction {
             return Err(format!("it is of kind {here}, and was of kind {there}"));
         }
         self.device.restore(&saved.device)?;
-        self.config
-            .restore(&saved.config)
-            .map_err(|at| format!("its configuration space is another one at {at:#x}"))?;
+        self.transport.restore(&saved.transport)?;
         if saved.vectors.len() != usize::from(self.msix.vectors()) {
             return Err(format!(
                 "it has {} vectors, and had {}",
@@ -70,7 +69,9 @@ impl VirtioFunction {
                 saved.vectors.len()
             ));
         }
-        self.transport.restore(&saved.transport)?;
+        self.config
+            .restore(&saved.config)
+            .map_err(|at| format!("its configuration space is another one at {at:#x}"))?;
         if self.transport.is_live() {
             let memory = &self.memory;
             let in_memory = |at, bytes| memory.check_range(GuestAddress(at), bytes as usize);
