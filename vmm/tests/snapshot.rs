@@ -47,6 +47,21 @@ fn of_vcpu(events: &[Value], vcpu: u64) -> Vec<Value> {
     own.cloned().collect()
 }
 
+/// What a machine of one processor with a disk and an entropy device at work has left, in format 1.
+const FORMAT_1: &[u8] = include_bytes!("snapshot/format-1.state");
+
+#[test]
+fn a_state_that_was_written_once_is_read_for_ever() {
+    let state = state(FORMAT_1);
+    assert_eq!((state.shape.vcpus, state.shape.memory), (1, 64 * MIB));
+    assert_eq!(state.processors.len(), 1);
+    let kinds: Vec<u16> = state.functions.iter().map(|it| it.device.kind()).collect();
+    assert_eq!(kinds, [2, 4]);
+    let disk = &state.functions[0].transport;
+    assert_eq!((disk.status, disk.queues.len()), (15, 1));
+    assert!(disk.queues[0].position.is_some());
+}
+
 #[test]
 fn a_machine_goes_on_where_it_was_saved() {
     if without_kvm() {
