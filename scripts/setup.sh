@@ -27,6 +27,7 @@ e2fsck:e2fsprogs
 debugfs:e2fsprogs
 fusermount3:fuse3
 /bin/kill:procps
+iasl:acpica-tools
 make:make
 cc:gcc
 $*

@@ -17,6 +17,7 @@ const PURE: [&str; 22] = [
     "mirror/src/pacing",
     "mirror/src/tracker",
     "mirror/src/ownership",
+    "vmm/src/acpi",
     "vmm/src/bus",
     "vmm/src/description",
     "vmm/src/devices",

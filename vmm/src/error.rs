@@ -18,6 +18,8 @@ pub enum ErrorKind {
     Mismatch,
     /// A system call on the host failed.
     Host,
+    /// The guest did not do what it was asked for.
+    Guest,
 }
 
 /// An error with its kind, what was being done, and the cause below it.

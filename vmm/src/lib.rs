@@ -5,6 +5,7 @@
 //! `vcpus` and `machine` are drivers; what is read of a kernel's file is decoded in `boot`. Nothing in this
 //! crate may decide what a disk holds: that is the engine's, and a device hands ranges to it.
 
+mod acpi;
 mod boot;
 mod bus;
 pub mod description;
@@ -16,7 +17,9 @@ pub mod layout;
 mod machine;
 pub mod memory;
 mod pci;
+mod slots;
 pub mod snapshot;
+pub mod statistics;
 mod vcpus;
 pub mod virtio;
 mod wiring;
@@ -25,3 +28,4 @@ pub use devices::Output;
 pub use error::{Error, ErrorKind, Result};
 pub use machine::{Devices, Exit, Machine, MachineConfig, host_facts};
 pub use memory::Memory;
+pub use slots::DeviceLeaving;

@@ -16,6 +16,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::state::Abilities;
 use crate::bus::Ports;
+use crate::statistics::{Left, VcpuCounters};
 use crate::{Error, Result};
 
 /// What [`Vcpu::run`] came back with.
@@ -46,6 +47,7 @@ pub(crate) struct Vcpu {
     fd: VcpuFd,
     index: u8,
     kick: Arc<Kick>,
+    counters: Arc<VcpuCounters>,
     half_done: bool,
     abilities: Arc<Abilities>,
     /// What it says of itself as far as we decide that: some KVMs show guests more of the host than they were told.
@@ -103,6 +105,7 @@ impl Vcpu {
             fd,
             index,
             kick,
+            counters: Arc::default(),
             half_done: false,
             abilities,
             cpuid: Vec::new(),
@@ -139,6 +142,16 @@ impl Vcpu {
         })?;
         self.cpuid = cpuid;
         Ok(())
+    }
+
+    /// Ticks of its time stamp counter in a millisecond, where KVM says that.
+    pub(crate) fn tsc_khz(&self) -> Option<u32> {
+        self.fd.get_tsc_khz().ok().filter(|khz| *khz > 0)
+    }
+
+    /// What is counted of it.
+    pub(crate) fn counters(&self) -> Arc<VcpuCounters> {
+        Arc::clone(&self.counters)
     }
 
     /// Say what it is and where it starts.
@@ -229,15 +242,18 @@ impl Vcpu {
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 self.half_done = true;
+                self.counters.count(Left::MemoryRead);
                 ports.memory_read(address, data);
                 return Ran::Answered;
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 self.half_done = true;
+                self.counters.count(Left::MemoryWrite);
                 ports.memory_write(address, data);
                 return Ran::Answered;
             }
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => {
+                self.counters.count(Left::Interrupted);
                 return Ran::Interrupted;
             }
             Ok(VcpuExit::Shutdown) => "triple fault".to_owned(),
@@ -251,6 +267,7 @@ impl Vcpu {
             Ok(other) => format!("exit that is not expected: {other:?}"),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 self.half_done = false;
+                self.counters.count(Left::Interrupted);
                 return Ran::Interrupted;
             }
             Err(error) => format!("KVM cannot run it: {error}"),
@@ -280,6 +297,12 @@ impl Vcpu {
         let page: *mut u8 = std::ptr::from_mut(run).cast();
         // SAFETY: the exit was for I/O, so this is the member of the union that KVM has filled.
         let io = unsafe { run.__bindgen_anon_1.io };
+        self.counters
+            .count(if u32::from(io.direction) == KVM_EXIT_IO_IN {
+                Left::PortRead
+            } else {
+                Left::PortWrite
+            });
         let size = usize::from(io.size.max(1));
         let bytes = size * io.count as usize;
         // SAFETY: KVM says where in the pages that are mapped behind `kvm_run` the data is, and that it is

@@ -6,6 +6,7 @@
 use std::sync::{PoisonError, TryLockError};
 
 use super::{Devices, Machine, MachineConfig, check_vcpus, lock};
+use crate::devices::EventsState;
 use crate::kvm::{Host, TscBase};
 use crate::memory::Memory;
 use crate::snapshot::{Events, Function, HostFacts, MachineState, MemorySlot, Processor, Shape};
@@ -61,19 +62,16 @@ impl Machine {
             chips: self.vm.chips()?,
             pit: self.vm.pit()?,
             serial: self.serial.save(),
-            events: Events {
-                happened: 0,
-                changed: 0,
-                wanted: 0,
-            },
-            pci: self.pci.save(),
+            events: self.events(),
+            pci: self.slots.pci().save(),
             functions,
         })
     }
 
     fn save_functions(&self) -> Result<Vec<Function>> {
-        let slots = (1_u8..).zip(&self.functions);
-        let saved = slots.map(|(slot, function)| {
+        let functions = self.slots.on_the_bus();
+        let saved = functions.iter().map(|(slot, function)| {
+            let slot = *slot as u8;
             let mut function = lock(function);
             let kind = function.kind();
             let what = |why: &str| {
@@ -88,6 +86,15 @@ impl Machine {
             saved.map_err(|why| what(&why))
         });
         saved.collect()
+    }
+
+    fn events(&self) -> Events {
+        let state = self.slots.events().save();
+        Events {
+            happened: state.happened,
+            changed: state.changed,
+            wanted: state.wanted,
+        }
     }
 
     fn shape(&self) -> Shape {
@@ -129,7 +136,7 @@ impl Machine {
         // Registers of devices before the interrupt controllers: what they raise on the way is overwritten.
         machine.restore_devices(state)?;
         machine.restore_kvm(state)?;
-        for (function, saved) in machine.functions.iter().zip(&state.functions) {
+        for (function, saved) in machine.slots.functions().iter().zip(&state.functions) {
             lock(function).signal_again(&saved.transport);
         }
         Ok(machine)
@@ -138,13 +145,18 @@ impl Machine {
     fn restore_devices(&self, state: &MachineState) -> Result<()> {
         let serial = self.serial.restore(&state.serial);
         serial.map_err(|why| misfit("the serial port", why))?;
-        if !self.pci.restore(&state.pci) {
+        self.slots.events().restore(EventsState {
+            happened: state.events.happened,
+            changed: state.events.changed,
+            wanted: state.events.wanted,
+        });
+        if !self.slots.pci().restore(&state.pci) {
             return Err(misfit("PCI", "its host bridge is another one"));
         }
-        for (function, saved) in self.functions.iter().zip(&state.functions) {
+        for (function, saved) in self.slots.functions().iter().zip(&state.functions) {
             let restored = lock(function).restore(saved);
             restored.map_err(|why| misfit(named(saved), why))?;
-            self.pci.moved(usize::from(saved.slot));
+            self.slots.pci().moved(usize::from(saved.slot));
         }
         self.vm.settle_lines()
     }

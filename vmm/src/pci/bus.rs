@@ -106,6 +106,21 @@ impl PciBus {
         self.save() == *saved
     }
 
+    /// Take the function out of `slot`. An access that had found it before may still come to it.
+    pub(crate) fn remove(&self, slot: usize) {
+        {
+            let mut functions = self
+                .functions
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            if let Some(place) = functions.get_mut(slot) {
+                *place = None;
+            }
+        }
+        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        places.retain(|place| place.slot != slot);
+    }
+
     fn function(&self, slot: usize) -> Option<Shared> {
         let functions = self
             .functions

@@ -101,6 +101,11 @@ impl ConfigSpace {
         self.set(COMMAND, &[MEMORY | MASTER]);
     }
 
+    /// Nothing is decoded, as after a reset (PCI 3.0, 6.2.2): the guest switches the function on.
+    pub(crate) fn switch_off(&mut self) {
+        self.set(COMMAND, &[0, 0]);
+    }
+
     /// Append a capability (PCI 3.0, 6.7) with its bytes behind id and pointer; says where it begins. One that does
     /// not fit is not there.
     pub(crate) fn add_capability(&mut self, id: u8, body: &[u8]) -> usize {

@@ -151,4 +151,19 @@ impl VirtioDevice for Block {
             .map(|(number, queue)| (number, queue.stop()))
             .collect()
     }
+
+    /// Requests of an export that is held wait for as long as it is, and with them whoever waits for a reset.
+    fn try_reset(&mut self) -> Option<Vec<(u16, QueueState)>> {
+        // All are asked before the first is waited for.
+        let serving = self.serving.iter();
+        let states: Vec<_> = serving
+            .map(|(number, queue)| (*number, queue.try_stop()))
+            .collect();
+        let states = states.into_iter();
+        let states = states
+            .map(|(number, state)| Some((number, state?)))
+            .collect::<Option<_>>()?;
+        self.serving.clear();
+        Some(states)
+    }
 }

@@ -25,7 +25,7 @@ use crate::snapshot::DeviceState;
 pub const VERSION_1: u64 = 1 << 32;
 
 /// A device behind the transport. The transport calls it with the lock of its PCI function held, so nothing
-/// here may wait for a processor of the guest.
+/// here may wait for a processor of the guest, and what may take long has a way to be begun and asked for.
 pub trait VirtioDevice: Send + fmt::Debug {
     /// Its number (5): 2 for a block device, 4 for entropy.
     fn kind(&self) -> u16;
@@ -59,6 +59,12 @@ pub trait VirtioDevice: Send + fmt::Debug {
             return Ok(());
         }
         Err("it remembers something else".to_owned())
+    }
+
+    /// [`Self::reset`] without waiting for what was taken: begin it, and nothing until it has ended. It is asked
+    /// again until then, and of the rest only for its configuration.
+    fn try_reset(&mut self) -> Option<Vec<(u16, QueueState)>> {
+        Some(self.reset())
     }
 }
 

@@ -8,7 +8,7 @@ use crate::snapshot::{Function as Saved, Position};
 /// The state of the function, which is stopped for it, by the bytes that it is kept in.
 fn saved(machine: &Machine) -> Saved {
     let mut function = machine.function.lock().unwrap();
-    function.stop();
+    let _stopped = function.try_stop().expect("a device that stops at once");
     function.save(1).expect("it stands still")
 }
 
@@ -47,7 +47,7 @@ fn a_function_goes_on_with_its_queues_and_a_kick() {
         assert_eq!(seen.rings, [0]);
         assert_eq!(seen.doorbells, Some(AT + DOORBELLS));
     }
-    let stopped = machine.function.lock().unwrap().stop();
+    let stopped = machine.function.lock().unwrap().try_stop().unwrap();
     assert_eq!(
         (stopped[0].1.next_available, stopped[0].1.next_used),
         (0xFFFF, 7)
@@ -102,7 +102,7 @@ fn an_alarm_that_nobody_has_seen_is_in_the_state() {
     let machine = Machine::new();
     machine.go_live();
     let alarm = machine.seen.lock().unwrap().alarm.clone();
-    machine.function.lock().unwrap().stop();
+    let _stopped = machine.function.lock().unwrap().try_stop();
     alarm.expect("a device at work").raise();
     let state = saved(&machine);
     assert_eq!(state.transport.status, 79, "2.1.2: DEVICE_NEEDS_RESET");
