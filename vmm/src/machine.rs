@@ -2,9 +2,13 @@
 //!
 //! Driver. Nothing of a guest runs before [`Machine::start`] and after [`Machine::wait`] has returned.
 
+mod saved;
+
+pub use saved::host_facts;
+
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use blockserver::virtio::QueueState;
@@ -16,6 +20,7 @@ use crate::kvm::{Event, Host, Vcpu, Vm};
 use crate::layout;
 use crate::memory::Memory;
 use crate::slots::{DeviceLeaving, Slots, lock, stopped};
+use crate::snapshot::HostFacts;
 use crate::statistics::Statistics;
 use crate::vcpus::Control;
 use crate::virtio::VirtioDevice;
@@ -90,35 +95,39 @@ pub struct Machine {
     tsc_khz: Option<u32>,
     slots: Arc<Slots>,
     started: bool,
+    vm: Arc<Vm>,
+    host: HostFacts,
 }
 
 impl Machine {
     /// Make a machine and load its kernel. Nothing runs yet.
     pub fn new(config: &MachineConfig, devices: Devices) -> Result<Self> {
         let host = Host::open()?;
-        if config.vcpus == 0 || usize::from(config.vcpus) > host.max_vcpus() {
-            let what = format!(
-                "a machine has 1 to 255 processors, and this host allows {}",
-                host.max_vcpus()
-            );
-            return Err(Error::invalid(what));
-        }
+        check_vcpus(config, &host)?;
         let memory = Memory::new(config.memory, config.huge_pages)?;
-        let vm = Arc::new(host.vm(&memory)?);
-        let vcpus: Vec<Vcpu> = (0..config.vcpus)
-            .map(|index| vm.vcpu(index))
-            .collect::<Result<_>>()?;
+        let machine = Self::assemble(config.vcpus, memory, devices, &host)?;
         let kernel = boot::Boot {
             kernel: &config.kernel,
             cmdline: &config.cmdline,
             initrd: config.initrd.as_deref(),
             processors: config.vcpus,
         };
-        let entry = boot::load(&memory, &kernel, host.gigabyte_pages())?;
-        for (index, vcpu) in (0..config.vcpus).zip(&vcpus) {
+        let entry = boot::load(&machine.memory, &kernel, host.gigabyte_pages())?;
+        for (index, vcpu) in (0..config.vcpus).zip(machine.vcpus.iter()) {
             let cpuid = host.cpuid(index, config.vcpus);
-            vcpu.prepare(&cpuid, &entry.start(index, config.vcpus))?;
+            let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+            vcpu.prepare(cpuid, &entry.start(index, config.vcpus))?;
         }
+        Ok(machine)
+    }
+
+    /// A machine whose processors are as KVM makes them.
+    fn assemble(vcpus: u8, memory: Memory, devices: Devices, host: &Host) -> Result<Self> {
+        let vm = Arc::new(host.vm(&memory)?);
+        let vcpus: Vec<Vcpu> = (0..vcpus)
+            .map(|index| vm.vcpu(index))
+            .collect::<Result<_>>()?;
+        let facts = host.facts(vcpus.first());
         let tsc_khz = vcpus.first().and_then(Vcpu::tsc_khz);
         let control = Arc::new(Control::new(&vcpus));
         let mut bus = Bus::default();
@@ -137,15 +146,18 @@ impl Machine {
             tsc_khz,
             slots,
             started: false,
+            vm,
+            host: facts,
         })
     }
 
-    /// Let the processors run, for the first time.
+    /// Let the processors run, for the first time; devices of a machine that was restored go on before.
     pub fn start(&mut self) -> Result<()> {
         if self.started {
             return Err(Error::invalid("this machine was started already"));
         }
         self.started = true;
+        self.resume_devices();
         self.control.start(&self.vcpus, &self.bus)
     }
 
@@ -259,11 +271,22 @@ impl Drop for Machine {
     }
 }
 
+/// So many processors can a machine have here.
+fn check_vcpus(config: &MachineConfig, host: &Host) -> Result<()> {
+    if config.vcpus > 0 && usize::from(config.vcpus) <= host.max_vcpus() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "a machine has 1 to 255 processors, and this host allows {}",
+        host.max_vcpus()
+    )))
+}
+
 /// Raises interrupt line `number` each time that it is called.
 fn line(vm: &Vm, number: u32) -> Result<impl Fn() + Send + Sync + 'static> {
     let event = Event::new();
     let event = event.map_err(|error| Error::host("no eventfd for an interrupt line", error))?;
-    vm.connect(&event, number)?;
+    vm.connect_line(&event, number)?;
     Ok(move || {
         if let Err(error) = event.ring() {
             tracing::error!(%error, number, "an interrupt of a device is lost");

@@ -190,6 +190,20 @@ impl Slots {
         all.map(|plugged| Arc::clone(&plugged.function)).collect()
     }
 
+    /// All functions that are on the bus, with their slots.
+    pub(crate) fn on_the_bus(&self) -> Vec<(usize, SharedFunction)> {
+        let inside = self.inside();
+        let all = inside.plugged.iter();
+        all.filter(|(_, plugged)| plugged.standing != Standing::Gone)
+            .map(|(slot, plugged)| (*slot, Arc::clone(&plugged.function)))
+            .collect()
+    }
+
+    /// The bus.
+    pub(crate) fn pci(&self) -> &PciBus {
+        &self.pci
+    }
+
     /// The function in a slot.
     pub(crate) fn function(&self, slot: usize) -> Option<SharedFunction> {
         let inside = self.inside();

@@ -147,6 +147,13 @@ impl Control {
         drop(self.wait_while(|progress| progress.parked < progress.alive));
     }
 
+    /// Whether no processor runs, and none will before [`Self::resume`].
+    pub(crate) fn stands_still(&self) -> bool {
+        let progress = self.progress();
+        let paused = self.wanted.load(Ordering::SeqCst) == PAUSE;
+        paused && progress.exit.is_none() && progress.parked == progress.alive
+    }
+
     /// What was counted so far.
     pub(crate) fn statistics(&self) -> Statistics {
         let progress = self.progress();

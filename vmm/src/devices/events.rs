@@ -107,17 +107,12 @@ impl Events {
     }
 
     /// What the registers would read as, which stays.
-    #[cfg_attr(not(test), expect(dead_code, reason = "read when a machine is saved"))]
     pub(crate) fn save(&self) -> EventsState {
         *self.state()
     }
 
     /// Go on from what [`Self::save`] returned. Raises no interrupt: one that was raised is with the
     /// interrupt controllers.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "set when a machine is restored")
-    )]
     pub(crate) fn restore(&self, saved: EventsState) {
         *self.state() = saved;
     }
