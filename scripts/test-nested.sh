@@ -68,7 +68,7 @@ ram_disk() {
     local output=$1 init=$2 folder=$HERE/ram module
     shift 2
     rm -rf "$folder"
-    mkdir -p "$folder"/{bin,dev,modules,proc,root,run,sys,tmp,work}
+    mkdir -p "$folder"/{bin,dev,mnt,modules,proc,run,sys,tmp}
     cp "$BUSYBOX" "$folder/bin/busybox"
     ln -s busybox "$folder/bin/sh"
     install -m 755 "$init" "$folder/init"
