@@ -12,6 +12,8 @@ pub enum ErrorKind {
     InvalidArgument,
     /// The kernel, the initrd or the command line cannot be loaded as it is.
     BadKernel,
+    /// What was saved of a machine cannot be used: damaged, incomplete, or of a version that is not known.
+    BadSnapshot,
     /// A system call on the host failed.
     Host,
 }
