@@ -1,7 +1,7 @@
 //! A KVM machine monitor that runs from Diskferry's disks.
 //!
 //! [`Machine`] is memory, processors and devices of one guest; `docs/vmm.md` draws it. Floors: `pci`,
-//! `virtio` and `devices` are machines (registers in, effects out) over guest memory; `kvm`, `memory`,
+//! `virtio` and `devices` are machines (registers in, effects out) over guest memory; `snapshot` is a codec; `kvm`, `memory`,
 //! `vcpus` and `machine` are drivers; what is read of a kernel's file is decoded in `boot`. Nothing in this
 //! crate may decide what a disk holds: that is the engine's, and a device hands ranges to it.
 
@@ -16,11 +16,12 @@ pub mod layout;
 mod machine;
 pub mod memory;
 mod pci;
+pub mod snapshot;
 mod vcpus;
 pub mod virtio;
 mod wiring;
 
 pub use devices::Output;
 pub use error::{Error, ErrorKind, Result};
-pub use machine::{Devices, Exit, Machine, MachineConfig};
+pub use machine::{Devices, Exit, Machine, MachineConfig, host_facts};
 pub use memory::Memory;

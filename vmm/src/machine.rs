@@ -2,6 +2,10 @@
 //!
 //! Driver. Nothing of a guest runs before [`Machine::start`] and after [`Machine::wait`] has returned.
 
+mod saved;
+
+pub use saved::host_facts;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

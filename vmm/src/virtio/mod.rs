@@ -19,6 +19,7 @@ use std::sync::atomic::AtomicBool;
 use blockserver::virtio::{GuestMemory, QueueSetup, QueueState};
 
 use crate::pci::Message;
+use crate::snapshot::DeviceState;
 
 /// Feature bit 32: the device is of VIRTIO 1.0 or later (6). Always offered and required here.
 pub const VERSION_1: u64 = 1 << 32;
@@ -47,6 +48,18 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// Take nothing more from the queues, finish what was taken, and say how far each queue is. Nothing of
     /// the guest's memory is touched afterwards. Also called when it was never activated.
     fn reset(&mut self) -> Vec<(u16, QueueState)>;
+    /// What the device itself remembers, beside its registers and queues. Asked while it is stopped.
+    fn state(&self) -> DeviceState {
+        DeviceState::Plain(self.kind())
+    }
+    /// Remember that, before it is activated for the first time. The text says why this cannot be the device that the
+    /// state is of.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), String> {
+        if self.state() == *state {
+            return Ok(());
+        }
+        Err("it remembers something else".to_owned())
+    }
 }
 
 /// By which a device at work says, from any thread, that it cannot go on without a reset (2.1.2). The driver
