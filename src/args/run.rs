@@ -9,6 +9,7 @@ use super::ChainArgs;
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   diskferry run vm.toml
+  diskferry run vm.toml --restore before-upgrade --discard-disks
   diskferry mirror start root.vhdx --to tcp:b.example:10810      while it runs
 
 A machine with two processors and one disk:
@@ -36,6 +37,12 @@ pub(crate) struct RunArgs {
     /// Run also from a disk that is marked incomplete or handed over; only if no other host can own it
     #[arg(long)]
     pub(crate) take_over: bool,
+    /// Go on from this snapshot, which `machine snapshot` has made, and not from the kernel
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) restore: Option<PathBuf>,
+    /// Set disks aside, under another name beside them, that stand where the snapshot's go
+    #[arg(long, requires = "restore")]
+    pub(crate) discard_disks: bool,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
 }

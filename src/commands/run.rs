@@ -14,7 +14,7 @@ use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::{Server, ServerConfig};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
-use vmm::description::{self, Console, Kernel};
+use vmm::description::{self, Console, Description, Kernel};
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
@@ -28,6 +28,8 @@ use crate::control::{Control, place};
 use crate::failure::{Exit, Failure, Result};
 use crate::plan::{Machine, disk_format};
 use crate::report::Report;
+use crate::saved::restore::{self, Restore};
+use crate::saved::take::{Subject, Taken, Wanted, take};
 use crate::site::source::Site;
 use crate::{interrupt, site, size};
 
@@ -61,6 +63,9 @@ struct Attached {
 pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     let plan = Machine::new(args)?;
     interrupt::listen();
+    let restore = args.restore.as_deref();
+    let restore = restore.map(|from| Restore::prepare(from, &plan.vm, args.discard_disks));
+    let mut restore = restore.transpose()?;
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let config = ServerConfig {
         workers: processors.min(usize::from(plan.vm.vcpus)),
@@ -75,7 +80,7 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
         disks.push(add(&mut site, disk, &plan)?);
     }
     let site = Arc::new(site);
-    let ended = live(args, &plan, (&site, disks), report);
+    let ended = live(args, (&plan, restore.as_mut()), (&site, disks), report);
     site.stop();
     let closed = server.stop();
     site.unlock();
@@ -95,11 +100,16 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
 /// From the machine's first start to its end. Afterwards it touches its disks no more, however it went.
 fn live(
     args: &RunArgs,
-    plan: &Machine,
+    (plan, mut restore): (&Machine, Option<&mut Restore>),
     (site, disks): (&Arc<Site>, Vec<Attached>),
     report: Report,
 ) -> Result<(Ended, End)> {
-    let guest = Arc::new(Guest::new(args, plan, disks, report.is_json())?);
+    let made = (plan, restore.as_deref_mut());
+    let guest = Guest::new(args, made, (site, disks), report.is_json())?;
+    let guest = Arc::new(guest);
+    if let Some(restore) = restore {
+        restore.started(&guest.machine(), report)?;
+    }
     let watched = Arc::downgrade(&guest);
     site.when_resized(Box::new(move |disk| {
         if let Some(guest) = watched.upgrade() {
@@ -107,6 +117,7 @@ fn live(
         }
     }));
     let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, report));
+    restore::leave(&guest.machine(), report);
     guest.machine().stop();
     ended
 }
@@ -141,11 +152,14 @@ fn controlled(site: &Arc<Site>, guest: &Arc<Guest>, plan: &Machine) -> Result<Co
     Controlled::start(&control, Some(&machine), paths)
 }
 
-fn cannot(error: &vmm::Error) -> Failure {
+/// What the machine monitor says, as this program ends with it.
+pub(crate) fn cannot(error: &vmm::Error) -> Failure {
     use vmm::ErrorKind;
     let exit = match error.kind() {
         ErrorKind::InvalidArgument | ErrorKind::BadKernel => Exit::Usage,
         ErrorKind::Unsupported => Exit::Unsupported,
+        ErrorKind::BadSnapshot => Exit::Corrupt,
+        ErrorKind::Mismatch => Exit::Mismatch,
         _ => Exit::Failed,
     };
     Failure::new(exit, error.to_string())
@@ -154,6 +168,8 @@ fn cannot(error: &vmm::Error) -> Failure {
 /// The machine as this process has it: made anew when the guest asks for a reset.
 struct Guest {
     described: PathBuf,
+    vm: Description,
+    site: Arc<Site>,
     config: MachineConfig,
     console: Console,
     /// Whether stdout is for JSON.
@@ -170,7 +186,12 @@ struct Now {
 }
 
 impl Guest {
-    fn new(args: &RunArgs, plan: &Machine, disks: Vec<Attached>, json: bool) -> Result<Self> {
+    fn new(
+        args: &RunArgs,
+        (plan, restore): (&Machine, Option<&mut Restore>),
+        (site, disks): (&Arc<Site>, Vec<Attached>),
+        json: bool,
+    ) -> Result<Self> {
         let (kernel, held) = match &plan.vm.boot.kernel {
             Kernel::File(path) => (path.clone(), None),
             Kernel::BuiltIn => {
@@ -187,13 +208,15 @@ impl Guest {
             cmdline: plan.vm.boot.command_line.clone(),
             initrd: plan.vm.boot.initrd.clone(),
         };
-        let machine = made(
-            &config,
-            &disks,
-            console::output(&plan.vm.console, json, true)?,
-        )?;
+        let devices = devices(&disks, console::output(&plan.vm.console, json, true)?);
+        let machine = match restore {
+            None => made(&config, devices)?,
+            Some(restore) => started(restore.machine(&config, devices)?)?,
+        };
         Ok(Self {
             described: args.machine.clone(),
+            vm: plan.vm.clone(),
+            site: Arc::clone(site),
             config,
             console: plan.vm.console.clone(),
             json,
@@ -271,7 +294,7 @@ impl Guest {
         // Its devices let go of the disks first.
         now.machine.stop();
         let output = console::output(&self.console, self.json, false)?;
-        now.machine = Arc::new(made(&self.config, &self.disks, output)?);
+        now.machine = Arc::new(made(&self.config, devices(&self.disks, output))?);
         now.life = Life::Running;
         Ok(true)
     }
@@ -314,10 +337,39 @@ impl Guest {
             let what = format!("{}: the machine has ended", self.described.display());
             return Err(Failure::usage(what));
         }
+        if now.life == Life::Saving {
+            return Err(self.saving());
+        }
         change(&now.machine);
         now.life = life;
         drop(now);
         Ok(self.state())
+    }
+}
+
+impl Guest {
+    fn saving(&self) -> Failure {
+        let what = format!(
+            "{}: a snapshot of it is being taken",
+            self.described.display()
+        );
+        Failure::new(Exit::InUse, what)
+    }
+
+    /// From now on nobody else has it pause or run; the machine, and how it was.
+    fn begin_to_save(&self) -> Result<(Arc<vmm::Machine>, Life)> {
+        let mut now = self.now();
+        match now.life {
+            Life::Saving => Err(self.saving()),
+            Life::Ended => {
+                let what = format!("{}: the machine has ended", self.described.display());
+                Err(Failure::usage(what))
+            }
+            before => {
+                now.life = Life::Saving;
+                Ok((Arc::clone(&now.machine), before))
+            }
+        }
     }
 }
 
@@ -344,18 +396,47 @@ impl MachineControl for Guest {
         self.end();
         Ok(self.state())
     }
+
+    fn snapshot(&self, wanted: &Wanted) -> Result<Taken> {
+        let (machine, before) = self.begin_to_save()?;
+        let subject = Subject {
+            described: &self.described,
+            vm: &self.vm,
+            site: &self.site,
+            machine: &machine,
+            runs: before == Life::Running,
+        };
+        let taken = take(&subject, wanted);
+        let stopped = taken.as_ref().is_ok_and(|taken| taken.stopped);
+        let mut now = self.now();
+        if now.life == Life::Saving {
+            now.life = if stopped { Life::Ended } else { before };
+        }
+        drop(now);
+        if stopped {
+            machine.stop();
+        }
+        taken
+    }
 }
 
-/// A machine that runs, with the disks in their order, then a source of entropy.
-fn made(config: &MachineConfig, disks: &[Attached], serial: vmm::Output) -> Result<vmm::Machine> {
+/// The disks in their order, then a source of entropy.
+fn devices(disks: &[Attached], serial: vmm::Output) -> Devices {
     let mut virtio: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for disk in disks {
         let block = Block::new(disk.export.clone(), disk.queues);
         virtio.push(Box::new(block));
     }
     virtio.push(Box::new(Rng::default()));
-    let machine = vmm::Machine::new(config, Devices { serial, virtio });
-    let mut machine = machine.map_err(|error| cannot(&error))?;
+    Devices { serial, virtio }
+}
+
+/// A machine that runs, from its kernel.
+fn made(config: &MachineConfig, devices: Devices) -> Result<vmm::Machine> {
+    started(vmm::Machine::new(config, devices).map_err(|error| cannot(&error))?)
+}
+
+fn started(mut machine: vmm::Machine) -> Result<vmm::Machine> {
     machine.start().map_err(|error| cannot(&error))?;
     Ok(machine)
 }

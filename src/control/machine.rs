@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::service::{answer, blocking};
 use crate::failure::Result;
+use crate::saved::take::{Taken, Wanted};
 
 /// How a machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +21,8 @@ pub(crate) enum Life {
     Running,
     /// They stand still between two instructions.
     Paused,
+    /// A snapshot is being taken of it.
+    Saving,
     /// It has been powered off.
     Ended,
 }
@@ -46,6 +50,8 @@ pub(crate) trait MachineControl: Send + Sync + 'static {
     fn resume(&self) -> Result<MachineState>;
     /// It is powered off, as by pulling the plug: what the guest did not flush may be lost.
     fn power_off(&self) -> Result<MachineState>;
+    /// It is kept in a folder, and goes on, or ends. Whatever fails is undone, and it goes on.
+    fn snapshot(&self, wanted: &Wanted) -> Result<Taken>;
 }
 
 type Shared = State<Arc<dyn MachineControl>>;
@@ -56,6 +62,7 @@ pub(super) fn router(machine: Arc<dyn MachineControl>) -> Router {
         .route("/v1/machine/pause", post(pause))
         .route("/v1/machine/resume", post(resume))
         .route("/v1/machine/power-off", post(power_off))
+        .route("/v1/machine/snapshot", post(snapshot))
         .with_state(machine)
 }
 
@@ -73,4 +80,8 @@ async fn resume(State(machine): Shared) -> Response {
 
 async fn power_off(State(machine): Shared) -> Response {
     answer(blocking(move || machine.power_off()).await)
+}
+
+async fn snapshot(State(machine): Shared, Json(wanted): Json<Wanted>) -> Response {
+    answer(blocking(move || machine.snapshot(&wanted)).await)
 }

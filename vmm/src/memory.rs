@@ -52,6 +52,8 @@ pub struct Memory {
     guest: GuestMemory,
     file: Arc<File>,
     bytes: u64,
+    /// Bytes of pages that were saved before.
+    restored: u64,
     /// What is still to come of it. Kept until nobody touches the memory any more.
     lazy: Option<Lazy>,
 }
@@ -100,6 +102,7 @@ impl Memory {
             guest: Arc::new(guest),
             file,
             bytes,
+            restored: 0,
             lazy: None,
         })
     }
@@ -111,6 +114,7 @@ impl Memory {
     /// mapping wait for what is to come. What cannot be had ends no call here; see [`Self::when_lost`].
     pub fn restored(image: MemoryImage, huge: bool) -> Result<(Self, Arrival)> {
         let mut memory = Self::new(image.memory(), huge)?;
+        memory.restored = image.stored();
         let arrival = match UserFaults::open(huge) {
             Ok(faults) => {
                 let place = (memory.slots(), huge);
@@ -130,7 +134,8 @@ impl Memory {
 
     /// The same, all of it there when this returns.
     pub fn restored_eagerly(image: &MemoryImage, huge: bool) -> Result<Self> {
-        let memory = Self::new(image.memory(), huge)?;
+        let mut memory = Self::new(image.memory(), huge)?;
+        memory.restored = image.stored();
         memory.fill(image)?;
         Ok(memory)
     }
@@ -163,6 +168,18 @@ impl Memory {
     /// Return when all of it is there; fails when that cannot be.
     pub fn wait(&self) -> Result<()> {
         self.lazy.as_ref().map_or(Ok(()), Lazy::wait)
+    }
+
+    /// Bytes of pages that came, or come, from a file.
+    #[must_use]
+    pub fn restored_bytes(&self) -> u64 {
+        self.restored
+    }
+
+    /// Why a part of the memory cannot be had, if so.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        self.lazy.as_ref().and_then(Lazy::lost)
     }
 
     /// Bytes that are still to come, at most.

@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use crate::layout::{self, HOLE, PAGE};
+use crate::layout::{HOLE, PAGE};
 
 /// Bytes of memory that are read and checked together.
 pub(crate) const EXTENT: u64 = 0x20_0000;
@@ -266,7 +266,7 @@ fn decode_entry(header: &Header, bytes: &[u8]) -> Result<Entry, Wrong> {
 
 /// Where byte `offset` of the memory's file is in the guest's addresses.
 pub(crate) fn address_of(offset: u64) -> u64 {
-    if offset < layout::HOLE.start {
+    if offset < HOLE.start {
         return offset;
     }
     offset.saturating_add(HOLE.end - HOLE.start)

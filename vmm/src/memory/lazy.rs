@@ -159,6 +159,11 @@ impl Lazy {
         }
     }
 
+    /// Why memory cannot be had, if so.
+    pub(super) fn lost(&self) -> Option<String> {
+        self.shared.now().pending.lost().map(str::to_owned)
+    }
+
     /// Bytes of memory that are not in, at most.
     pub(super) fn left(&self) -> u64 {
         self.shared.now().pending.left() as u64 * EXTENT
