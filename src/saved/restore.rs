@@ -53,11 +53,6 @@ impl Restore {
             Failure::new(Exit::Mismatch, what)
                 .hint("its own description is vm.toml in the snapshot's folder")
         })?;
-        let host = vmm::host_facts().map_err(|e| cannot(&e))?;
-        let here = host.carries(&saved.state);
-        here.map_err(|why| {
-            Failure::new(Exit::Unsupported, format!("{}: {why}", folder.display()))
-        })?;
         let placed = disks::place(&saved, vm, discard)?;
         Ok(Self {
             folder: folder.to_owned(),

@@ -19,6 +19,7 @@ use crate::kvm::{Event, Host, Vcpu, Vm};
 use crate::layout::{self, PCI_WINDOW};
 use crate::memory::Memory;
 use crate::pci::{ConfigPorts, Ecam, HostBridge, PciBus, SLOTS, Window};
+use crate::snapshot::HostFacts;
 use crate::vcpus::Control;
 use crate::virtio::VirtioDevice;
 use crate::virtio::pci::{BAR_BYTES, VirtioFunction};
@@ -96,8 +97,11 @@ pub struct Machine {
     control: Arc<Control>,
     bus: Arc<Bus>,
     serial: Arc<SerialPort>,
+    pci: Arc<PciBus>,
     functions: Vec<SharedFunction>,
     started: bool,
+    vm: Arc<Vm>,
+    host: HostFacts,
 }
 
 fn lock(function: &SharedFunction) -> MutexGuard<'_, VirtioFunction> {
@@ -108,49 +112,56 @@ impl Machine {
     /// Make a machine and load its kernel. Nothing runs yet.
     pub fn new(config: &MachineConfig, devices: Devices) -> Result<Self> {
         let host = Host::open()?;
-        if config.vcpus == 0 || usize::from(config.vcpus) > host.max_vcpus() {
-            let what = format!(
-                "a machine has 1 to 255 processors, and this host allows {}",
-                host.max_vcpus()
-            );
-            return Err(Error::invalid(what));
-        }
+        check_vcpus(config, &host)?;
         let memory = Memory::new(config.memory, config.huge_pages)?;
-        let vm = Arc::new(host.vm(&memory)?);
-        let vcpus: Vec<Vcpu> = (0..config.vcpus)
-            .map(|index| vm.vcpu(index))
-            .collect::<Result<_>>()?;
+        let machine = Self::assemble(config.vcpus, memory, devices, &host)?;
         let kernel = boot::Boot {
             kernel: &config.kernel,
             cmdline: &config.cmdline,
             initrd: config.initrd.as_deref(),
         };
-        let entry = boot::load(&memory, &kernel, host.gigabyte_pages())?;
-        for (index, vcpu) in (0..config.vcpus).zip(&vcpus) {
+        let entry = boot::load(&machine.memory, &kernel, host.gigabyte_pages())?;
+        for (index, vcpu) in (0..config.vcpus).zip(machine.vcpus.iter()) {
             let cpuid = host.cpuid(index, config.vcpus);
-            vcpu.prepare(&cpuid, &entry.start(index, config.vcpus))?;
+            let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+            vcpu.prepare(cpuid, &entry.start(index, config.vcpus))?;
         }
+        Ok(machine)
+    }
+
+    /// A machine whose processors are as KVM makes them.
+    fn assemble(vcpus: u8, memory: Memory, devices: Devices, host: &Host) -> Result<Self> {
+        let vm = Arc::new(host.vm(&memory)?);
+        let vcpus: Vec<Vcpu> = (0..vcpus)
+            .map(|index| vm.vcpu(index))
+            .collect::<Result<_>>()?;
+        let facts = host.facts(vcpus.first());
         let control = Arc::new(Control::new(&vcpus));
         let mut bus = Bus::default();
         let serial = attach_ports(&mut bus, &vm, &control, devices.serial)?;
-        let functions = attach_functions(&mut bus, &vm, &memory, devices.virtio)?;
+        let pci = Arc::new(PciBus::new(PCI_WINDOW));
+        let functions = attach_functions(&mut bus, &pci, &vm, &memory, devices.virtio)?;
         Ok(Self {
             memory,
             vcpus: vcpus.into_iter().map(Mutex::new).collect(),
             control,
             bus: Arc::new(bus),
             serial,
+            pci,
             functions,
             started: false,
+            vm,
+            host: facts,
         })
     }
 
-    /// Let the processors run, for the first time.
+    /// Let the processors run, for the first time; devices of a machine that was restored go on before.
     pub fn start(&mut self) -> Result<()> {
         if self.started {
             return Err(Error::invalid("this machine was started already"));
         }
         self.started = true;
+        self.resume_devices();
         self.control.start(&self.vcpus, &self.bus)?;
         let control = Arc::clone(&self.control);
         let lost =
@@ -234,6 +245,17 @@ impl Drop for Machine {
     }
 }
 
+/// So many processors can a machine have here.
+fn check_vcpus(config: &MachineConfig, host: &Host) -> Result<()> {
+    if config.vcpus > 0 && usize::from(config.vcpus) <= host.max_vcpus() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "a machine has 1 to 255 processors, and this host allows {}",
+        host.max_vcpus()
+    )))
+}
+
 /// The serial port and the ports that end the machine.
 fn attach_ports(
     bus: &mut Bus,
@@ -243,7 +265,7 @@ fn attach_ports(
 ) -> Result<Arc<SerialPort>> {
     let line =
         Event::new().map_err(|error| Error::host("no eventfd for the serial port", error))?;
-    vm.connect(&line, layout::SERIAL_IRQ)?;
+    vm.connect_line(&line, layout::SERIAL_IRQ)?;
     let interrupt = move || {
         if let Err(error) = line.ring() {
             tracing::error!(%error, "an interrupt of the serial port is lost");
@@ -264,6 +286,7 @@ fn attach_ports(
 /// PCI with the host bridge and the virtio devices.
 fn attach_functions(
     bus: &mut Bus,
+    pci: &Arc<PciBus>,
     vm: &Arc<Vm>,
     memory: &Memory,
     devices: Vec<Box<dyn VirtioDevice>>,
@@ -274,7 +297,6 @@ fn attach_functions(
             SLOTS - 1
         )));
     }
-    let pci = Arc::new(PciBus::new(PCI_WINDOW));
     pci.insert(0, &(Arc::new(Mutex::new(HostBridge::new())) as _));
     let mut functions = Vec::new();
     for (slot, device) in (1..).zip(devices) {
@@ -293,10 +315,11 @@ fn attach_functions(
     }
     bus.ports.add(
         layout::PCI_PORTS,
-        Arc::new(ConfigPorts::new(Arc::clone(&pci))),
+        Arc::new(ConfigPorts::new(Arc::clone(pci))),
     );
     bus.memory
-        .add(layout::ECAM, Arc::new(Ecam(Arc::clone(&pci))));
-    bus.memory.add(PCI_WINDOW, Arc::new(Window(pci)));
+        .add(layout::ECAM, Arc::new(Ecam(Arc::clone(pci))));
+    bus.memory
+        .add(PCI_WINDOW, Arc::new(Window(Arc::clone(pci))));
     Ok(functions)
 }

@@ -125,6 +125,13 @@ impl Control {
         drop(self.wait_while(|progress| progress.parked < progress.alive));
     }
 
+    /// Whether no processor runs, and none will before [`Self::resume`].
+    pub(crate) fn stands_still(&self) -> bool {
+        let progress = self.progress();
+        let paused = self.wanted.load(Ordering::SeqCst) == PAUSE;
+        paused && progress.exit.is_none() && progress.parked == progress.alive
+    }
+
     /// Let all processors run.
     pub(crate) fn resume(&self) {
         self.want(RUN);

@@ -14,6 +14,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::state::Abilities;
 use crate::bus::Ports;
 use crate::{Error, Result};
 
@@ -46,6 +47,9 @@ pub(crate) struct Vcpu {
     index: u8,
     kick: Arc<Kick>,
     half_done: bool,
+    abilities: Arc<Abilities>,
+    /// What it says of itself as far as we decide that: some KVMs show guests more of the host than they were told.
+    cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 /// Makes a processor leave the guest, or not enter it.
@@ -92,7 +96,7 @@ const FIRMWARE_MSRS: [(u32, u64); 2] = [(0x1A0, 1), (0x2FF, 1 << 11 | 6)];
 
 impl Vcpu {
     /// A processor that KVM has just made.
-    pub(super) fn new(mut fd: VcpuFd, index: u8) -> Self {
+    pub(super) fn new(mut fd: VcpuFd, index: u8, abilities: Arc<Abilities>) -> Self {
         let flag = NonNull::from(&mut fd.get_kvm_run().immediate_exit).cast();
         let kick = Arc::new(Kick(Mutex::new(Some(Flag(flag)))));
         Self {
@@ -100,7 +104,19 @@ impl Vcpu {
             index,
             kick,
             half_done: false,
+            abilities,
+            cpuid: Vec::new(),
         }
+    }
+
+    /// As `kvm-ioctls` wants it.
+    pub(super) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// What can be read and written of it.
+    pub(super) fn abilities(&self) -> &Abilities {
+        &self.abilities
     }
 
     /// What makes it leave the guest.
@@ -108,17 +124,30 @@ impl Vcpu {
         Arc::clone(&self.kick)
     }
 
+    /// What was said that it is.
+    pub(super) fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
+    }
+
+    /// Say what it is.
+    pub(super) fn set_cpuid(&mut self, cpuid: Vec<kvm_cpuid_entry2>) -> Result<()> {
+        let leaves =
+            CpuId::from_entries(&cpuid).map_err(|_| Error::invalid("too many leaves of CPUID"))?;
+        self.fd.set_cpuid2(&leaves).map_err(|error| {
+            let what = format!("KVM: processor {}: CPUID was refused", self.index);
+            Error::host(what, error)
+        })?;
+        self.cpuid = cpuid;
+        Ok(())
+    }
+
     /// Say what it is and where it starts.
-    pub(crate) fn prepare(&self, cpuid: &[kvm_cpuid_entry2], start: &Start) -> Result<()> {
+    pub(crate) fn prepare(&mut self, cpuid: Vec<kvm_cpuid_entry2>, start: &Start) -> Result<()> {
+        self.set_cpuid(cpuid)?;
         let failed = |what: &'static str| {
             let index = self.index;
             move |error| Error::host(format!("KVM: processor {index}: {what}"), error)
         };
-        let leaves =
-            CpuId::from_entries(cpuid).map_err(|_| Error::invalid("too many leaves of CPUID"))?;
-        self.fd
-            .set_cpuid2(&leaves)
-            .map_err(failed("CPUID was refused"))?;
         self.set_msrs()?;
         let fpu = kvm_fpu {
             fcw: 0x37F,
@@ -178,6 +207,16 @@ impl Vcpu {
         lapic.regs[0xF1] |= 1;
         self.fd.set_lapic(&lapic).unwrap();
         bit.cast_unsigned() >> (vector % 8) & 1 == 1
+    }
+
+    /// Whether an interrupt waits; it does no more.
+    #[cfg(test)]
+    pub(crate) fn take_interrupt(&self, vector: u8) -> bool {
+        let waits = self.interrupt_waits(vector);
+        let mut lapic = self.fd.get_lapic().unwrap();
+        lapic.regs[0x200..0x280].fill(0);
+        self.fd.set_lapic(&lapic).unwrap();
+        waits
     }
 
     /// Enter the guest until it needs something, and answer that.

@@ -134,6 +134,22 @@ impl ConfigSpace {
         }
     }
 
+    /// All of it.
+    pub(crate) fn bytes(&self) -> [u8; BYTES] {
+        self.bytes
+    }
+
+    /// Hold these bytes, as far as a guest may have changed them; the offset of the first that differs in what a
+    /// guest cannot change.
+    pub(crate) fn restore(&mut self, bytes: &[u8; BYTES]) -> Result<(), usize> {
+        let mut places = self.bytes.iter().zip(self.writable).zip(bytes);
+        if let Some(at) = places.position(|((own, bits), byte)| (own ^ byte) & !bits != 0) {
+            return Err(at);
+        }
+        self.write(0, bytes);
+        Ok(())
+    }
+
     /// Two bytes.
     pub(crate) fn word(&self, at: usize) -> u16 {
         let mut bytes = [0; 2];

@@ -76,7 +76,10 @@ impl Checked for Pit {
                 channel.count <= 0x1_0000,
                 "a channel counts down from more than 0x10000",
             )?;
-            must(channel.mode <= 5, "a channel has a mode above 5")?;
+            must(
+                channel.mode <= 7 || channel.mode == 0xFF,
+                "a channel has a mode above 7",
+            )?;
         }
         Ok(())
     }
@@ -112,8 +115,8 @@ impl Checked for Processor {
         )?;
         let exception = pending.exception.as_ref();
         must(
-            exception.is_none_or(|it| it.vector < 32),
-            "an exception above 31",
+            exception.is_none_or(|it| it.vector < 32 && it.vector != 2),
+            "an exception that does not exist",
         )
     }
 }

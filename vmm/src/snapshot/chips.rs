@@ -89,7 +89,7 @@ layout! {
         pub write_latch: u8,
         /// Which bytes are read and written.
         pub access: u8,
-        /// Its mode, from 0 to 5.
+        /// Its mode as it was set, in three bits; 0xFF before it was.
         pub mode: u8,
         /// It counts in decimal.
         pub decimal: u8,

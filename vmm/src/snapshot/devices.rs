@@ -35,10 +35,10 @@ layout! {
     pub struct Events {
         /// What happened.
         pub happened: u32,
-        /// Slots that got a device.
-        pub arrived: u32,
-        /// Slots whose device shall be removed.
-        pub leaving: u32,
+        /// Slots that are to be looked at again.
+        pub changed: u32,
+        /// Slots whose device is wanted back.
+        pub wanted: u32,
     }
 
     /// PCI, but its functions.
@@ -117,6 +117,8 @@ layout! {
     pub struct Disk {
         /// Its size in sectors of 512 bytes.
         pub sectors: u64,
+        /// Bytes of a logical sector.
+        pub logical_sector: u32,
         /// What it calls itself: 20 bytes, zero behind its end.
         pub serial: [u8; 20],
     }
@@ -146,19 +148,28 @@ impl DeviceState {
     }
 }
 
+/// Forms in which a device remembers something.
+const NOTHING: u8 = 0;
+const DISK: u8 = 1;
+
 impl Encoded for DeviceState {
     fn put(&self, to: &mut Vec<u8>) {
         self.kind().put(to);
         match self {
-            Self::Disk(disk) => disk.put(to),
-            Self::Plain(_) => {}
+            Self::Plain(_) => NOTHING.put(to),
+            Self::Disk(disk) => {
+                DISK.put(to);
+                disk.put(to);
+            }
         }
     }
 
     fn take(from: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(match from.take::<u16>()? {
-            BLOCK => Self::Disk(from.take()?),
-            kind => Self::Plain(kind),
-        })
+        let kind = from.take::<u16>()?;
+        match (from.take::<u8>()?, kind) {
+            (NOTHING, _) => Ok(Self::Plain(kind)),
+            (DISK, BLOCK) => Ok(Self::Disk(from.take()?)),
+            _ => Err(from.wrong("a device of this kind does not remember this")),
+        }
     }
 }

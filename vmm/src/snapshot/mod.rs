@@ -12,6 +12,7 @@ mod chips;
 mod container;
 mod devices;
 mod error;
+mod features;
 mod fit;
 mod host;
 mod processor;
@@ -97,3 +98,6 @@ impl MachineState {
         Ok(state)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -96,7 +96,7 @@ layout! {
 
     /// An exception that is on its way.
     pub struct Exception {
-        /// Which, below 32.
+        /// Which, below 32 and not 2.
         pub vector: u8,
         /// It is being delivered; else it is still to be.
         pub injected: bool,
@@ -127,8 +127,6 @@ layout! {
         pub smm: [bool; 3],
         /// An INIT waits.
         pub init: bool,
-        /// The vector of a start-up message that waits.
-        pub start_up: u8,
     }
 
     /// A register that is named by a number.
@@ -188,17 +186,14 @@ pub enum Activity {
     Initialized,
     /// It has halted until an interrupt.
     Halted,
-    /// It got the message that starts it.
-    Starting,
 }
 
 impl Activity {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 4] = [
         Self::Running,
         Self::Uninitialized,
         Self::Initialized,
         Self::Halted,
-        Self::Starting,
     ];
 }
 

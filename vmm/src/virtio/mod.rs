@@ -116,6 +116,10 @@ pub(crate) trait Wires: Send + fmt::Debug {
     fn connect(&mut self, source: Source, vector: Option<u16>) -> io::Result<()>;
     /// Whether a source of this vector was signalled and has not been delivered.
     fn is_pending(&self, vector: u16) -> bool;
+    /// Return when what was signalled and can be delivered has arrived at the interrupt controllers.
+    fn settle(&mut self) -> io::Result<()>;
+    /// Whether a source was signalled and has not been delivered.
+    fn is_signalled(&self, source: Source) -> bool;
     /// Signal the driver.
     fn signal(&self, source: Source);
     /// The driver rings a queue.

@@ -10,6 +10,8 @@
 //!
 //! There is no `INTx`: a source without a vector is never delivered. Must never panic on what a guest does.
 
+mod saved;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
