@@ -17,7 +17,7 @@ use crate::args::FormatName;
 use crate::commands::image::{self, Known};
 use crate::failure::{Exit, Failure, Result};
 use crate::plan;
-use crate::site::disk::refuse_moved;
+use crate::site::disk::refuse_recorded;
 use crate::target::Target;
 
 /// What is done about a disk.
@@ -133,6 +133,8 @@ fn step<'a>(saved: &'a SavedDisk, wanted: &Path, discard: bool) -> Result<Option
             aside,
         }))
     };
+    // A disk that was handed over goes on elsewhere, whatever lies here.
+    refuse_recorded(&path)?;
     if fs::symlink_metadata(&path).is_err() {
         return step(None);
     }
@@ -143,8 +145,7 @@ fn step<'a>(saved: &'a SavedDisk, wanted: &Path, discard: bool) -> Result<Option
         );
         return Err(Failure::usage(what).hint("name another path for the disk in the description"));
     }
-    // Nobody may be using it, and it must be this host's.
-    refuse_moved(&path)?;
+    // Nobody may be using it.
     let free = image::patiently(|| FileStorage::open(&path, true));
     drop(free?);
     if untouched(saved, &path) {

@@ -6,10 +6,10 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`image`] | codec of the file that memory is saved in |
-//! | [`write`], [`read`] | drivers of that file; [`buffer`] is the room they use |
-//! | [`pending`] | machine: what is read next while the guest runs already |
-//! | [`lazy`], [`userfault`] | drivers of that |
+//! | `image` | codec of the file that memory is saved in |
+//! | `write`, `read` | drivers of that file; `buffer` is the room they use |
+//! | `pending` | machine: what is read next while the guest runs already |
+//! | `lazy`, `userfault` | drivers of that |
 
 mod buffer;
 mod image;
