@@ -111,7 +111,7 @@ impl Memory {
     /// may answer its own faults; else it is there when this returns.
     ///
     /// Until [`Self::wait`] has returned it must not be reached through [`Self::file`]: only touches of its
-    /// mapping wait for what is to come. What cannot be had ends no call here; see [`Self::when_lost`].
+    /// mapping wait for what is to come. What cannot be had ends no call here; see [`Self::lost`].
     pub fn restored(image: MemoryImage, huge: bool) -> Result<(Self, Arrival)> {
         let mut memory = Self::new(image.memory(), huge)?;
         memory.restored = image.stored();
