@@ -117,7 +117,7 @@ fn a_machine_goes_on_after_its_snapshot_and_another_goes_on_from_it_twice() {
 }
 
 #[test]
-fn what_is_only_in_memory_goes_on_and_the_clock_of_the_guest_too() {
+fn what_is_only_in_memory_goes_on() {
     if without_kvm() {
         return;
     }
