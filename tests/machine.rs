@@ -18,5 +18,6 @@ mod machine {
     #[expect(dead_code, reason = "these tests use a part of it")]
     mod process;
     mod refusals;
+    mod snapshot;
     mod verbs;
 }

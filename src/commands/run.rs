@@ -4,6 +4,7 @@
 //! machine's, by the same control socket, while it runs.
 
 mod counted;
+mod keeping;
 mod plug;
 
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::{Server, ServerConfig};
 use serde::Serialize;
 use vdisk::chain::ParentSearch;
-use vmm::description;
+use vmm::description::{self, Description};
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
@@ -32,6 +33,8 @@ use crate::control::{Control, place};
 use crate::failure::{Exit, Failure, Result};
 use crate::plan::{Machine, disk_format};
 use crate::report::Report;
+use crate::saved::restore::{self, Restore};
+use crate::saved::take::{Taken, Wanted};
 use crate::site::source::Site;
 use crate::{interrupt, limits, site, size};
 
@@ -80,6 +83,9 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     }
     limits::raise_open_files();
     interrupt::listen();
+    let restore = args.restore.as_deref();
+    let restore = restore.map(|from| Restore::prepare(from, &plan.vm, args.discard_disks));
+    let mut restore = restore.transpose()?;
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let config = ServerConfig {
         workers: processors.min(usize::from(plan.vm.vcpus)),
@@ -93,7 +99,7 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     for disk in &plan.vm.disks {
         disks.push(add(&site, disk, (&plan.search, plan.take_over))?);
     }
-    let ended = live(args, &plan, (&site, disks), report);
+    let ended = live(args, (&plan, restore.as_mut()), (&site, disks), report);
     site.stop();
     let closed = server.stop();
     site.unlock();
@@ -113,11 +119,16 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
 /// From the machine's first start to its end. Afterwards it touches its disks no more, however it went.
 fn live(
     args: &RunArgs,
-    plan: &Machine,
+    (plan, mut restore): (&Machine, Option<&mut Restore>),
     (site, disks): (&Arc<Site>, Vec<Attached>),
     report: Report,
 ) -> Result<(Ended, End)> {
-    let guest = Arc::new(Guest::new(args, plan, (site, disks), report)?);
+    let made = (plan, restore.as_deref_mut());
+    let guest = Guest::new(args, made, (site, disks), report)?;
+    let guest = Arc::new(guest);
+    if let Some(restore) = restore {
+        restore.started(&guest.machine(), report)?;
+    }
     let watched = Arc::downgrade(&guest);
     site.when_resized(Box::new(move |disk| {
         if let Some(guest) = watched.upgrade() {
@@ -125,6 +136,7 @@ fn live(
         }
     }));
     let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, report));
+    restore::leave(&guest.machine(), report);
     guest.machine().stop();
     guest.console.close();
     ended
@@ -173,11 +185,14 @@ fn controlled(site: &Arc<Site>, guest: &Arc<Guest>, plan: &Machine) -> Result<Co
     Ok(controlled)
 }
 
-pub(super) fn cannot(error: &vmm::Error) -> Failure {
+/// What the machine monitor says, as this program ends with it.
+pub(crate) fn cannot(error: &vmm::Error) -> Failure {
     use vmm::ErrorKind;
     let exit = match error.kind() {
         ErrorKind::InvalidArgument | ErrorKind::BadKernel => Exit::Usage,
         ErrorKind::Unsupported => Exit::Unsupported,
+        ErrorKind::BadSnapshot => Exit::Corrupt,
+        ErrorKind::Mismatch => Exit::Mismatch,
         _ => Exit::Failed,
     };
     Failure::new(exit, error.to_string())
@@ -186,6 +201,7 @@ pub(super) fn cannot(error: &vmm::Error) -> Failure {
 /// The machine as this process has it: made anew when the guest asks for a reset.
 struct Guest {
     described: PathBuf,
+    vm: Description,
     booting: Mutex<Booting>,
     console: Console,
     site: Arc<Site>,
@@ -209,7 +225,7 @@ struct Now {
 impl Guest {
     fn new(
         args: &RunArgs,
-        plan: &Machine,
+        (plan, restore): (&Machine, Option<&mut Restore>),
         (site, mut disks): (&Arc<Site>, Vec<Attached>),
         report: Report,
     ) -> Result<Self> {
@@ -218,9 +234,14 @@ impl Guest {
         place::make_folder()?;
         let attach = place::console_of(&args.machine)?;
         let console = Console::open(&plan.vm.console, &attach, report.is_json())?;
-        let machine = made(booting.config(), &mut disks, console.output())?;
+        let devices = devices(&mut disks, console.output());
+        let machine = match restore {
+            None => made(booting.config(), devices)?,
+            Some(restore) => started(restore.machine(booting.config(), devices)?)?,
+        };
         Ok(Self {
             described: args.machine.clone(),
+            vm: plan.vm.clone(),
             booting: Mutex::new(booting),
             console,
             site: Arc::clone(site),
@@ -324,8 +345,10 @@ impl Guest {
         now.machine.stop();
         let mut booting = self.booting();
         let read = booting.again();
-        let made =
-            read.and_then(|()| made(booting.config(), &mut now.disks, self.console.output()));
+        let made = read.and_then(|()| {
+            let devices = devices(&mut now.disks, self.console.output());
+            made(booting.config(), devices)
+        });
         let began = made.map(|machine| now.machine = Arc::new(machine));
         if began.is_ok() {
             now.life = Life::Running;
@@ -378,6 +401,9 @@ impl Guest {
         if now.life == Life::Ended || now.machine.exit().is_some() {
             return Err(self.over());
         }
+        if now.life == Life::Saving {
+            return Err(self.saving());
+        }
         change(&now.machine);
         now.life = life;
         drop(now);
@@ -424,6 +450,7 @@ impl MachineControl for Guest {
                 );
                 return Err(Failure::usage(what).hint("resume it first"));
             }
+            Life::Saving => return Err(self.saving()),
             Life::Running => now.machine.power_button(),
         }
         drop(now);
@@ -432,8 +459,10 @@ impl MachineControl for Guest {
 
     fn reset(&self) -> Result<MachineState> {
         let now = self.now();
-        if now.life == Life::Ended {
-            return Err(self.over());
+        match now.life {
+            Life::Ended => return Err(self.over()),
+            Life::Saving => return Err(self.saving()),
+            Life::Running | Life::Paused => {}
         }
         let before = now.resets;
         now.machine.reset();
@@ -466,14 +495,14 @@ impl MachineControl for Guest {
     fn statistics(&self) -> Result<MachineStatistics> {
         self.counted()
     }
+
+    fn snapshot(&self, wanted: &Wanted) -> Result<Taken> {
+        self.keep(wanted)
+    }
 }
 
-/// A machine that runs, with the disks in their order, then a source of entropy.
-fn made(
-    config: &MachineConfig,
-    disks: &mut [Attached],
-    serial: vmm::Output,
-) -> Result<vmm::Machine> {
+/// The disks in their order, then a source of entropy.
+fn devices(disks: &mut [Attached], serial: vmm::Output) -> Devices {
     let mut virtio: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (slot, disk) in (1..).zip(disks) {
         disk.slot = slot;
@@ -481,8 +510,15 @@ fn made(
         virtio.push(Box::new(block));
     }
     virtio.push(Box::new(Rng::default()));
-    let machine = vmm::Machine::new(config, Devices { serial, virtio });
-    let mut machine = machine.map_err(|error| cannot(&error))?;
+    Devices { serial, virtio }
+}
+
+/// A machine that runs, from its kernel.
+fn made(config: &MachineConfig, devices: Devices) -> Result<vmm::Machine> {
+    started(vmm::Machine::new(config, devices).map_err(|error| cannot(&error))?)
+}
+
+fn started(mut machine: vmm::Machine) -> Result<vmm::Machine> {
     machine.start().map_err(|error| cannot(&error))?;
     Ok(machine)
 }

@@ -7,7 +7,7 @@ use vdisk::disk::ImageFormat;
 use vmm::description::{Description, DiskFormat, Kernel, LONGEST};
 
 use super::{bytes, control_path};
-use crate::args::RunArgs;
+use crate::args::{FormatName, RunArgs};
 use crate::failure::{Failure, Result};
 
 /// What `run` means.
@@ -92,6 +92,14 @@ fn read(path: &Path) -> Result<String> {
         return Err(Failure::usage(what));
     }
     std::fs::read_to_string(path).map_err(failed)
+}
+
+/// A format as it is typed.
+pub(crate) fn format_name(format: DiskFormat) -> FormatName {
+    match format {
+        DiskFormat::Vhdx => FormatName::Vhdx,
+        DiskFormat::Raw => FormatName::Raw,
+    }
 }
 
 /// A format as the library calls it.

@@ -50,8 +50,10 @@ impl Guest {
             }
         }
         let mut now = self.now();
-        if now.life == Life::Ended {
-            return Err(self.over());
+        match now.life {
+            Life::Ended => return Err(self.over()),
+            Life::Saving => return Err(self.saving()),
+            Life::Running | Life::Paused => {}
         }
         let device = Block::new(attached.export.clone(), attached.queues);
         let slot = now.machine.add_device(Box::new(device));
@@ -65,6 +67,9 @@ impl Guest {
             let now = self.now();
             if now.life == Life::Ended {
                 return Err(self.over());
+            }
+            if now.life == Life::Saving {
+                return Err(self.saving());
             }
             if now.life == Life::Paused && !how.force {
                 let what = "the guest is paused and cannot let go of it";
