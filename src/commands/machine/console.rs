@@ -79,6 +79,8 @@ fn print(mut stream: &UnixStream, json: bool) -> Result<()> {
             Ok(0) => return Ok(()),
             Ok(len) => len,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // The machine ended with something typed that nobody had read.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
             Err(error) => return Err(Failure::io("the console broke off", &error)),
         };
         let bytes = bytes.get(..len).unwrap_or_default();
