@@ -14,7 +14,7 @@ use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::{Server, ServerConfig};
 use serde::Serialize;
 use vdisk::chain::ParentSearch;
-use vmm::description;
+use vmm::description::{self, DiskEntry};
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
@@ -24,7 +24,7 @@ use super::booting::{self, Booting};
 use crate::args::RunArgs;
 use crate::console::Console;
 use crate::control::machine::console::ConsoleState;
-use crate::control::machine::disks::{AddDisk, MachineDisk, RemoveDisk};
+use crate::control::machine::disks::{MachineDisk, RemoveDisk};
 use crate::control::machine::statistics::MachineStatistics;
 use crate::control::machine::{Life, MachineControl, MachineState};
 use crate::control::service::{Controlled, Sockets};
@@ -455,7 +455,7 @@ impl MachineControl for Guest {
         self.machine_disks()
     }
 
-    fn add_disk(&self, disk: &AddDisk) -> Result<MachineDisk> {
+    fn add_disk(&self, disk: &DiskEntry) -> Result<MachineDisk> {
         self.plug(disk)
     }
 

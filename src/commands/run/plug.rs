@@ -4,18 +4,17 @@
 //! way round, so that the guest has let go of what is closed. What fails half way is taken back. The file that
 //! describes the machine stays as it is.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use blockserver::export::ExportHandle;
-use vmm::DeviceLeaving;
-use vmm::description::Disk;
+use vmm::description::{Disk, DiskEntry};
 use vmm::virtio::block::Block;
 
 use super::{Attached, Guest, cannot};
 use crate::control::machine::Life;
-use crate::control::machine::disks::{AddDisk, MachineDisk, RemoveDisk};
+use crate::control::machine::disks::{MachineDisk, RemoveDisk};
 use crate::control::place;
 use crate::failure::{Exit, Failure, Result};
 use crate::site::source::Withdrawn;
@@ -26,7 +25,7 @@ impl Guest {
         self.now().disks.iter().map(Attached::state).collect()
     }
 
-    pub(super) fn plug(&self, wanted: &AddDisk) -> Result<MachineDisk> {
+    pub(super) fn plug(&self, wanted: &DiskEntry) -> Result<MachineDisk> {
         let disk = described(wanted, self.booting().config().vcpus)?;
         let mut attached = super::add(&self.site, &disk, (&self.search, false))?;
         let plugged = self.plug_export(&mut attached);
@@ -90,7 +89,7 @@ impl Guest {
             leaving.wait();
             closed?;
         } else {
-            DeviceLeaving::wait(leaving);
+            leaving.wait();
             withdrawn.close()?;
         }
         self.forget_socket(&disk);
@@ -115,31 +114,14 @@ impl Guest {
     }
 }
 
-/// What was asked for, as `vm.toml` would say it.
-fn described(wanted: &AddDisk, vcpus: u8) -> Result<Disk> {
-    let path = PathBuf::from(&wanted.path);
-    if !path.is_absolute() {
-        let what = format!("`{}` is not an absolute path", path.display());
+/// The disk that is meant. Who asks may be in another folder than this process.
+fn described(wanted: &DiskEntry, vcpus: u8) -> Result<Disk> {
+    if !wanted.path.is_absolute() {
+        let what = format!("`{}` is not an absolute path", wanted.path.display());
         return Err(Failure::usage(what));
     }
-    let stem = || {
-        let stem = Path::file_stem(&path)?;
-        Some(stem.to_string_lossy().into_owned())
-    };
-    let name = wanted.name.clone().or_else(stem);
-    let name = name.filter(|name| !name.is_empty());
-    let name = name.ok_or_else(|| Failure::usage(format!("`{}` names no file", path.display())))?;
-    let queues = wanted.queues.unwrap_or(vcpus);
-    if queues == 0 {
-        return Err(Failure::usage("queues: 1 to 255"));
-    }
-    Ok(Disk {
-        name,
-        path,
-        format: wanted.format.map(Into::into),
-        read_only: wanted.read_only,
-        queues,
-    })
+    let disk = wanted.checked(Path::new(""), vcpus);
+    disk.map_err(|error| cannot(&error))
 }
 
 /// Why a disk stays.
