@@ -65,6 +65,17 @@ enum Standing {
     Gone,
 }
 
+/// Where a device is put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Into the first free slot, before the guest starts.
+    Cold,
+    /// Into the first free slot, while it may run.
+    Hot,
+    /// Into this slot, before it goes on.
+    Slot(usize),
+}
+
 struct Plugged {
     function: SharedFunction,
     standing: Standing,
@@ -143,17 +154,22 @@ impl Slots {
 
     /// Put a device into the first free slot before the guest starts; its registers are decoded already.
     pub(crate) fn fit(&self, device: Box<dyn VirtioDevice>) -> Result<usize> {
-        self.put(device, false)
+        self.put(device, Place::Cold)
+    }
+
+    /// Put a device into this slot, before the guest goes on.
+    pub(crate) fn fit_into(&self, slot: u8, device: Box<dyn VirtioDevice>) -> Result<()> {
+        self.put(device, Place::Slot(slot.into())).map(drop)
     }
 
     /// Put a device into the first free slot of a machine that may run, and tell the guest.
     pub(crate) fn add(&self, device: Box<dyn VirtioDevice>) -> Result<usize> {
-        let slot = self.put(device, true)?;
+        let slot = self.put(device, Place::Hot)?;
         self.events.slot_filled(slot);
         Ok(slot)
     }
 
-    fn put(&self, device: Box<dyn VirtioDevice>, hot: bool) -> Result<usize> {
+    fn put(&self, device: Box<dyn VirtioDevice>, place: Place) -> Result<usize> {
         if device.queues().len() > MOST_QUEUES {
             let what = format!("a virtio device has at most {MOST_QUEUES} queues");
             return Err(Error::invalid(what));
@@ -162,9 +178,16 @@ impl Slots {
         if inside.ended {
             return Err(Error::invalid("this machine has ended"));
         }
-        let free = (1..SLOTS).find(|slot| !inside.plugged.contains_key(slot));
-        let slot = free.ok_or_else(|| {
-            let what = format!("a machine has at most {} virtio devices", SLOTS - 1);
+        let is_free = |slot: &usize| !inside.plugged.contains_key(slot);
+        let slot = match place {
+            Place::Slot(slot) => (1..SLOTS).find(|free| *free == slot && is_free(free)),
+            Place::Cold | Place::Hot => (1..SLOTS).find(is_free),
+        };
+        let slot = slot.ok_or_else(|| {
+            let what = format!(
+                "no slot is free; a machine has at most {} virtio devices",
+                SLOTS - 1
+            );
             Error::invalid(what)
         })?;
         let wires = KvmWires::new(Arc::clone(&self.vm), device.queues().len(), PCI_WINDOW)
@@ -172,7 +195,7 @@ impl Slots {
         let address = PCI_WINDOW.start + slot as u64 * BAR_BYTES;
         let memory = Arc::clone(&self.memory);
         let mut function = VirtioFunction::new(device, Box::new(wires), memory, address);
-        if hot {
+        if place == Place::Hot {
             // Where the guest has put other functions meanwhile, only it knows.
             function.switch_off();
         }
@@ -190,13 +213,17 @@ impl Slots {
         all.map(|plugged| Arc::clone(&plugged.function)).collect()
     }
 
-    /// All functions that are on the bus, with their slots.
-    pub(crate) fn on_the_bus(&self) -> Vec<(usize, SharedFunction)> {
+    /// All functions with their slots, as long as none is being removed.
+    pub(crate) fn placed(&self) -> Result<Vec<(u8, SharedFunction)>> {
         let inside = self.inside();
-        let all = inside.plugged.iter();
-        all.filter(|(_, plugged)| plugged.standing != Standing::Gone)
-            .map(|(slot, plugged)| (*slot, Arc::clone(&plugged.function)))
-            .collect()
+        let placed = inside.plugged.iter().map(|(slot, plugged)| {
+            if plugged.standing == Standing::InPlace {
+                return Ok((*slot as u8, Arc::clone(&plugged.function)));
+            }
+            let what = format!("the device in slot {slot} is being removed; try again afterwards");
+            Err(Error::invalid(what))
+        });
+        placed.collect()
     }
 
     /// The bus.

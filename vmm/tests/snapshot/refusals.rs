@@ -128,7 +128,7 @@ fn other_devices_are_refused_by_their_slot_and_kind() {
         &["slot 2 (kind 4)", "no device for it"],
     );
     let more = vec![served.device(2), rng(), rng()];
-    says(&with(more), &["slot 3 (kind 4)", "had none there"]);
+    says(&with(more), &["device 3 (kind 4)", "had no such device"]);
     says(
         &with(vec![rng(), rng()]),
         &["slot 1 (kind 2)", "is of kind 4"],
