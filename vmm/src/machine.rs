@@ -19,7 +19,7 @@ use crate::devices::{Output, PanicPort, PowerOffPort, ResetPort, SerialPort, Sle
 use crate::kvm::{Event, Host, Vcpu, Vm};
 use crate::layout;
 use crate::memory::Memory;
-use crate::slots::{DeviceLeaving, Slots, lock, stopped};
+use crate::slots::{DeviceLeaving, Slots, lock};
 use crate::snapshot::HostFacts;
 use crate::statistics::Statistics;
 use crate::vcpus::Control;
@@ -173,14 +173,12 @@ impl Machine {
     /// for each device how far its queues are. For a machine that is paused.
     #[must_use]
     pub fn stop_devices(&self) -> Vec<Vec<(u16, QueueState)>> {
-        self.slots.functions().iter().map(stopped).collect()
+        self.slots.stop()
     }
 
     /// Let devices go on that [`Self::stop_devices`] has stopped.
     pub fn resume_devices(&self) {
-        for function in self.slots.functions() {
-            lock(&function).go_on();
-        }
+        self.slots.go_on();
     }
 
     /// The configuration of the virtio device in a slot has changed: its driver is told. The devices that a

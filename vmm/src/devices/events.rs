@@ -100,6 +100,16 @@ impl Events {
         });
     }
 
+    /// The host does not want the device in `slot` back any more. A guest that has read of it may let go all the same.
+    pub(crate) fn removal_given_up(&self, slot: usize) {
+        self.state().wanted &= !bit(slot);
+    }
+
+    /// Whether the guest has still to look at `slot` again.
+    pub(crate) fn is_changed(&self, slot: usize) -> bool {
+        self.state().changed & bit(slot) != 0
+    }
+
     /// What the registers would read as, which stays.
     pub(crate) fn save(&self) -> snapshot::Events {
         self.state().clone()

@@ -8,9 +8,9 @@ use std::sync::{PoisonError, TryLockError};
 use super::{Devices, Machine, MachineConfig, check_vcpus, lock};
 use crate::kvm::{Host, TscBase};
 use crate::memory::Memory;
-use crate::snapshot::{Function, HostFacts, MachineState, MemorySlot, Processor, Shape};
+use crate::snapshot::{Function, HostFacts, MachineState, Processor, Shape};
 use crate::virtio::VirtioDevice;
-use crate::{Error, Result, layout};
+use crate::{Error, Result};
 
 /// What this host is to machines: what [`HostFacts::carries`] is asked of. Makes a machine to ask and takes it away,
 /// which is slow on some hosts.
@@ -48,21 +48,24 @@ impl Machine {
                 Err(TryLockError::WouldBlock) => return Err(runs()),
             }
         }
-        // Devices first: what they have signalled has then arrived at the interrupt controllers.
+        // Devices first: what they have signalled has then arrived at the interrupt controllers. What comes to them
+        // meanwhile is not in the state, neither it nor its signal; a signal alone does no harm.
         let functions = self.save_functions()?;
+        let (serial, events) = (self.serial.save(), self.slots.events().save());
+        let pci = self.slots.pci().save();
         self.vm.settle_lines()?;
         let clock = self.vm.clock()?;
         let processors: Result<Vec<Processor>> = vcpus.iter().map(|vcpu| vcpu.save()).collect();
         Ok(MachineState {
             host: self.host.clone(),
-            shape: self.shape(),
+            shape: Shape::of(self.vcpus.len() as u16, self.memory.bytes()),
             clock,
             processors: processors?,
             chips: self.vm.chips()?,
             pit: self.vm.pit()?,
-            serial: self.serial.save(),
-            events: self.slots.events().save(),
-            pci: self.slots.pci().save(),
+            serial,
+            events,
+            pci,
             functions,
         })
     }
@@ -84,20 +87,6 @@ impl Machine {
             saved.map_err(|why| what(&why))
         });
         saved.collect()
-    }
-
-    fn shape(&self) -> Shape {
-        Shape {
-            vcpus: self.vcpus.len() as u16,
-            memory: self.memory.bytes(),
-            slots: layout::memory_ranges(self.memory.bytes())
-                .into_iter()
-                .map(|range| MemorySlot {
-                    start: range.start,
-                    bytes: range.end - range.start,
-                })
-                .collect(),
-        }
     }
 
     /// The machine that `state` is of, with its memory, before [`Self::start`]: that lets it go on.

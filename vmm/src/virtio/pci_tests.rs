@@ -177,6 +177,11 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
+        Self::put_in(true)
+    }
+
+    /// A machine whose function was there from the beginning, or is put in.
+    fn put_in(from_the_beginning: bool) -> Self {
         let seen = Shared::default();
         let device = Device {
             seen: Arc::clone(&seen),
@@ -185,7 +190,11 @@ impl Machine {
         };
         let memory = Memory::new(4 << 20, false).unwrap();
         let wires = Box::new(Remembered(Arc::clone(&seen)));
-        let function = VirtioFunction::new(Box::new(device), wires, memory.guest().clone(), AT);
+        let memory = memory.guest().clone();
+        let mut function = VirtioFunction::new(Box::new(device), wires, memory, AT);
+        if from_the_beginning {
+            function.switch_on();
+        }
         let function = Arc::new(Mutex::new(function));
         let pci = Arc::new(PciBus::new(PCI_WINDOW));
         assert!(pci.insert(1, &(function.clone() as _)));
@@ -486,14 +495,40 @@ fn a_function_that_is_off_the_bus_is_not_there_for_whoever_comes_late() {
     assert!(function.try_stop().is_none());
     assert_eq!(function.try_stop().map(|queues| queues.len()), Some(1));
     assert_eq!(machine.seen.lock().unwrap().resets, 1);
+    machine.seen.lock().unwrap().live = None;
+    function.go_on();
+    assert_eq!(machine.seen.lock().unwrap().live, None, "it stays stopped");
+}
+
+#[test]
+fn a_device_that_needs_a_reset_stops_too_and_does_not_go_on() {
+    // 2.1.2: one of its queues is broken, the others may still be served.
+    let machine = Machine::new();
+    machine.go_live();
+    let alarm = machine.seen.lock().unwrap().alarm.clone().unwrap();
+    alarm.raise();
+    assert_eq!(machine.read(0x14), [79]);
+    let mut function = machine.function.lock().unwrap();
+    assert!(!function.stands_still());
+    assert_eq!(function.try_stop(), Some(Vec::new()));
+    assert!(function.stands_still());
+    machine.seen.lock().unwrap().live = None;
+    function.go_on();
+    assert!(function.stands_still());
+    drop(function);
+    assert_eq!(machine.seen.lock().unwrap().live, None);
+    machine.write(0x14, &[0]);
+    machine.go_live();
+    assert!(
+        machine.seen.lock().unwrap().live.is_some(),
+        "after a reset it works again"
+    );
 }
 
 #[test]
 fn a_device_that_is_put_in_later_is_not_decoded_until_the_guest_says_so() {
     // PCI 3.0, 6.2.2.
-    let machine = Machine::new();
-    machine.function.lock().unwrap().switch_off();
-    machine.set_config(0x3C, &[0]);
+    let machine = Machine::put_in(false);
     assert_eq!(machine.read(0x12), [0xFF]);
     assert_eq!(machine.seen.lock().unwrap().doorbells, None);
     machine.set_config(4, &[6]);

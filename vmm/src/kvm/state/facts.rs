@@ -44,6 +44,7 @@ fn anywhere(leaf: &kvm_cpuid_entry2) -> kvm_cpuid_entry2 {
         0x8000_001E => {
             leaf.eax = 0;
             leaf.ebx &= !0xFF;
+            leaf.ecx &= !0xFF;
         }
         _ => {}
     }
