@@ -10,7 +10,7 @@ mod ran;
 mod refusals;
 
 use disk::Served;
-use kept::{anew, copied, keep, state, timeless};
+use kept::{anew, copied, keep, state, timeless, wait_for_queues};
 use ran::{Printed, config, numbers, started, without_kvm};
 use serde_json::Value;
 use vmm::virtio::VirtioDevice;
@@ -186,7 +186,7 @@ fn a_machine_that_is_saved_twice_or_made_anew_is_the_same() {
         ]
     };
     let (machine, printed) = started(&config, devices());
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    wait_for_queues(&machine, 1);
     machine.pause();
     let _queues = machine.stop_devices();
     let first = machine.save().unwrap();

@@ -170,7 +170,7 @@ prop_compose! {
         (nmi, smm, init) in any::<([bool; 3], [bool; 3], bool)>(),
     ) -> Pending {
         Pending {
-            exception: exception.then_some(Exception { vector, injected: init, error_code }),
+            exception: exception.then_some(Exception { vector, error_code }),
             interrupt: interrupt.map(|(vector, soft)| Interrupt { vector, soft }),
             shadow,
             nmi,
