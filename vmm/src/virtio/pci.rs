@@ -374,10 +374,10 @@ impl Function for VirtioFunction {
     }
 
     fn memory_read(&mut self, _: u8, offset: u64, data: &mut [u8]) {
-        if self.gone {
-            return data.fill(0xFF);
-        }
         data.fill(0);
+        if self.gone {
+            return;
+        }
         self.settle();
         self.heed_alarm();
         match offset {
