@@ -69,7 +69,7 @@ struct Attached {
     path: PathBuf,
     queues: u8,
     slot: usize,
-    /// Where it is controlled besides where the machine is, if it came later.
+    /// Where it is controlled besides where the machine is.
     socket: Option<PathBuf>,
 }
 
@@ -159,17 +159,13 @@ fn controlled(site: &Arc<Site>, guest: &Arc<Guest>, plan: &Machine) -> Result<Co
     let mut paths = plan.control.clone();
     place::make_folder()?;
     paths.push(place::socket_of(&guest.described)?);
-    for disk in plan.vm.disks.iter().filter(|disk| !disk.read_only) {
-        let socket = place::socket_of(&disk.path)?;
-        // A machine may be described by nothing but its disk.
-        if !paths.contains(&socket) {
-            paths.push(socket);
-        }
-    }
     let control: Arc<dyn Control> = site.clone();
     let machine: Arc<dyn MachineControl> = guest.clone();
     let controlled = Controlled::start(&control, Some(&machine), paths)?;
     let _ = guest.sockets.set(controlled.sockets());
+    for disk in &mut guest.now().disks {
+        guest.listen_for(disk)?;
+    }
     Ok(controlled)
 }
 

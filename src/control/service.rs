@@ -69,6 +69,11 @@ impl Sockets {
         self.serving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether it is answered at `path`.
+    pub(crate) fn has(&self, path: &Path) -> bool {
+        self.serving().contains_key(path)
+    }
+
     /// Answer at `path` too.
     pub(crate) fn listen(&self, path: PathBuf) -> Result<()> {
         let _guard = self.handle.enter();

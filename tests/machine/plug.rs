@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::guest::{ask, describe, events, start, until, without_kvm};
-use super::process::STUCK;
+use super::process::{Running, STUCK};
 use crate::run::{Ran, diskferry, folder};
 
 fn tell(here: &Path, words: &[&str]) -> Ran {
@@ -164,4 +164,28 @@ fn a_disk_that_came_later_moves_like_any_other_and_stays_while_it_does() {
     tell(here, &["remove-disk", "b"]).ok();
     assert_eq!(running.says("summary")["end"], "power_off");
     diskferry(here, &["check", "moved.vhdx"]).ok();
+}
+
+#[test]
+fn a_disk_that_the_machine_began_with_goes_and_others_may_use_it() {
+    if without_kvm() {
+        return;
+    }
+    let here = folder();
+    let here = here.path();
+    diskferry(here, &["create", "a.vhdx", "1G"]).ok();
+    describe(here, "vm.toml", ("do=plug-watch", &["a.vhdx"]));
+    let running = start(here, "vm.toml");
+    until(here, "vm.toml", ("plug-watch", 1));
+    tell(here, &["remove-disk", "a", "--force"]).ok();
+    let resized = ["resize", "a.vhdx", "2G", "--json"];
+    assert_eq!(diskferry(here, &resized).ok().json()["online"], false);
+    let words = ["serve", "a.vhdx", "--listen", "unix:s"];
+    let mut serving = Running::start(here, &words);
+    serving.says("serving");
+    serving.end();
+    tell(here, &["add-disk", "a.vhdx"]).ok();
+    let resized = ["resize", "a.vhdx", "3G", "--json"];
+    assert_eq!(diskferry(here, &resized).ok().json()["online"], true);
+    running.end();
 }

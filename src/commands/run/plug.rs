@@ -41,13 +41,7 @@ impl Guest {
 
     /// Give the guest a disk that is served already.
     fn plug_export(&self, attached: &mut Attached) -> Result<MachineDisk> {
-        if !attached.export.read_only() {
-            let socket = place::socket_of(&attached.path)?;
-            if let Some(sockets) = self.sockets() {
-                sockets.listen(socket.clone())?;
-                attached.socket = Some(socket);
-            }
-        }
+        self.listen_for(attached)?;
         let mut now = self.now();
         if now.life == Life::Ended {
             return Err(self.over());
@@ -83,17 +77,28 @@ impl Guest {
         let leaving = leaving.map_err(|error| kept(&error, name, patience))?;
         self.forget(&machine, name)?;
         let state = disk.state();
-        if how.force {
-            // What it was still asked fails, which ends its queues also where requests are held.
-            let closed = withdrawn.close();
-            leaving.wait();
-            closed?;
-        } else {
-            leaving.wait();
-            withdrawn.close()?;
-        }
         self.forget_socket(&disk);
-        Ok(state)
+        // What it was still asked fails, which ends its queues also where requests are held: the guest hears of
+        // nothing any more.
+        let closed = withdrawn.close();
+        leaving.wait();
+        closed.map(|()| state)
+    }
+
+    /// Be found by a disk's file too, unless the machine is found there already: it may be described by nothing
+    /// but its disk.
+    pub(super) fn listen_for(&self, disk: &mut Attached) -> Result<()> {
+        let Some(sockets) = self.sockets() else {
+            return Ok(());
+        };
+        if !disk.export.read_only() {
+            let socket = place::socket_of(&disk.path)?;
+            if !sockets.has(&socket) {
+                sockets.listen(socket.clone())?;
+                disk.socket = Some(socket);
+            }
+        }
+        Ok(())
     }
 
     /// The machine has this disk no more, unless it has begun anew meanwhile, and with the disk.
