@@ -83,8 +83,18 @@ pub(crate) struct Console {
     /// What the thread gets when it starts.
     ready: Mutex<Option<Ready>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    sockets: Vec<PathBuf>,
+    sockets: Mutex<Vec<Bound>>,
     terminal: Option<String>,
+}
+
+/// A socket that is listened on; its file goes with this.
+struct Bound(PathBuf);
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        // It may have been removed by hand; nothing depends on it.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// What people and programs attach to.
@@ -96,33 +106,37 @@ struct Ready {
 }
 
 impl Console {
-    /// The console that is asked for, to which one attaches at `attach` too. A file is emptied. Where stdout is for
+    /// The console that is asked for, to which one attaches at `attach` too. A file is emptied, once
+    /// it is certain that no other process runs the machine. Where stdout is for
     /// JSON the console is on stderr.
     pub(crate) fn open(to: &description::Console, attach: &Path, json: bool) -> Result<Self> {
         use description::Console::{File, Nowhere, Pty as OnPty, Socket, Stdio};
-        let mut sockets = vec![attach.to_owned()];
+        let mut paths = vec![attach.to_owned()];
+        if let Socket(path) = to {
+            paths.push(path.clone());
+        }
+        let (mut sockets, mut listeners) = (Vec::new(), Vec::new());
+        for path in paths {
+            listeners.push(service::listener(&path)?);
+            sockets.push(Bound(path));
+        }
         let mut pty = None;
         let sink: Box<dyn Write + Send> = match to {
             Stdio if json => Box::new(io::stderr()),
             Stdio => Box::new(io::stdout()),
             File(path) => Box::new(emptied(path)?),
-            Nowhere => Box::new(io::sink()),
-            Socket(path) => {
-                sockets.push(path.clone());
-                Box::new(io::sink())
-            }
+            Nowhere | Socket(_) => Box::new(io::sink()),
             OnPty => {
                 let failed = |e| Failure::io("no pseudoterminal for the console", &e);
                 pty = Some(Pty::open().map_err(failed)?);
                 Box::new(io::sink())
             }
         };
-        let listeners = sockets.iter().map(|path| service::listener(path));
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let wake = wake.map_err(|e| Failure::io("no eventfd for the console", &e.into()))?;
         let terminal = pty.as_ref().map(|pty| pty.name().to_owned());
         let ready = Ready {
-            listeners: listeners.collect::<Result<_>>()?,
+            listeners,
             pty,
             stdin: *to == Stdio,
         };
@@ -139,7 +153,7 @@ impl Console {
             }),
             ready: Mutex::new(Some(ready)),
             thread: Mutex::default(),
-            sockets,
+            sockets: Mutex::new(sockets),
             terminal,
         })
     }
@@ -192,10 +206,14 @@ impl Console {
         {
             tracing::error!("the thread of the console has panicked");
         }
-        for path in &self.sockets {
-            // It may have been removed by hand; nothing depends on it.
-            let _ = std::fs::remove_file(path);
-        }
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.clear();
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

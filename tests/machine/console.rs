@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::guest::{ask, without_kvm};
+use super::guest::{ask, describe, without_kvm};
 use super::process::Running;
 use crate::run::{command, diskferry, folder};
 
@@ -171,4 +171,45 @@ fn a_guest_waits_for_nobody_who_does_not_read() {
     typing.write_all(b"end\n").unwrap();
     assert_eq!(running.says("summary")["end"], "power_off");
     drop(idle);
+}
+
+#[test]
+fn a_file_that_is_no_socket_is_not_replaced_by_one() {
+    let here = folder();
+    let here = here.path();
+    let text = "memory = \"64M\"\nboot.kernel = \"built-in\"\nconsole.to = \"socket:con\"\n";
+    std::fs::write(here.join("vm.toml"), text).unwrap();
+    std::fs::write(here.join("con"), "of value").unwrap();
+    let ran = diskferry(here, &["run", "vm.toml"]).fails(2);
+    assert!(ran.stderr.contains("con:"), "{}", ran.stderr);
+    assert_eq!(std::fs::read(here.join("con")).unwrap(), b"of value");
+}
+
+#[test]
+fn a_second_run_leaves_the_console_of_the_first_as_it_is() {
+    if without_kvm() {
+        return;
+    }
+    let here = folder();
+    let here = here.path();
+    describe(here, "vm.toml", ("do=hello do=echo", &[]));
+    let running = super::guest::start(here, "vm.toml");
+    super::guest::until(here, "vm.toml", ("listening", 1));
+    let before = std::fs::read(here.join("vm.toml.console")).unwrap();
+    diskferry(here, &["run", "vm.toml"]).fails(5);
+    let after = std::fs::read(here.join("vm.toml.console")).unwrap();
+    assert_eq!(after, before);
+    running.end();
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_socket() {
+    let here = folder();
+    let here = here.path();
+    let text = "memory = \"64M\"\nboot.kernel = \"nothing\"\nconsole.to = \"socket:con\"\n";
+    std::fs::write(here.join("vm.toml"), text).unwrap();
+    let ran = diskferry(here, &["run", "vm.toml"]);
+    assert_ne!(ran.code, 0);
+    let left = std::fs::read_dir(here.join("run")).unwrap().count();
+    assert_eq!((left, here.join("con").exists()), (0, false));
 }
