@@ -60,6 +60,9 @@ struct Ended {
     code: Option<u8>,
     /// How often it began anew.
     resets: u64,
+    /// Whether stdout takes what is printed.
+    #[serde(skip)]
+    heard: bool,
 }
 
 /// A disk, its export and its place.
@@ -99,11 +102,11 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     site.unlock();
     closed.map_err(|e| Failure::io("a disk could not be closed cleanly", &e))?;
     let (ended, end) = ended?;
-    report.event(
-        "summary",
-        &ended,
-        &format!("{}: {end}", args.machine.display()),
-    )?;
+    // Where the console is stuck the summary would be too.
+    if ended.heard {
+        let people = format!("{}: {end}", args.machine.display());
+        report.event("summary", &ended, &people)?;
+    }
     match end {
         End::PowerOff(0) | End::Stopped => Ok(()),
         end => Err(Failure::new(Exit::Failed, end.to_string())),
@@ -126,8 +129,8 @@ fn live(
     }));
     let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, report));
     guest.machine().stop();
-    guest.console.close();
-    ended
+    let heard = guest.console.close() || report.is_json();
+    ended.map(|(ended, end)| (Ended { heard, ..ended }, end))
 }
 
 /// Opens a disk and makes it an export.
@@ -356,6 +359,7 @@ impl Guest {
             end,
             code,
             resets: now.resets,
+            heard: true,
         }
     }
 
