@@ -66,6 +66,10 @@ fn a_disk_comes_is_used_and_goes_and_leaves_nothing_behind() {
     tell(here, &["add-disk", "b.vhdx"]).ok();
     until(here, "vm.toml", ("came", 1));
     tell(here, &["add-disk", "b.vhdx", "--name", "again"]).fails(5);
+    diskferry(here, &["create", "c.vhdx", "1G"]).ok();
+    let taken = tell(here, &["add-disk", "c.vhdx", "--name", "b"]).fails(2);
+    assert!(taken.stderr.contains("--name"), "{}", taken.stderr);
+    diskferry(here, &["check", "c.vhdx"]).ok();
     tell(here, &["remove-disk", "b"]).ok();
     // The first time some things are made that stay: threads, and what they have open.
     let before = open_files(here);

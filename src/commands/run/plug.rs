@@ -27,6 +27,10 @@ impl Guest {
 
     pub(super) fn plug(&self, wanted: &DiskEntry) -> Result<MachineDisk> {
         let disk = described(wanted, self.booting().config().vcpus)?;
+        if self.site.has(&disk.name) {
+            let what = format!("the machine has a disk called `{}` already", disk.name);
+            return Err(Failure::usage(what).hint("--name gives this one another name"));
+        }
         let mut attached = super::add(&self.site, &disk, (&self.search, false))?;
         let plugged = self.plug_export(&mut attached);
         if plugged.is_err() {
