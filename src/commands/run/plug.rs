@@ -26,7 +26,7 @@ impl Guest {
     }
 
     pub(super) fn plug(&self, wanted: &DiskEntry) -> Result<MachineDisk> {
-        let disk = described(wanted, self.booting().config().vcpus)?;
+        let disk = described(wanted, self.vcpus)?;
         if self.site.has(&disk.name) {
             let what = format!("the machine has a disk called `{}` already", disk.name);
             return Err(Failure::usage(what).hint("--name gives this one another name"));
