@@ -213,6 +213,11 @@ impl Site {
         self.disk(name).is_ok()
     }
 
+    /// The file that is served by that name now.
+    pub(crate) fn path_of(&self, name: &str) -> Option<PathBuf> {
+        Some(self.disk(name).ok()?.opened().path.clone())
+    }
+
     fn disk(&self, name: &str) -> Result<Arc<SiteDisk>> {
         let mut disks = self.all().into_iter();
         let found = disks.find(|disk| disk.export.name() == name);

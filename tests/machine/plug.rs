@@ -193,3 +193,20 @@ fn a_disk_that_the_machine_began_with_goes_and_others_may_use_it() {
     assert_eq!(diskferry(here, &resized).ok().json()["online"], true);
     running.end();
 }
+
+#[test]
+fn a_disk_is_told_of_by_the_file_that_it_is_in_now() {
+    if without_kvm() {
+        return;
+    }
+    let here = folder();
+    let here = here.path().canonicalize().unwrap();
+    let here = here.as_path();
+    diskferry(here, &["create", "a.vhdx", "1G"]).ok();
+    describe(here, "vm.toml", ("do=plug-watch", &["a.vhdx"]));
+    let running = start(here, "vm.toml");
+    diskferry(here, &["snapshot", "a.vhdx", "child.avhdx"]).ok();
+    let removed = tell(here, &["remove-disk", "a", "--force"]).ok().json();
+    assert_eq!(removed["path"], here.join("child.avhdx").to_str().unwrap());
+    running.end();
+}

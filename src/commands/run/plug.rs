@@ -22,7 +22,8 @@ use crate::site::source::Withdrawn;
 impl Guest {
     /// Every disk that the machine has now.
     pub(super) fn machine_disks(&self) -> Vec<MachineDisk> {
-        self.now().disks.iter().map(Attached::state).collect()
+        let disks = self.now().disks.clone();
+        disks.iter().map(|disk| self.state_of(disk)).collect()
     }
 
     pub(super) fn plug(&self, wanted: &DiskEntry) -> Result<MachineDisk> {
@@ -54,7 +55,8 @@ impl Guest {
         let slot = now.machine.add_device(Box::new(device));
         attached.slot = slot.map_err(|error| cannot(&error))?;
         now.disks.push(attached.clone());
-        Ok(attached.state())
+        drop(now);
+        Ok(self.state_of(attached))
     }
 
     pub(super) fn unplug(&self, name: &str, how: RemoveDisk) -> Result<MachineDisk> {
@@ -71,6 +73,7 @@ impl Guest {
             let none = || Failure::usage(format!("the machine has no disk called `{name}`"));
             (Arc::clone(&now.machine), disk.ok_or_else(none)?.clone())
         };
+        let state = self.state_of(&disk);
         let withdrawn = self.site.withdraw(name)?;
         let patience = Duration::from_millis(how.timeout_ms);
         let leaving = if how.force {
@@ -80,7 +83,6 @@ impl Guest {
         };
         let leaving = leaving.map_err(|error| kept(&error, name, patience))?;
         self.forget(&machine, name)?;
-        let state = disk.state();
         self.forget_socket(&disk);
         // What it was still asked fails, which ends its queues also where requests are held: the guest hears of
         // nothing any more.
@@ -143,13 +145,15 @@ fn kept(error: &vmm::Error, name: &str, patience: Duration) -> Failure {
         .hint("a guest without hot plug never does; --force pulls the disk")
 }
 
-impl Attached {
-    fn state(&self) -> MachineDisk {
-        let export: &ExportHandle = &self.export;
+impl Guest {
+    /// A disk as it is served now: after a snapshot that is another file.
+    fn state_of(&self, disk: &Attached) -> MachineDisk {
+        let export: &ExportHandle = &disk.export;
+        let path = self.site.path_of(export.name());
         MachineDisk {
             name: export.name().to_owned(),
-            path: self.path.display().to_string(),
-            slot: self.slot,
+            path: path.as_ref().unwrap_or(&disk.path).display().to_string(),
+            slot: disk.slot,
             read_only: export.read_only(),
             virtual_size: export.size(),
         }
