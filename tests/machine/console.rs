@@ -286,3 +286,24 @@ fn a_stdout_that_is_read_gets_every_line() {
     assert_eq!(ran.stdout.matches("\"spin\"").count(), 5000);
     assert!(ran.stdout.contains("vm.toml: "), "the summary comes last");
 }
+
+#[test]
+fn who_is_turned_away_is_not_told_that_the_machine_has_ended() {
+    if without_kvm() {
+        return;
+    }
+    let here = folder();
+    let here = here.path();
+    let running = start(here, "none", "do=hello do=echo");
+    let attached: Vec<_> = (0..32)
+        .map(|_| {
+            let mut stream = UnixStream::connect(socket(here)).unwrap();
+            until(&mut stream, "hello");
+            stream
+        })
+        .collect();
+    let turned = diskferry(here, &["machine", "console", "vm.toml", "--json"]).fails(1);
+    assert!(turned.stderr.contains("turned away"), "{}", turned.stderr);
+    drop(attached);
+    running.end();
+}
