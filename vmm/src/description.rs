@@ -187,7 +187,7 @@ struct TypedBoot {
 
 /// Whether a disk is started from, or the name of that which is.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "from_disk is true, false or the name of a disk")]
 enum TypedSource {
     Any(bool),
     Named(String),

@@ -22,11 +22,16 @@ use crate::site::source::Withdrawn;
 impl Guest {
     /// Every disk that the machine has now.
     pub(super) fn machine_disks(&self) -> Vec<MachineDisk> {
-        self.now().disks.iter().map(Attached::state).collect()
+        let disks = self.now().disks.clone();
+        disks.iter().map(|disk| self.state_of(disk)).collect()
     }
 
     pub(super) fn plug(&self, wanted: &DiskEntry) -> Result<MachineDisk> {
-        let disk = described(wanted, self.booting().config().vcpus)?;
+        let disk = described(wanted, self.vcpus)?;
+        if self.site.has(&disk.name) {
+            let what = format!("the machine has a disk called `{}` already", disk.name);
+            return Err(Failure::usage(what).hint("--name gives this one another name"));
+        }
         let mut attached = super::add(&self.site, &disk, (&self.search, false))?;
         let plugged = self.plug_export(&mut attached);
         if plugged.is_err() {
@@ -41,13 +46,7 @@ impl Guest {
 
     /// Give the guest a disk that is served already.
     fn plug_export(&self, attached: &mut Attached) -> Result<MachineDisk> {
-        if !attached.export.read_only() {
-            let socket = place::socket_of(&attached.path)?;
-            if let Some(sockets) = self.sockets() {
-                sockets.listen(socket.clone())?;
-                attached.socket = Some(socket);
-            }
-        }
+        self.listen_for(attached)?;
         let mut now = self.now();
         if now.life == Life::Ended {
             return Err(self.over());
@@ -56,7 +55,8 @@ impl Guest {
         let slot = now.machine.add_device(Box::new(device));
         attached.slot = slot.map_err(|error| cannot(&error))?;
         now.disks.push(attached.clone());
-        Ok(attached.state())
+        drop(now);
+        Ok(self.state_of(attached))
     }
 
     pub(super) fn unplug(&self, name: &str, how: RemoveDisk) -> Result<MachineDisk> {
@@ -73,6 +73,7 @@ impl Guest {
             let none = || Failure::usage(format!("the machine has no disk called `{name}`"));
             (Arc::clone(&now.machine), disk.ok_or_else(none)?.clone())
         };
+        let state = self.state_of(&disk);
         let withdrawn = self.site.withdraw(name)?;
         let patience = Duration::from_millis(how.timeout_ms);
         let leaving = if how.force {
@@ -82,18 +83,28 @@ impl Guest {
         };
         let leaving = leaving.map_err(|error| kept(&error, name, patience))?;
         self.forget(&machine, name)?;
-        let state = disk.state();
-        if how.force {
-            // What it was still asked fails, which ends its queues also where requests are held.
-            let closed = withdrawn.close();
-            leaving.wait();
-            closed?;
-        } else {
-            leaving.wait();
-            withdrawn.close()?;
-        }
         self.forget_socket(&disk);
-        Ok(state)
+        // What it was still asked fails, which ends its queues also where requests are held: the guest hears of
+        // nothing any more.
+        let closed = withdrawn.close();
+        leaving.wait();
+        closed.map(|()| state)
+    }
+
+    /// Be found by a disk's file too, unless the machine is found there already: it may be described by nothing
+    /// but its disk.
+    pub(super) fn listen_for(&self, disk: &mut Attached) -> Result<()> {
+        let Some(sockets) = self.sockets() else {
+            return Ok(());
+        };
+        if !disk.export.read_only() {
+            let socket = place::socket_of(&disk.path)?;
+            if !sockets.has(&socket) {
+                sockets.listen(socket.clone())?;
+                disk.socket = Some(socket);
+            }
+        }
+        Ok(())
     }
 
     /// The machine has this disk no more, unless it has begun anew meanwhile, and with the disk.
@@ -134,13 +145,15 @@ fn kept(error: &vmm::Error, name: &str, patience: Duration) -> Failure {
         .hint("a guest without hot plug never does; --force pulls the disk")
 }
 
-impl Attached {
-    fn state(&self) -> MachineDisk {
-        let export: &ExportHandle = &self.export;
+impl Guest {
+    /// A disk as it is served now: after a snapshot that is another file.
+    fn state_of(&self, disk: &Attached) -> MachineDisk {
+        let export: &ExportHandle = &disk.export;
+        let path = self.site.path_of(export.name());
         MachineDisk {
             name: export.name().to_owned(),
-            path: self.path.display().to_string(),
-            slot: self.slot,
+            path: path.as_ref().unwrap_or(&disk.path).display().to_string(),
+            slot: disk.slot,
             read_only: export.read_only(),
             virtual_size: export.size(),
         }
