@@ -48,7 +48,7 @@ docs:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 
 bench:
-	@scripts/setup.sh python3:python3
+	@scripts/setup.sh python3:python3 strace:strace
 	$(CARGO) bench
 	$(CARGO) build --release
 	scripts/compare.sh
