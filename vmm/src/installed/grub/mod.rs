@@ -119,9 +119,9 @@ impl Grub {
         // As deep as menus are inside of menus: the script's depth bounds that.
         loop {
             let wanted = path.next().unwrap_or_default().trim();
-            let named = items
-                .iter()
-                .position(|item| item.id == wanted || item.title == wanted);
+            // An entry without an id is not one whose id is nothing.
+            let is = |item: &Item| item.id == wanted || item.title == wanted;
+            let named = items.iter().position(|item| !wanted.is_empty() && is(item));
             let place = named.or_else(|| wanted.parse().ok()).unwrap_or(0);
             let place = if place < items.len() { place } else { 0 };
             if items.is_empty() {

@@ -146,6 +146,18 @@ fn a_saved_default_and_a_path_through_menus_are_followed() {
 }
 
 #[test]
+fn where_nothing_is_said_the_first_entry_is_started_whether_entries_have_ids_or_not() {
+    let menu = "menuentry a --id a {\nlinux /a\n}\nmenuentry b {\nlinux /b\n}\n";
+    assert_eq!(entry(menu, None).kernel, "/a");
+    assert_eq!(entry(&format!("set default=\n{menu}"), None).kernel, "/a");
+    let inside = format!("menuentry z {{\nlinux /z\n}}\nsubmenu more --id more {{\n{menu}}}\n");
+    for default in ["more", "1", "more>"] {
+        let text = format!("set default='{default}'\n{inside}");
+        assert_eq!(entry(&text, None).kernel, "/a", "{default}");
+    }
+}
+
+#[test]
 fn conditions_inside_of_an_entry_choose_its_lines() {
     let text = "menuentry 'x' {\n if [ \"${initrdfail}\" = 1 ]; then\n linux /a b\n initrd /c\n else\n \
                 linux /a panic=-1 'd e'\n fi\n initrdfail\n}";
