@@ -158,6 +158,36 @@ fn where_nothing_is_said_the_first_entry_is_started_whether_entries_have_ids_or_
 }
 
 #[test]
+fn variables_that_are_loaded_are_counted_with_what_is_read() {
+    let saved: String = (0..128)
+        .map(|name| format!("a{name}={}\n", "a".repeat(8 << 10)))
+        .collect();
+    let text = |times| "load_env\n".repeat(times) + "menuentry x {\nlinux /k\n}\n";
+    assert_eq!(entry(&text(2), Some(&saved)).kernel, "/k");
+    assert!(
+        read(&text(100), Some(&saved))
+            .entry
+            .is_none_or(|entry| entry.kernel.is_empty())
+    );
+    let many: String = (0..4096).map(|name| format!("{name}=\n")).collect();
+    assert!(
+        read(&text(1000), Some(&many))
+            .entry
+            .is_none_or(|entry| entry.kernel.is_empty())
+    );
+}
+
+#[test]
+fn a_value_that_falls_apart_takes_no_memory_without_end() {
+    let value = format!("set a='{}'\n", "b ".repeat(4000));
+    let words = format!(
+        "{value}menuentry x {{\nlinux /k\ninitrd {}\n}}\n",
+        "$a ".repeat(1000)
+    );
+    assert!(entry(&words, None).initrds.len() < 1 << 20);
+}
+
+#[test]
 fn conditions_inside_of_an_entry_choose_its_lines() {
     let text = "menuentry 'x' {\n if [ \"${initrdfail}\" = 1 ]; then\n linux /a b\n initrd /c\n else\n \
                 linux /a panic=-1 'd e'\n fi\n initrdfail\n}";
