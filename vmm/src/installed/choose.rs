@@ -9,6 +9,8 @@ use crate::Result;
 
 /// Bytes of a configuration, at most.
 const MOST_TEXT: u64 = 1 << 20;
+/// Bytes of an entry, at most.
+const MOST_ENTRY_TEXT: u64 = 64 << 10;
 /// Entries that are read, at most.
 const MOST_ENTRIES: usize = 256;
 /// Folders that hold what a boot loader needs: of a root file system, and of one that is for this alone.
@@ -148,7 +150,7 @@ fn by_entries(
     names.retain(|name| name.strip_suffix(".conf").is_some());
     names.sort_by(|one, other| release::compare(other, one));
     for name in names.into_iter().take(MOST_ENTRIES) {
-        if let Some(text) = tree.text(&format!("{place}/{name}"), MOST_TEXT)? {
+        if let Some(text) = tree.text(&format!("{place}/{name}"), MOST_ENTRY_TEXT)? {
             found.extend(entries::read(&name, &text, &menu.variables));
         }
     }
