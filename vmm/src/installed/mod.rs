@@ -148,9 +148,13 @@ fn search(reader: &Reader, into: Files) -> Result<Installed> {
     let mut looked = Vec::new();
     let mut candidates = Vec::new();
     for partition in partitions::list(reader)? {
-        match volume::open(reader, &partition)? {
-            volume::Opened::Tree(tree) => candidates.push(Candidate { partition, tree }),
-            volume::Opened::Other(what) => looked.push(format!("{}: {what}", partition.name)),
+        match volume::open(reader, &partition) {
+            Ok(volume::Opened::Tree(tree)) => candidates.push(Candidate { partition, tree }),
+            Ok(volume::Opened::Other(what)) => looked.push(format!("{}: {what}", partition.name)),
+            Err(error) if error.kind() == ErrorKind::BadKernel => {
+                looked.push(format!("{}: {error}", partition.name));
+            }
+            Err(error) => return Err(error),
         }
     }
     for (place, candidate) in candidates.iter().enumerate() {
@@ -227,6 +231,14 @@ fn read(
         arguments: choice.arguments.clone(),
         remarks,
     })
+}
+
+/// Bytes could not be read while `what` was done: because of the disk's content, or of the disk.
+fn unreadable(what: impl Into<String>, error: std::io::Error) -> Error {
+    match disk::refusal(&error) {
+        Some(_) => damaged(what).because(error),
+        None => Error::host(what, error),
+    }
 }
 
 /// What is wrong with the disk's content, as an error.

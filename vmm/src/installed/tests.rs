@@ -9,6 +9,8 @@ use std::sync::Mutex;
 
 use super::*;
 
+#[path = "tests/failing.rs"]
+mod failing;
 #[path = "tests/unclean.rs"]
 mod unclean;
 
@@ -175,6 +177,15 @@ fn a_debian_in_a_guid_partition_table_is_found_with_what_grub_would_start() {
         file.write_all_at(&[0; 64], u64::from(sector)).unwrap();
         assert_eq!(found_in(&disk, sector).unwrap().0, installed);
     }
+    // So it does when only the entries are damaged.
+    let harmed = disk(&image, GPT_ROOT, 512);
+    let file = File::options().write(true).open(&harmed).unwrap();
+    file.write_all_at(&[0xFF; 16], 1024 + 32).unwrap();
+    assert_eq!(found_in(&harmed, 512).unwrap().0.partition, "partition 1");
+    file.write_all_at(&[0xFF; 16], (36 << 20) - (33 << 9) + 32)
+        .unwrap();
+    let wrong = found_in(&harmed, 512).unwrap_err();
+    assert!(wrong.to_string().contains("table is damaged"), "{wrong}");
     let wrong = found_in(&disk(&image, GPT_ROOT, 512), 4096).unwrap_err();
     assert!(
         wrong.to_string().contains("sectors of 512 bytes"),

@@ -159,9 +159,9 @@ fn where_nothing_is_said_the_first_entry_is_started_whether_entries_have_ids_or_
 
 #[test]
 fn variables_that_are_loaded_are_counted_with_what_is_read() {
-    let saved: String = (0..128)
-        .map(|name| format!("a{name}={}\n", "a".repeat(8 << 10)))
-        .collect();
+    let long = "a".repeat(8 << 10);
+    let pairs = (0..128).flat_map(|name| [format!("a{name}="), long.clone(), "\n".into()]);
+    let saved: String = pairs.collect();
     let text = |times| "load_env\n".repeat(times) + "menuentry x {\nlinux /k\n}\n";
     assert_eq!(entry(&text(2), Some(&saved)).kernel, "/k");
     assert!(
@@ -169,7 +169,9 @@ fn variables_that_are_loaded_are_counted_with_what_is_read() {
             .entry
             .is_none_or(|entry| entry.kernel.is_empty())
     );
-    let many: String = (0..4096).map(|name| format!("{name}=\n")).collect();
+    let many: String = (0..4096)
+        .flat_map(|name| [name.to_string(), "=\n".into()])
+        .collect();
     assert!(
         read(&text(1000), Some(&many))
             .entry

@@ -260,3 +260,39 @@ fn a_journal_that_is_longer_than_any_is_not_read_as_a_shorter_one() {
     hostile.put(hostile.log[0] * BLOCK + 0x10, &length.to_be_bytes());
     hostile.is_passed_over("longer than any");
 }
+
+#[test]
+fn a_journal_that_cuts_its_file_system_off_does_not_end_the_search() {
+    let (harmed, whole) = (Root::new(), Root::new());
+    // Without gaps between the tables, which its journal would fill.
+    let options = ["-b", "4096", "-O", "^metadata_csum,^64bit,^flex_bg"];
+    let unclean = Unclean::new(&harmed, &options);
+    let log = unclean.blocks("<8>");
+    let bytes = fs::read(&unclean.image).unwrap();
+    let block = |number: u64| bytes[(number * BLOCK) as usize..][..BLOCK as usize].to_vec();
+    let inodes = u64::from(u32::from_le_bytes(block(1)[8..12].try_into().unwrap()));
+    assert!(inodes < log[0]);
+    let mut first = block(0);
+    // The file system ends where its journal begins, and its first inodes are in the journal.
+    first[1024 + 4..][..4].copy_from_slice(&(log[0] as u32).to_le_bytes());
+    let first = unclean.content("first", &first);
+    let inode = unclean.content("inodes", &block(inodes));
+    unclean.debugfs(&format!(
+        "jo\njw -b 0 {first}\njw -b {inodes} {inode}\njc\n"
+    ));
+    let path = unclean.image.with_extension("two");
+    let file = File::create(&path).unwrap();
+    file.set_len(128 << 20).unwrap();
+    let table =
+        "label: dos\nstart=1MiB, size=64MiB, type=83, bootable\nstart=80MiB, size=32MiB, type=83";
+    program("sfdisk", &["-q", path.to_str().unwrap()], table);
+    let bytes = fs::read(&unclean.image).unwrap();
+    file.write_all_at(&bytes, 1 << 20).unwrap();
+    let bytes = fs::read(whole.image(32, &[])).unwrap();
+    file.write_all_at(&bytes, 80 << 20).unwrap();
+    let (installed, kernel, _) = found_in(&path, 512).unwrap();
+    assert_eq!(
+        (installed.partition.as_str(), kernel.as_slice()),
+        ("partition 2", KERNEL)
+    );
+}
