@@ -13,7 +13,7 @@ NIGHT_FROM ?= $(shell date +%s)000
 
 help:
 	@echo "make demo    move the 16 TB disk of a busy machine to another site and prove nothing was lost"
-	@echo "make test    everything that is promised, tested"
+	@echo "make test    everything that is promised, tested, but a stock kernel"
 	@echo "make test-nested  boot Debian's own kernel on our machine, in a host in software; no KVM needed"
 	@echo "make lint    formatting and lints, warnings denied"
 	@echo "make docs    the API documentation, warnings denied"
@@ -48,7 +48,7 @@ docs:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 
 bench:
-	@scripts/setup.sh python3:python3
+	@scripts/setup.sh python3:python3 strace:strace
 	$(CARGO) bench
 	$(CARGO) build --release
 	scripts/compare.sh

@@ -18,6 +18,8 @@ VIRTIO="virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pc
 OUTER_MODULES="$VIRTIO irqbypass kvm kvm-amd"
 INNER_MODULES="$VIRTIO virtio-rng button evdev pvpanic pvpanic-mmio"
 PATH=$PATH:/usr/sbin:/sbin
+# Texts of programs are read here.
+export LC_ALL=C
 
 say() { echo "nested: $*"; }
 
@@ -39,7 +41,7 @@ update() {
 }
 
 latest() { apt-cache show --no-all-versions "$1" 2>/dev/null | sed -n 's/^Version: //p'; }
-file_of() { echo "$HERE/packages/$1_$2.deb" | sed 's/:/%3a/'; }
+file_of() { echo "$HERE/packages/$1_${2/:/%3a}.deb"; }
 
 # fetch PACKAGE: its file is in target/nested/packages, in the version that this Debian has now.
 fetch() {
@@ -125,7 +127,7 @@ run_outer() {
     local emulator=qemu-system-x86_64
     command -v $emulator >/dev/null || emulator=target/qemu/qemu-system-x86_64
     # Without XSAVE, because QEMU's SVM does not trap XSETBV: KVM would not learn what its guest enables.
-    timeout "$SECONDS_AT_MOST" "$emulator" -accel tcg,thread=multi -cpu max,+svm,+npt,-xsave -smp 2 -m 1536 \
+    timeout --foreground --kill-after=10 "$SECONDS_AT_MOST" "$emulator" -accel tcg,thread=multi -cpu max,+svm,+npt,-xsave -smp 2 -m 1536 \
         -nodefaults -no-user-config -display none -monitor none -serial stdio -no-reboot \
         -kernel "$KERNEL" -initrd "$HERE/outer" -append "console=ttyS0 panic=-1 quiet" \
         -drive "file=$HERE/disk.img,format=raw,if=virtio,cache=unsafe" </dev/null 2>&1 |
@@ -147,14 +149,16 @@ look_at_disk() {
     local left=$HERE/left present
     rm -rf "$left"
     mkdir -p "$left"
-    debugfs -R "dump /root.vhdx $left/root.vhdx" "$HERE/disk.img" 2>/dev/null
-    debugfs -R "dump /console-disk.log $HERE/console.log" "$HERE/disk.img" 2>/dev/null
+    # Its own way of quoting is none: paths are seen from here.
+    out_of() { (cd "$HERE" && debugfs -R "$1" "$2" 2>/dev/null); }
+    out_of "dump /root.vhdx left/root.vhdx" disk.img
+    out_of "dump /console-disk.log console.log" disk.img
     "$FERRY" check "$left/root.vhdx" >"$left/check" || fail "the image: $(cat "$left/check")"
     say "  $(tail -n 1 "$left/check" | sed 's/.*: //')"
-    debugfs -R "dump /data.vhdx $left/data.vhdx" "$HERE/disk.img" 2>/dev/null
+    out_of "dump /data.vhdx left/data.vhdx" disk.img
     file_system "$left/root.vhdx"
     file_system "$left/data.vhdx"
-    debugfs -R "rdump /data $left" "$left/root.img" 2>/dev/null
+    out_of "rdump /data left" left/root.img
     (cd "$left/data" && sha256sum --check --quiet sums) || fail "files are not what the guest wrote"
     say "  its files are what it wrote: $(cut -c67- "$left/data/sums" | tr '\n' ' ')"
     # The guest wrote 96 MiB, deleted and discarded them. Were they still there, there would be more blocks of
@@ -170,7 +174,8 @@ rm -f "$HERE/outer.log"
 meta=linux-image-cloud-amd64
 newest_kernel() { apt-cache depends $meta 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p'; }
 kernel_package=$(newest_kernel || true)
-if [ -z "$kernel_package" ] && update; then
+# What apt knew may be older than what can be fetched.
+if { [ -z "$kernel_package" ] || ! fetch "$kernel_package"; } && update; then
     kernel_package=$(newest_kernel || true)
 fi
 [ -n "$kernel_package" ] || fail "apt does not know $meta; as root: apt-get update"
@@ -188,6 +193,8 @@ ram_disk "$HERE/initrd" "$SCRIPTS/initrd" $INNER_MODULES
 root_disk
 BLOCKS_AT_FIRST=$("$FERRY" check "$HERE/root.vhdx" | sed -n 's/.* \([0-9]*\) blocks present.*/\1/p')
 outer_disk
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+trap 'exit 130' INT TERM
 say "starting a host in software; its console is target/nested/outer.log"
 run_outer
 say "looking at what it left on its disk"

@@ -1,17 +1,18 @@
 //! A machine's console: its first serial port on a terminal, in a file, on a pseudoterminal or on sockets.
 //!
-//! What the guest prints is kept, the last 64 KiB of it, and goes to one place at once, on the processor that
-//! printed it. Everybody else is served from what is kept, by one thread: those that attach to a socket and who
+//! What the guest prints is kept, the last 64 KiB of it. A file gets it at once, on the processor that printed it;
+//! stdout, stderr, FIFOs and devices by a thread and a queue of 4 MiB. Everybody else is served from what is kept, by one thread: those that attach to a socket and who
 //! opens the pseudoterminal. They see what is kept first, and each of them may type. One that does not read misses
 //! what falls out; the guest never waits for anybody.
 
 mod kept;
 mod pty;
 mod pump;
+mod slow;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +25,7 @@ use vmm::description;
 use self::kept::Kept;
 use self::pty::Pty;
 use self::pump::Pump;
+use self::slow::Slow;
 use crate::control::service;
 use crate::failure::{Failure, Result};
 
@@ -33,11 +35,41 @@ const ESCAPE: u8 = 0x01;
 /// What the guest printed, and where it goes at once.
 struct Printed {
     kept: Kept,
-    sink: Box<dyn Write + Send>,
+    sink: Sink,
     /// Whether the thread is to be told that there is more: somebody is attached, and it was not told yet.
     tell: bool,
     /// Whether the machine prints no more.
     closed: bool,
+}
+
+/// Where the output goes besides to those who attach.
+enum Sink {
+    Nowhere,
+    /// Has every byte, at once: a file takes what it gets.
+    File(File),
+    Slow(Slow),
+}
+
+impl Sink {
+    /// A place that is open: only a file is never stuck.
+    fn to(place: File) -> io::Result<Self> {
+        Ok(if place.metadata()?.is_file() {
+            Self::File(place)
+        } else {
+            Self::Slow(Slow::start(place)?)
+        })
+    }
+
+    /// Where this process prints.
+    fn standard(json: bool) -> Result<Self> {
+        let place = if json {
+            io::stderr().as_fd().try_clone_to_owned()
+        } else {
+            io::stdout().as_fd().try_clone_to_owned()
+        };
+        let sink = place.and_then(|place| Self::to(place.into()));
+        sink.map_err(|e| Failure::io("the console cannot be on stdout", &e))
+    }
 }
 
 /// What the guest's processors and the console's thread share.
@@ -68,12 +100,16 @@ impl Write for Output {
         if std::mem::take(&mut printed.tell) {
             self.0.ring();
         }
-        printed.sink.write_all(bytes)?;
+        match &mut printed.sink {
+            Sink::Nowhere => {}
+            Sink::File(file) => file.write_all(bytes)?,
+            Sink::Slow(slow) => slow.push(bytes),
+        }
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.printed().sink.flush()
+        Ok(())
     }
 }
 
@@ -83,8 +119,18 @@ pub(crate) struct Console {
     /// What the thread gets when it starts.
     ready: Mutex<Option<Ready>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    sockets: Vec<PathBuf>,
+    sockets: Mutex<Vec<Bound>>,
     terminal: Option<String>,
+}
+
+/// A socket that is listened on; its file goes with this.
+struct Bound(PathBuf);
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        // It may have been removed by hand; nothing depends on it.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// What people and programs attach to.
@@ -96,33 +142,36 @@ struct Ready {
 }
 
 impl Console {
-    /// The console that is asked for, to which one attaches at `attach` too. A file is emptied. Where stdout is for
+    /// The console that is asked for, to which one attaches at `attach` too. A file is emptied, once
+    /// it is certain that no other process runs the machine. Where stdout is for
     /// JSON the console is on stderr.
     pub(crate) fn open(to: &description::Console, attach: &Path, json: bool) -> Result<Self> {
         use description::Console::{File, Nowhere, Pty as OnPty, Socket, Stdio};
-        let mut sockets = vec![attach.to_owned()];
+        let mut paths = vec![attach.to_owned()];
+        if let Socket(path) = to {
+            paths.push(path.clone());
+        }
+        let (mut sockets, mut listeners) = (Vec::new(), Vec::new());
+        for path in paths {
+            listeners.push(service::listener(&path)?);
+            sockets.push(Bound(path));
+        }
         let mut pty = None;
-        let sink: Box<dyn Write + Send> = match to {
-            Stdio if json => Box::new(io::stderr()),
-            Stdio => Box::new(io::stdout()),
-            File(path) => Box::new(emptied(path)?),
-            Nowhere => Box::new(io::sink()),
-            Socket(path) => {
-                sockets.push(path.clone());
-                Box::new(io::sink())
-            }
+        let sink = match to {
+            Stdio => Sink::standard(json)?,
+            File(path) => emptied(path)?,
+            Nowhere | Socket(_) => Sink::Nowhere,
             OnPty => {
                 let failed = |e| Failure::io("no pseudoterminal for the console", &e);
                 pty = Some(Pty::open().map_err(failed)?);
-                Box::new(io::sink())
+                Sink::Nowhere
             }
         };
-        let listeners = sockets.iter().map(|path| service::listener(path));
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let wake = wake.map_err(|e| Failure::io("no eventfd for the console", &e.into()))?;
         let terminal = pty.as_ref().map(|pty| pty.name().to_owned());
         let ready = Ready {
-            listeners: listeners.collect::<Result<_>>()?,
+            listeners,
             pty,
             stdin: *to == Stdio,
         };
@@ -139,7 +188,7 @@ impl Console {
             }),
             ready: Mutex::new(Some(ready)),
             thread: Mutex::default(),
-            sockets,
+            sockets: Mutex::new(sockets),
             terminal,
         })
     }
@@ -178,8 +227,9 @@ impl Console {
         Ok(raw)
     }
 
-    /// The machine has ended. Who is attached gets what is left.
-    pub(crate) fn close(&self) {
+    /// The machine has ended. Who is attached gets what is left, and so does what is printed to; says whether
+    /// that is not stuck.
+    pub(crate) fn close(&self) -> bool {
         self.shared.printed().closed = true;
         self.shared.ring();
         let thread = self
@@ -192,18 +242,33 @@ impl Console {
         {
             tracing::error!("the thread of the console has panicked");
         }
-        for path in &self.sockets {
-            // It may have been removed by hand; nothing depends on it.
-            let _ = std::fs::remove_file(path);
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.clear();
+        let sink = std::mem::replace(&mut self.shared.printed().sink, Sink::Nowhere);
+        match sink {
+            Sink::Slow(slow) => slow.close(),
+            Sink::Nowhere | Sink::File(_) => true,
         }
     }
 }
 
-/// A file with nothing in it.
-fn emptied(path: &Path) -> Result<File> {
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A file with nothing in it, or a FIFO or device as it is.
+fn emptied(path: &Path) -> Result<Sink> {
     let mut options = OpenOptions::new();
-    let opened = options.create(true).append(true).open(path);
-    let opened = opened.and_then(|file| file.set_len(0).map(|()| file));
+    let opened = if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        // A FIFO that can be read here too is open at once, and waits for nobody to read it.
+        options.read(true).write(true).open(path)
+    } else {
+        let opened = options.create(true).append(true).open(path);
+        opened.and_then(|file| file.set_len(0).map(|()| file))
+    };
+    let opened = opened.and_then(Sink::to);
     opened.map_err(|e| Failure::io(format!("{}: cannot be written", path.display()), &e))
 }
 

@@ -55,12 +55,19 @@ pub(crate) struct RunArgs {
     /// Run also from a disk that is marked incomplete or handed over; only if no other host can own it
     #[arg(long)]
     pub(crate) take_over: bool,
+    #[command(flatten)]
+    pub(crate) saved: SavedArgs,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
+}
+
+/// A snapshot that a machine goes on from.
+#[derive(Args, Debug)]
+pub(crate) struct SavedArgs {
     /// Go on from this snapshot, which `machine snapshot` has made, and not from the kernel
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", conflicts_with = "dry_run")]
     pub(crate) restore: Option<PathBuf>,
     /// Set disks aside, under another name beside them, that stand where the snapshot's go
     #[arg(long, requires = "restore")]
     pub(crate) discard_disks: bool,
-    #[command(flatten)]
-    pub(crate) chain: ChainArgs,
 }

@@ -15,7 +15,7 @@ use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::{Server, ServerConfig};
 use serde::Serialize;
 use vdisk::chain::ParentSearch;
-use vmm::description::{self, Description};
+use vmm::description::{self, Description, DiskEntry};
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
@@ -25,7 +25,7 @@ use super::booting::{self, Booting};
 use crate::args::RunArgs;
 use crate::console::Console;
 use crate::control::machine::console::ConsoleState;
-use crate::control::machine::disks::{AddDisk, MachineDisk, RemoveDisk};
+use crate::control::machine::disks::{MachineDisk, RemoveDisk};
 use crate::control::machine::statistics::MachineStatistics;
 use crate::control::machine::{Life, MachineControl, MachineState};
 use crate::control::service::{Controlled, Sockets};
@@ -56,13 +56,16 @@ struct Running {
 #[derive(Serialize)]
 struct Ended {
     machine: PathBuf,
-    /// `power_off`, `crash` or `stopped`.
+    /// `power_off`, `crash`, `stopped` or `reset_failed`.
     end: &'static str,
     /// What the guest switched off with.
     #[serde(skip_serializing_if = "Option::is_none")]
     code: Option<u8>,
     /// How often it began anew.
     resets: u64,
+    /// Whether stdout takes what is printed.
+    #[serde(skip)]
+    heard: bool,
 }
 
 /// A disk, its export and its place.
@@ -72,7 +75,7 @@ struct Attached {
     path: PathBuf,
     queues: u8,
     slot: usize,
-    /// Where it is controlled besides where the machine is, if it came later.
+    /// Where it is controlled besides where the machine is.
     socket: Option<PathBuf>,
 }
 
@@ -83,8 +86,8 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     }
     limits::raise_open_files();
     interrupt::listen();
-    let restore = args.restore.as_deref();
-    let restore = restore.map(|from| Restore::prepare(from, &plan.vm, args.discard_disks));
+    let restore = args.saved.restore.as_deref();
+    let restore = restore.map(|from| Restore::prepare(from, &plan.vm, args.saved.discard_disks));
     let mut restore = restore.transpose()?;
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let config = ServerConfig {
@@ -105,14 +108,23 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     site.unlock();
     closed.map_err(|e| Failure::io("a disk could not be closed cleanly", &e))?;
     let (ended, end) = ended?;
-    report.event(
-        "summary",
-        &ended,
-        &format!("{}: {end}", args.machine.display()),
-    )?;
+    // Where the console is stuck the summary would be too.
+    if ended.heard {
+        let how = match &end {
+            Ok(end) => end.to_string(),
+            Err(why) => format!("could not begin anew: {}", why.what),
+        };
+        let people = format!("{}: {how}", args.machine.display());
+        report.event("summary", &ended, &people)?;
+    }
     match end {
-        End::PowerOff(0) | End::Stopped => Ok(()),
-        end => Err(Failure::new(Exit::Failed, end.to_string())),
+        Ok(End::PowerOff(0) | End::Stopped) => Ok(()),
+        Ok(end) => Err(Failure::new(Exit::Failed, end.to_string())),
+        Err(why) => Err(Failure {
+            exit: Exit::Failed,
+            what: format!("the machine could not begin anew: {}", why.what),
+            ..why
+        }),
     }
 }
 
@@ -122,7 +134,7 @@ fn live(
     (plan, mut restore): (&Machine, Option<&mut Restore>),
     (site, disks): (&Arc<Site>, Vec<Attached>),
     report: Report,
-) -> Result<(Ended, End)> {
+) -> Result<(Ended, Result<End>)> {
     let made = (plan, restore.as_deref_mut());
     let guest = Guest::new(args, made, (site, disks), report)?;
     let guest = Arc::new(guest);
@@ -138,8 +150,8 @@ fn live(
     let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, report));
     restore::leave(&guest.machine(), report);
     guest.machine().stop();
-    guest.console.close();
-    ended
+    let heard = guest.console.close() || report.is_json();
+    ended.map(|(ended, end)| (Ended { heard, ..ended }, end))
 }
 
 /// Opens a disk and makes it an export.
@@ -171,17 +183,13 @@ fn controlled(site: &Arc<Site>, guest: &Arc<Guest>, plan: &Machine) -> Result<Co
     let mut paths = plan.control.clone();
     place::make_folder()?;
     paths.push(place::socket_of(&guest.described)?);
-    for disk in plan.vm.disks.iter().filter(|disk| !disk.read_only) {
-        let socket = place::socket_of(&disk.path)?;
-        // A machine may be described by nothing but its disk.
-        if !paths.contains(&socket) {
-            paths.push(socket);
-        }
-    }
     let control: Arc<dyn Control> = site.clone();
     let machine: Arc<dyn MachineControl> = guest.clone();
     let controlled = Controlled::start(&control, Some(&machine), paths)?;
     let _ = guest.sockets.set(controlled.sockets());
+    for disk in &mut guest.now().disks {
+        guest.listen_for(disk)?;
+    }
     Ok(controlled)
 }
 
@@ -281,7 +289,7 @@ impl Guest {
     }
 
     /// From its first start to the end, through every reset.
-    fn live(self: &Arc<Self>, plan: &Machine, report: Report) -> Result<(Ended, End)> {
+    fn live(self: &Arc<Self>, plan: &Machine, report: Report) -> Result<(Ended, Result<End>)> {
         self.announce(plan, report)?;
         let watched = Arc::clone(self);
         let stopping = thread::Builder::new().name("stop".into()).spawn(move || {
@@ -298,14 +306,15 @@ impl Guest {
             0
         })?;
         loop {
-            let mut end = self.machine().wait();
-            if end == End::Reset {
-                if self.again()? {
-                    continue;
-                }
-                // It was ended from outside before it could begin anew.
-                end = End::Stopped;
-            }
+            let end = match self.machine().wait() {
+                End::Reset => match self.again() {
+                    Ok(true) => continue,
+                    // It was ended from outside before it could begin anew.
+                    Ok(false) => Ok(End::Stopped),
+                    Err(why) => Err(why),
+                },
+                end => Ok(end),
+            };
             return Ok((self.ended(&end), end));
         }
     }
@@ -335,16 +344,16 @@ impl Guest {
         Ok(())
     }
 
-    /// Begin anew after a reset, unless it was ended meanwhile.
+    /// Begin anew after a reset, unless it was ended meanwhile. Whoever asks while the disk is read is answered.
     fn again(&self) -> Result<bool> {
+        // Its devices let go of the disks first.
+        self.machine().stop();
+        let mut booting = self.booting();
+        let read = booting.again();
         let mut now = self.now();
         if now.life == Life::Ended {
             return Ok(false);
         }
-        // Its devices let go of the disks first.
-        now.machine.stop();
-        let mut booting = self.booting();
-        let read = booting.again();
         let made = read.and_then(|()| {
             let devices = devices(&mut now.disks, self.console.output());
             made(booting.config(), devices)
@@ -369,20 +378,22 @@ impl Guest {
         machine.stop();
     }
 
-    fn ended(&self, end: &End) -> Ended {
+    fn ended(&self, end: &Result<End>) -> Ended {
         let mut now = self.now();
         now.life = Life::Ended;
         self.turned.notify_all();
         let (end, code) = match end {
-            End::PowerOff(code) => ("power_off", Some(*code)),
-            End::Stopped => ("stopped", None),
-            _ => ("crash", None),
+            Ok(End::PowerOff(code)) => ("power_off", Some(*code)),
+            Ok(End::Stopped) => ("stopped", None),
+            Ok(_) => ("crash", None),
+            Err(_) => ("reset_failed", None),
         };
         Ended {
             machine: self.described.clone(),
             end,
             code,
             resets: now.resets,
+            heard: true,
         }
     }
 
@@ -413,15 +424,11 @@ impl Guest {
 
 impl MachineControl for Guest {
     fn state(&self) -> MachineState {
-        let (vcpus, memory) = {
-            let booting = self.booting();
-            (booting.config().vcpus, booting.config().memory)
-        };
         MachineState {
             machine: self.described.display().to_string(),
             state: self.now().life,
-            vcpus,
-            memory,
+            vcpus: self.vm.vcpus,
+            memory: self.vm.memory,
             pid: std::process::id(),
         }
     }
@@ -468,7 +475,15 @@ impl MachineControl for Guest {
         now.machine.reset();
         let waits = |now: &mut Now| now.resets == before && now.life != Life::Ended;
         let waited = self.turned.wait_while(now, waits);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        let now = waited.unwrap_or_else(PoisonError::into_inner);
+        if now.resets == before {
+            let what = format!(
+                "{}: did not begin anew, and has ended",
+                self.described.display()
+            );
+            return Err(Failure::new(Exit::Failed, what));
+        }
+        drop(now);
         Ok(self.state())
     }
 
@@ -484,7 +499,7 @@ impl MachineControl for Guest {
         self.machine_disks()
     }
 
-    fn add_disk(&self, disk: &AddDisk) -> Result<MachineDisk> {
+    fn add_disk(&self, disk: &DiskEntry) -> Result<MachineDisk> {
         self.plug(disk)
     }
 

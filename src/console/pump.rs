@@ -3,7 +3,7 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -14,8 +14,8 @@ use super::{Keys, Ready, Shared};
 const BUSY: Duration = Duration::from_millis(10);
 /// How often it is looked whether somebody has opened the pseudoterminal.
 const LOOK: Duration = Duration::from_millis(200);
-/// How long one who is attached may take for the last bytes.
-const LAST: Duration = Duration::from_millis(200);
+/// How long all who are attached may take for the last bytes, together.
+const LAST: Duration = Duration::from_secs(1);
 /// Nothing more is read from those who type while so much waits for the guest.
 const TYPED: usize = 4096;
 /// More are turned away.
@@ -48,6 +48,8 @@ pub(super) struct Pump {
     viewers: Vec<Viewer>,
     terminal: Option<Terminal>,
     stdin: bool,
+    /// Nobody is let in until it has been waited once.
+    deaf: bool,
     keys: Keys,
     typed: Vec<u8>,
     guest: Guest,
@@ -76,6 +78,7 @@ impl Pump {
             viewers: Vec::new(),
             terminal,
             stdin: ready.stdin,
+            deaf: false,
             keys: Keys::default(),
             typed: Vec::new(),
             guest,
@@ -104,6 +107,7 @@ impl Pump {
                     return;
                 }
             };
+            self.deaf = false;
             for (source, events) in ready {
                 self.attend(source, events);
             }
@@ -148,7 +152,8 @@ impl Pump {
             sources.push(Source::Terminal);
             fds.push(PollFd::new(&terminal.pty, types | also(terminal.at < end)));
         }
-        for (at, listener) in self.listeners.iter().enumerate() {
+        let listeners = self.listeners.iter().enumerate();
+        for (at, listener) in listeners.filter(|_| !self.deaf) {
             sources.push(Source::Listener(at));
             fds.push(PollFd::new(listener, PollFlags::IN));
         }
@@ -181,7 +186,7 @@ impl Pump {
             .terminal
             .as_ref()
             .is_some_and(|terminal| !terminal.open);
-        closed.then_some(LOOK)
+        (closed || self.deaf).then_some(LOOK)
     }
 
     fn attend(&mut self, source: Source, events: PollFlags) {
@@ -223,8 +228,14 @@ impl Pump {
 
     fn welcome(&mut self, listener: usize) {
         let accepted = self.listeners.get(listener).map(UnixListener::accept);
-        let Some(Ok((stream, _))) = accepted else {
-            return;
+        let stream = match accepted {
+            Some(Ok((stream, _))) => stream,
+            Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock => {
+                // As long as no more files can be open whoever comes waits, and would be reported at once again.
+                self.deaf = true;
+                return;
+            }
+            _ => return,
         };
         // One that is turned away, or that cannot be served, sees the end of the stream.
         if self.viewers.len() < MOST_VIEWERS && stream.set_nonblocking(true).is_ok() {
@@ -263,13 +274,27 @@ impl Pump {
 
     /// Everybody gets the last bytes, and not much time for that.
     fn say_good_bye(&mut self) {
-        for viewer in &mut self.viewers {
-            let patient = viewer.stream.set_nonblocking(false);
-            let patient = patient.and_then(|()| viewer.stream.set_write_timeout(Some(LAST)));
-            if patient.is_ok() {
-                let mut stream = &viewer.stream;
-                let _ = show(&self.shared, &mut viewer.at, |bytes| stream.write(bytes));
+        let deadline = Instant::now() + LAST;
+        let end = self.shared.printed().kept.end();
+        loop {
+            self.show();
+            let terminal = self.terminal.as_ref().filter(|terminal| terminal.open);
+            let terminal = terminal.filter(|terminal| terminal.at < end);
+            let behind = self.viewers.iter().filter(|viewer| viewer.at < end);
+            let mut fds: Vec<_> = behind
+                .map(|viewer| PollFd::new(&viewer.stream, PollFlags::OUT))
+                .chain(terminal.map(|terminal| PollFd::new(&terminal.pty, PollFlags::OUT)))
+                .collect();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if fds.is_empty() || left.is_zero() {
+                return;
             }
+            let timeout = Timespec {
+                tv_sec: 0,
+                tv_nsec: left.min(LOOK).subsec_nanos().into(),
+            };
+            // What cannot be waited for is tried again until the time is over.
+            let _ = poll(&mut fds, Some(&timeout));
         }
     }
 }

@@ -12,9 +12,10 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
+use vmm::description::DiskEntry;
 
 use self::console::ConsoleState;
-use self::disks::{AddDisk, MachineDisk, RemoveDisk};
+use self::disks::{MachineDisk, RemoveDisk};
 use self::statistics::MachineStatistics;
 use super::service::{answer, blocking};
 use crate::failure::Result;
@@ -66,7 +67,7 @@ pub(crate) trait MachineControl: Send + Sync + 'static {
     /// Its disks.
     fn disks(&self) -> Vec<MachineDisk>;
     /// It gets another disk.
-    fn add_disk(&self, disk: &AddDisk) -> Result<MachineDisk>;
+    fn add_disk(&self, disk: &DiskEntry) -> Result<MachineDisk>;
     /// It loses a disk; what that was.
     fn remove_disk(&self, name: &str, how: RemoveDisk) -> Result<MachineDisk>;
     /// What it has done.

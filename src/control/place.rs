@@ -25,6 +25,11 @@ fn folder() -> Result<PathBuf> {
     })
 }
 
+/// Whether `path` lies in that folder, where links lead to sockets.
+pub(crate) fn is_ours(path: &Path) -> bool {
+    folder().is_ok_and(|folder| path.parent() == Some(&folder))
+}
+
 /// The control socket of the server of `disk`, whether or not there is one.
 pub(crate) fn socket_of(disk: &Path) -> Result<PathBuf> {
     let file = std::fs::metadata(disk)

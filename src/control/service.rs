@@ -1,11 +1,12 @@
 //! The server's side of the control socket.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::os::unix::net::UnixListener as StdListener;
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::net::{UnixListener as StdListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
+use std::{fmt, io};
 
 use axum::Json;
 use axum::Router;
@@ -21,6 +22,7 @@ use tokio::sync::watch::Sender;
 use tokio::task::JoinHandle;
 
 use super::machine::{self, MachineControl};
+use super::place;
 use super::{Checkpoint, Compact, Control, Resize, StartMirror, TakeSnapshot};
 use crate::failure::{Exit, Failure, Result};
 
@@ -67,6 +69,11 @@ impl fmt::Debug for Sockets {
 impl Sockets {
     fn serving(&self) -> MutexGuard<'_, Serving> {
         self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is answered at `path`.
+    pub(crate) fn has(&self, path: &Path) -> bool {
+        self.serving().contains_key(path)
     }
 
     /// Answer at `path` too.
@@ -163,15 +170,33 @@ impl Drop for Controlled {
 /// A socket at `path` that nobody else listens on; it does not block.
 pub(crate) fn listener(path: &Path) -> Result<StdListener> {
     let failed = |e| Failure::io(format!("cannot listen at {}", path.display()), &e);
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        let what = format!("{}: another server listens there", path.display());
-        return Err(Failure::new(Exit::InUse, what));
+    match UnixStream::connect(path) {
+        Ok(_) => {
+            let what = format!("{}: another server listens there", path.display());
+            return Err(Failure::new(Exit::InUse, what));
+        }
+        Err(error) => remove_left_over(path, &error)?,
     }
-    // Nobody answers: what lies there is left of a server that was killed.
-    let _ = std::fs::remove_file(path);
     let listener = StdListener::bind(path).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
+}
+
+/// Removes what a server that was killed has left at `path`, and nothing else; `why` is what connecting brought.
+fn remove_left_over(path: &Path, why: &io::Error) -> Result<()> {
+    let Ok(found) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    let kind = found.file_type();
+    let refused = why.kind() == io::ErrorKind::ConnectionRefused;
+    let link = kind.is_symlink() && place::is_ours(path);
+    if (kind.is_socket() && refused) || link {
+        let failed = |e| Failure::io(format!("cannot listen at {}", path.display()), &e);
+        return std::fs::remove_file(path).map_err(failed);
+    }
+    let what = format!("{}: is there already ({why})", path.display());
+    Err(Failure::usage(what)
+        .hint("only a socket that nobody answers at is replaced; name another path"))
 }
 
 fn bind(path: &Path) -> Result<UnixListener> {

@@ -39,8 +39,7 @@ impl Machine {
             described(args)?
         };
         if args.dry_run && !matches!(vm.boot.kernel, Kernel::Disk(_)) {
-            let what =
-                "--dry-run says what a disk would start, and this machine's kernel is a file";
+            let what = "--dry-run says what a disk would start, and this machine starts from none";
             return Err(Failure::usage(what).hint("--boot-from-disk"));
         }
         let control = args.control.iter().map(|text| control_path(text));

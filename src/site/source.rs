@@ -91,7 +91,8 @@ impl Site {
                     .add_held_export(name, disk, options, None)
                     .map_err(failed)?;
                 if remove_mark && !opened.read_only {
-                    unmark(&export)?;
+                    let unmarked = unmark(&export);
+                    unmarked.inspect_err(|_| self.take_back(&export, &opened))?;
                 }
                 export.release();
                 (export, None)
@@ -101,7 +102,8 @@ impl Site {
                     .server
                     .add_held_export(name, disk, options, None)
                     .map_err(failed)?;
-                let moving = self.follow(&export, &opened, &record)?;
+                let moving = self.follow(&export, &opened, &record);
+                let moving = moving.inspect_err(|_| self.take_back(&export, &opened))?;
                 (export, Some(moving))
             }
         };
@@ -198,6 +200,24 @@ impl Site {
     /// Lets others have the files; the server must have been stopped.
     pub(crate) fn unlock(&self) {
         self.all().iter().for_each(|disk| disk.opened().unlock());
+    }
+
+    /// A disk that could not be served after all is closed, and others may have it.
+    fn take_back(&self, export: &ExportHandle, opened: &Opened) {
+        if let Err(error) = self.server.remove_export(export) {
+            tracing::error!(disk = export.name(), %error, "could not be closed cleanly");
+        }
+        opened.unlock();
+    }
+
+    /// Whether there is a disk of that name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.disk(name).is_ok()
+    }
+
+    /// The file that is served by that name now.
+    pub(crate) fn path_of(&self, name: &str) -> Option<PathBuf> {
+        Some(self.disk(name).ok()?.opened().path.clone())
     }
 
     fn disk(&self, name: &str) -> Result<Arc<SiteDisk>> {

@@ -4,13 +4,13 @@ use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::guest::{ask, without_kvm};
-use super::process::Running;
-use crate::run::{command, diskferry, folder};
+use super::guest::{ask, describe, without_kvm};
+use super::process::{Running, STUCK};
+use crate::run::{self, command, diskferry, folder};
 
 /// Starts a machine that does what `line` says, with its console there.
 fn start(here: &Path, console: &str, line: &str) -> Running {
@@ -171,4 +171,139 @@ fn a_guest_waits_for_nobody_who_does_not_read() {
     typing.write_all(b"end\n").unwrap();
     assert_eq!(running.says("summary")["end"], "power_off");
     drop(idle);
+}
+
+#[test]
+fn a_file_that_is_no_socket_is_not_replaced_by_one() {
+    let here = folder();
+    let here = here.path();
+    let text = "memory = \"64M\"\nboot.kernel = \"built-in\"\nconsole.to = \"socket:con\"\n";
+    std::fs::write(here.join("vm.toml"), text).unwrap();
+    std::fs::write(here.join("con"), "of value").unwrap();
+    let ran = diskferry(here, &["run", "vm.toml"]).fails(2);
+    assert!(ran.stderr.contains("con:"), "{}", ran.stderr);
+    assert_eq!(std::fs::read(here.join("con")).unwrap(), b"of value");
+}
+
+#[test]
+fn a_second_run_leaves_the_console_of_the_first_as_it_is() {
+    if without_kvm() {
+        return;
+    }
+    let here = folder();
+    let here = here.path();
+    describe(here, "vm.toml", ("do=hello do=echo", &[]));
+    let running = super::guest::start(here, "vm.toml");
+    super::guest::until(here, "vm.toml", ("listening", 1));
+    let before = std::fs::read(here.join("vm.toml.console")).unwrap();
+    diskferry(here, &["run", "vm.toml"]).fails(5);
+    let after = std::fs::read(here.join("vm.toml.console")).unwrap();
+    assert_eq!(after, before);
+    running.end();
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_socket() {
+    let here = folder();
+    let here = here.path();
+    let text = "memory = \"64M\"\nboot.kernel = \"nothing\"\nconsole.to = \"socket:con\"\n";
+    std::fs::write(here.join("vm.toml"), text).unwrap();
+    let ran = diskferry(here, &["run", "vm.toml"]);
+    assert_ne!(ran.code, 0);
+    let left = std::fs::read_dir(here.join("run")).unwrap().count();
+    assert_eq!((left, here.join("con").exists()), (0, false));
+}
+
+/// Runs a machine whose console is in nobody's eyes, and has it do what it is told all the same.
+#[track_caller]
+fn nobody_reads(here: &Path, mut child: Child) {
+    let told = |verb: &str| {
+        let program = env!("CARGO_BIN_EXE_diskferry");
+        let words = ["60", program, "machine", verb, "vm.toml", "--json"];
+        run::program(here, "timeout", &words)
+    };
+    let since = Instant::now();
+    while told("status").code != 0 {
+        assert!(since.elapsed() < STUCK, "it does not begin");
+    }
+    let mut attached = UnixStream::connect(socket(here)).unwrap();
+    attached.set_read_timeout(Some(STUCK)).unwrap();
+    let mut seen = Vec::new();
+    // It prints on when a pipe is long full.
+    while seen.len() < 160 << 10 {
+        let len = attached.read(&mut [0; 4096]).unwrap();
+        assert!(len > 0);
+        seen.resize(seen.len() + len, 0);
+    }
+    assert_eq!(told("pause").ok().json()["state"], "paused");
+    assert_eq!(told("status").ok().json()["state"], "paused");
+    told("power-off").ok();
+    let since = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if since.elapsed() > STUCK {
+            child.kill().unwrap();
+            panic!("it does not end");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_console_that_nobody_reads_holds_nothing_up() {
+    if without_kvm() {
+        return;
+    }
+    for fifo in [false, true] {
+        let here = folder();
+        let here = here.path();
+        let console = if fifo { "file:con" } else { "stdio" };
+        let text = format!(
+            "memory = \"64M\"\nboot.kernel = \"built-in\"\nboot.command_line = \"do=spin every=1\"\n\
+             console.to = \"{console}\"\n"
+        );
+        std::fs::write(here.join("vm.toml"), text).unwrap();
+        run::program(here, "mkfifo", &["con"]).ok();
+        let mut child = command(here, "diskferry", &["run", "vm.toml"]);
+        let out = if fifo { Stdio::null() } else { Stdio::piped() };
+        nobody_reads(
+            here,
+            child.stdin(Stdio::null()).stdout(out).spawn().unwrap(),
+        );
+    }
+}
+
+#[test]
+fn a_stdout_that_is_read_gets_every_line() {
+    if without_kvm() {
+        return;
+    }
+    let here = folder();
+    let here = here.path();
+    let text = "memory = \"64M\"\nboot.kernel = \"built-in\"\n\
+                boot.command_line = \"do=spin every=1 rounds=5000\"\n";
+    std::fs::write(here.join("vm.toml"), text).unwrap();
+    let ran = diskferry(here, &["run", "vm.toml"]).ok();
+    assert_eq!(ran.stdout.matches("\"spin\"").count(), 5000);
+    assert!(ran.stdout.contains("vm.toml: "), "the summary comes last");
+}
+
+#[test]
+fn who_is_turned_away_is_not_told_that_the_machine_has_ended() {
+    if without_kvm() {
+        return;
+    }
+    let here = folder();
+    let here = here.path();
+    let running = start(here, "none", "do=hello do=echo");
+    let attached: Vec<_> = (0..32)
+        .map(|_| {
+            let mut stream = UnixStream::connect(socket(here)).unwrap();
+            until(&mut stream, "hello");
+            stream
+        })
+        .collect();
+    let turned = diskferry(here, &["machine", "console", "vm.toml", "--json"]).fails(1);
+    assert!(turned.stderr.contains("turned away"), "{}", turned.stderr);
+    drop(attached);
+    running.end();
 }

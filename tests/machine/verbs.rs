@@ -102,3 +102,23 @@ fn what_a_machine_and_its_disks_did_is_counted() {
     }
     running.end();
 }
+
+#[test]
+fn a_machine_that_cannot_begin_anew_ends_and_says_so_to_all() {
+    if without_kvm() {
+        return;
+    }
+    let here = folder();
+    let here = here.path();
+    fs::write(here.join("kernel"), vmm::guest::IMAGE).unwrap();
+    let text = "memory = \"64M\"\nboot.kernel = \"kernel\"\nboot.command_line = \"do=hello do=echo\"\n\
+                console.to = \"file:vm.toml.console\"\n";
+    fs::write(here.join("vm.toml"), text).unwrap();
+    let mut running = start(here, "vm.toml");
+    until(here, "vm.toml", ("listening", 1));
+    fs::write(here.join("kernel"), "no kernel of any kind").unwrap();
+    let reset = ask(here, "reset", "vm.toml").fails(1);
+    assert!(reset.stderr.contains("anew"), "{}", reset.stderr);
+    assert_eq!(running.says("summary")["end"], "reset_failed");
+    assert_eq!(running.says("error")["exit_code"], 1);
+}

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use vdisk::size;
 
 use crate::{Error, Result};
@@ -88,8 +88,70 @@ pub struct Disk {
     pub queues: u8,
 }
 
+/// A disk as somebody writes it down: in `vm.toml`, or for a machine that runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskEntry {
+    /// The image.
+    pub path: PathBuf,
+    /// What it is called; see [`DiskEntry::name_of`] if nothing is said.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Its format; by the suffix if nothing is said.
+    #[serde(default)]
+    pub format: Option<DiskFormat>,
+    /// Whether the guest may not write it.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Queues; as many as there are processors if nothing is said.
+    #[serde(default)]
+    pub queues: Option<u8>,
+}
+
+impl DiskEntry {
+    /// The image in this file, with nothing else said.
+    #[must_use]
+    pub fn of(path: PathBuf) -> Self {
+        Self {
+            path,
+            name: None,
+            format: None,
+            read_only: false,
+            queues: None,
+        }
+    }
+
+    /// What the disk in this file is called if nothing is said: as the file, without its suffix.
+    #[must_use]
+    pub fn name_of(path: &Path) -> Option<String> {
+        let stem = path.file_stem()?;
+        Some(stem.to_string_lossy().into_owned())
+    }
+
+    /// The disk that is meant, of a machine with so many processors; its path is seen from `folder`.
+    pub fn checked(&self, folder: &Path, vcpus: u8) -> Result<Disk> {
+        let path = folder.join(&self.path);
+        let named = self.name.clone().or_else(|| Self::name_of(&path));
+        let name = named
+            .filter(|name| !name.is_empty())
+            .ok_or_else(|| Error::invalid(format!("disk: `{}` names no file", path.display())))?;
+        let queues = self.queues.unwrap_or(vcpus);
+        if queues == 0 {
+            return Err(Error::invalid(format!("disk `{name}`: queues: 1 to 255")));
+        }
+        Ok(Disk {
+            name,
+            path,
+            format: self.format,
+            read_only: self.read_only,
+            queues,
+        })
+    }
+}
+
 /// A format of images that a machine can run from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DiskFormat {
     /// VHDX.
     Vhdx,
@@ -110,7 +172,7 @@ struct Typed {
     #[serde(default)]
     console: TypedConsole,
     #[serde(default, rename = "disk")]
-    disks: Vec<TypedDisk>,
+    disks: Vec<DiskEntry>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -125,7 +187,7 @@ struct TypedBoot {
 
 /// Whether a disk is started from, or the name of that which is.
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "from_disk is true, false or the name of a disk")]
 enum TypedSource {
     Any(bool),
     Named(String),
@@ -135,17 +197,6 @@ enum TypedSource {
 #[serde(deny_unknown_fields)]
 struct TypedConsole {
     to: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TypedDisk {
-    path: PathBuf,
-    name: Option<String>,
-    format: Option<String>,
-    #[serde(default)]
-    read_only: bool,
-    queues: Option<u8>,
 }
 
 fn one() -> u8 {
@@ -173,13 +224,6 @@ impl Description {
 
     /// A machine that runs what is installed on one disk, without a text.
     pub fn of_disk(path: PathBuf, vcpus: u8, memory: u64) -> Result<Self> {
-        let typed = TypedDisk {
-            path,
-            name: None,
-            format: None,
-            read_only: false,
-            queues: None,
-        };
         Ok(Self {
             vcpus,
             memory: in_bounds(memory)?,
@@ -190,7 +234,7 @@ impl Description {
                 command_line: String::new(),
             },
             console: Console::Stdio,
-            disks: disks(&[typed], Path::new(""), vcpus)?,
+            disks: disks(&[DiskEntry::of(path)], Path::new(""), vcpus)?,
         })
     }
 
@@ -248,16 +292,10 @@ fn boot(typed: TypedBoot, folder: &Path, (disks, asked): (&[Disk], bool)) -> Res
             return Err(Error::invalid(what));
         }
     };
-    if disk.is_some() {
-        return Ok(Boot {
-            kernel,
-            initrd: None,
-            command_line: typed.command_line,
-        });
-    }
+    let initrd = typed.initrd.filter(|_| disk.is_none());
     Ok(Boot {
         kernel,
-        initrd: typed.initrd.map(|initrd| folder.join(initrd)),
+        initrd: initrd.map(|initrd| folder.join(initrd)),
         command_line: typed.command_line,
     })
 }
@@ -300,14 +338,14 @@ fn console(to: Option<&str>, folder: &Path) -> Result<Console> {
     }
 }
 
-fn disks(typed: &[TypedDisk], folder: &Path, vcpus: u8) -> Result<Vec<Disk>> {
+fn disks(typed: &[DiskEntry], folder: &Path, vcpus: u8) -> Result<Vec<Disk>> {
     if typed.len() > MOST_DISKS {
         let what = format!("disk: a machine has at most {MOST_DISKS}");
         return Err(Error::invalid(what));
     }
     let mut disks: Vec<Disk> = Vec::new();
     for one in typed {
-        let disk = disk(one, folder, vcpus)?;
+        let disk = one.checked(folder, vcpus)?;
         if disks.iter().any(|other| other.name == disk.name) {
             let what = format!("disk: two are called `{}`; give one a `name`", disk.name);
             return Err(Error::invalid(what));
@@ -315,37 +353,6 @@ fn disks(typed: &[TypedDisk], folder: &Path, vcpus: u8) -> Result<Vec<Disk>> {
         disks.push(disk);
     }
     Ok(disks)
-}
-
-fn disk(typed: &TypedDisk, folder: &Path, vcpus: u8) -> Result<Disk> {
-    let path = folder.join(&typed.path);
-    let named = typed.name.clone().or_else(|| {
-        let stem = path.file_stem()?;
-        Some(stem.to_string_lossy().into_owned())
-    });
-    let name = named.filter(|name| !name.is_empty());
-    let name =
-        name.ok_or_else(|| Error::invalid(format!("disk: `{}` names no file", path.display())))?;
-    let format = match typed.format.as_deref() {
-        None => None,
-        Some("vhdx") => Some(DiskFormat::Vhdx),
-        Some("raw") => Some(DiskFormat::Raw),
-        Some(other) => {
-            let what = format!("disk `{name}`: format `{other}` is neither vhdx nor raw");
-            return Err(Error::invalid(what));
-        }
-    };
-    let queues = typed.queues.unwrap_or(vcpus);
-    if queues == 0 {
-        return Err(Error::invalid(format!("disk `{name}`: queues: 1 to 255")));
-    }
-    Ok(Disk {
-        name,
-        path,
-        format,
-        read_only: typed.read_only,
-        queues,
-    })
 }
 
 #[cfg(test)]

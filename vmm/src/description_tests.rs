@@ -102,7 +102,7 @@ fn a_machine_starts_from_its_first_disk_or_from_the_one_that_is_named() {
         ("boot={from_disk=true, kernel='k'}", "from_disk"),
         ("boot={from_disk=true, initrd='i'}", "from_disk"),
         ("boot.from_disk=false", "from_disk = true"),
-        ("boot.from_disk=1", "from_disk"),
+        ("boot.from_disk=1", "the name of a disk"),
     ] {
         let what = refused(&text(boot));
         assert!(what.contains(named), "{named} in: {what}");

@@ -19,7 +19,7 @@ use crate::devices::{Output, PanicPort, PowerOffPort, ResetPort, SerialPort, Sle
 use crate::kvm::{Event, Host, Vcpu, Vm};
 use crate::layout;
 use crate::memory::Memory;
-use crate::slots::{DeviceLeaving, Slots, lock, stopped};
+use crate::slots::{DeviceLeaving, Slots, lock};
 use crate::snapshot::HostFacts;
 use crate::statistics::Statistics;
 use crate::vcpus::Control;
@@ -92,7 +92,6 @@ pub struct Machine {
     control: Arc<Control>,
     bus: Arc<Bus>,
     serial: Arc<SerialPort>,
-    tsc_khz: Option<u32>,
     slots: Arc<Slots>,
     started: bool,
     vm: Arc<Vm>,
@@ -105,7 +104,10 @@ impl Machine {
         let host = Host::open()?;
         check_vcpus(config, &host)?;
         let memory = Memory::new(config.memory, config.huge_pages)?;
-        let machine = Self::assemble(config.vcpus, memory, devices, &host)?;
+        let machine = Self::assemble(config.vcpus, memory, devices.serial, &host)?;
+        for device in devices.virtio {
+            machine.slots.fit(device)?;
+        }
         let kernel = boot::Boot {
             kernel: &config.kernel,
             cmdline: &config.cmdline,
@@ -121,29 +123,24 @@ impl Machine {
         Ok(machine)
     }
 
-    /// A machine whose processors are as KVM makes them.
-    fn assemble(vcpus: u8, memory: Memory, devices: Devices, host: &Host) -> Result<Self> {
+    /// A machine without virtio devices, whose processors are as KVM makes them.
+    fn assemble(vcpus: u8, memory: Memory, serial: Output, host: &Host) -> Result<Self> {
         let vm = Arc::new(host.vm(&memory)?);
         let vcpus: Vec<Vcpu> = (0..vcpus)
             .map(|index| vm.vcpu(index))
             .collect::<Result<_>>()?;
         let facts = host.facts(vcpus.first());
-        let tsc_khz = vcpus.first().and_then(Vcpu::tsc_khz);
         let control = Arc::new(Control::new(&vcpus));
         let mut bus = Bus::default();
-        let serial = attach_ports(&mut bus, &vm, &control, devices.serial)?;
+        let serial = attach_ports(&mut bus, &vm, &control, serial)?;
         let interrupt = Box::new(line(&vm, layout::EVENTS_IRQ)?);
         let slots = Slots::new(&mut bus, &vm, memory.guest(), interrupt);
-        for device in devices.virtio {
-            slots.fit(device)?;
-        }
         Ok(Self {
             memory,
             vcpus: vcpus.into_iter().map(Mutex::new).collect(),
             control,
             bus: Arc::new(bus),
             serial,
-            tsc_khz,
             slots,
             started: false,
             vm,
@@ -181,14 +178,12 @@ impl Machine {
     /// for each device how far its queues are. For a machine that is paused.
     #[must_use]
     pub fn stop_devices(&self) -> Vec<Vec<(u16, QueueState)>> {
-        self.slots.functions().iter().map(stopped).collect()
+        self.slots.stop()
     }
 
     /// Let devices go on that [`Self::stop_devices`] has stopped.
     pub fn resume_devices(&self) {
-        for function in self.slots.functions() {
-            lock(&function).go_on();
-        }
+        self.slots.go_on();
     }
 
     /// The configuration of the virtio device in a slot has changed: its driver is told. The devices that a
@@ -260,7 +255,7 @@ impl Machine {
     /// Ticks of the processors' time stamp counters in a millisecond, where KVM says that.
     #[must_use]
     pub fn tsc_khz(&self) -> Option<u32> {
-        self.tsc_khz
+        Some(self.host.tsc_khz).filter(|khz| *khz > 0)
     }
 
     /// The machine's memory.

@@ -7,7 +7,7 @@
 //! ```text
 //!   in place --wanted--> asked for --the guest ejects--> off the bus --its queues have ended--> free
 //!      ^                    |                                ^
-//!      +---- out of patience+          in place --pulled-----+
+//!      +---- out of patience+     in place, asked for --pulled+
 //! ```
 
 use std::collections::BTreeMap;
@@ -63,6 +63,17 @@ enum Standing {
     Wanted,
     /// It is off the bus.
     Gone,
+}
+
+/// Where a device is put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Into the first free slot, before the guest starts.
+    Cold,
+    /// Into the first free slot, while it may run.
+    Hot,
+    /// Into this slot, before it goes on.
+    Slot(usize),
 }
 
 struct Plugged {
@@ -143,17 +154,22 @@ impl Slots {
 
     /// Put a device into the first free slot before the guest starts; its registers are decoded already.
     pub(crate) fn fit(&self, device: Box<dyn VirtioDevice>) -> Result<usize> {
-        self.put(device, false)
+        self.put(device, Place::Cold)
+    }
+
+    /// Put a device into this slot, before the guest goes on.
+    pub(crate) fn fit_into(&self, slot: u8, device: Box<dyn VirtioDevice>) -> Result<()> {
+        self.put(device, Place::Slot(slot.into())).map(drop)
     }
 
     /// Put a device into the first free slot of a machine that may run, and tell the guest.
     pub(crate) fn add(&self, device: Box<dyn VirtioDevice>) -> Result<usize> {
-        let slot = self.put(device, true)?;
+        let slot = self.put(device, Place::Hot)?;
         self.events.slot_filled(slot);
         Ok(slot)
     }
 
-    fn put(&self, device: Box<dyn VirtioDevice>, hot: bool) -> Result<usize> {
+    fn put(&self, device: Box<dyn VirtioDevice>, place: Place) -> Result<usize> {
         if device.queues().len() > MOST_QUEUES {
             let what = format!("a virtio device has at most {MOST_QUEUES} queues");
             return Err(Error::invalid(what));
@@ -162,9 +178,19 @@ impl Slots {
         if inside.ended {
             return Err(Error::invalid("this machine has ended"));
         }
-        let free = (1..SLOTS).find(|slot| !inside.plugged.contains_key(slot));
-        let slot = free.ok_or_else(|| {
-            let what = format!("a machine has at most {} virtio devices", SLOTS - 1);
+        let is_free = |slot: &usize| !inside.plugged.contains_key(slot);
+        let slot = match place {
+            Place::Slot(slot) => (1..SLOTS).find(|free| *free == slot && is_free(free)),
+            // Where the guest has still to see that a device is gone, it would take another for that one.
+            Place::Cold | Place::Hot => (1..SLOTS)
+                .find(|slot| is_free(slot) && !self.events.is_changed(*slot))
+                .or_else(|| (1..SLOTS).find(is_free)),
+        };
+        let slot = slot.ok_or_else(|| {
+            let what = format!(
+                "no slot is free; a machine has at most {} virtio devices",
+                SLOTS - 1
+            );
             Error::invalid(what)
         })?;
         let wires = KvmWires::new(Arc::clone(&self.vm), device.queues().len(), PCI_WINDOW)
@@ -172,9 +198,9 @@ impl Slots {
         let address = PCI_WINDOW.start + slot as u64 * BAR_BYTES;
         let memory = Arc::clone(&self.memory);
         let mut function = VirtioFunction::new(device, Box::new(wires), memory, address);
-        if hot {
-            // Where the guest has put other functions meanwhile, only it knows.
-            function.switch_off();
+        // Where the guest has put other functions once it has run, only it knows.
+        if place == Place::Cold {
+            function.switch_on();
         }
         let function = Arc::new(Mutex::new(function));
         self.pci.insert(slot, &(function.clone() as _));
@@ -190,13 +216,17 @@ impl Slots {
         all.map(|plugged| Arc::clone(&plugged.function)).collect()
     }
 
-    /// All functions that are on the bus, with their slots.
-    pub(crate) fn on_the_bus(&self) -> Vec<(usize, SharedFunction)> {
+    /// All functions with their slots, as long as none is being removed.
+    pub(crate) fn placed(&self) -> Result<Vec<(u8, SharedFunction)>> {
         let inside = self.inside();
-        let all = inside.plugged.iter();
-        all.filter(|(_, plugged)| plugged.standing != Standing::Gone)
-            .map(|(slot, plugged)| (*slot, Arc::clone(&plugged.function)))
-            .collect()
+        let placed = inside.plugged.iter().map(|(slot, plugged)| {
+            if plugged.standing == Standing::InPlace {
+                return Ok((*slot as u8, Arc::clone(&plugged.function)));
+            }
+            let what = format!("the device in slot {slot} is being removed; try again afterwards");
+            Err(Error::invalid(what))
+        });
+        placed.collect()
     }
 
     /// The bus.
@@ -214,11 +244,13 @@ impl Slots {
     /// Off the bus at once.
     fn take_off(&self, slot: usize, plugged: &mut Plugged) {
         plugged.standing = Standing::Gone;
-        self.pci.remove(slot);
+        // First the function: a processor that is at it cannot put it on the bus again afterwards.
         lock(&plugged.function).unplug();
+        self.pci.remove(slot);
     }
 
-    /// The guest lets go of slots. What the host did not ask for stays where it is.
+    /// The guest lets go of slots. What the host does not want, or no more, stays, and the guest is told to look at
+    /// it again.
     fn let_go(&self, mask: u32) {
         let mut inside = self.inside();
         for (slot, plugged) in &mut inside.plugged {
@@ -226,11 +258,16 @@ impl Slots {
             if !named {
                 continue;
             }
-            if plugged.standing == Standing::Wanted {
-                self.take_off(*slot, plugged);
-                self.changed.notify_all();
-            } else {
-                tracing::debug!(slot, "the guest lets go of a device that stays");
+            match plugged.standing {
+                Standing::Wanted => {
+                    self.take_off(*slot, plugged);
+                    self.changed.notify_all();
+                }
+                Standing::InPlace => {
+                    tracing::debug!(slot, "the guest lets go of a device that stays");
+                    self.events.slot_filled(*slot);
+                }
+                Standing::Gone => {}
             }
         }
     }
@@ -241,7 +278,7 @@ impl Slots {
         slot: usize,
         patience: Duration,
     ) -> Result<DeviceLeaving> {
-        self.stand(slot, Standing::Wanted)?;
+        let leaving = self.stand(slot, Standing::Wanted)?;
         self.events.removal_wanted(slot);
         let standing = |inside: &Inside| inside.plugged.get(&slot).map(|plugged| plugged.standing);
         let waits =
@@ -254,6 +291,7 @@ impl Slots {
             && plugged.standing == Standing::Wanted
         {
             plugged.standing = Standing::InPlace;
+            self.events.removal_given_up(slot);
             let what = if inside.ended {
                 "the machine has ended"
             } else {
@@ -262,36 +300,55 @@ impl Slots {
             return Err(Error::new(ErrorKind::Guest, what));
         }
         drop(inside);
-        Ok(self.leaving(slot))
+        Ok(leaving)
     }
 
     /// Pull the device in `slot` out. The guest is told when it is gone.
     pub(crate) fn pull(self: &Arc<Self>, slot: usize) -> Result<DeviceLeaving> {
-        self.stand(slot, Standing::Gone)?;
+        let leaving = self.stand(slot, Standing::Gone)?;
         self.events.slot_filled(slot);
-        Ok(self.leaving(slot))
+        Ok(leaving)
     }
 
-    /// Begin to remove what is in `slot`: only one at a time does.
-    fn stand(&self, slot: usize, standing: Standing) -> Result<()> {
+    /// Begin to remove what is in `slot`. Who pulls does not wait for who asks.
+    fn stand(self: &Arc<Self>, slot: usize, standing: Standing) -> Result<DeviceLeaving> {
         let mut inside = self.inside();
         let none = || Error::invalid(format!("there is no device in slot {slot}"));
         let plugged = inside.plugged.get_mut(&slot).ok_or_else(none)?;
         match (plugged.standing, standing) {
             (Standing::InPlace, Standing::Wanted) => plugged.standing = Standing::Wanted,
-            (Standing::InPlace, Standing::Gone) => self.take_off(slot, plugged),
+            (Standing::InPlace | Standing::Wanted, Standing::Gone) => {
+                self.take_off(slot, plugged);
+                self.changed.notify_all();
+            }
             _ => {
                 let what = format!("the device in slot {slot} is being removed already");
                 return Err(Error::invalid(what));
             }
         }
-        Ok(())
-    }
-
-    fn leaving(self: &Arc<Self>, slot: usize) -> DeviceLeaving {
-        DeviceLeaving {
+        Ok(DeviceLeaving {
             slots: Arc::clone(self),
             slot,
+            function: Arc::clone(&plugged.function),
+        })
+    }
+
+    /// Have all devices finish what they took, all at once, and say how far their queues are.
+    pub(crate) fn stop(&self) -> Vec<Vec<(u16, QueueState)>> {
+        let functions = self.functions();
+        for function in &functions {
+            let _ = lock(function).try_stop();
+        }
+        functions.iter().map(stopped).collect()
+    }
+
+    /// Devices go on that were stopped; none does once the machine has ended.
+    pub(crate) fn go_on(&self) {
+        let inside = self.inside();
+        if !inside.ended {
+            for plugged in inside.plugged.values() {
+                lock(&plugged.function).go_on();
+            }
         }
     }
 
@@ -299,27 +356,32 @@ impl Slots {
     pub(crate) fn end(&self) {
         self.inside().ended = true;
         self.changed.notify_all();
-        for function in self.functions() {
-            stopped(&function);
-        }
+        self.stop();
     }
 }
 
-/// A device that is off the bus. Its slot is free when it has been waited for.
+/// A device that is off the bus.
 #[derive(Debug)]
+#[must_use = "its slot is free when it has been waited for"]
 pub struct DeviceLeaving {
     slots: Arc<Slots>,
     slot: usize,
+    function: SharedFunction,
 }
 
 impl DeviceLeaving {
     /// Return when what the device had taken has ended and all that it had of the host is given back: its
     /// doorbells, interrupts and eventfds, and the memory of the guest.
     pub fn wait(self) {
-        if let Some(function) = self.slots.function(self.slot) {
-            stopped(&function);
+        stopped(&self.function);
+        let mut inside = self.slots.inside();
+        let plugged = inside.plugged.get(&self.slot);
+        // Two may have waited for it, and another device be there by now.
+        if plugged.is_some_and(|plugged| Arc::ptr_eq(&plugged.function, &self.function)) {
+            let plugged = inside.plugged.remove(&self.slot);
+            drop(inside);
+            // With the last hold on the function go its wires and its device.
+            drop(plugged);
         }
-        // With the last hold on the function go its wires and its device.
-        self.slots.inside().plugged.remove(&self.slot);
     }
 }

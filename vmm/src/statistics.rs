@@ -1,6 +1,6 @@
 //! What is counted of a machine while it runs.
 //!
-//! Machine: counters that the thread of a processor adds to and anybody reads; reading them stops nobody.
+//! Counters that the thread of a processor adds to and anybody reads; reading them stops nobody. Reads no clock.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;

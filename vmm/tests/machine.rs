@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 use ran::{config, numbers, started, without_kvm};
-use vmm::statistics::VcpuState;
+use vmm::statistics::{Statistics, VcpuState};
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::rng::Rng;
 use vmm::{Devices, ErrorKind, Exit, Machine, MachineConfig};
@@ -186,7 +186,10 @@ fn what_a_machine_does_is_counted() {
     printed.wait_for("spin", printed.events("spin").len() + 4);
     let third = machine.statistics();
     assert_eq!(third.paused, paused);
-    assert!(third.vcpus[0].port_writes > second.vcpus[0].port_writes);
+    // Which of them it was that printed, the host's scheduler decides.
+    let writes =
+        |counted: &Statistics| -> u64 { counted.vcpus.iter().map(|vcpu| vcpu.port_writes).sum() };
+    assert!(writes(&third) > writes(&second));
     machine.reset();
     assert_eq!(machine.wait(), Exit::Reset);
     let ended = machine.statistics();

@@ -52,6 +52,7 @@ fn a_disk_that_is_put_in_is_used_and_its_slot_is_free_again_when_the_guest_let_g
         assert_eq!(machine.add_device(block(&export)).unwrap(), 2);
         printed.wait_for("came", round);
         machine.remove_device(2, LONG).unwrap().wait();
+        printed.wait_for("left", round);
         assert!(machine.remove_device(2, LONG).is_err(), "it is gone");
     }
     assert_eq!(machine.wait(), Exit::PowerOff(0), "{}", printed.text());
@@ -76,6 +77,15 @@ fn a_guest_may_keep_what_it_is_asked_for_and_loses_it_when_it_is_pulled() {
     printed.wait_for("came", 1);
     let refused = machine.remove_device(slot, Duration::from_millis(50));
     assert_eq!(refused.unwrap_err().kind(), ErrorKind::Guest);
+    machine.pause();
+    let _queues = machine.stop_devices();
+    assert_eq!(
+        machine.save().unwrap().events.wanted,
+        0,
+        "nobody wants it back"
+    );
+    machine.resume_devices();
+    machine.resume();
     // In a held export its reads are under way when it is pulled, and end when the export goes on.
     export.hold_and_wait();
     let leaving = machine.pull_device(slot).unwrap();

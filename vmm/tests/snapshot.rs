@@ -10,7 +10,7 @@ mod ran;
 mod refusals;
 
 use disk::Served;
-use kept::{anew, copied, keep, state, timeless};
+use kept::{anew, copied, keep, state, timeless, wait_for_queues};
 use ran::{Printed, config, numbers, started, without_kvm};
 use serde_json::Value;
 use vmm::virtio::VirtioDevice;
@@ -111,6 +111,24 @@ fn a_disk_loses_nothing_that_was_flushed_and_does_nothing_twice() {
 }
 
 #[test]
+fn a_machine_that_lost_a_device_goes_on_with_its_disk_in_the_same_slot() {
+    if without_kvm() {
+        return;
+    }
+    let served = Served::new("disk", 64 * MIB);
+    let config = config(1, 64 * MIB, "do=hello do=load ops=20000 write=50");
+    let rng = || Box::new(Rng::default()) as Box<dyn VirtioDevice>;
+    let (machine, printed) = started(&config, vec![rng(), served.device(1)]);
+    printed.wait_for("hello", 1);
+    machine.pull_device(1).unwrap().wait();
+    let moves = moved(&config, (machine, &printed), 3, || vec![served.device(1)]);
+    assert!(moves > 0, "it ended before it was moved");
+    let loads = printed.events("load");
+    assert_eq!(numbers(&loads, "errors"), [0]);
+    assert_eq!(numbers(&loads, "writes").len(), 1);
+}
+
+#[test]
 fn requests_on_their_way_at_any_depth_are_all_answered() {
     if without_kvm() {
         return;
@@ -168,7 +186,7 @@ fn a_machine_that_is_saved_twice_or_made_anew_is_the_same() {
         ]
     };
     let (machine, printed) = started(&config, devices());
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    wait_for_queues(&machine, 1);
     machine.pause();
     let _queues = machine.stop_devices();
     let first = machine.save().unwrap();

@@ -12,8 +12,10 @@ use serde::Serialize;
 use super::client;
 use crate::args::ConsoleArgs;
 use crate::console::{Keys, raw};
+use crate::control::client::Client;
 use crate::control::machine::console::ConsoleState;
-use crate::failure::{Failure, Result};
+use crate::control::machine::{Life, MachineState};
+use crate::failure::{Exit, Failure, Result};
 use crate::report::Report;
 
 /// How it ended.
@@ -25,7 +27,8 @@ struct Left {
 }
 
 pub(super) fn run(args: &ConsoleArgs, report: Report) -> Result<()> {
-    let state: ConsoleState = client(&args.machine)?.get("/v1/machine/console")?;
+    let client = client(&args.machine)?;
+    let state: ConsoleState = client.get("/v1/machine/console")?;
     let failed = |e| Failure::io(format!("{}: nobody to attach to", state.socket), &e);
     let stream = UnixStream::connect(&state.socket).map_err(failed)?;
     let left = Arc::new(AtomicBool::new(false));
@@ -41,6 +44,10 @@ pub(super) fn run(args: &ConsoleArgs, report: Report) -> Result<()> {
     }
     let end = if left.load(Ordering::SeqCst) {
         "left"
+    } else if runs_on(&client) {
+        let what = format!("{}: turned away", state.socket);
+        let hint = "too many are attached to this console; the machine runs on";
+        return Err(Failure::new(Exit::Failed, what).hint(hint));
     } else {
         "machine_ended"
     };
@@ -49,6 +56,11 @@ pub(super) fn run(args: &ConsoleArgs, report: Report) -> Result<()> {
         return Report::line("console", &Left { machine, end });
     }
     Ok(())
+}
+
+fn runs_on(client: &Client) -> bool {
+    let state: Result<MachineState> = client.get("/v1/machine");
+    state.is_ok_and(|state| state.state != Life::Ended)
 }
 
 /// What is typed, until it says to leave; at its end the output goes on.
@@ -79,6 +91,8 @@ fn print(mut stream: &UnixStream, json: bool) -> Result<()> {
             Ok(0) => return Ok(()),
             Ok(len) => len,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // The machine ended with something typed that nobody had read.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
             Err(error) => return Err(Failure::io("the console broke off", &error)),
         };
         let bytes = bytes.get(..len).unwrap_or_default();

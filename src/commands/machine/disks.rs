@@ -1,11 +1,12 @@
 //! `diskferry machine add-disk`, `remove-disk`, `resize-disk`.
 
 use serde::Serialize;
+use vmm::description::{DiskEntry, DiskFormat};
 
 use super::client;
 use crate::args::{AddDiskArgs, FormatName, RemoveDiskArgs, ResizeDiskArgs};
 use crate::commands::remote::escape;
-use crate::control::machine::disks::{AddDisk, Format, MachineDisk, RemoveDisk};
+use crate::control::machine::disks::{MachineDisk, RemoveDisk};
 use crate::control::{DiskState, Resize};
 use crate::failure::{Exit, Failure, Result};
 use crate::plan::NewSize;
@@ -18,16 +19,13 @@ pub(super) fn add(args: &AddDiskArgs, report: Report) -> Result<()> {
     let path =
         found.map_err(|e| Failure::io(format!("{}: cannot be found", args.disk.display()), &e))?;
     // The process that opens it sees it from another folder, and calls it by its own name.
-    let named = args.name.clone().or_else(|| {
-        let stem = args.disk.file_stem()?;
-        Some(stem.to_string_lossy().into_owned())
-    });
-    let wanted = AddDisk {
-        path: path.display().to_string(),
-        name: named,
+    let named = args.name.clone();
+    let wanted = DiskEntry {
+        path,
+        name: named.or_else(|| DiskEntry::name_of(&args.disk)),
         format: args.format.map(|format| match format {
-            FormatName::Vhdx => Format::Vhdx,
-            FormatName::Raw => Format::Raw,
+            FormatName::Vhdx => DiskFormat::Vhdx,
+            FormatName::Raw => DiskFormat::Raw,
         }),
         read_only: args.read_only,
         queues: args.queues,

@@ -25,7 +25,8 @@ impl Guest {
             paused_ms: millis(counted.paused),
             resets: now.resets,
             resident_bytes: field(&status, "VmRSS:"),
-            guest_resident_bytes: field(&status, "RssShmem:"),
+            guest_resident_bytes: field(&status, "RssShmem:")
+                .saturating_add(field(&status, "HugetlbPages:")),
             vcpus: counted.vcpus.into_iter().map(Into::into).collect(),
             disks: disks.collect(),
         })

@@ -4,18 +4,17 @@
 //! way round, so that the guest has let go of what is closed. What fails half way is taken back. The file that
 //! describes the machine stays as it is.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use blockserver::export::ExportHandle;
-use vmm::DeviceLeaving;
-use vmm::description::Disk;
+use vmm::description::{Disk, DiskEntry};
 use vmm::virtio::block::Block;
 
 use super::{Attached, Guest, cannot};
 use crate::control::machine::Life;
-use crate::control::machine::disks::{AddDisk, MachineDisk, RemoveDisk};
+use crate::control::machine::disks::{MachineDisk, RemoveDisk};
 use crate::control::place;
 use crate::failure::{Exit, Failure, Result};
 use crate::site::source::Withdrawn;
@@ -23,11 +22,16 @@ use crate::site::source::Withdrawn;
 impl Guest {
     /// Every disk that the machine has now.
     pub(super) fn machine_disks(&self) -> Vec<MachineDisk> {
-        self.now().disks.iter().map(Attached::state).collect()
+        let disks = self.now().disks.clone();
+        disks.iter().map(|disk| self.state_of(disk)).collect()
     }
 
-    pub(super) fn plug(&self, wanted: &AddDisk) -> Result<MachineDisk> {
-        let disk = described(wanted, self.booting().config().vcpus)?;
+    pub(super) fn plug(&self, wanted: &DiskEntry) -> Result<MachineDisk> {
+        let disk = described(wanted, self.vm.vcpus)?;
+        if self.site.has(&disk.name) {
+            let what = format!("the machine has a disk called `{}` already", disk.name);
+            return Err(Failure::usage(what).hint("--name gives this one another name"));
+        }
         let mut attached = super::add(&self.site, &disk, (&self.search, false))?;
         let plugged = self.plug_export(&mut attached);
         if plugged.is_err() {
@@ -42,13 +46,7 @@ impl Guest {
 
     /// Give the guest a disk that is served already.
     fn plug_export(&self, attached: &mut Attached) -> Result<MachineDisk> {
-        if !attached.export.read_only() {
-            let socket = place::socket_of(&attached.path)?;
-            if let Some(sockets) = self.sockets() {
-                sockets.listen(socket.clone())?;
-                attached.socket = Some(socket);
-            }
-        }
+        self.listen_for(attached)?;
         let mut now = self.now();
         match now.life {
             Life::Ended => return Err(self.over()),
@@ -59,7 +57,8 @@ impl Guest {
         let slot = now.machine.add_device(Box::new(device));
         attached.slot = slot.map_err(|error| cannot(&error))?;
         now.disks.push(attached.clone());
-        Ok(attached.state())
+        drop(now);
+        Ok(self.state_of(attached))
     }
 
     pub(super) fn unplug(&self, name: &str, how: RemoveDisk) -> Result<MachineDisk> {
@@ -79,6 +78,7 @@ impl Guest {
             let none = || Failure::usage(format!("the machine has no disk called `{name}`"));
             (Arc::clone(&now.machine), disk.ok_or_else(none)?.clone())
         };
+        let state = self.state_of(&disk);
         let withdrawn = self.site.withdraw(name)?;
         let patience = Duration::from_millis(how.timeout_ms);
         let leaving = if how.force {
@@ -88,18 +88,28 @@ impl Guest {
         };
         let leaving = leaving.map_err(|error| kept(&error, name, patience))?;
         self.forget(&machine, name)?;
-        let state = disk.state();
-        if how.force {
-            // What it was still asked fails, which ends its queues also where requests are held.
-            let closed = withdrawn.close();
-            leaving.wait();
-            closed?;
-        } else {
-            DeviceLeaving::wait(leaving);
-            withdrawn.close()?;
-        }
         self.forget_socket(&disk);
-        Ok(state)
+        // What it was still asked fails, which ends its queues also where requests are held: the guest hears of
+        // nothing any more.
+        let closed = withdrawn.close();
+        leaving.wait();
+        closed.map(|()| state)
+    }
+
+    /// Be found by a disk's file too, unless the machine is found there already: it may be described by nothing
+    /// but its disk.
+    pub(super) fn listen_for(&self, disk: &mut Attached) -> Result<()> {
+        let Some(sockets) = self.sockets() else {
+            return Ok(());
+        };
+        if !disk.export.read_only() {
+            let socket = place::socket_of(&disk.path)?;
+            if !sockets.has(&socket) {
+                sockets.listen(socket.clone())?;
+                disk.socket = Some(socket);
+            }
+        }
+        Ok(())
     }
 
     /// The machine has this disk no more, unless it has begun anew meanwhile, and with the disk.
@@ -120,31 +130,14 @@ impl Guest {
     }
 }
 
-/// What was asked for, as `vm.toml` would say it.
-fn described(wanted: &AddDisk, vcpus: u8) -> Result<Disk> {
-    let path = PathBuf::from(&wanted.path);
-    if !path.is_absolute() {
-        let what = format!("`{}` is not an absolute path", path.display());
+/// The disk that is meant. Who asks may be in another folder than this process.
+fn described(wanted: &DiskEntry, vcpus: u8) -> Result<Disk> {
+    if !wanted.path.is_absolute() {
+        let what = format!("`{}` is not an absolute path", wanted.path.display());
         return Err(Failure::usage(what));
     }
-    let stem = || {
-        let stem = Path::file_stem(&path)?;
-        Some(stem.to_string_lossy().into_owned())
-    };
-    let name = wanted.name.clone().or_else(stem);
-    let name = name.filter(|name| !name.is_empty());
-    let name = name.ok_or_else(|| Failure::usage(format!("`{}` names no file", path.display())))?;
-    let queues = wanted.queues.unwrap_or(vcpus);
-    if queues == 0 {
-        return Err(Failure::usage("queues: 1 to 255"));
-    }
-    Ok(Disk {
-        name,
-        path,
-        format: wanted.format.map(Into::into),
-        read_only: wanted.read_only,
-        queues,
-    })
+    let disk = wanted.checked(Path::new(""), vcpus);
+    disk.map_err(|error| cannot(&error))
 }
 
 /// Why a disk stays.
@@ -157,13 +150,15 @@ fn kept(error: &vmm::Error, name: &str, patience: Duration) -> Failure {
         .hint("a guest without hot plug never does; --force pulls the disk")
 }
 
-impl Attached {
-    fn state(&self) -> MachineDisk {
-        let export: &ExportHandle = &self.export;
+impl Guest {
+    /// A disk as it is served now: after a snapshot that is another file.
+    fn state_of(&self, disk: &Attached) -> MachineDisk {
+        let export: &ExportHandle = &disk.export;
+        let path = self.site.path_of(export.name());
         MachineDisk {
             name: export.name().to_owned(),
-            path: self.path.display().to_string(),
-            slot: self.slot,
+            path: path.as_ref().unwrap_or(&disk.path).display().to_string(),
+            slot: disk.slot,
             read_only: export.read_only(),
             virtual_size: export.size(),
         }

@@ -7,7 +7,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
-use vmm::description::DiskFormat;
+use vmm::description::DiskEntry;
 
 use super::super::service::{answer, blocking};
 use super::MachineControl;
@@ -24,42 +24,6 @@ pub(crate) struct MachineDisk {
     pub(crate) read_only: bool,
     /// Bytes of the disk.
     pub(crate) virtual_size: u64,
-}
-
-/// A format of images.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Format {
-    Vhdx,
-    Raw,
-}
-
-impl From<Format> for DiskFormat {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::Vhdx => Self::Vhdx,
-            Format::Raw => Self::Raw,
-        }
-    }
-}
-
-/// A disk that a machine shall get.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct AddDisk {
-    /// Absolute path of the image.
-    pub(crate) path: String,
-    /// What it is called; the file's name if nothing is said.
-    #[serde(default)]
-    pub(crate) name: Option<String>,
-    /// By the suffix if nothing is said.
-    #[serde(default)]
-    pub(crate) format: Option<Format>,
-    #[serde(default)]
-    pub(crate) read_only: bool,
-    /// As many as there are processors if nothing is said.
-    #[serde(default)]
-    pub(crate) queues: Option<u8>,
 }
 
 /// How a disk shall go.
@@ -90,7 +54,7 @@ async fn disks(State(machine): Shared) -> Response {
     answer(blocking(move || Ok(machine.disks())).await)
 }
 
-async fn add(State(machine): Shared, Json(disk): Json<AddDisk>) -> Response {
+async fn add(State(machine): Shared, Json(disk): Json<DiskEntry>) -> Response {
     answer(blocking(move || machine.add_disk(&disk)).await)
 }
 

@@ -20,7 +20,9 @@ use crate::pci::SLOTS;
 
 /// `_STA`: present, enabled, shown, works (6.3.7).
 const PRESENT: u8 = 0xF;
-/// What a device is notified of (5.6.6): look again, let go of it; and the power button was pressed.
+/// What a device is notified of (5.6.6): look again at all of a bus, or at it; let go of it; and the power button was
+/// pressed.
+const BUS_CHECK: u8 = 0;
 const DEVICE_CHECK: u8 = 1;
 const EJECT_REQUEST: u8 = 3;
 const PRESSED: u8 = 0x80;
@@ -132,7 +134,8 @@ fn slot_device(slot: usize) -> Vec<u8> {
     ))
 }
 
-/// Notifies every slot of which a register says something. Reading clears the registers, so each is read once.
+/// Notifies every slot of which a register says something. Reading clears the registers, so each is read once. A bus
+/// is looked at as a whole too: a kernel that checks a slot finds what is new there, but not what is gone.
 fn look_at_slots() -> Vec<u8> {
     let mut body = Vec::new();
     let registers = [("FILL", 0, DEVICE_CHECK), ("WANT", 1, EJECT_REQUEST)];
@@ -147,6 +150,9 @@ fn look_at_slots() -> Vec<u8> {
             body.extend(super::bytes(&If::new(&is_set, vec![&tell])));
         }
     }
+    let (filled, bus) = (Local(0), Path::new("\\_SB_.PCI0"));
+    let check = Notify::new(&bus, &BUS_CHECK);
+    body.extend(super::bytes(&If::new(&filled, vec![&check])));
     let body = Raw(body);
     super::bytes(&Method::new(Path::new("LOOK"), 0, true, vec![&body]))
 }

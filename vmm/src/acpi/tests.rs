@@ -161,6 +161,7 @@ fn the_compiler_of_acpi_understands_the_namespace_and_finds_nothing_wrong() {
         "Device (S001)",
         "Device (S031)",
         "Notify (S031, 0x03)",
+        "Notify (\\_SB.PCI0, Zero)",
         "Notify (\\_SB.PWRB, 0x80)",
         "\\_SB.PCI0.LOOK ()",
         "OperationRegion (EVTS, SystemIO, 0xAE00, 0x10)",

@@ -18,6 +18,7 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::bus::BusDevice;
+use crate::snapshot;
 
 /// What happened, at +0.
 const POWER_BUTTON: u32 = 1;
@@ -32,20 +33,9 @@ const EJECT: u64 = 12;
 /// Called with the slots that a guest lets go of, on its processor and with no lock of this device held.
 pub(crate) type Eject = Box<dyn Fn(u32) + Send + Sync>;
 
-/// What the registers read as; all that is to be kept of the device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct EventsState {
-    /// What happened.
-    pub(crate) happened: u32,
-    /// Slots that are to be looked at again.
-    pub(crate) changed: u32,
-    /// Slots whose device is wanted back.
-    pub(crate) wanted: u32,
-}
-
 /// The device.
 pub(crate) struct Events {
-    state: Mutex<EventsState>,
+    state: Mutex<snapshot::Events>,
     interrupt: Box<dyn Fn() + Send + Sync>,
     eject: Eject,
 }
@@ -67,18 +57,22 @@ impl Events {
     /// A device at which nothing happened, that calls `interrupt` when something does.
     pub(crate) fn new(interrupt: Box<dyn Fn() + Send + Sync>, eject: Eject) -> Self {
         Self {
-            state: Mutex::default(),
+            state: Mutex::new(snapshot::Events {
+                happened: 0,
+                changed: 0,
+                wanted: 0,
+            }),
             interrupt,
             eject,
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, EventsState> {
+    fn state(&self) -> MutexGuard<'_, snapshot::Events> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Change the registers, then raise the interrupt: whoever takes it finds what it is about.
-    fn tell(&self, change: impl FnOnce(&mut EventsState)) {
+    fn tell(&self, change: impl FnOnce(&mut snapshot::Events)) {
         change(&mut self.state());
         (self.interrupt)();
     }
@@ -106,15 +100,25 @@ impl Events {
         });
     }
 
+    /// The host does not want the device in `slot` back any more. A guest that has read of it may let go all the same.
+    pub(crate) fn removal_given_up(&self, slot: usize) {
+        self.state().wanted &= !bit(slot);
+    }
+
+    /// Whether the guest has still to look at `slot` again.
+    pub(crate) fn is_changed(&self, slot: usize) -> bool {
+        self.state().changed & bit(slot) != 0
+    }
+
     /// What the registers would read as, which stays.
-    pub(crate) fn save(&self) -> EventsState {
-        *self.state()
+    pub(crate) fn save(&self) -> snapshot::Events {
+        self.state().clone()
     }
 
     /// Go on from what [`Self::save`] returned. Raises no interrupt: one that was raised is with the
     /// interrupt controllers.
-    pub(crate) fn restore(&self, saved: EventsState) {
-        *self.state() = saved;
+    pub(crate) fn restore(&self, saved: &snapshot::Events) {
+        *self.state() = saved.clone();
     }
 }
 
@@ -244,7 +248,7 @@ mod tests {
         events.power_button();
         events.removal_wanted(4);
         let (other, raised, _) = device();
-        other.restore(events.save());
+        other.restore(&events.save());
         assert_eq!(raised.load(Ordering::SeqCst), 0);
         assert_eq!(register(&other, HAPPENED), POWER_BUTTON | SLOTS_CHANGED);
         assert_eq!(register(&other, WANTED), 1 << 4);

@@ -7,6 +7,6 @@ mod events;
 mod serial;
 
 pub(crate) use ending::{PULSE_RESET, PanicPort, PowerOffPort, ResetPort, SleepPorts};
-pub(crate) use events::{Events, EventsState};
+pub(crate) use events::Events;
 pub use serial::Output;
 pub(crate) use serial::SerialPort;

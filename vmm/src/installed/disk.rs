@@ -3,9 +3,9 @@
 //! Driver: reads, and never more than [`MOST_READ`] in all, whatever a file system says.
 
 use std::collections::VecDeque;
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::{error, fmt, io};
 
 /// Bytes that are read at a time.
 const PIECE: u64 = 256 << 10;
@@ -26,6 +26,30 @@ pub trait BootDisk: Send + Sync {
     ///
     /// What the disk says.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
+}
+
+/// Why bytes are not read although the disk could be: what is said of it cannot be, or is too much.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refused(pub(super) &'static str);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl error::Error for Refused {}
+
+impl From<Refused> for io::Error {
+    fn from(refused: Refused) -> Self {
+        Self::other(refused)
+    }
+}
+
+/// Why this error is a refusal, if it is one. All others are the disk's own.
+pub(super) fn refusal(error: &io::Error) -> Option<&'static str> {
+    let refused = error.get_ref()?.downcast_ref::<Refused>();
+    refused.map(|refused| refused.0)
 }
 
 /// How far a reading is, seen from outside.
@@ -92,11 +116,11 @@ impl Reader {
         self.disk.sector()
     }
 
-    /// Fill `into` from `offset`. A range beyond the disk is an error of kind `UnexpectedEof`.
+    /// Fill `into` from `offset`. A range beyond the disk is [`Refused`].
     pub(super) fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         let end = offset.checked_add(into.len() as u64);
         if end.is_none_or(|end| end > self.size()) {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            return Err(Refused("it leads out of the disk").into());
         }
         let (mut at, mut rest) = (offset, into);
         let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,7 +129,7 @@ impl Reader {
             let found = piece.get((at % PIECE) as usize..).unwrap_or_default();
             let len = found.len().min(rest.len());
             if len == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+                return Err(Refused("it leads out of the disk").into());
             }
             let (filled, others) = rest.split_at_mut(len);
             filled.copy_from_slice(&found[..len]);
@@ -123,9 +147,7 @@ impl Reader {
             let len = PIECE.min(self.size() - at);
             pieces.read += len;
             if pieces.read > MOST_READ {
-                return Err(io::Error::other(
-                    "more was read than an installed disk needs",
-                ));
+                return Err(Refused("more was read than an installed disk needs").into());
             }
             let mut bytes = vec![0; len as usize];
             self.progress.0.begun.fetch_add(1, Ordering::AcqRel);

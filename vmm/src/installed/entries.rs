@@ -7,6 +7,10 @@ use std::collections::BTreeMap;
 
 use super::release;
 
+/// Bytes of the options with the values of their variables, and initrds, at most.
+const LONGEST_ARGUMENTS: usize = 64 << 10;
+const MOST_INITRDS: usize = 64;
+
 /// An entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Entry {
@@ -21,8 +25,8 @@ pub(super) struct Entry {
     version: String,
 }
 
-/// The entry in a file of this name; `None` if it starts no Linux on this architecture. `$name` in its options
-/// stands for a variable of the boot loader.
+/// The entry in a file of this name; `None` if it starts no Linux on this architecture, or asks
+/// for more than any kernel takes. `$name` in its options stands for a variable of the boot loader.
 pub(super) fn read(name: &str, text: &str, variables: &BTreeMap<String, String>) -> Option<Entry> {
     let mut entry = Entry {
         name: name.strip_suffix(".conf")?.to_owned(),
@@ -46,19 +50,23 @@ pub(super) fn read(name: &str, text: &str, variables: &BTreeMap<String, String>)
             _ => {}
         }
     }
-    let mut arguments: Vec<&str> = Vec::new();
-    for word in options {
-        match word.strip_prefix('$') {
-            Some(name) => arguments.extend(
-                variables
-                    .get(name)
-                    .into_iter()
-                    .flat_map(|value| value.split_ascii_whitespace()),
-            ),
-            None => arguments.push(word),
+    let mut left = LONGEST_ARGUMENTS;
+    for option in options {
+        let value = match option.strip_prefix('$') {
+            Some(name) => variables.get(name).map_or("", String::as_str),
+            None => option,
+        };
+        left = left.checked_sub(value.len() + 1)?;
+        for word in value.split_ascii_whitespace() {
+            if !entry.arguments.is_empty() {
+                entry.arguments.push(' ');
+            }
+            entry.arguments.push_str(word);
         }
     }
-    entry.arguments = arguments.join(" ");
+    if entry.initrds.len() > MOST_INITRDS {
+        return None;
+    }
     (!entry.kernel.is_empty()).then_some(entry)
 }
 
@@ -127,6 +135,15 @@ mod tests {
         ] {
             assert_eq!(read(name, text, &variables), None, "{text}");
         }
+    }
+
+    #[test]
+    fn what_asks_for_more_than_any_kernel_takes_is_no_entry() {
+        let variables = BTreeMap::from([("a".to_owned(), "b ".repeat(4000))]);
+        let options = format!("linux /k\noptions {}", "$a ".repeat(1000));
+        assert_eq!(read("a.conf", &options, &variables), None);
+        let initrds = format!("linux /k\ninitrd {}", "/a ".repeat(1000));
+        assert_eq!(read("a.conf", &initrds, &variables), None);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! Machine: asks for blocks and decides which of them are replaced by which; it never writes them back. All
 //! that was committed counts, also where the journal goes on at its beginning, except for blocks that were
-//! revoked later (Linux, `Documentation/filesystems/ext4/journal.rst`). What is asked for is bounded by the
-//! length of the journal, which is bounded by the file system's.
+//! revoked later (Linux, `Documentation/filesystems/ext4/journal.rst`). No block of the file system stands
+//! for two of the journal, so what is asked for is bounded by the length of both; revocations are counted.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,10 +12,13 @@ use super::superblock::Superblock;
 
 /// Stands at the beginning of each block that is not a copy.
 pub(super) const MAGIC: [u8; 4] = 0xC03B_3998_u32.to_be_bytes();
-/// Blocks of a journal, pieces that it consists of, and blocks that say where these are, at most.
+/// Blocks of a journal, and such as it revokes, pieces that it consists of, and blocks that say where these are,
+/// at most.
 const MOST_BLOCKS: u64 = 1 << 20;
 const MOST_PIECES: usize = 1 << 14;
 const MOST_NODES: usize = 1 << 10;
+/// Blocks of a piece, at most; a larger number says that nothing was ever written there.
+const MOST_IN_PIECE: u64 = 1 << 15;
 /// Kinds of blocks.
 const DESCRIPTOR: u32 = 1;
 const COMMIT: u32 = 2;
@@ -95,7 +98,10 @@ pub(super) fn newer(
     if features & !KNOWN != 0 {
         return Err(Unread::Odd("its journal has features that are not known"));
     }
-    let length = u64::from(length).min(MOST_BLOCKS);
+    let length = u64::from(length);
+    if length > MOST_BLOCKS {
+        return Err(Unread::Odd("its journal is longer than any that is read"));
+    }
     if begin == 0 || u64::from(begin) >= length {
         return Err(Unread::Odd("its journal is damaged"));
     }
@@ -108,6 +114,7 @@ pub(super) fn newer(
         sequence: u32_at(&head, 0x18),
         copies: Vec::new(),
         revoked: BTreeMap::new(),
+        revocations_left: MOST_BLOCKS,
     };
     if start != 0 {
         log.scan(u64::from(start), read)?;
@@ -178,8 +185,29 @@ fn pieces(superblock: &Superblock, inode: u32, read: &ReadBlock<'_>) -> Result<V
             }
         }
     }
-    pieces.sort_by_key(|piece| piece.logical);
+    if !are_apart(&mut pieces, superblock.blocks) {
+        return Err(damaged());
+    }
     Ok(pieces)
+}
+
+/// Puts the pieces in order. Whether each is a place of its own, of the journal and of the file system's blocks.
+fn are_apart(pieces: &mut [Piece], blocks: u64) -> bool {
+    let inside = |piece: &Piece| {
+        let end = piece.physical.checked_add(piece.blocks);
+        (1..=MOST_IN_PIECE).contains(&piece.blocks) && end.is_some_and(|end| end <= blocks)
+    };
+    let mut apart = pieces.iter().all(inside);
+    for place in [
+        |piece: &Piece| piece.physical,
+        |piece: &Piece| piece.logical,
+    ] {
+        pieces.sort_by_key(place);
+        let behind = pieces.iter().skip(1);
+        let mut pairs = pieces.iter().zip(behind);
+        apart &= pairs.all(|(one, next)| place(next) - place(one) >= one.blocks);
+    }
+    apart
 }
 
 /// A copy of a block in a transaction that was committed.
@@ -202,6 +230,8 @@ struct Log {
     copies: Vec<Copied>,
     /// The last transaction that revoked a block.
     revoked: BTreeMap<u64, u32>,
+    /// Also of such as are not committed yet, and as often as it is said.
+    revocations_left: u64,
 }
 
 /// Whether a transaction is not before another; numbers go round.
@@ -275,7 +305,14 @@ impl Log {
                         used += 1;
                     }
                 }
-                REVOKE if self.is_whole(&block, tail) => revoked.extend(self.revocations(&block)),
+                REVOKE if self.is_whole(&block, tail) => {
+                    let those = self.revocations(&block);
+                    let left = self.revocations_left.checked_sub(those.len() as u64);
+                    self.revocations_left = left.ok_or(Unread::Odd(
+                        "its journal revokes more blocks than are counted",
+                    ))?;
+                    revoked.extend(those);
+                }
                 COMMIT if self.is_whole(&block, COMMIT_SUM) => {
                     self.copies.append(&mut copies);
                     let those = revoked.drain(..).map(|block| (block, sequence));

@@ -145,31 +145,35 @@ struct Candidate {
 }
 
 fn search(reader: &Reader, into: Files) -> Result<Installed> {
-    let mut looked = Vec::new();
+    let (mut looked, mut passed) = (Vec::new(), Vec::new());
     let mut candidates = Vec::new();
     for partition in partitions::list(reader)? {
-        match volume::open(reader, &partition)? {
-            volume::Opened::Tree(tree) => candidates.push(Candidate { partition, tree }),
-            volume::Opened::Other(what) => looked.push(format!("{}: {what}", partition.name)),
+        let name = &partition.name;
+        match volume::open(reader, &partition) {
+            Ok(volume::Opened::Tree(tree)) => candidates.push(Candidate { partition, tree }),
+            Ok(volume::Opened::Other(what)) => looked.push(format!("{name}: {what}")),
+            // Another file system may be whole.
+            Err(error) if error.kind() == ErrorKind::BadKernel => {
+                let what = format!("{name}: {error}");
+                looked.push(what.clone());
+                passed.push(what);
+            }
+            Err(error) => return Err(error),
         }
     }
     for (place, candidate) in candidates.iter().enumerate() {
         let mut seen = choose::Seen::default();
-        let beside = candidates.iter().map(|other| other.tree.uuid());
-        let others: Vec<&str> = beside
-            .filter(|uuid| *uuid != candidate.tree.uuid())
-            .collect();
-        let uuids = (candidate.tree.uuid(), others.as_slice());
+        let uuid = candidate.tree.uuid();
+        let beside = candidates
+            .iter()
+            .map(|other| (other.tree.uuid(), &other.tree));
+        let beside: Vec<_> = beside.filter(|(other, _)| *other != uuid).collect();
         let name = &candidate.partition.name;
-        match choose::choose(&candidate.tree, uuids, &mut seen) {
-            Ok(Some(choice)) => return read(&candidates, (place, &choice), (into, seen.remarks)),
-            Ok(None) => {}
-            // Another file system may be whole.
-            Err(error) if error.kind() == ErrorKind::BadKernel => {
-                seen.remarks.push(error.to_string());
-            }
-            Err(error) => return Err(error),
+        if let Some(choice) = choose::choose(&candidate.tree, (uuid, &beside), &mut seen)? {
+            passed.append(&mut seen.remarks);
+            return read(&candidates, (place, &choice), (into, passed));
         }
+        passed.extend(seen.remarks.iter().map(|what| format!("{name}: {what}")));
         let told = seen.looked.into_iter().chain(seen.remarks);
         looked.push(format!("{name} ({})", told.collect::<Vec<_>>().join(", ")));
     }
@@ -227,6 +231,14 @@ fn read(
         arguments: choice.arguments.clone(),
         remarks,
     })
+}
+
+/// Bytes could not be read while `what` was done: because of the disk's content, or of the disk.
+fn unreadable(what: impl Into<String>, error: std::io::Error) -> Error {
+    match disk::refusal(&error) {
+        Some(_) => damaged(what).because(error),
+        None => Error::host(what, error),
+    }
 }
 
 /// What is wrong with the disk's content, as an error.

@@ -1,19 +1,19 @@
 //! The partitions of a disk that may hold what it starts, the likeliest first.
 //!
-//! Driver: a GUID partition table by the library gpt (the copy at the end of the disk if the first one is
-//! damaged), or a master boot record, or the disk as it is. Types are those of the Discoverable Partitions
+//! Driver: a GUID partition table by the library gpt (the copy at the end of the disk if the first one, or
+//! its entries, is damaged), or a master boot record, or the disk as it is. Types are those of the Discoverable Partitions
 //! Specification.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom};
 
 use gpt::disk::LogicalBlockSize;
-use gpt::header::{Header, read_header_from_arbitrary_device};
-use gpt::partition::file_read_partitions;
+use gpt::header::{Header, HeaderError, read_header_from_arbitrary_device};
+use gpt::partition::{self, file_read_partitions};
 
-use super::damaged;
-use super::disk::Reader;
-use super::mbr;
-use crate::{Error, Result};
+use super::disk::{Reader, refusal};
+use super::{damaged, mbr, unreadable};
+use crate::{ErrorKind, Result};
 
 /// Partitions that are looked at, entries of a table, and extended records in a row, at most.
 const MOST: usize = 64;
@@ -64,6 +64,8 @@ pub(super) fn list(reader: &Reader) -> Result<Vec<Partition>> {
     Ok(found.into_iter().map(|(_, partition)| partition).collect())
 }
 
+/// The entries of a GUID partition table, by their numbers.
+type Entries = BTreeMap<u32, partition::Partition>;
 /// How early a partition is looked at, and it.
 type Ranked = (usize, Partition);
 
@@ -83,21 +85,9 @@ fn guid_table(reader: &Reader) -> Result<Option<Vec<Ranked>>> {
         4096 => LogicalBlockSize::Lb4096,
         _ => LogicalBlockSize::Lb512,
     };
-    let Some(header) = header(reader, sector)? else {
+    let Some(entries) = entries(reader, sector)? else {
         return foreign_table(reader, sector);
     };
-    if header.part_size != ENTRY_BYTES || header.num_parts > MOST_ENTRIES {
-        return Err(damaged(
-            "the disk's partition table is of a kind that is not known",
-        ));
-    }
-    let mut window = Window {
-        reader,
-        shift: 0,
-        at: 0,
-    };
-    let entries = file_read_partitions(&mut window, &header, sector)
-        .map_err(|error| damaged("the disk's partition table is damaged").because(error))?;
     let entries = entries.into_iter().filter(|(_, entry)| entry.is_used());
     let found = entries.filter_map(|(number, entry)| {
         let kind = entry.part_type_guid.guid.to_string().to_ascii_lowercase();
@@ -114,26 +104,54 @@ fn guid_table(reader: &Reader) -> Result<Option<Vec<Ranked>>> {
     Ok(Some(found.collect()))
 }
 
-/// The header of a table: the first one, or the one in the last sector.
-fn header(reader: &Reader, sector: LogicalBlockSize) -> Result<Option<Header>> {
-    let last = reader.size().checked_sub(2 * sector.as_u64());
-    for shift in [0, last.unwrap_or(0)] {
-        let mut window = Window {
-            reader,
-            shift,
-            at: 0,
+/// The entries of the first table, or of the copy whose header is in the last sector; `None` if there is no header.
+fn entries(reader: &Reader, sector: LogicalBlockSize) -> Result<Option<Entries>> {
+    let mut wrong = None;
+    for shift in shifts(reader, sector) {
+        let Some(header) = header(reader, sector, shift)? else {
+            continue;
         };
-        match read_header_from_arbitrary_device(&mut window, sector) {
-            Ok(header) => return Ok(Some(header)),
-            Err(gpt::header::HeaderError::Io(error))
-                if error.kind() != io::ErrorKind::UnexpectedEof =>
-            {
-                return Err(unreadable(error));
+        match entries_of(reader, sector, &header) {
+            Err(error) if error.kind() == ErrorKind::BadKernel => {
+                wrong.get_or_insert(error);
             }
-            Err(_) => {}
+            found => return found.map(Some),
         }
     }
-    Ok(None)
+    wrong.map_or(Ok(None), Err)
+}
+
+/// From where the disk is looked at, so that its second sector is that of a header.
+fn shifts(reader: &Reader, sector: LogicalBlockSize) -> impl Iterator<Item = u64> {
+    let last = reader.size().checked_sub(2 * sector.as_u64());
+    [Some(0), last].into_iter().flatten()
+}
+
+fn entries_of(reader: &Reader, sector: LogicalBlockSize, header: &Header) -> Result<Entries> {
+    if header.part_size != ENTRY_BYTES || header.num_parts > MOST_ENTRIES {
+        return Err(damaged(
+            "the disk's partition table is of a kind that is not known",
+        ));
+    }
+    let mut window = Window::new(reader, 0);
+    let entries = file_read_partitions(&mut window, header, sector);
+    entries.map_err(|error| {
+        if window.failed {
+            unreadable(TABLE, error)
+        } else {
+            damaged("the disk's partition table is damaged").because(error)
+        }
+    })
+}
+
+/// The header that stands in the second sector from `shift` on.
+fn header(reader: &Reader, sector: LogicalBlockSize, shift: u64) -> Result<Option<Header>> {
+    let mut window = Window::new(reader, shift);
+    match read_header_from_arbitrary_device(&mut window, sector) {
+        Ok(header) => Ok(Some(header)),
+        Err(HeaderError::Io(error)) if window.failed => Err(unreadable(TABLE, error)),
+        Err(_) => Ok(None),
+    }
 }
 
 /// A table for sectors of the other size is one that its guest does not find.
@@ -142,13 +160,15 @@ fn foreign_table(reader: &Reader, sector: LogicalBlockSize) -> Result<Option<Vec
         LogicalBlockSize::Lb512 => LogicalBlockSize::Lb4096,
         LogicalBlockSize::Lb4096 => LogicalBlockSize::Lb512,
     };
-    match header(reader, other)? {
-        None => Ok(None),
-        Some(_) => Err(damaged(format!(
-            "the disk has sectors of {sector} bytes and a partition table for sectors of {other} bytes, which \
-             its guest does not see; make a disk with sectors of {other} bytes of it"
-        ))),
+    for shift in shifts(reader, other) {
+        if header(reader, other, shift)?.is_some() {
+            return Err(damaged(format!(
+                "the disk has sectors of {sector} bytes and a partition table for sectors of {other} bytes, which \
+                 its guest does not see; make a disk with sectors of {other} bytes of it"
+            )));
+        }
     }
+    Ok(None)
 }
 
 fn records(reader: &Reader) -> Result<Vec<Ranked>> {
@@ -195,27 +215,41 @@ fn record(reader: &Reader, at: u64) -> Result<Option<[u8; mbr::BYTES]>> {
     let mut record = [0; mbr::BYTES];
     match reader.read_at(at, &mut record) {
         Ok(()) => Ok(Some(record)),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-        Err(error) => Err(unreadable(error)),
+        Err(error) if refusal(&error).is_some() => Ok(None),
+        Err(error) => Err(unreadable(TABLE, error)),
     }
 }
 
-fn unreadable(error: io::Error) -> Error {
-    Error::host("the disk's partition table cannot be read", error)
-}
+/// What cannot be read.
+const TABLE: &str = "the disk's partition table cannot be read";
 
 /// The disk from `shift` on, as the library reads it.
 struct Window<'a> {
     reader: &'a Reader,
     shift: u64,
     at: u64,
+    /// Whether the disk could not be read, which the library does not tell from its own complaints.
+    failed: bool,
+}
+
+impl<'a> Window<'a> {
+    fn new(reader: &'a Reader, shift: u64) -> Self {
+        Self {
+            reader,
+            shift,
+            at: 0,
+            failed: false,
+        }
+    }
 }
 
 impl Read for Window<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let at = self.shift.checked_add(self.at);
         let at = at.ok_or(io::ErrorKind::UnexpectedEof)?;
-        self.reader.read_at(at, into)?;
+        let read = self.reader.read_at(at, into);
+        self.failed |= read.as_ref().is_err_and(|error| refusal(error).is_none());
+        read?;
         self.at += into.len() as u64;
         Ok(into.len())
     }

@@ -8,7 +8,7 @@ use std::io::Write;
 use ext4_view::{Ext4, Ext4Error, Metadata};
 
 use super::choose::Tree;
-use super::damaged;
+use super::{damaged, unreadable, volume};
 use crate::{Error, Result};
 
 /// Links on the way to a file, at most, and bytes of a path.
@@ -163,10 +163,10 @@ fn is_file(metadata: &Metadata) -> bool {
 
 fn wrong(path: &str, error: Ext4Error) -> Error {
     match error {
-        Ext4Error::Io(error) => Error::host(
-            format!("{path} on the disk to start from cannot be read"),
-            std::io::Error::other(error),
-        ),
+        Ext4Error::Io(error) => {
+            let what = format!("{path} on the disk to start from cannot be read");
+            unreadable(what, volume::cause(error))
+        }
         error => damaged(format!("{path} cannot be read: {error}")),
     }
 }

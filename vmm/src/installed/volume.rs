@@ -9,12 +9,13 @@ use std::io;
 
 use ext4_view::{Ext4, Ext4Error, Ext4Read};
 
-use super::disk::Reader;
+use super::disk::{Reader, Refused, refusal};
 use super::journal::{self, Newer, Unread};
 use super::partitions::Partition;
 use super::superblock::{self, Superblock};
 use super::tree::FileTree;
-use crate::{Error, Result};
+use super::unreadable;
+use crate::Result;
 
 /// Where other file systems and layers say what they are: offset, bytes, name.
 const OTHERS: [(u64, &[u8], &str); 9] = [
@@ -45,7 +46,7 @@ pub(super) fn open(reader: &Reader, partition: &Partition) -> Result<Opened> {
     if room < superblock::AT + superblock::BYTES as u64 {
         return Ok(Opened::Other("is too small for a file system".into()));
     }
-    found.map_err(unreadable)?;
+    found.map_err(|error| unreadable(HERE, error))?;
     if !superblock::is_one(&bytes) {
         return Ok(Opened::Other(other(reader, partition)?));
     }
@@ -62,23 +63,40 @@ pub(super) fn open(reader: &Reader, partition: &Partition) -> Result<Opened> {
     };
     let remark = match volume.heed_journal(room) {
         Ok(()) => None,
-        Err(Unread::Disk(error)) => return Err(unreadable(error)),
-        Err(Unread::Odd(why)) => Some(format!(
-            "the file system was not shut down cleanly and {why}; its files may be older than they should be"
-        )),
+        Err(unread) => {
+            let why = match unread {
+                Unread::Odd(why) => why,
+                Unread::Disk(error) => match refusal(&error) {
+                    Some(_) => "its journal leads where nothing is",
+                    None => return Err(unreadable(HERE, error)),
+                },
+            };
+            // All of it or nothing.
+            volume.newer.clear();
+            Some(format!(
+                "the file system was not shut down cleanly and {why}; its files may be older than they should be"
+            ))
+        }
     };
     let uuid = volume.superblock.uuid.clone();
     match Ext4::load(Box::new(volume)) {
         Ok(ext4) => Ok(Opened::Tree(FileTree::new(ext4, uuid, remark))),
-        Err(Ext4Error::Io(error)) => Err(unreadable(io::Error::other(error))),
+        Err(Ext4Error::Io(error)) => Err(unreadable(HERE, cause(error))),
         Err(error) => Ok(Opened::Other(format!(
             "its file system cannot be read: {error}"
         ))),
     }
 }
 
-fn unreadable(error: io::Error) -> Error {
-    Error::host("the disk to start from cannot be read", error)
+/// What cannot be read.
+const HERE: &str = "the disk to start from cannot be read";
+
+/// What [`Volume`] told the library.
+pub(super) fn cause(error: Box<dyn std::error::Error + Send + Sync>) -> io::Error {
+    match error.downcast::<io::Error>() {
+        Ok(error) => *error,
+        Err(error) => io::Error::other(error),
+    }
 }
 
 /// What is there if it is no ext4.
@@ -89,13 +107,16 @@ fn other(reader: &Reader, partition: &Partition) -> Result<String> {
             continue;
         }
         let read = reader.read_at(partition.start + at, &mut bytes);
-        read.map_err(unreadable)?;
+        read.map_err(|error| unreadable(HERE, error))?;
         if bytes == magic {
             return Ok(format!("holds {name}, which is not read"));
         }
     }
     Ok("holds nothing that is known".to_owned())
 }
+
+/// No block of the file system.
+const OUTSIDE: Refused = Refused("it leads out of its file system");
 
 struct Volume {
     reader: Reader,
@@ -116,15 +137,11 @@ impl Volume {
         let block = self.superblock.block;
         let read = |number: u64| {
             let mut bytes = vec![0; block as usize];
-            let at = self.block_at(number).ok_or(io::ErrorKind::UnexpectedEof);
-            self.reader.read_at(at?, &mut bytes).map(|()| bytes)
+            self.reader
+                .read_at(self.block_at(number)?, &mut bytes)
+                .map(|()| bytes)
         };
-        self.newer = match journal::newer(&self.superblock, inode, &read) {
-            Err(Unread::Disk(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(Unread::Odd("its journal leads out of the file system"));
-            }
-            newer => newer?,
-        };
+        self.newer = journal::newer(&self.superblock, inode, &read)?;
         let mut bytes = [0; superblock::BYTES];
         self.blocks(superblock::AT, &mut bytes)?;
         match superblock::read(&bytes, room) {
@@ -137,9 +154,12 @@ impl Volume {
         }
     }
 
-    /// Where a block is on the disk; `None` if the file system has no such block.
-    fn block_at(&self, number: u64) -> Option<u64> {
-        (number < self.superblock.blocks).then(|| self.start + number * self.superblock.block)
+    /// Where a block is on the disk; [`Refused`] if the file system has no such block.
+    fn block_at(&self, number: u64) -> io::Result<u64> {
+        if number >= self.superblock.blocks {
+            return Err(OUTSIDE.into());
+        }
+        Ok(self.start + number * self.superblock.block)
     }
 
     /// Fill `into` from `offset`, each block from where it is newest.
@@ -152,8 +172,7 @@ impl Volume {
             let (part, others) = rest.split_at_mut(len as usize);
             let newer = self.newer.get(&number);
             let place = newer.map_or(number, |newer| newer.block);
-            let place = self.block_at(place).ok_or(io::ErrorKind::UnexpectedEof)?;
-            self.reader.read_at(place + within, part)?;
+            self.reader.read_at(self.block_at(place)? + within, part)?;
             if newer.is_some_and(|newer| newer.escaped) {
                 let missing = journal::MAGIC.iter().skip(within as usize);
                 for (byte, missing) in part.iter_mut().zip(missing) {
@@ -175,7 +194,7 @@ impl Volume {
             let first = self.superblock.plain_descriptors();
             let group = offset.checked_sub(first).map(|at| at / into.len() as u64);
             let place = group.and_then(|group| self.superblock.descriptor_at(group));
-            return self.blocks(place.ok_or(io::ErrorKind::UnexpectedEof)?, into);
+            return self.blocks(place.ok_or(OUTSIDE)?, into);
         }
         self.blocks(offset, into)
     }

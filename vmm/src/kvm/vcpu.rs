@@ -144,11 +144,6 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Ticks of its time stamp counter in a millisecond, where KVM says that.
-    pub(crate) fn tsc_khz(&self) -> Option<u32> {
-        self.fd.get_tsc_khz().ok().filter(|khz| *khz > 0)
-    }
-
     /// What is counted of it.
     pub(crate) fn counters(&self) -> Arc<VcpuCounters> {
         Arc::clone(&self.counters)

@@ -6,12 +6,11 @@
 use std::sync::{PoisonError, TryLockError};
 
 use super::{Devices, Machine, MachineConfig, check_vcpus, lock};
-use crate::devices::EventsState;
 use crate::kvm::{Host, TscBase};
 use crate::memory::Memory;
-use crate::snapshot::{Events, Function, HostFacts, MachineState, MemorySlot, Processor, Shape};
+use crate::snapshot::{Function, HostFacts, MachineState, Processor, Shape};
 use crate::virtio::VirtioDevice;
-use crate::{Error, Result, layout};
+use crate::{Error, Result};
 
 /// What this host is to machines: what [`HostFacts::carries`] is asked of. Makes a machine to ask and takes it away,
 /// which is slow on some hosts.
@@ -49,30 +48,32 @@ impl Machine {
                 Err(TryLockError::WouldBlock) => return Err(runs()),
             }
         }
-        // Devices first: what they have signalled has then arrived at the interrupt controllers.
+        // Devices first: what they have signalled has then arrived at the interrupt controllers. What comes to them
+        // meanwhile is not in the state, neither it nor its signal; a signal alone does no harm.
         let functions = self.save_functions()?;
+        let (serial, events) = (self.serial.save(), self.slots.events().save());
+        let pci = self.slots.pci().save();
         self.vm.settle_lines()?;
         let clock = self.vm.clock()?;
         let processors: Result<Vec<Processor>> = vcpus.iter().map(|vcpu| vcpu.save()).collect();
         Ok(MachineState {
             host: self.host.clone(),
-            shape: self.shape(),
+            shape: Shape::of(self.vcpus.len() as u16, self.memory.bytes()),
             clock,
             processors: processors?,
             chips: self.vm.chips()?,
             pit: self.vm.pit()?,
-            serial: self.serial.save(),
-            events: self.events(),
-            pci: self.slots.pci().save(),
+            serial,
+            events,
+            pci,
             functions,
         })
     }
 
     fn save_functions(&self) -> Result<Vec<Function>> {
-        let functions = self.slots.on_the_bus();
-        let saved = functions.iter().map(|(slot, function)| {
-            let slot = *slot as u8;
-            let mut function = lock(function);
+        let functions = self.slots.placed()?.into_iter();
+        let saved = functions.map(|(slot, function)| {
+            let mut function = lock(&function);
             let kind = function.kind();
             let what = |why: &str| {
                 Error::invalid(format!(
@@ -88,33 +89,11 @@ impl Machine {
         saved.collect()
     }
 
-    fn events(&self) -> Events {
-        let state = self.slots.events().save();
-        Events {
-            happened: state.happened,
-            changed: state.changed,
-            wanted: state.wanted,
-        }
-    }
-
-    fn shape(&self) -> Shape {
-        Shape {
-            vcpus: self.vcpus.len() as u16,
-            memory: self.memory.bytes(),
-            slots: layout::memory_ranges(self.memory.bytes())
-                .into_iter()
-                .map(|range| MemorySlot {
-                    start: range.start,
-                    bytes: range.end - range.start,
-                })
-                .collect(),
-        }
-    }
-
     /// The machine that `state` is of, with its memory, before [`Self::start`]: that lets it go on.
     ///
     /// `config` says the processors and the memory that it has to have; what it says of a kernel is not used.
-    /// `devices` are as at [`Self::new`]: the same kinds in the same order, with what the drivers use of them.
+    /// `devices` are those that it had, in the order of their slots: the same kinds, with what the drivers use of
+    /// them.
     /// KVM may write to memory meanwhile: the times that it shows a guest are there.
     ///
     /// # Errors
@@ -130,7 +109,10 @@ impl Machine {
         check_vcpus(config, &host)?;
         check_shape(config, state, &memory)?;
         check_devices(state, &devices.virtio)?;
-        let machine = Self::assemble(config.vcpus, memory, devices, &host)?;
+        let machine = Self::assemble(config.vcpus, memory, devices.serial, &host)?;
+        for (device, saved) in devices.virtio.into_iter().zip(&state.functions) {
+            machine.slots.fit_into(saved.slot, device)?;
+        }
         let fits = machine.host.carries(state);
         fits.map_err(|why| misfit("this host", why))?;
         // Registers of devices before the interrupt controllers: what they raise on the way is overwritten.
@@ -145,11 +127,7 @@ impl Machine {
     fn restore_devices(&self, state: &MachineState) -> Result<()> {
         let serial = self.serial.restore(&state.serial);
         serial.map_err(|why| misfit("the serial port", why))?;
-        self.slots.events().restore(EventsState {
-            happened: state.events.happened,
-            changed: state.events.changed,
-            wanted: state.events.wanted,
-        });
+        self.slots.events().restore(&state.events);
         if !self.slots.pci().restore(&state.pci) {
             return Err(misfit("PCI", "its host bridge is another one"));
         }
@@ -203,23 +181,23 @@ fn check_shape(config: &MachineConfig, state: &MachineState, memory: &Memory) ->
     Ok(())
 }
 
-/// As many devices, of the same kinds, in slots from 1 on.
+/// As many devices, of the same kinds in the same order.
 fn check_devices(state: &MachineState, devices: &[Box<dyn VirtioDevice>]) -> Result<()> {
-    for (at, slot) in (0..).zip(1..=u8::MAX) {
+    for at in 0..state.functions.len().max(devices.len()) {
         let (saved, here) = (state.functions.get(at), devices.get(at));
         match (saved, here) {
-            (None, None) => break,
-            (Some(saved), Some(here)) if saved.slot == slot => {
+            (None, None) => {}
+            (Some(saved), Some(here)) => {
                 let (kind, was) = (here.kind(), saved.device.kind());
                 if kind != was {
                     let why = format!("it is of kind {kind}, and was of kind {was}");
                     return Err(misfit(named(saved), why));
                 }
             }
-            (Some(saved), _) => return Err(misfit(named(saved), "there is no device for it")),
+            (Some(saved), None) => return Err(misfit(named(saved), "there is no device for it")),
             (None, Some(here)) => {
-                let part = format!("the virtio device in slot {slot} (kind {})", here.kind());
-                return Err(misfit(part, "the machine had none there"));
+                let part = format!("virtio device {} (kind {})", at + 1, here.kind());
+                return Err(misfit(part, "the machine had no such device"));
             }
         }
     }

@@ -188,7 +188,9 @@ impl BusDevice for Window {
     fn read(&self, offset: u64, data: &mut [u8]) {
         match self.0.find(self.0.window.start + offset, data.len()) {
             Some((function, bar, at)) => lock(&function).memory_read(bar, at, data),
-            None => data.fill(0xFF),
+            // Not all ones, as on a bus of wires: a driver of virtio that resets a device which was pulled out waits
+            // until its status is 0, and would wait for ever.
+            None => data.fill(0),
         }
     }
 

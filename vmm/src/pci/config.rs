@@ -88,7 +88,7 @@ impl ConfigSpace {
     }
 
     /// `size` bytes (a power of two, at least 16) of 64-bit memory at base addresses `bar` and `bar + 1`,
-    /// at `address` at first, and decoded: what firmware leaves behind.
+    /// at `address` at first, and decoded nowhere, as after a reset (PCI 3.0, 6.2.2).
     pub(crate) fn add_memory(&mut self, bar: u8, size: u64, address: u64) {
         let at = BASE_ADDRESSES + usize::from(bar) * 4;
         self.set(at, &address.to_le_bytes());
@@ -98,12 +98,11 @@ impl ConfigSpace {
         if let Some(place) = self.sizes.get_mut(usize::from(bar)) {
             *place = size;
         }
-        self.set(COMMAND, &[MEMORY | MASTER]);
     }
 
-    /// Nothing is decoded, as after a reset (PCI 3.0, 6.2.2): the guest switches the function on.
-    pub(crate) fn switch_off(&mut self) {
-        self.set(COMMAND, &[0, 0]);
+    /// It is decoded and may reach memory: what firmware leaves behind.
+    pub(crate) fn switch_on(&mut self) {
+        self.set(COMMAND, &[MEMORY | MASTER]);
     }
 
     /// Append a capability (PCI 3.0, 6.7) with its bytes behind id and pointer; says where it begins. One that does
@@ -204,6 +203,8 @@ mod tests {
     fn writing_ones_to_a_base_address_tells_its_size() {
         let mut space = space();
         space.add_memory(0, 0x1_0000, 0xC001_0000);
+        assert!(space.decoded().is_empty(), "not decoded: 6.2.2");
+        space.switch_on();
         assert_eq!(space.decoded(), [(0, 0xC001_0000..0xC002_0000)]);
         space.write(0x10, &[0xFF; 8]);
         assert_eq!(space.double_word(0x10), 0xFFFF_0004);

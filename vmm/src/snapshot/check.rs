@@ -42,13 +42,8 @@ impl Checked for Shape {
         )?;
         let sizes = MEMORY_BYTES.contains(&self.memory) && self.memory.is_multiple_of(layout::PAGE);
         must(sizes, "a machine has 2 MiB to 1 TiB of memory, in pages")?;
-        let ranges = layout::memory_ranges(self.memory);
-        let same = ranges.len() == self.slots.len()
-            && ranges.iter().zip(&self.slots).all(|(range, slot)| {
-                range.start == slot.start && range.end - range.start == slot.bytes
-            });
         must(
-            same,
+            *self == Self::of(self.vcpus, self.memory),
             "memory is laid out in another way than this version does",
         )
     }

@@ -114,3 +114,9 @@ impl fmt::Display for DecodeError {
 }
 
 impl std::error::Error for DecodeError {}
+
+impl From<DecodeError> for crate::Error {
+    fn from(error: DecodeError) -> Self {
+        Self::new(crate::ErrorKind::BadSnapshot, error.to_string())
+    }
+}

@@ -1,6 +1,7 @@
 //! What a host is, as far as a machine that goes on there depends on it; and how large the machine is.
 
 use super::bytes::layout;
+use crate::layout as addresses;
 
 layout! {
     /// One answer of CPUID (Intel SDM volume 2, CPUID).
@@ -58,3 +59,20 @@ layout! {
 
 /// Most leaves of CPUID that KVM knows (`KVM_MAX_CPUID_ENTRIES`).
 pub(super) const MOST_LEAVES: usize = 256;
+
+impl Shape {
+    /// A machine with so many processors and bytes of memory, laid out as this version does.
+    pub(crate) fn of(vcpus: u16, memory: u64) -> Self {
+        let slots = addresses::memory_ranges(memory).into_iter();
+        Self {
+            vcpus,
+            memory,
+            slots: slots
+                .map(|range| MemorySlot {
+                    start: range.start,
+                    bytes: range.end - range.start,
+                })
+                .collect(),
+        }
+    }
+}

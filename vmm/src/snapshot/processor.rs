@@ -94,12 +94,10 @@ layout! {
         pub dr7: u64,
     }
 
-    /// An exception that is on its way.
+    /// An exception that is being delivered.
     pub struct Exception {
         /// Which, below 32 and not 2.
         pub vector: u8,
-        /// It is being delivered; else it is still to be.
-        pub injected: bool,
         /// Its error code.
         pub error_code: Option<u32>,
     }

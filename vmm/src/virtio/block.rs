@@ -105,17 +105,11 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        self.reset();
         for (number, setup) in activation.queues {
             let options = self.options(number, activation.features, &activation.alarm);
             let memory = activation.memory.clone();
-            match self.export.attach_queue(memory, setup, options) {
-                Ok(queue) => self.serving.push((number, queue)),
-                Err(error) => {
-                    self.reset();
-                    return Err(error);
-                }
-            }
+            let queue = self.export.attach_queue(memory, setup, options)?;
+            self.serving.push((number, queue));
         }
         Ok(())
     }

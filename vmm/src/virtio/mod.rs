@@ -43,7 +43,8 @@ pub trait VirtioDevice: Send + fmt::Debug {
         let _ = (offset, data);
     }
     /// The driver is ready (`DRIVER_OK`), or a device that was stopped goes on. Queues are checked: sizes,
-    /// alignment, and that they lie in memory.
+    /// alignment, and that they lie in memory. A device that cannot may have begun with some: it is reset before it
+    /// is activated again.
     fn activate(&mut self, activation: Activation) -> io::Result<()>;
     /// Take nothing more from the queues, finish what was taken, and say how far each queue is. Nothing of
     /// the guest's memory is touched afterwards. Also called when it was never activated.

@@ -63,6 +63,8 @@ pub(crate) struct VirtioFunction {
     memory: GuestMemory,
     /// Where the capabilities are whose bytes are registers: MSI-X, and access by configuration space.
     capabilities: (usize, usize),
+    /// Whether the device may have queues: it was activated, and has not stopped since.
+    active: bool,
     /// Queues of a device that was stopped by the host and shall go on.
     stopped: Option<Vec<(u16, QueueState)>>,
     /// Set by a device that cannot go on.
@@ -93,7 +95,7 @@ fn class(kind: u16) -> u32 {
 }
 
 impl VirtioFunction {
-    /// `device`, decoded at `address` at first.
+    /// `device` with its registers at `address`, but switched off: as one that firmware has not seen.
     pub(crate) fn new(
         device: Box<dyn VirtioDevice>,
         wires: Box<dyn Wires>,
@@ -124,7 +126,7 @@ impl VirtioFunction {
         let msix_at = config.add_capability(MSIX_CAPABILITY, &table);
         config.allow(msix_at + 3, &[0xC0]);
         let transport = Transport::new(device.features(), &queues, msix.vectors());
-        let mut function = Self {
+        Self {
             config,
             msix,
             transport,
@@ -132,13 +134,18 @@ impl VirtioFunction {
             wires,
             memory,
             capabilities: (msix_at, access),
+            active: false,
             stopped: None,
             raised: Arc::default(),
             resetting: false,
             gone: false,
-        };
-        function.place_doorbells();
-        function
+        }
+    }
+
+    /// It is decoded from now on, as firmware leaves it.
+    pub(crate) fn switch_on(&mut self) {
+        self.config.switch_on();
+        self.place_doorbells();
     }
 
     fn place_doorbells(&mut self) {
@@ -172,12 +179,6 @@ impl VirtioFunction {
         }
     }
 
-    /// Decode nothing until the guest says so, as a device that firmware has not seen.
-    pub(crate) fn switch_off(&mut self) {
-        self.config.switch_off();
-        self.place_doorbells();
-    }
-
     /// Take it off the bus for good: accesses find nothing, and its device begins to stop, which
     /// [`Self::try_stop`] says the end of.
     pub(crate) fn unplug(&mut self) {
@@ -197,14 +198,21 @@ impl VirtioFunction {
         if self.resetting {
             return None;
         }
-        if self.stopped.is_none() && self.transport.is_live() {
-            self.stopped = Some(self.device.try_reset()?);
+        if self.active {
+            // Also a device that needs a reset may have queues that work.
+            let queues = self.device.try_reset()?;
+            self.active = false;
+            self.heed_alarm();
+            self.stopped = self.transport.is_live().then_some(queues);
         }
         Some(self.stopped.clone().unwrap_or_default())
     }
 
-    /// The device goes on where it was stopped.
+    /// The device goes on where it was stopped, unless it is off the bus.
     pub(crate) fn go_on(&mut self) {
+        if self.gone {
+            return;
+        }
         if let Some(queues) = self.stopped.take() {
             let numbers: Vec<u16> = queues.iter().map(|(number, _)| *number).collect();
             let activated = self.activate(queues);
@@ -224,12 +232,14 @@ impl VirtioFunction {
                 Ok((number, QueueSetup { state, kick, call }))
             })
             .collect();
-        self.device.activate(Activation {
+        let activation = Activation {
             features: self.transport.features(),
             memory: self.memory.clone(),
             queues: queues?,
             alarm: self.wires.alarm(Arc::clone(&self.raised))?,
-        })
+        };
+        self.active = true;
+        self.device.activate(activation)
     }
 
     fn apply(&mut self, effect: Effect) {
@@ -251,6 +261,7 @@ impl VirtioFunction {
     fn settle(&mut self) {
         if self.resetting && self.device.try_reset().is_some() {
             self.resetting = false;
+            self.active = false;
             let reset = self.reset();
             self.or_needs_reset(reset);
         }
@@ -363,10 +374,10 @@ impl Function for VirtioFunction {
     }
 
     fn memory_read(&mut self, _: u8, offset: u64, data: &mut [u8]) {
-        if self.gone {
-            return data.fill(0xFF);
-        }
         data.fill(0);
+        if self.gone {
+            return;
+        }
         self.settle();
         self.heed_alarm();
         match offset {

@@ -81,3 +81,17 @@ pub(crate) fn timeless(mut state: MachineState) -> MachineState {
     }
     state
 }
+
+/// Return when this one of the machine's devices has got its queues. The machine goes on.
+pub(crate) fn wait_for_queues(machine: &Machine, device: usize) {
+    loop {
+        machine.pause();
+        let queues = machine.stop_devices();
+        machine.resume_devices();
+        machine.resume();
+        if !queues[device].is_empty() {
+            return;
+        }
+        std::thread::yield_now();
+    }
+}

@@ -7,7 +7,7 @@ use vmm::{Devices, ErrorKind, Exit, Machine, MachineConfig, Memory};
 
 use crate::MIB;
 use crate::disk::Served;
-use crate::kept::keep;
+use crate::kept::{keep, wait_for_queues};
 use crate::ran::{config, started, without_kvm};
 
 fn rng() -> Box<dyn VirtioDevice> {
@@ -39,20 +39,9 @@ fn says(what: &str, words: &[&str]) {
 fn saved(served: &Served) -> (MachineConfig, MachineState) {
     let config = config(2, 64 * MIB, "do=load ticks=1T");
     let (machine, _printed) = started(&config, vec![served.device(2), rng()]);
-    while !machine_is_at_work(&machine) {
-        std::thread::yield_now();
-    }
+    wait_for_queues(&machine, 0);
     let kept = keep(machine);
     (config, crate::kept::state(&kept.bytes))
-}
-
-/// Whether the disk of a machine has got its queues. It goes on afterwards.
-fn machine_is_at_work(machine: &Machine) -> bool {
-    machine.pause();
-    let queues = machine.stop_devices();
-    machine.resume_devices();
-    machine.resume();
-    queues[0].len() == 2
 }
 
 #[test]
@@ -69,9 +58,7 @@ fn a_machine_that_does_not_stand_still_is_not_saved() {
         error.to_string()
     };
     says(&refused(&machine), &["while it is paused"]);
-    while !machine_is_at_work(&machine) {
-        std::thread::yield_now();
-    }
+    wait_for_queues(&machine, 0);
     machine.pause();
     says(
         &refused(&machine),
@@ -128,7 +115,7 @@ fn other_devices_are_refused_by_their_slot_and_kind() {
         &["slot 2 (kind 4)", "no device for it"],
     );
     let more = vec![served.device(2), rng(), rng()];
-    says(&with(more), &["slot 3 (kind 4)", "had none there"]);
+    says(&with(more), &["device 3 (kind 4)", "had no such device"]);
     says(
         &with(vec![rng(), rng()]),
         &["slot 1 (kind 2)", "is of kind 4"],
@@ -230,8 +217,8 @@ fn registers_of_processors_may_be_anything_and_only_the_guest_suffers() {
     if without_kvm() {
         return;
     }
-    let config = config(2, 64 * MIB, "do=spin");
-    let (machine, _printed) = started(&config, Vec::new());
+    let hostile = config(2, 64 * MIB, "do=spin");
+    let (machine, _printed) = started(&hostile, Vec::new());
     let mut state = crate::kept::state(&keep(machine).bytes);
     state.processors[0].general.rip = 0x1000;
     state.processors[1].activity = Activity::Halted;
@@ -242,11 +229,15 @@ fn registers_of_processors_may_be_anything_and_only_the_guest_suffers() {
         serial: Box::new(std::io::sink()),
         virtio: Vec::new(),
     };
-    // KVM refuses it, or runs it until it crashes: a guest could have done as much.
-    if let Ok(mut machine) = Machine::restored(&config, &state, memory, devices) {
+    // KVM refuses it, or runs it until it crashes or is stopped: a guest could have done as much.
+    if let Ok(mut machine) = Machine::restored(&hostile, &state, memory, devices) {
         machine.start().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(50));
         machine.stop();
-        let _exit = machine.wait();
+        let exit = machine.wait();
+        assert!(matches!(exit, Exit::Crash(_) | Exit::Stopped), "{exit}");
     }
+    // Whatever it did, it did to itself.
+    let (machine, printed) = started(&config(1, 64 * MIB, "do=hello"), Vec::new());
+    assert_eq!(machine.wait(), Exit::PowerOff(0), "{}", printed.text());
 }

@@ -16,9 +16,11 @@ use words::Piece;
 /// Bytes of the value of a variable, and how many there are, at most.
 const LONGEST_VALUE: usize = 8 << 10;
 const MOST_VARIABLES: usize = 1 << 12;
-/// Commands that are carried out, and bytes that their words have, at most.
+/// Commands that are carried out, and bytes that their words have and the variables they load, at most.
 const MOST_COMMANDS: usize = 1 << 17;
 const MOST_WORD_BYTES: usize = 16 << 20;
+/// What a word or a variable counts for besides its bytes.
+const WEIGHT: usize = 32;
 /// Entries of a menu, at most.
 const MOST_ENTRIES: usize = 1 << 12;
 /// What is known of the GRUB that would read this.
@@ -119,9 +121,9 @@ impl Grub {
         // As deep as menus are inside of menus: the script's depth bounds that.
         loop {
             let wanted = path.next().unwrap_or_default().trim();
-            let named = items
-                .iter()
-                .position(|item| item.id == wanted || item.title == wanted);
+            // An entry without an id is not one whose id is nothing.
+            let is = |item: &Item| item.id == wanted || item.title == wanted;
+            let named = items.iter().position(|item| !wanted.is_empty() && is(item));
             let place = named.or_else(|| wanted.parse().ok()).unwrap_or(0);
             let place = if place < items.len() { place } else { 0 };
             if items.is_empty() {
@@ -164,6 +166,18 @@ impl Grub {
         succeeded
     }
 
+    fn load_env(&mut self) {
+        for (name, value) in self.saved.iter().flatten() {
+            let weight = name.len() + value.len() + WEIGHT;
+            let Some(left) = self.bytes_left.checked_sub(weight) else {
+                self.commands_left = 0;
+                return;
+            };
+            self.bytes_left = left;
+            self.variables.insert(name.clone(), value.clone());
+        }
+    }
+
     /// Put the values of variables in.
     fn expand(&mut self, words: &[Word]) -> Vec<String> {
         let mut expanded = Vec::new();
@@ -177,7 +191,13 @@ impl Grub {
                         (value.map_or("", String::as_str), *quoted)
                     }
                 };
-                let Some(left) = self.bytes_left.checked_sub(value.len()) else {
+                let words = if whole {
+                    1
+                } else {
+                    value.split_ascii_whitespace().count()
+                };
+                let weight = value.len() + words * WEIGHT;
+                let Some(left) = self.bytes_left.checked_sub(weight) else {
                     self.commands_left = 0;
                     return Vec::new();
                 };
@@ -212,10 +232,7 @@ impl Grub {
             "unset" => arguments.iter().for_each(|name| {
                 self.variables.remove(name);
             }),
-            "load_env" => {
-                let saved = self.saved.clone().unwrap_or_default();
-                self.variables.extend(saved);
-            }
+            "load_env" => self.load_env(),
             "menuentry" | "submenu" => self.item(name == "submenu", arguments, inside),
             "blscfg" => self.by_entries = true,
             "search" => self.search(arguments),

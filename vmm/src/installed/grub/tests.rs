@@ -146,6 +146,50 @@ fn a_saved_default_and_a_path_through_menus_are_followed() {
 }
 
 #[test]
+fn where_nothing_is_said_the_first_entry_is_started_whether_entries_have_ids_or_not() {
+    let menu = "menuentry a --id a {\nlinux /a\n}\nmenuentry b {\nlinux /b\n}\n";
+    assert_eq!(entry(menu, None).kernel, "/a");
+    assert_eq!(entry(&format!("set default=\n{menu}"), None).kernel, "/a");
+    let inside = format!("menuentry z {{\nlinux /z\n}}\nsubmenu more --id more {{\n{menu}}}\n");
+    for default in ["more", "1", "more>"] {
+        let text = format!("set default='{default}'\n{inside}");
+        assert_eq!(entry(&text, None).kernel, "/a", "{default}");
+    }
+}
+
+#[test]
+fn variables_that_are_loaded_are_counted_with_what_is_read() {
+    let long = "a".repeat(8 << 10);
+    let pairs = (0..128).flat_map(|name| [format!("a{name}="), long.clone(), "\n".into()]);
+    let saved: String = pairs.collect();
+    let text = |times| "load_env\n".repeat(times) + "menuentry x {\nlinux /k\n}\n";
+    assert_eq!(entry(&text(2), Some(&saved)).kernel, "/k");
+    assert!(
+        read(&text(100), Some(&saved))
+            .entry
+            .is_none_or(|entry| entry.kernel.is_empty())
+    );
+    let many: String = (0..4096)
+        .flat_map(|name| [name.to_string(), "=\n".into()])
+        .collect();
+    assert!(
+        read(&text(1000), Some(&many))
+            .entry
+            .is_none_or(|entry| entry.kernel.is_empty())
+    );
+}
+
+#[test]
+fn a_value_that_falls_apart_takes_no_memory_without_end() {
+    let value = format!("set a='{}'\n", "b ".repeat(4000));
+    let words = format!(
+        "{value}menuentry x {{\nlinux /k\ninitrd {}\n}}\n",
+        "$a ".repeat(1000)
+    );
+    assert!(entry(&words, None).initrds.len() < 1 << 20);
+}
+
+#[test]
 fn conditions_inside_of_an_entry_choose_its_lines() {
     let text = "menuentry 'x' {\n if [ \"${initrdfail}\" = 1 ]; then\n linux /a b\n initrd /c\n else\n \
                 linux /a panic=-1 'd e'\n fi\n initrdfail\n}";

@@ -152,3 +152,147 @@ fn a_journal_that_cannot_be_read_is_told_and_what_is_there_is_read() {
     };
     assert!(remark.contains("not shut down cleanly"), "{remark}");
 }
+
+/// A file system whose journal, of 8 MiB and without checksums, begins at its first block with transaction 7.
+struct Hostile {
+    unclean: Unclean,
+    file: File,
+    /// The blocks of its journal.
+    log: Vec<u64>,
+}
+
+impl Hostile {
+    fn new(root: &Root) -> Self {
+        let options = [SUMS[1], &["-J", "size=8"]].concat();
+        let unclean = Unclean::new(root, &options);
+        let log = unclean.blocks("<8>");
+        unclean.debugfs("feature needs_recovery\n");
+        let mut options = File::options();
+        let file = options.read(true).write(true).open(&unclean.image);
+        let file = file.unwrap();
+        let hostile = Self { unclean, file, log };
+        hostile.put(hostile.log[0] * BLOCK + 0x18, &7_u32.to_be_bytes());
+        hostile.put(hostile.log[0] * BLOCK + 0x1C, &1_u32.to_be_bytes());
+        hostile
+    }
+
+    fn put(&self, at: u64, bytes: &[u8]) {
+        self.file.write_all_at(bytes, at).unwrap();
+    }
+
+    /// Replaces the extents of the journal by these: the first block, how many, where they are.
+    fn put_extents(&self, extents: &[(u32, u16, u64)]) {
+        let mut table = [0; 4];
+        // The descriptor of the first group has the place of its inodes.
+        self.file.read_exact_at(&mut table, BLOCK + 8).unwrap();
+        let mut bytes = vec![0x0A, 0xF3, extents.len() as u8, 0, 4, 0, 0, 0, 0, 0, 0, 0];
+        for (logical, blocks, physical) in extents {
+            bytes.extend(logical.to_le_bytes());
+            bytes.extend(blocks.to_le_bytes());
+            bytes.extend([0; 2]);
+            bytes.extend((*physical as u32).to_le_bytes());
+        }
+        let inode = u64::from(u32::from_le_bytes(table)) * BLOCK + 7 * 256;
+        self.put(inode + 0x28, &bytes);
+    }
+
+    /// The disk is read as if there were no journal, which is told in these words.
+    #[track_caller]
+    fn is_passed_over(&self, why: &str) {
+        let (installed, kernel, _) = found_in(&self.unclean.image, 512).unwrap();
+        assert_eq!(kernel, KERNEL);
+        let [remark] = &installed.remarks[..] else {
+            panic!("{:?}", installed.remarks)
+        };
+        assert!(remark.contains(why), "{remark}");
+    }
+}
+
+#[test]
+fn a_journal_that_revokes_without_end_takes_no_memory_without_end() {
+    let root = Root::new();
+    let hostile = Hostile::new(&root);
+    let each = 1020;
+    let revoking = &hostile.log[1..];
+    let enough = (1 << 20) / each as usize + 2;
+    assert!(revoking.len() > enough);
+    for (place, block) in (0..).zip(&revoking[..enough]) {
+        let revoked = (0..each).map(|of| place * each + of);
+        let rest: Vec<u32> = [BLOCK as u32].into_iter().chain(revoked).collect();
+        hostile.put(block * BLOCK, &journal_block(5, 7, &rest));
+    }
+    hostile.is_passed_over("revokes more blocks");
+}
+
+#[test]
+fn a_journal_is_nowhere_twice_and_nowhere_outside() {
+    let root = Root::new();
+    let hostile = Hostile::new(&root);
+    let (first, blocks) = (hostile.log[0], hostile.log.len() as u16);
+    let block = hostile.unclean.blocks(PATH)[0];
+    let descriptor = journal_block(1, 7, &[block as u32, 0xA]);
+    hostile.put((first + 1) * BLOCK, &descriptor);
+    hostile.put((first + 2) * BLOCK, b"the one!");
+    hostile.put((first + 3) * BLOCK, &journal_block(2, 7, &[]));
+    assert_eq!(hostile.unclean.kernel(), b"the one!");
+    hostile.put_extents(&[(0, 8, first), (8, blocks - 8, first + 8)]);
+    assert_eq!(hostile.unclean.kernel(), b"the one!");
+    for extents in [
+        [(0, 8, first), (8, blocks - 8, first + 7)],
+        [(0, 8, first), (7, blocks - 8, first + 8)],
+        [(0, 8, first), (8, 0x8001, first + 8)],
+        [(0, 8, first), (8, 0, first + 8)],
+        [(0, 8, first), (8, blocks - 8, (64 << 20) / BLOCK - 8)],
+    ] {
+        hostile.put_extents(&extents);
+        hostile.is_passed_over("its journal");
+    }
+    // The copy of a block lies outside, which nobody looks at before it is needed.
+    hostile.put_extents(&[(0, 2, first), (2, 8, 1 << 30)]);
+    hostile.is_passed_over("its journal");
+}
+
+#[test]
+fn a_journal_that_is_longer_than_any_is_not_read_as_a_shorter_one() {
+    let root = Root::new();
+    let hostile = Hostile::new(&root);
+    let length = (1_u32 << 20) + 1;
+    hostile.put(hostile.log[0] * BLOCK + 0x10, &length.to_be_bytes());
+    hostile.is_passed_over("longer than any");
+}
+
+#[test]
+fn a_journal_that_cuts_its_file_system_off_does_not_end_the_search() {
+    let (harmed, whole) = (Root::new(), Root::new());
+    // Without gaps between the tables, which its journal would fill.
+    let options = ["-b", "4096", "-O", "^metadata_csum,^64bit,^flex_bg"];
+    let unclean = Unclean::new(&harmed, &options);
+    let log = unclean.blocks("<8>");
+    let bytes = fs::read(&unclean.image).unwrap();
+    let block = |number: u64| bytes[(number * BLOCK) as usize..][..BLOCK as usize].to_vec();
+    let inodes = u64::from(u32::from_le_bytes(block(1)[8..12].try_into().unwrap()));
+    assert!(inodes < log[0]);
+    let mut first = block(0);
+    // The file system ends where its journal begins, and its first inodes are in the journal.
+    first[1024 + 4..][..4].copy_from_slice(&(log[0] as u32).to_le_bytes());
+    let first = unclean.content("first", &first);
+    let inode = unclean.content("inodes", &block(inodes));
+    unclean.debugfs(&format!(
+        "jo\njw -b 0 {first}\njw -b {inodes} {inode}\njc\n"
+    ));
+    let path = unclean.image.with_extension("two");
+    let file = File::create(&path).unwrap();
+    file.set_len(128 << 20).unwrap();
+    let table =
+        "label: dos\nstart=1MiB, size=64MiB, type=83, bootable\nstart=80MiB, size=32MiB, type=83";
+    program("sfdisk", &["-q", path.to_str().unwrap()], table);
+    let bytes = fs::read(&unclean.image).unwrap();
+    file.write_all_at(&bytes, 1 << 20).unwrap();
+    let bytes = fs::read(whole.image(32, &[])).unwrap();
+    file.write_all_at(&bytes, 80 << 20).unwrap();
+    let (installed, kernel, _) = found_in(&path, 512).unwrap();
+    assert_eq!(
+        (installed.partition.as_str(), kernel.as_slice()),
+        ("partition 2", KERNEL)
+    );
+}

@@ -108,7 +108,7 @@ impl Vm {
 
     /// Its interrupt controllers.
     pub(crate) fn chips(&self) -> Result<Chips> {
-        let read_pic = |number| {
+        let read_pic = |number| -> Result<_> {
             let chip = self.chip(number)?;
             // SAFETY: by its number the chip is a PIC, so this is the member that KVM has filled.
             Ok(pic(unsafe { &chip.chip.pic }))

@@ -34,6 +34,23 @@ fn find(cpuid: &[kvm_cpuid_entry2], function: u32) -> kvm_cpuid_entry2 {
     found.copied().unwrap_or_default()
 }
 
+/// A leaf without what says on which of the host's processors it was asked for: APIC ids (Intel SDM volume 2,
+/// CPUID; AMD APM volume 3, appendix E).
+fn anywhere(leaf: &kvm_cpuid_entry2) -> kvm_cpuid_entry2 {
+    let mut leaf = *leaf;
+    match leaf.function {
+        1 => leaf.ebx &= 0x00FF_FFFF,
+        0xB | 0x1F => leaf.edx = 0,
+        0x8000_001E => {
+            leaf.eax = 0;
+            leaf.ebx &= !0xFF;
+            leaf.ecx &= !0xFF;
+        }
+        _ => {}
+    }
+    leaf
+}
+
 impl Host {
     /// What this host is to machines, by one of its processors: the frequency of the counter is a processor's.
     pub(crate) fn facts(&self, vcpu: Option<&Vcpu>) -> HostFacts {
@@ -55,7 +72,36 @@ impl Host {
                 .and_then(|vcpu| vcpu.fd().get_tsc_khz().ok())
                 .unwrap_or_default(),
             tsc_scaling: self.kvm().check_extension(Cap::TscControl),
-            cpuid: cpuid.iter().map(leaf).collect(),
+            cpuid: cpuid.iter().map(anywhere).map(|one| leaf(&one)).collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_host_is_does_not_depend_on_the_processor_that_was_asked() {
+        let asked_on = |id: u32| {
+            [1, 7, 0xB, 0x1F, 0x8000_001E].map(|function| {
+                let mut entry = kvm_cpuid_entry2 {
+                    function,
+                    ebx: 0x0002_0800,
+                    ..kvm_cpuid_entry2::default()
+                };
+                match function {
+                    1 => entry.ebx |= id << 24,
+                    0xB | 0x1F => entry.edx = id,
+                    0x8000_001E => (entry.eax, entry.ebx) = (id, 0x100 | id),
+                    _ => {}
+                }
+                entry
+            })
+        };
+        assert_ne!(asked_on(0), asked_on(1));
+        let kept = |id| asked_on(id).map(|entry| anywhere(&entry));
+        assert_eq!(kept(0), kept(1));
+        assert_eq!(kept(1)[0].ebx, 0x0002_0800);
     }
 }

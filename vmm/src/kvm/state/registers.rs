@@ -287,14 +287,14 @@ pub(super) fn pending(fd: &VcpuFd) -> Result<Pending> {
         .map_err(failed("what is on its way to a processor cannot be read"))?;
     let exception = Exception {
         vector: it.exception.nr,
-        injected: it.exception.injected != 0,
         error_code: (it.exception.has_error_code != 0).then_some(it.exception.error_code),
     };
     let interrupt = Interrupt {
         vector: it.interrupt.nr,
         soft: it.interrupt.soft != 0,
     };
-    let coming = it.exception.injected != 0 || it.exception.pending != 0;
+    // KVM calls one that is still to be delivered injected too, unless its payload is asked for (api.rst, 4.31).
+    let coming = it.exception.injected != 0;
     Ok(Pending {
         exception: coming.then_some(exception),
         interrupt: (it.interrupt.injected != 0).then_some(interrupt),
@@ -314,8 +314,7 @@ pub(super) fn set_pending(fd: &VcpuFd, saved: &Pending) -> Result<()> {
     };
     if let Some(exception) = &saved.exception {
         events.exception.nr = exception.vector;
-        events.exception.injected = u8::from(exception.injected);
-        events.exception.pending = u8::from(!exception.injected);
+        events.exception.injected = 1;
         events.exception.has_error_code = u8::from(exception.error_code.is_some());
         events.exception.error_code = exception.error_code.unwrap_or_default();
     }

@@ -1,8 +1,9 @@
 //! Time stamp counters of a machine's processors, which go on together.
 //!
-//! What counters differ by is kept exactly where KVM says what it adds to the host's: the first processor's is set
-//! by its value, the others' by their distance from it. So the time that it takes to write one after
-//! another is not seen.
+//! Where KVM says what it adds to the host's counter, that is what is set: of the first processor so that its value is the right
+//! one, of the others by their distance from it. So the time that it takes to set one after another is
+//! not seen. A value is written only where it does not: kernels before 6.7 take the first one that is close to what
+//! they began with for an attempt to bring processors in step, and pass over it.
 
 use kvm_ioctls::VcpuFd;
 
@@ -51,7 +52,7 @@ impl TscBase {
         // 64 bits of nanoseconds times 32 bits of kHz.
         let ticks = u128::from(self.elapsed) * u128::from(saved.khz) / 1_000_000;
         let value = saved.value.wrapping_add(ticks as u64);
-        if !msrs::write_one(fd, msrs::TSC, value)? {
+        if !set_value(fd, value)? {
             return Err(Error::mismatch(
                 "this host's KVM does not let the time stamp counter be set",
             ));
@@ -67,4 +68,15 @@ impl TscBase {
         self.first = self.first.or(saved.offset.zip(here));
         Ok(())
     }
+}
+
+/// Have the counter show `value` now; `false` where KVM has no way for that.
+fn set_value(fd: &VcpuFd, value: u64) -> Result<bool> {
+    if let Some(offset) = raw::get_tsc_offset(fd)
+        && let Some(now) = msrs::read_one(fd, msrs::TSC)
+        && raw::set_tsc_offset(fd, offset.wrapping_add(value.wrapping_sub(now))).is_ok()
+    {
+        return Ok(true);
+    }
+    msrs::write_one(fd, msrs::TSC, value)
 }

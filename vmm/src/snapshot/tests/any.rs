@@ -24,20 +24,6 @@ fn filled<T: Encoded>(byte: u8) -> T {
     T::take(&mut Reader::new(&bytes, 0)).unwrap()
 }
 
-fn shape(vcpus: u16, memory: u64) -> Shape {
-    let ranges = layout::memory_ranges(memory).into_iter();
-    Shape {
-        vcpus,
-        memory,
-        slots: ranges
-            .map(|range| MemorySlot {
-                start: range.start,
-                bytes: range.end - range.start,
-            })
-            .collect(),
-    }
-}
-
 fn cpuid() -> Vec<CpuidLeaf> {
     vec![
         leaf(0, false, [7, 0, 0, 0]),
@@ -136,7 +122,7 @@ pub(super) fn sample() -> MachineState {
             tsc_scaling: false,
             cpuid: cpuid(),
         },
-        shape: shape(2, 4 * layout::GIB),
+        shape: Shape::of(2, 4 * layout::GIB),
         clock: Clock {
             nanoseconds: 5,
             realtime: Some(6),
@@ -184,7 +170,7 @@ prop_compose! {
         (nmi, smm, init) in any::<([bool; 3], [bool; 3], bool)>(),
     ) -> Pending {
         Pending {
-            exception: exception.then_some(Exception { vector, injected: init, error_code }),
+            exception: exception.then_some(Exception { vector, error_code }),
             interrupt: interrupt.map(|(vector, soft)| Interrupt { vector, soft }),
             shadow,
             nmi,
@@ -287,7 +273,7 @@ prop_compose! {
                 cpuid: leaves.map(|(function, indexed, answer)| leaf(function, indexed, answer)).collect(),
                 ..usual.host
             },
-            shape: shape(processors.len() as u16, memory),
+            shape: Shape::of(processors.len() as u16, memory),
             clock: Clock { nanoseconds: clock.0, realtime: clock.1 },
             processors,
             serial: Serial { input, ..usual.serial },

@@ -169,7 +169,6 @@ fn values_that_cannot_be_are_refused_with_the_reason() {
         ("an exception that does not exist", |it| {
             it.processors[0].pending.exception = Some(Exception {
                 vector: 32,
-                injected: true,
                 error_code: None,
             });
         }),

@@ -11,9 +11,9 @@ use crate::snapshot::{self, Position};
 use crate::virtio::Source;
 
 impl VirtioFunction {
-    /// What kind of device it is, and whether nothing of it is at work: it is stopped, or has never been ready.
+    /// Whether nothing of it is at work: it is stopped, or has never been ready.
     pub(crate) fn stands_still(&self) -> bool {
-        self.stopped.is_some() || !self.transport.is_live()
+        !self.active && !self.resetting
     }
 
     /// The number of the device's kind.
