@@ -62,6 +62,8 @@ pub(crate) struct VirtioFunction {
     stopped: Option<Vec<(u16, QueueState)>>,
     /// Set by a device that cannot go on.
     raised: Arc<AtomicBool>,
+    /// Set by a device whose configuration is another one.
+    changed: Arc<AtomicBool>,
 }
 
 /// The bytes of a `virtio_pci_cap` behind id and pointer (4.1.4).
@@ -125,6 +127,7 @@ impl VirtioFunction {
             capabilities: (msix_at, access),
             stopped: None,
             raised: Arc::default(),
+            changed: Arc::default(),
         };
         function.place_doorbells();
         function
@@ -147,8 +150,11 @@ impl VirtioFunction {
         }
     }
 
-    /// See whether the device has raised its alarm, which has signalled the driver already.
+    /// See whether the device has raised an alarm, which has signalled the driver already.
     fn heed_alarm(&mut self) {
+        if self.changed.swap(false, Ordering::SeqCst) {
+            self.transport.config_changed();
+        }
         if self.raised.swap(false, Ordering::SeqCst) {
             self.transport.needs_reset();
         }
@@ -196,6 +202,7 @@ impl VirtioFunction {
             memory: self.memory.clone(),
             queues: queues?,
             alarm: self.wires.alarm(Arc::clone(&self.raised))?,
+            changed: self.wires.alarm(Arc::clone(&self.changed))?,
         })
     }
 
