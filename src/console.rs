@@ -6,9 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use vmm::description::Console;
 
 use crate::failure::{Failure, Result};
-use crate::plan::Console;
 
 /// Typed before an `x`, it ends the machine; typed twice, the guest gets it once (Ctrl-A, as in QEMU).
 const ESCAPE: u8 = 0x01;

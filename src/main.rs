@@ -19,7 +19,6 @@ mod plan;
 mod progress;
 mod report;
 mod site;
-mod size;
 mod source;
 mod target;
 
@@ -29,6 +28,7 @@ use clap::Parser as _;
 
 use crate::args::CommandLine;
 use crate::report::Report;
+pub(crate) use vdisk::size;
 
 fn main() -> ExitCode {
     let typed = CommandLine::parse();

@@ -12,8 +12,10 @@
 //! | [`operations`] | requests, and power cuts | the disk holds what a flat model of it holds |
 //! | [`parent_locator`] | a locator | what is read is written again alike, or refused |
 //! | [`metadata`] | a metadata region | items are apart and inside, changes touch nothing else |
+//! | [`description`] | a `vm.toml` | what is read keeps the promises of its fields |
 //! | [`virtqueue`] | what a guest and its device do to a virtqueue | what is taken keeps the rules, the rest is refused |
 
+pub mod description;
 pub mod log_replay;
 pub mod metadata;
 pub mod open;
@@ -36,7 +38,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target {
         name: "open",
         run: open::run,
@@ -65,6 +67,11 @@ pub const TARGETS: [Target; 6] = [
     Target {
         name: "virtqueue",
         run: virtqueue::run,
+        most: 512,
+    },
+    Target {
+        name: "description",
+        run: description::run,
         most: 512,
     },
 ];

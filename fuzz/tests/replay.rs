@@ -104,3 +104,8 @@ fn metadata_keeps_what_nobody_changed() {
 fn a_hostile_guest_is_refused_or_served_by_the_rules() {
     replay("virtqueue");
 }
+
+#[test]
+fn descriptions_of_machines_are_refused_or_keep_their_promises() {
+    replay("description");
+}

@@ -14,6 +14,7 @@ use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::{Server, ServerConfig};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
+use vmm::description::{self, Console, Kernel};
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
@@ -25,7 +26,7 @@ use crate::control::machine::{Life, MachineControl, MachineState};
 use crate::control::service::Controlled;
 use crate::control::{Control, place};
 use crate::failure::{Exit, Failure, Result};
-use crate::plan::{self, Console, Kernel, Machine, MachineDisk};
+use crate::plan::{Machine, disk_format};
 use crate::report::Report;
 use crate::site::source::Site;
 use crate::{interrupt, site, size};
@@ -62,7 +63,7 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     interrupt::listen();
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let config = ServerConfig {
-        workers: processors.min(usize::from(plan.vcpus)),
+        workers: processors.min(usize::from(plan.vm.vcpus)),
         ..ServerConfig::default()
     };
     let server = Server::start(config);
@@ -70,7 +71,7 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
         Arc::new(server.map_err(|e| Failure::io("the disks' workers cannot be started", &e))?);
     let mut site = Site::new(&server);
     let mut disks = Vec::new();
-    for disk in &plan.disks {
+    for disk in &plan.vm.disks {
         disks.push(add(&mut site, disk, &plan)?);
     }
     let site = Arc::new(site);
@@ -111,16 +112,15 @@ fn live(
 }
 
 /// Opens a disk and makes it an export.
-fn add(site: &mut Site, disk: &MachineDisk, plan: &Machine) -> Result<Attached> {
-    let served = &disk.served;
-    let format = served.format.map(plan::library_format);
-    let opened = site::disk::open(&served.path, format, disk.read_only, &plan.search)?;
+fn add(site: &mut Site, disk: &description::Disk, plan: &Machine) -> Result<Attached> {
+    let format = disk.format.map(disk_format);
+    let opened = site::disk::open(&disk.path, format, disk.read_only, &plan.search)?;
     let options = ExportOptions {
         read_only: disk.read_only,
-        description: served.path.display().to_string(),
+        description: disk.path.display().to_string(),
         ..ExportOptions::default()
     };
-    let export = site.add(&served.name, opened, (options, plan.take_over))?;
+    let export = site.add(&disk.name, opened, (options, plan.take_over))?;
     Ok(Attached {
         export,
         queues: disk.queues,
@@ -133,8 +133,8 @@ fn controlled(site: &Arc<Site>, guest: &Arc<Guest>, plan: &Machine) -> Result<Co
     let mut paths = plan.control.clone();
     place::make_folder()?;
     paths.push(place::socket_of(&guest.described)?);
-    for disk in plan.disks.iter().filter(|disk| !disk.read_only) {
-        paths.push(place::socket_of(&disk.served.path)?);
+    for disk in plan.vm.disks.iter().filter(|disk| !disk.read_only) {
+        paths.push(place::socket_of(&disk.path)?);
     }
     let control: Arc<dyn Control> = site.clone();
     let machine: Arc<dyn MachineControl> = guest.clone();
@@ -171,7 +171,7 @@ struct Now {
 
 impl Guest {
     fn new(args: &RunArgs, plan: &Machine, disks: Vec<Attached>, json: bool) -> Result<Self> {
-        let (kernel, held) = match &plan.boot.kernel {
+        let (kernel, held) = match &plan.vm.boot.kernel {
             Kernel::File(path) => (path.clone(), None),
             Kernel::BuiltIn => {
                 let held = built_in().map_err(|e| Failure::io("no memory for the guest", &e))?;
@@ -180,18 +180,22 @@ impl Guest {
             }
         };
         let config = MachineConfig {
-            vcpus: plan.vcpus,
-            memory: plan.memory,
-            huge_pages: plan.huge_pages,
+            vcpus: plan.vm.vcpus,
+            memory: plan.vm.memory,
+            huge_pages: plan.vm.huge_pages,
             kernel,
-            cmdline: plan.boot.command_line.clone(),
-            initrd: plan.boot.initrd.clone(),
+            cmdline: plan.vm.boot.command_line.clone(),
+            initrd: plan.vm.boot.initrd.clone(),
         };
-        let machine = made(&config, &disks, console::output(&plan.console, json, true)?)?;
+        let machine = made(
+            &config,
+            &disks,
+            console::output(&plan.vm.console, json, true)?,
+        )?;
         Ok(Self {
             described: args.machine.clone(),
             config,
-            console: plan.console.clone(),
+            console: plan.vm.console.clone(),
             json,
             disks,
             _kernel: held,
@@ -220,7 +224,7 @@ impl Guest {
         });
         stopping.map_err(|e| Failure::io("no thread that waits for signals", &e))?;
         let typed = Arc::clone(self);
-        let _raw = console::feed(&plan.console, move |typed_in| {
+        let _raw = console::feed(&plan.vm.console, move |typed_in| {
             if let Some(bytes) = typed_in {
                 return typed.machine().serial_input(bytes);
             }
@@ -240,23 +244,19 @@ impl Guest {
     fn announce(&self, plan: &Machine, report: Report) -> Result<()> {
         let running = Running {
             machine: self.described.clone(),
-            vcpus: plan.vcpus,
-            memory: plan.memory,
-            disks: plan
-                .disks
-                .iter()
-                .map(|disk| disk.served.name.clone())
-                .collect(),
+            vcpus: plan.vm.vcpus,
+            memory: plan.vm.memory,
+            disks: plan.vm.disks.iter().map(|disk| disk.name.clone()).collect(),
             pid: std::process::id(),
         };
         let people = format!(
             "running {}: {} processors, {} of memory",
             self.described.display(),
-            plan.vcpus,
-            size::show(plan.memory)
+            plan.vm.vcpus,
+            size::show(plan.vm.memory)
         );
         // The console may be on stdout.
-        if report.is_json() || plan.console != Console::Stdio {
+        if report.is_json() || plan.vm.console != Console::Stdio {
             report.event("running", &running, &people)?;
         }
         Ok(())

@@ -76,6 +76,7 @@ pub mod merge;
 pub mod metadata;
 pub mod open;
 pub mod repair;
+pub mod size;
 pub mod space;
 pub mod storage;
 pub mod tap;

@@ -7,6 +7,7 @@
 
 mod boot;
 mod bus;
+pub mod description;
 mod devices;
 mod error;
 pub mod guest;

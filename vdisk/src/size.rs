@@ -11,7 +11,8 @@ const PREFIXES: [char; 6] = ['K', 'M', 'G', 'T', 'P', 'E'];
 
 /// Why a text is not a size.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum BadSize {
+#[non_exhaustive]
+pub enum BadSize {
     /// It does not begin with a number.
     NoNumber,
     /// What follows the number is no unit.
@@ -36,8 +37,10 @@ impl fmt::Display for BadSize {
     }
 }
 
+impl std::error::Error for BadSize {}
+
 /// The number of bytes that `text` means.
-pub(crate) fn parse(text: &str) -> Result<u64, BadSize> {
+pub fn parse(text: &str) -> Result<u64, BadSize> {
     let text = text.trim();
     let end = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -89,7 +92,8 @@ fn multiplier(unit: &str) -> Result<u64, BadSize> {
 }
 
 /// `bytes` in the largest binary unit of which there is at least one, with one decimal if needed.
-pub(crate) fn show(bytes: u64) -> String {
+#[must_use]
+pub fn show(bytes: u64) -> String {
     let mut power = 0;
     while power < PREFIXES.len() && bytes >> (10 * (power + 1)) > 0 {
         power += 1;
@@ -107,7 +111,8 @@ pub(crate) fn show(bytes: u64) -> String {
 }
 
 /// `bytes` exactly, in the shortest form that [`parse`] reads back.
-pub(crate) fn exact(bytes: u64) -> String {
+#[must_use]
+pub fn exact(bytes: u64) -> String {
     let mut power = 0;
     while power < PREFIXES.len() && bytes > 0 && bytes.trailing_zeros() >= 10 * (power as u32 + 1) {
         power += 1;
@@ -119,7 +124,8 @@ pub(crate) fn exact(bytes: u64) -> String {
 }
 
 /// The two multiples of `unit` next to `bytes`, the lower one left out when it is zero.
-pub(crate) fn neighbours(bytes: u64, unit: u64) -> String {
+#[must_use]
+pub fn neighbours(bytes: u64, unit: u64) -> String {
     let below = bytes - bytes % unit;
     let above = below.checked_add(unit).map_or_else(String::new, exact);
     match below {
