@@ -26,6 +26,8 @@ mkfs.ext4:e2fsprogs
 e2fsck:e2fsprogs
 debugfs:e2fsprogs
 fusermount3:fuse3
+ip:iproute2
+unshare:util-linux
 /bin/kill:procps
 make:make
 cc:gcc

@@ -6,6 +6,7 @@ mod histogram;
 mod ledger;
 mod load;
 mod machine;
+mod net;
 mod refusals;
 mod resize;
 mod touch;
@@ -44,6 +45,10 @@ pub(crate) fn run(vcpu: &Vcpu, boot: &Boot, step: &Step) {
         "discard" => discard::run(vcpu, boot, step, Verb::DISCARD),
         "zeroes" => discard::run(vcpu, boot, step, Verb::ZEROES),
         "resize-watch" => resize::watch(vcpu, boot, step),
+        "net" => net::describe(vcpu, boot, step),
+        "net-echo" => net::echo(vcpu, boot, step),
+        "net-send" => net::send(vcpu, boot, step),
+        "net-link" => net::link(vcpu, boot, step),
         other => panic!("do={other} is not known"),
     }
 }

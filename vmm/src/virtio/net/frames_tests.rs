@@ -207,7 +207,9 @@ proptest! {
             for (index, (address, len, flags, next)) in (0..).zip(&table) {
                 ring.descriptor(index, (*address, *len), *flags, *next);
             }
-            heads.iter().for_each(|head| ring.offer(*head));
+            for head in &heads {
+                ring.offer(*head);
+            }
             if sends {
                 let mut transmit = Transmit::new(ring.open(features), features);
                 for _ in 0..64 {

@@ -117,10 +117,17 @@ pub(super) fn longest(features: u64, mtu: u16) -> usize {
 
 /// The configuration space (5.1.4). Whatever is read behind it is zero.
 pub(super) fn config(mac: [u8; 6], link: bool, mtu: u16) -> [u8; CONFIG_LEN] {
-    let [a, b, c, d, e, f] = mac;
-    let [low, high] = mtu.to_le_bytes();
     // Behind the status: one pair of queues.
-    [a, b, c, d, e, f, u8::from(link), 0, 1, 0, low, high]
+    let numbers = [u16::from(link), 1, mtu];
+    let bytes = numbers.into_iter().flat_map(u16::to_le_bytes);
+    filled(mac.into_iter().chain(bytes))
+}
+
+/// These bytes, or as many of them as there is room for.
+fn filled<const N: usize>(from: impl Iterator<Item = u8>) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes.iter_mut().zip(from).for_each(|(to, from)| *to = from);
+    bytes
 }
 
 /// What stands before a frame (5.1.6.1).
@@ -139,26 +146,30 @@ pub(super) struct Header {
 impl Header {
     /// The header in these bytes.
     pub(super) fn decode(bytes: [u8; HEADER]) -> Self {
-        let [flags, gso_type, a, b, c, d, e, f, g, h, i, j] = bytes;
+        let byte = |at: usize| bytes.get(at).copied().unwrap_or(0);
+        let word = |at| u16::from_le_bytes([byte(at), byte(at + 1)]);
         Self {
-            flags,
-            gso_type,
-            hdr_len: u16::from_le_bytes([a, b]),
-            gso_size: u16::from_le_bytes([c, d]),
-            csum_start: u16::from_le_bytes([e, f]),
-            csum_offset: u16::from_le_bytes([g, h]),
-            buffers: u16::from_le_bytes([i, j]),
+            flags: byte(0),
+            gso_type: byte(1),
+            hdr_len: word(2),
+            gso_size: word(4),
+            csum_start: word(6),
+            csum_offset: word(8),
+            buffers: word(10),
         }
     }
 
     /// The bytes of it.
     pub(super) fn encode(&self) -> [u8; HEADER] {
-        let [a, b] = self.hdr_len.to_le_bytes();
-        let [c, d] = self.gso_size.to_le_bytes();
-        let [e, f] = self.csum_start.to_le_bytes();
-        let [g, h] = self.csum_offset.to_le_bytes();
-        let [i, j] = self.buffers.to_le_bytes();
-        [self.flags, self.gso_type, a, b, c, d, e, f, g, h, i, j]
+        let words = [
+            self.hdr_len,
+            self.gso_size,
+            self.csum_start,
+            self.csum_offset,
+            self.buffers,
+        ];
+        let words = words.into_iter().flat_map(u16::to_le_bytes);
+        filled([self.flags, self.gso_type].into_iter().chain(words))
     }
 
     /// The same, of a frame that is spread over so many buffers.

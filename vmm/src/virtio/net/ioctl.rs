@@ -53,8 +53,8 @@ pub(super) fn name(tap: impl AsFd) -> io::Result<String> {
 }
 
 /// Headers before frames are of so many bytes.
-pub(super) fn set_header_len(tap: impl AsFd, bytes: usize) -> io::Result<()> {
-    let mut bytes = bytes as c_int;
+pub(super) fn set_header_len(tap: impl AsFd, bytes: u8) -> io::Result<()> {
+    let mut bytes = c_int::from(bytes);
     call(tap, libc::TUNSETVNETHDRSZ as c_ulong, &raw mut bytes)
 }
 

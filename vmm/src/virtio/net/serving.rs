@@ -59,7 +59,16 @@ pub(super) struct Ended {
 pub(super) fn serve(work: Work) -> Ended {
     let offloads = work.tap.set_offloads(header::offloads(work.features));
     match offloads {
-        Ok(()) => run(work),
+        Ok(()) => {
+            let tap = Arc::clone(&work.tap);
+            let ended = run(work);
+            // What comes until the next driver is ready must be whole, since that one may take less.
+            if let Err(error) = tap.set_offloads(0) {
+                let tap = tap.name();
+                tracing::debug!(tap, %error, "the tap keeps its offloads");
+            }
+            ended
+        }
         Err(error) => {
             let tap = work.tap.name();
             tracing::error!(tap, %error, "the tap refuses the offloads that it offers");

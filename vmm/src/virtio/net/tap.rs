@@ -62,7 +62,7 @@ impl Tap {
         ioctl::attach(&frames, name).map_err(|error| refused(name, there, error))?;
         let failed =
             |what| move |error: io::Error| Error::host(format!("tap `{name}`: {what}"), error);
-        ioctl::set_header_len(&frames, HEADER).map_err(failed("no headers of virtio's"))?;
+        ioctl::set_header_len(&frames, HEADER as u8).map_err(failed("no headers of virtio's"))?;
         if !there {
             if let Some(mtu) = mtu {
                 ioctl::set_mtu(&route, name, mtu).map_err(failed("cannot have this MTU"))?;

@@ -44,6 +44,11 @@ fn add(
     Ok(())
 }
 
+/// How many there are, as the system calls want it.
+fn counted(vectors: &[iovec]) -> c_int {
+    c_int::try_from(vectors.len()).unwrap_or(0)
+}
+
 fn moved(bytes: isize) -> io::Result<usize> {
     usize::try_from(bytes).map_err(|_| io::Error::last_os_error())
 }
@@ -59,7 +64,7 @@ pub(super) fn read(
     let mut vectors = vec![own(header)];
     add(&mut vectors, memory, segments)?;
     vectors.push(own(spill));
-    let (fd, count) = (from.as_fd().as_raw_fd(), vectors.len().min(MOST) as c_int);
+    let (fd, count) = (from.as_fd().as_raw_fd(), counted(&vectors));
     // SAFETY: the vectors are this process's own buffers, borrowed exclusively until the call returns, and parts
     // of the guest's memory, which `memory` keeps mapped and to which there are no references.
     moved(unsafe { libc::readv(fd, vectors.as_ptr(), count) })
@@ -74,7 +79,7 @@ pub(super) fn write(
 ) -> io::Result<usize> {
     let mut vectors = vec![own(header)];
     add(&mut vectors, memory, segments)?;
-    let (fd, count) = (to.as_fd().as_raw_fd(), vectors.len() as c_int);
+    let (fd, count) = (to.as_fd().as_raw_fd(), counted(&vectors));
     // SAFETY: as above; the kernel only reads.
     moved(unsafe { libc::writev(fd, vectors.as_ptr(), count) })
 }
