@@ -1,75 +1,56 @@
 #!/usr/bin/env bash
 # The main job, shown: a busy 16 TB disk moves to another site, and nothing is lost.
 #
-# A 16 TB VHDX with a real ext4 file system is served; a client writes and flushes at a steady rate
-# and keeps a ledger; a second site on loopback receives; the disk is mirrored live and cut over
-# while the client goes on. Then every acknowledged write, the file system and every file are looked
-# for at the new site. Needs /dev/fuse and about three times DEMO_TREE_MB of space; ends with a
-# report, also in target/demo/report.txt.
+# A 16 TB VHDX gets a real ext4 file system. A machine runs from it, writes and flushes, and keeps a
+# ledger; a second site on loopback receives; the disk is mirrored live and cut over while the machine
+# goes on. Then every flushed write, the file system and every file are looked for at the new site.
+# Without /dev/kvm, or with DISKFERRY_NO_KVM=1, a client of NBD stands in for the machine. Needs
+# /dev/fuse and about three times DEMO_TREE_MB of space; ends with a report, also in target/demo/report.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 TREE_MB=${DEMO_TREE_MB:-300}
+# Of the client: writes a second. Of the machine: ticks from round to round, for each processor.
 RATE=${DEMO_RATE:-500}
+PACE=${DEMO_PACE:-32M}
 QUIET_SECONDS=${DEMO_SECONDS:-5}
 COPY_SECONDS=${DEMO_COPY_SECONDS:-600}
 FILE_SYSTEM=15T
-LOAD_AREA="--offset 15T --length 1G"
+LOAD_FROM=15T
 
+SCRIPTS=$PWD/scripts/demo
 HOME_DIR=$PWD/target/demo
 FERRY=$(realpath -m "${CARGO_TARGET_DIR:-target}")/release/diskferry
-PIDS=()
-MOUNTS=()
 PATH=$PATH:/usr/sbin:/sbin
 
-say() { printf '\n== %s\n' "$*"; }
-
-fail() {
-    echo "error: $1" >&2
-    for log in "$HOME_DIR"/*.log; do
-        [ -s "$log" ] && { echo "--- $(basename "$log")" >&2; tail -n 15 "$log" >&2; }
-    done
-    exit 1
-}
-
-cleanup() {
-    local mount pid
-    for mount in ${MOUNTS[@]+"${MOUNTS[@]}"}; do fusermount3 -u "$mount" 2>/dev/null || true; done
-    for pid in ${PIDS[@]+"${PIDS[@]}"}; do kill "$pid" 2>/dev/null || true; done
-    wait 2>/dev/null || true
-}
+source "$SCRIPTS/running.sh"
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
-# wait_for SECONDS COMMAND...: until the command succeeds.
-wait_for() {
-    local tries=$(($1 * 20))
-    shift
-    until "$@" 2>/dev/null; do
-        tries=$((tries - 1))
-        [ "$tries" -gt 0 ] || return 1
-        sleep 0.05
-    done
+# A load is: title, load_is, begin_phase, start_load, end_load, prove_load.
+choose_load() {
+    NO_MACHINE=
+    if [ "${DISKFERRY_NO_KVM:-}" = 1 ]; then
+        NO_MACHINE="DISKFERRY_NO_KVM=1 was set"
+    elif [ ! -e /dev/kvm ]; then
+        NO_MACHINE="this host has no /dev/kvm"
+    elif [ ! -r /dev/kvm ] || [ ! -w /dev/kvm ]; then
+        NO_MACHINE="$(id -un) may not use /dev/kvm"
+    fi
+    if [ -z "$NO_MACHINE" ]; then
+        source "$SCRIPTS/machine.sh"
+    else
+        source "$SCRIPTS/client.sh"
+    fi
 }
 
-# A server's log names its address once it serves.
-serves() { grep -q "^$2" "$1"; }
-
-# mount_disk FILE SOCKET: the disk as a file, by nbdfuse.
-mount_disk() {
-    : >"$1"
-    nbdfuse "$1" --unix "$2" &
-    PIDS+=($!)
-    MOUNTS+=("$1")
-    wait_for 10 test -s "$1" || fail "nbdfuse does not show the disk"
-}
-
-unmount_disk() {
-    fusermount3 -u "$1" || fail "the disk cannot be unmounted from $1"
-    # nbdfuse ends once it has flushed.
-    wait "${PIDS[-1]}" || fail "nbdfuse failed"
-    unset 'PIDS[-1]'
-    MOUNTS=()
+prepare() {
+    [ -e /dev/fuse ] || fail "there is no /dev/fuse; in a container, start it with --device /dev/fuse"
+    say "Building"
+    cargo build --release --quiet
+    rm -rf "$HOME_DIR"
+    mkdir -p "$HOME_DIR/here" "$HOME_DIR/there" "$HOME_DIR/mnt"
+    cd "$HOME_DIR"
 }
 
 # Files of this system, some hundred megabytes of them.
@@ -83,77 +64,54 @@ make_tree() {
         tar -C "$1" -xf -
 }
 
-phase() { echo "$1" >"$HOME_DIR/phase"; }
-
-prepare() {
-    [ -e /dev/fuse ] || fail "there is no /dev/fuse; in a container, start it with --device /dev/fuse"
-    say "Building"
-    cargo build --release --quiet
-    rm -rf "$HOME_DIR"
-    mkdir -p "$HOME_DIR/here" "$HOME_DIR/there" "$HOME_DIR/mnt"
-    cd "$HOME_DIR"
+serve_disk() {
+    start serve "$FERRY" serve here/disk.vhdx --listen unix:here/disk.sock
+    SERVE=$STARTED
+    wait_for 10 has_said serve serving || fail "the disk is not served"
 }
 
 make_disk() {
     say "A 16 TB disk, and on it ext4 with $TREE_MB MB of files"
     "$FERRY" create here/disk.vhdx 16T
-    "$FERRY" serve here/disk.vhdx --listen unix:here/disk.sock >here.log 2>&1 &
-    SERVE=$!
-    PIDS+=($SERVE)
-    wait_for 10 serves here.log serving || fail "the disk is not served"
     make_tree tree
     (cd tree && find . -type f -print0 | sort -z | xargs -0 sha256sum) >sums
     echo "$(wc -l <sums) files, $(du -sh tree | cut -f1)"
+    serve_disk
     mount_disk mnt/disk here/disk.sock
     mkfs.ext4 -q -F -G 4096 -T largefile4 -J size=64 -d tree \
         -E lazy_itable_init=1,lazy_journal_init=1,nodiscard mnt/disk $FILE_SYSTEM 2>mkfs.log ||
         fail "no file system could be made"
     unmount_disk mnt/disk
+    end "$SERVE" "the server of the new disk"
     rm -rf tree
-}
-
-start_load() {
-    say "A client writes $RATE times a second, and flushes"
-    phase before
-    # shellcheck disable=SC2086
-    "$FERRY" load run unix:here/disk.sock $LOAD_AREA --ledger ledger --rate "$RATE" \
-        --flush-every 16 --phases phase >load.txt 2>load.log &
-    LOAD=$!
-    PIDS+=($LOAD)
-    sleep "$QUIET_SECONDS"
 }
 
 move() {
     say "Another site receives; the disk is mirrored while it is written"
-    "$FERRY" receive --listen tcp:127.0.0.1:0 --into there --serve unix:there/disk.sock \
-        >there.log 2>&1 &
-    RECEIVE=$!
-    PIDS+=($RECEIVE)
-    wait_for 10 serves there.log receiving || fail "the other site does not receive"
+    start there "$FERRY" receive --listen tcp:127.0.0.1:0 --into there --serve unix:there/disk.sock
+    RECEIVE=$STARTED
+    wait_for 10 has_said there receiving || fail "the other site does not receive"
     local address started=$SECONDS
-    address=$(sed -n 's/^receiving at \(tcp:[^ ]*\) .*/\1/p' there.log)
-    phase during
+    address=$(sed -n 's/^receiving at \(tcp:[^ ]*\) .*/\1/p' there.out)
+    begin_phase during
     "$FERRY" mirror start here/disk.vhdx --to "$address" --manual
     until "$FERRY" mirror status here/disk.vhdx >mirror.txt && grep -q '^synced' mirror.txt; do
         [ $((SECONDS - started)) -lt "$COPY_SECONDS" ] || fail "the copy takes too long"
         sleep 0.2
     done
     echo "$(cat mirror.txt) (in $((SECONDS - started)) s)" | tee copy.txt
-    phase in-step
+    begin_phase in-step
     sleep "$QUIET_SECONDS"
     say "Cutover"
-    phase cutover
+    begin_phase cutover
     "$FERRY" mirror cutover here/disk.vhdx --wait | tail -n 1 | tee cutover.txt
-    phase after
+    # A guest says now and then how long it has waited.
+    sleep 0.5
+    begin_phase after
     sleep "$QUIET_SECONDS"
-    kill -TERM "$LOAD"
-    wait "$LOAD" || fail "the client saw an error"
-    cat load.txt
 }
 
-look_for_everything() {
-    say "Is every acknowledged write at the other site?"
-    "$FERRY" load verify unix:there/disk.sock --ledger ledger | tee verify.txt
+look_for_files() {
     say "Is the file system clean, and every file the same?"
     mount_disk mnt/disk there/disk.sock
     e2fsck -fn mnt/disk >e2fsck.log 2>&1 || fail "e2fsck found something"
@@ -166,11 +124,8 @@ look_for_everything() {
     rm -rf out
 }
 
-end() {
-    say "The servers end; the disk is looked at by others"
-    kill -TERM "$SERVE" "$RECEIVE"
-    wait "$SERVE" || fail "the first site did not end well"
-    wait "$RECEIVE" || fail "the other site did not end well"
+look_at_disks() {
+    say "The disk is looked at by others"
     "$FERRY" check there/disk.vhdx
     qemu-img check there/disk.vhdx
     if qemu-img info here/disk.vhdx >refused.log 2>&1; then
@@ -181,8 +136,9 @@ end() {
 
 report() {
     {
-        echo "Diskferry demo: a 16 TB disk moved while $RATE writes a second went on"
+        echo "Diskferry demo: $(title)"
         echo
+        echo "load           $(load_is)"
         echo "file system    ext4 of $FILE_SYSTEM with $(wc -l <sums) files, clean, all the same"
         echo "ledger         $(cat verify.txt)"
         echo "copy           $(cat copy.txt)"
@@ -194,10 +150,14 @@ report() {
     cat report.txt
 }
 
+choose_load
 prepare
 make_disk
 start_load
+sleep "$QUIET_SECONDS"
 move
-look_for_everything
-end
+end_load
+look_for_files
+prove_load
+look_at_disks
 report

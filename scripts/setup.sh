@@ -29,6 +29,7 @@ fusermount3:fuse3
 ip:iproute2
 unshare:util-linux
 /bin/kill:procps
+iasl:acpica-tools
 make:make
 cc:gcc
 $*

@@ -1,40 +1,210 @@
-//! A machine's console on this process's terminal, or in a file.
+//! A machine's console: its first serial port on a terminal, in a file, on a pseudoterminal or on sockets.
+//!
+//! What the guest prints is kept, the last 64 KiB of it, and goes to one place at once, on the processor that
+//! printed it. Everybody else is served from what is kept, by one thread: those that attach to a socket and who
+//! opens the pseudoterminal. They see what is kept first, and each of them may type. One that does not read misses
+//! what falls out; the guest never waits for anybody.
+
+mod kept;
+mod pty;
+mod pump;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal as _, Read as _};
-use std::thread;
-use std::time::Duration;
+use std::io::{self, IsTerminal as _, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
-use vmm::description::Console;
+use vmm::description;
 
+use self::kept::Kept;
+use self::pty::Pty;
+use self::pump::Pump;
+use crate::control::service;
 use crate::failure::{Failure, Result};
 
-/// Typed before an `x`, it ends the machine; typed twice, the guest gets it once (Ctrl-A, as in QEMU).
+/// Typed before an `x`, it ends the machine or leaves it; typed twice, the guest gets it once (Ctrl-A, as in QEMU).
 const ESCAPE: u8 = 0x01;
-/// How long a guest that takes no input is left alone before it is offered again.
-const BUSY: Duration = Duration::from_millis(10);
 
-/// Where what the guest prints goes; a file is emptied at the `first` start of a machine. Where stdout is for
-/// JSON the console is on stderr.
-pub(crate) fn output(console: &Console, json: bool, first: bool) -> Result<vmm::Output> {
-    Ok(match console {
-        Console::Stdio if json => Box::new(io::stderr()),
-        Console::Stdio => Box::new(io::stdout()),
-        Console::Nowhere => Box::new(io::sink()),
-        Console::File(path) => {
-            let mut options = OpenOptions::new();
-            let options = options.create(true).append(true);
-            let opened = options.open(path).and_then(|file: File| {
-                if first {
-                    file.set_len(0)?;
-                }
-                Ok(file)
-            });
-            let failed = |e| Failure::io(format!("{}: cannot be written", path.display()), &e);
-            Box::new(opened.map_err(failed)?)
+/// What the guest printed, and where it goes at once.
+struct Printed {
+    kept: Kept,
+    sink: Box<dyn Write + Send>,
+    /// Whether the thread is to be told that there is more: somebody is attached, and it was not told yet.
+    tell: bool,
+    /// Whether the machine prints no more.
+    closed: bool,
+}
+
+/// What the guest's processors and the console's thread share.
+struct Shared {
+    printed: Mutex<Printed>,
+    /// Rung when there is more.
+    wake: OwnedFd,
+}
+
+impl Shared {
+    fn printed(&self) -> MutexGuard<'_, Printed> {
+        self.printed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ring(&self) {
+        // Nothing is lost if it was rung often enough already.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+}
+
+/// What a serial port prints to.
+struct Output(Arc<Shared>);
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut printed = self.0.printed();
+        printed.kept.push(bytes);
+        if std::mem::take(&mut printed.tell) {
+            self.0.ring();
         }
-    })
+        printed.sink.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.printed().sink.flush()
+    }
+}
+
+/// A console that is open.
+pub(crate) struct Console {
+    shared: Arc<Shared>,
+    /// What the thread gets when it starts.
+    ready: Mutex<Option<Ready>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    sockets: Vec<PathBuf>,
+    terminal: Option<String>,
+}
+
+/// What people and programs attach to.
+struct Ready {
+    listeners: Vec<UnixListener>,
+    pty: Option<Pty>,
+    /// Whether what is typed into this process is the guest's.
+    stdin: bool,
+}
+
+impl Console {
+    /// The console that is asked for, to which one attaches at `attach` too. A file is emptied. Where stdout is for
+    /// JSON the console is on stderr.
+    pub(crate) fn open(to: &description::Console, attach: &Path, json: bool) -> Result<Self> {
+        use description::Console::{File, Nowhere, Pty as OnPty, Socket, Stdio};
+        let mut sockets = vec![attach.to_owned()];
+        let mut pty = None;
+        let sink: Box<dyn Write + Send> = match to {
+            Stdio if json => Box::new(io::stderr()),
+            Stdio => Box::new(io::stdout()),
+            File(path) => Box::new(emptied(path)?),
+            Nowhere => Box::new(io::sink()),
+            Socket(path) => {
+                sockets.push(path.clone());
+                Box::new(io::sink())
+            }
+            OnPty => {
+                let failed = |e| Failure::io("no pseudoterminal for the console", &e);
+                pty = Some(Pty::open().map_err(failed)?);
+                Box::new(io::sink())
+            }
+        };
+        let listeners = sockets.iter().map(|path| service::listener(path));
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let wake = wake.map_err(|e| Failure::io("no eventfd for the console", &e.into()))?;
+        let terminal = pty.as_ref().map(|pty| pty.name().to_owned());
+        let ready = Ready {
+            listeners: listeners.collect::<Result<_>>()?,
+            pty,
+            stdin: *to == Stdio,
+        };
+        let printed = Printed {
+            kept: Kept::default(),
+            sink,
+            tell: false,
+            closed: false,
+        };
+        Ok(Self {
+            shared: Arc::new(Shared {
+                printed: Mutex::new(printed),
+                wake,
+            }),
+            ready: Mutex::new(Some(ready)),
+            thread: Mutex::default(),
+            sockets,
+            terminal,
+        })
+    }
+
+    /// What a serial port prints to.
+    pub(crate) fn output(&self) -> vmm::Output {
+        Box::new(Output(Arc::clone(&self.shared)))
+    }
+
+    /// The name of the pseudoterminal, if it is on one.
+    pub(crate) fn terminal(&self) -> Option<&str> {
+        self.terminal.as_deref()
+    }
+
+    /// Give what is typed to `guest` from now on, which says how much it took; `None` ends the machine. The terminal
+    /// is as it was when the result is dropped.
+    pub(crate) fn feed(
+        &self,
+        guest: impl Fn(Option<&[u8]>) -> usize + Send + 'static,
+    ) -> Result<Raw> {
+        let ready = self
+            .ready
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(ready) = ready else {
+            return Ok(Raw(None));
+        };
+        let raw = if ready.stdin { raw()? } else { Raw(None) };
+        let pump = Pump::new(Arc::clone(&self.shared), ready, Box::new(guest));
+        let started = thread::Builder::new()
+            .name("console".into())
+            .spawn(move || pump.run());
+        let started = started.map_err(|e| Failure::io("no thread for the console", &e))?;
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+        Ok(raw)
+    }
+
+    /// The machine has ended. Who is attached gets what is left.
+    pub(crate) fn close(&self) {
+        self.shared.printed().closed = true;
+        self.shared.ring();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of the console has panicked");
+        }
+        for path in &self.sockets {
+            // It may have been removed by hand; nothing depends on it.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// A file with nothing in it.
+fn emptied(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    let opened = options.create(true).append(true).open(path);
+    let opened = opened.and_then(|file| file.set_len(0).map(|()| file));
+    opened.map_err(|e| Failure::io(format!("{}: cannot be written", path.display()), &e))
 }
 
 /// The terminal as it was; put back when this is dropped.
@@ -49,64 +219,29 @@ impl Drop for Raw {
     }
 }
 
-/// Gives what is typed to `guest`, which says how much it took; `None` ends the machine. Only where the
-/// console is on the terminal.
-pub(crate) fn feed(
-    console: &Console,
-    guest: impl Fn(Option<&[u8]>) -> usize + Send + 'static,
-) -> Result<Raw> {
-    if *console != Console::Stdio {
-        return Ok(Raw(None));
-    }
-    let raw = Raw(raw()?);
-    let started = thread::Builder::new()
-        .name("console".into())
-        .spawn(move || {
-            let mut typed = [0; 256];
-            let mut keys = Keys::default();
-            while let Ok(len @ 1..) = io::stdin().read(&mut typed) {
-                let bytes = keys.take(&typed[..len]);
-                let mut rest = &bytes[..];
-                while !rest.is_empty() {
-                    let taken = guest(Some(rest)).min(rest.len());
-                    rest = &rest[taken..];
-                    if taken == 0 {
-                        thread::sleep(BUSY);
-                    }
-                }
-                if keys.ended {
-                    guest(None);
-                    return;
-                }
-            }
-        });
-    started.map_err(|e| Failure::io("no thread that reads the console", &e))?;
-    Ok(raw)
-}
-
 /// Has the terminal, if that is what stdin is, give every key as it is typed.
-fn raw() -> Result<Option<Termios>> {
+pub(crate) fn raw() -> Result<Raw> {
     if !io::stdin().is_terminal() {
-        return Ok(None);
+        return Ok(Raw(None));
     }
     let failed = |e: rustix::io::Errno| Failure::io("the terminal cannot be set up", &e.into());
     let before = tcgetattr(io::stdin()).map_err(failed)?;
     let mut raw = before.clone();
     raw.make_raw();
     tcsetattr(io::stdin(), OptionalActions::Now, &raw).map_err(failed)?;
-    Ok(Some(before))
+    Ok(Raw(Some(before)))
 }
 
 /// What has been typed of an escape.
 #[derive(Debug, Default)]
-struct Keys {
+pub(crate) struct Keys {
     escaped: bool,
-    ended: bool,
+    pub(crate) ended: bool,
 }
 
 impl Keys {
     /// What of `typed` is the guest's; nothing behind the end is.
-    fn take(&mut self, typed: &[u8]) -> Vec<u8> {
+    pub(crate) fn take(&mut self, typed: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(typed.len());
         for byte in typed {
             match (std::mem::take(&mut self.escaped), *byte) {

@@ -6,12 +6,16 @@
 mod run;
 
 mod machine {
+    mod console;
     mod control;
     mod disks;
     mod guest;
+    mod large;
     mod moves;
+    mod plug;
     #[path = "../mirror/process.rs"]
     #[expect(dead_code, reason = "these tests use a part of it")]
     mod process;
     mod refusals;
+    mod verbs;
 }

@@ -13,10 +13,12 @@
 //! | [`parent_locator`] | a locator | what is read is written again alike, or refused |
 //! | [`metadata`] | a metadata region | items are apart and inside, changes touch nothing else |
 //! | [`description`] | a `vm.toml` | what is read keeps the promises of its fields |
+//! | [`machine_state`] | the state of a machine, whole or harmed | what is read is written again alike, or refused |
 //! | [`virtqueue`] | what a guest and its device do to a virtqueue | what is taken keeps the rules, the rest is refused |
 
 pub mod description;
 pub mod log_replay;
+pub mod machine_state;
 pub mod metadata;
 pub mod open;
 pub mod operations;
@@ -38,7 +40,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target {
         name: "open",
         run: open::run,
@@ -72,6 +74,11 @@ pub const TARGETS: [Target; 7] = [
     Target {
         name: "description",
         run: description::run,
+        most: 512,
+    },
+    Target {
+        name: "machine_state",
+        run: machine_state::run,
         most: 512,
     },
 ];

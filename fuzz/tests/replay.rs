@@ -109,3 +109,8 @@ fn a_hostile_guest_is_refused_or_served_by_the_rules() {
 fn descriptions_of_machines_are_refused_or_keep_their_promises() {
     replay("description");
 }
+
+#[test]
+fn states_of_machines_are_refused_or_written_again_alike() {
+    replay("machine_state");
+}

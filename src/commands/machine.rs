@@ -1,4 +1,9 @@
-//! `diskferry machine`: what a machine that runs is asked.
+//! `diskferry machine`: what a machine that runs is asked, and told to do.
+
+mod console;
+mod disks;
+mod shutdown;
+mod stats;
 
 use crate::args::{MachineArgs, MachineVerb};
 use crate::control::client::Client;
@@ -14,7 +19,14 @@ pub(crate) fn run(verb: &MachineVerb, report: Report) -> Result<()> {
         MachineVerb::Status(args) => (args, None),
         MachineVerb::Pause(args) => (args, Some("pause")),
         MachineVerb::Resume(args) => (args, Some("resume")),
+        MachineVerb::Reset(args) => (args, Some("reset")),
         MachineVerb::PowerOff(args) => (args, Some("power-off")),
+        MachineVerb::Shutdown(args) => return shutdown::run(args, report),
+        MachineVerb::AddDisk(args) => return disks::add(args, report),
+        MachineVerb::RemoveDisk(args) => return disks::remove(args, report),
+        MachineVerb::ResizeDisk(args) => return disks::resize(args, report),
+        MachineVerb::Console(args) => return console::run(args, report),
+        MachineVerb::Stats(args) => return stats::run(args, report),
     };
     let client = client(args)?;
     let state: MachineState = match what {

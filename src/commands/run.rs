@@ -3,33 +3,40 @@
 //! The disks are those of a `serve` without clients: whatever can be done to a served disk can be done to a
 //! machine's, by the same control socket, while it runs.
 
+mod counted;
+mod plug;
+
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 
 use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::{Server, ServerConfig};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
-use vmm::description::{self, Console, Kernel};
+use vdisk::chain::ParentSearch;
+use vmm::description::{self, Kernel};
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
 use vmm::{Devices, Exit as End, MachineConfig};
 
 use crate::args::RunArgs;
-use crate::console;
+use crate::console::Console;
+use crate::control::machine::console::ConsoleState;
+use crate::control::machine::disks::{AddDisk, MachineDisk, RemoveDisk};
+use crate::control::machine::statistics::MachineStatistics;
 use crate::control::machine::{Life, MachineControl, MachineState};
-use crate::control::service::Controlled;
+use crate::control::service::{Controlled, Sockets};
 use crate::control::{Control, place};
 use crate::failure::{Exit, Failure, Result};
 use crate::plan::{Machine, disk_format};
 use crate::report::Report;
 use crate::site::source::Site;
-use crate::{interrupt, site, size};
+use crate::{interrupt, limits, site, size};
 
 #[derive(Serialize)]
 struct Running {
@@ -38,6 +45,12 @@ struct Running {
     memory: u64,
     disks: Vec<String>,
     pid: u32,
+    /// Ticks of the guest's time stamp counter in a millisecond.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tsc_khz: Option<u32>,
+    /// The pseudoterminal that the console is on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    terminal: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -52,14 +65,20 @@ struct Ended {
     resets: u64,
 }
 
-/// A disk and its export.
+/// A disk, its export and its place.
+#[derive(Clone)]
 struct Attached {
     export: ExportHandle,
+    path: PathBuf,
     queues: u8,
+    slot: usize,
+    /// Where it is controlled besides where the machine is, if it came later.
+    socket: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     let plan = Machine::new(args)?;
+    limits::raise_open_files();
     interrupt::listen();
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let config = ServerConfig {
@@ -69,12 +88,11 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     let server = Server::start(config);
     let server =
         Arc::new(server.map_err(|e| Failure::io("the disks' workers cannot be started", &e))?);
-    let mut site = Site::new(&server);
+    let site = Arc::new(Site::new(&server));
     let mut disks = Vec::new();
     for disk in &plan.vm.disks {
-        disks.push(add(&mut site, disk, &plan)?);
+        disks.push(add(&site, disk, (&plan.search, plan.take_over))?);
     }
-    let site = Arc::new(site);
     let ended = live(args, &plan, (&site, disks), report);
     site.stop();
     let closed = server.stop();
@@ -99,7 +117,7 @@ fn live(
     (site, disks): (&Arc<Site>, Vec<Attached>),
     report: Report,
 ) -> Result<(Ended, End)> {
-    let guest = Arc::new(Guest::new(args, plan, disks, report.is_json())?);
+    let guest = Arc::new(Guest::new(args, plan, (site, disks), report.is_json())?);
     let watched = Arc::downgrade(&guest);
     site.when_resized(Box::new(move |disk| {
         if let Some(guest) = watched.upgrade() {
@@ -108,22 +126,30 @@ fn live(
     }));
     let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, report));
     guest.machine().stop();
+    guest.console.close();
     ended
 }
 
 /// Opens a disk and makes it an export.
-fn add(site: &mut Site, disk: &description::Disk, plan: &Machine) -> Result<Attached> {
+fn add(
+    site: &Site,
+    disk: &description::Disk,
+    (search, take_over): (&ParentSearch, bool),
+) -> Result<Attached> {
     let format = disk.format.map(disk_format);
-    let opened = site::disk::open(&disk.path, format, disk.read_only, &plan.search)?;
+    let opened = site::disk::open(&disk.path, format, disk.read_only, search)?;
     let options = ExportOptions {
         read_only: disk.read_only,
         description: disk.path.display().to_string(),
         ..ExportOptions::default()
     };
-    let export = site.add(&disk.name, opened, (options, plan.take_over))?;
+    let export = site.add(&disk.name, opened, (options, take_over))?;
     Ok(Attached {
         export,
+        path: disk.path.clone(),
         queues: disk.queues,
+        slot: 0,
+        socket: None,
     })
 }
 
@@ -138,7 +164,9 @@ fn controlled(site: &Arc<Site>, guest: &Arc<Guest>, plan: &Machine) -> Result<Co
     }
     let control: Arc<dyn Control> = site.clone();
     let machine: Arc<dyn MachineControl> = guest.clone();
-    Controlled::start(&control, Some(&machine), paths)
+    let controlled = Controlled::start(&control, Some(&machine), paths)?;
+    let _ = guest.sockets.set(controlled.sockets());
+    Ok(controlled)
 }
 
 fn cannot(error: &vmm::Error) -> Failure {
@@ -156,21 +184,33 @@ struct Guest {
     described: PathBuf,
     config: MachineConfig,
     console: Console,
-    /// Whether stdout is for JSON.
-    json: bool,
-    disks: Vec<Attached>,
+    site: Arc<Site>,
+    /// Where parents of disks that come later are looked for.
+    search: ParentSearch,
+    /// Where it is controlled.
+    sockets: OnceLock<Weak<Sockets>>,
     /// Keeps the kernel that is built in.
     _kernel: Option<OwnedFd>,
     now: Mutex<Now>,
+    /// It has begun anew, or has ended.
+    turned: Condvar,
 }
 
 struct Now {
     machine: Arc<vmm::Machine>,
     life: Life,
+    disks: Vec<Attached>,
+    /// How often it began anew.
+    resets: u64,
 }
 
 impl Guest {
-    fn new(args: &RunArgs, plan: &Machine, disks: Vec<Attached>, json: bool) -> Result<Self> {
+    fn new(
+        args: &RunArgs,
+        plan: &Machine,
+        (site, mut disks): (&Arc<Site>, Vec<Attached>),
+        json: bool,
+    ) -> Result<Self> {
         let (kernel, held) = match &plan.vm.boot.kernel {
             Kernel::File(path) => (path.clone(), None),
             Kernel::BuiltIn => {
@@ -187,27 +227,41 @@ impl Guest {
             cmdline: plan.vm.boot.command_line.clone(),
             initrd: plan.vm.boot.initrd.clone(),
         };
-        let machine = made(
-            &config,
-            &disks,
-            console::output(&plan.vm.console, json, true)?,
-        )?;
+        place::make_folder()?;
+        let attach = place::console_of(&args.machine)?;
+        let console = Console::open(&plan.vm.console, &attach, json)?;
+        let machine = made(&config, &mut disks, console.output())?;
         Ok(Self {
             described: args.machine.clone(),
             config,
-            console: plan.vm.console.clone(),
-            json,
-            disks,
+            console,
+            site: Arc::clone(site),
+            search: plan.search.clone(),
+            sockets: OnceLock::new(),
             _kernel: held,
             now: Mutex::new(Now {
                 machine: Arc::new(machine),
                 life: Life::Running,
+                disks,
+                resets: 0,
             }),
+            turned: Condvar::new(),
         })
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sockets(&self) -> Option<Arc<Sockets>> {
+        self.sockets.get()?.upgrade()
+    }
+
+    fn over(&self) -> Failure {
+        Failure::usage(format!(
+            "{}: the machine has ended",
+            self.described.display()
+        ))
     }
 
     fn machine(&self) -> Arc<vmm::Machine> {
@@ -224,20 +278,18 @@ impl Guest {
         });
         stopping.map_err(|e| Failure::io("no thread that waits for signals", &e))?;
         let typed = Arc::clone(self);
-        let _raw = console::feed(&plan.vm.console, move |typed_in| {
+        let _raw = self.console.feed(move |typed_in| {
             if let Some(bytes) = typed_in {
                 return typed.machine().serial_input(bytes);
             }
             typed.end();
             0
         })?;
-        let mut resets = 0;
         loop {
             let end = self.machine().wait();
             if end != End::Reset || !self.again()? {
-                return Ok((self.ended(resets, &end), end));
+                return Ok((self.ended(&end), end));
             }
-            resets += 1;
         }
     }
 
@@ -248,15 +300,19 @@ impl Guest {
             memory: plan.vm.memory,
             disks: plan.vm.disks.iter().map(|disk| disk.name.clone()).collect(),
             pid: std::process::id(),
+            tsc_khz: self.machine().tsc_khz(),
+            terminal: self.console.terminal().map(str::to_owned),
         };
+        let terminal = self.console.terminal();
         let people = format!(
-            "running {}: {} processors, {} of memory",
+            "running {}: {} processors, {} of memory{}",
             self.described.display(),
             plan.vm.vcpus,
-            size::show(plan.vm.memory)
+            size::show(plan.vm.memory),
+            terminal.map_or_else(String::new, |name| format!(", console on {name}"))
         );
         // The console may be on stdout.
-        if report.is_json() || plan.vm.console != Console::Stdio {
+        if report.is_json() || plan.vm.console != description::Console::Stdio {
             report.event("running", &running, &people)?;
         }
         Ok(())
@@ -270,10 +326,16 @@ impl Guest {
         }
         // Its devices let go of the disks first.
         now.machine.stop();
-        let output = console::output(&self.console, self.json, false)?;
-        now.machine = Arc::new(made(&self.config, &self.disks, output)?);
-        now.life = Life::Running;
-        Ok(true)
+        let made = made(&self.config, &mut now.disks, self.console.output());
+        let began = made.map(|machine| now.machine = Arc::new(machine));
+        if began.is_ok() {
+            now.life = Life::Running;
+            now.resets += 1;
+        } else {
+            now.life = Life::Ended;
+        }
+        self.turned.notify_all();
+        began.map(|()| true)
     }
 
     fn end(&self) {
@@ -281,11 +343,14 @@ impl Guest {
         now.life = Life::Ended;
         let machine = Arc::clone(&now.machine);
         drop(now);
+        self.turned.notify_all();
         machine.stop();
     }
 
-    fn ended(&self, resets: u64, end: &End) -> Ended {
-        self.now().life = Life::Ended;
+    fn ended(&self, end: &End) -> Ended {
+        let mut now = self.now();
+        now.life = Life::Ended;
+        self.turned.notify_all();
         let (end, code) = match end {
             End::PowerOff(code) => ("power_off", Some(*code)),
             End::Stopped => ("stopped", None),
@@ -295,15 +360,16 @@ impl Guest {
             machine: self.described.clone(),
             end,
             code,
-            resets,
+            resets: now.resets,
         }
     }
 
     /// A disk has another size: its driver is told.
     fn resized(&self, disk: &str) {
-        let place = self.disks.iter().position(|one| one.export.name() == disk);
-        if let Some(place) = place {
-            self.machine().config_changed(place);
+        let now = self.now();
+        let resized = now.disks.iter().find(|one| one.export.name() == disk);
+        if let Some(resized) = resized {
+            now.machine.config_changed(resized.slot);
         }
     }
 
@@ -311,8 +377,7 @@ impl Guest {
     fn change(&self, life: Life, change: impl FnOnce(&vmm::Machine)) -> Result<MachineState> {
         let mut now = self.now();
         if now.life == Life::Ended || now.machine.exit().is_some() {
-            let what = format!("{}: the machine has ended", self.described.display());
-            return Err(Failure::usage(what));
+            return Err(self.over());
         }
         change(&now.machine);
         now.life = life;
@@ -344,12 +409,71 @@ impl MachineControl for Guest {
         self.end();
         Ok(self.state())
     }
+
+    fn shutdown(&self) -> Result<MachineState> {
+        let now = self.now();
+        match now.life {
+            Life::Ended => return Err(self.over()),
+            Life::Paused => {
+                let what = format!(
+                    "{}: is paused and would not notice",
+                    self.described.display()
+                );
+                return Err(Failure::usage(what).hint("resume it first"));
+            }
+            Life::Running => now.machine.power_button(),
+        }
+        drop(now);
+        Ok(self.state())
+    }
+
+    fn reset(&self) -> Result<MachineState> {
+        let now = self.now();
+        if now.life == Life::Ended {
+            return Err(self.over());
+        }
+        let before = now.resets;
+        now.machine.reset();
+        let waits = |now: &mut Now| now.resets == before && now.life != Life::Ended;
+        let waited = self.turned.wait_while(now, waits);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        Ok(self.state())
+    }
+
+    fn console(&self) -> Result<ConsoleState> {
+        let socket = place::console_of(&self.described)?;
+        Ok(ConsoleState {
+            socket: socket.display().to_string(),
+            terminal: self.console.terminal().map(str::to_owned),
+        })
+    }
+
+    fn disks(&self) -> Vec<MachineDisk> {
+        self.machine_disks()
+    }
+
+    fn add_disk(&self, disk: &AddDisk) -> Result<MachineDisk> {
+        self.plug(disk)
+    }
+
+    fn remove_disk(&self, name: &str, how: RemoveDisk) -> Result<MachineDisk> {
+        self.unplug(name, how)
+    }
+
+    fn statistics(&self) -> Result<MachineStatistics> {
+        self.counted()
+    }
 }
 
 /// A machine that runs, with the disks in their order, then a source of entropy.
-fn made(config: &MachineConfig, disks: &[Attached], serial: vmm::Output) -> Result<vmm::Machine> {
+fn made(
+    config: &MachineConfig,
+    disks: &mut [Attached],
+    serial: vmm::Output,
+) -> Result<vmm::Machine> {
     let mut virtio: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    for disk in disks {
+    for (slot, disk) in (1..).zip(disks) {
+        disk.slot = slot;
         let block = Block::new(disk.export.clone(), disk.queues);
         virtio.push(Box::new(block));
     }

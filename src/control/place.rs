@@ -32,6 +32,11 @@ pub(crate) fn socket_of(disk: &Path) -> Result<PathBuf> {
     Ok(folder()?.join(format!("{:x}-{:x}.sock", file.dev(), file.ino())))
 }
 
+/// Where one attaches to the console of the machine that `described` describes.
+pub(crate) fn console_of(described: &Path) -> Result<PathBuf> {
+    Ok(socket_of(described)?.with_extension("console"))
+}
+
 /// Has whoever looks for the server of `disk` find that of `served`, which has a socket. A link that is left
 /// over by a server that was killed leads nowhere, and goes when the next one listens there.
 pub(crate) fn also_for(served: &Path, disk: &Path) {

@@ -65,6 +65,10 @@ pub enum Console {
     File(PathBuf),
     /// Nowhere.
     Nowhere,
+    /// To a pseudoterminal, whose name is said at the start.
+    Pty,
+    /// To whoever connects to a unix socket here.
+    Socket(PathBuf),
 }
 
 /// A disk.
@@ -195,11 +199,16 @@ fn console(to: Option<&str>, folder: &Path) -> Result<Console> {
     match to {
         None | Some("stdio") => Ok(Console::Stdio),
         Some("none") => Ok(Console::Nowhere),
+        Some("pty") => Ok(Console::Pty),
         Some(to) => {
-            let path = to.strip_prefix("file:").filter(|path| !path.is_empty());
-            let what = format!("console.to: `{to}` is none of stdio, none, file:PATH");
-            path.map(|path| Console::File(folder.join(path)))
-                .ok_or_else(|| Error::invalid(what))
+            let what =
+                format!("console.to: `{to}` is none of stdio, none, pty, file:PATH, socket:PATH");
+            let named = to.split_once(':').filter(|(_, path)| !path.is_empty());
+            match named {
+                Some(("file", path)) => Ok(Console::File(folder.join(path))),
+                Some(("socket", path)) => Ok(Console::Socket(folder.join(path))),
+                _ => Err(Error::invalid(what)),
+            }
         }
     }
 }

@@ -70,6 +70,7 @@ fn what_cannot_be_is_refused_with_its_name() {
         ("memory='2T'\nboot.kernel='k'".to_owned(), "memory"),
         ("memory='much'\nboot.kernel='k'".to_owned(), "much"),
         (with("console.to = 'tty'"), "console.to"),
+        (with("console.to = 'socket:'"), "console.to"),
         (with("disk = [{path='a.vhdx'}, {path='b/a.vhdx'}]"), "`a`"),
         (with("disk = [{path='a.vhdx', queues=0}]"), "queues"),
         (with("disk = [{path='a.vhdx', format='vmdk'}]"), "vmdk"),
@@ -77,5 +78,20 @@ fn what_cannot_be_is_refused_with_its_name() {
     ] {
         let what = refused(&text);
         assert!(what.contains(named), "{named} in: {what}");
+    }
+}
+
+#[test]
+fn a_console_goes_where_it_is_told() {
+    for (to, expected) in [
+        ("stdio", Console::Stdio),
+        ("none", Console::Nowhere),
+        ("pty", Console::Pty),
+        ("file:a", Console::File("/vm/a".into())),
+        ("socket:/b", Console::Socket("/b".into())),
+    ] {
+        let text = format!("memory='64M'\nconsole.to='{to}'\n[boot]\nkernel='k'");
+        let described = Description::parse(&text, Path::new("/vm")).unwrap();
+        assert_eq!(described.console, expected);
     }
 }

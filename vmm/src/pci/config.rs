@@ -101,6 +101,11 @@ impl ConfigSpace {
         self.set(COMMAND, &[MEMORY | MASTER]);
     }
 
+    /// Nothing is decoded, as after a reset (PCI 3.0, 6.2.2): the guest switches the function on.
+    pub(crate) fn switch_off(&mut self) {
+        self.set(COMMAND, &[0, 0]);
+    }
+
     /// Append a capability (PCI 3.0, 6.7) with its bytes behind id and pointer; says where it begins. One that does
     /// not fit is not there.
     pub(crate) fn add_capability(&mut self, id: u8, body: &[u8]) -> usize {
@@ -132,6 +137,22 @@ impl ConfigSpace {
         for ((place, bits), byte) in places.zip(data) {
             *place = *place & !bits | byte & bits;
         }
+    }
+
+    /// All of it.
+    pub(crate) fn bytes(&self) -> [u8; BYTES] {
+        self.bytes
+    }
+
+    /// Hold these bytes, as far as a guest may have changed them; the offset of the first that differs in what a
+    /// guest cannot change.
+    pub(crate) fn restore(&mut self, bytes: &[u8; BYTES]) -> Result<(), usize> {
+        let mut places = self.bytes.iter().zip(self.writable).zip(bytes);
+        if let Some(at) = places.position(|((own, bits), byte)| (own ^ byte) & !bits != 0) {
+            return Err(at);
+        }
+        self.write(0, bytes);
+        Ok(())
     }
 
     /// Two bytes.

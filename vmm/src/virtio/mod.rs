@@ -20,12 +20,13 @@ use std::sync::atomic::AtomicBool;
 use blockserver::virtio::{GuestMemory, QueueSetup, QueueState};
 
 use crate::pci::Message;
+use crate::snapshot::DeviceState;
 
 /// Feature bit 32: the device is of VIRTIO 1.0 or later (6). Always offered and required here.
 pub const VERSION_1: u64 = 1 << 32;
 
 /// A device behind the transport. The transport calls it with the lock of its PCI function held, so nothing
-/// here may wait for a processor of the guest.
+/// here may wait for a processor of the guest, and what may take long has a way to be begun and asked for.
 pub trait VirtioDevice: Send + fmt::Debug {
     /// Its number (5): 2 for a block device, 4 for entropy.
     fn kind(&self) -> u16;
@@ -48,6 +49,24 @@ pub trait VirtioDevice: Send + fmt::Debug {
     /// Take nothing more from the queues, finish what was taken, and say how far each queue is. Nothing of
     /// the guest's memory is touched afterwards. Also called when it was never activated.
     fn reset(&mut self) -> Vec<(u16, QueueState)>;
+    /// What the device itself remembers, beside its registers and queues. Asked while it is stopped.
+    fn state(&self) -> DeviceState {
+        DeviceState::Plain(self.kind())
+    }
+    /// Remember that, before it is activated for the first time. The text says why this cannot be the device that the
+    /// state is of.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), String> {
+        if self.state() == *state {
+            return Ok(());
+        }
+        Err("it remembers something else".to_owned())
+    }
+
+    /// [`Self::reset`] without waiting for what was taken: begin it, and nothing until it has ended. It is asked
+    /// again until then, and of the rest only for its configuration.
+    fn try_reset(&mut self) -> Option<Vec<(u16, QueueState)>> {
+        Some(self.reset())
+    }
 }
 
 /// By which a device at work says something of itself, from any thread: that it cannot go on without a reset
@@ -106,6 +125,10 @@ pub(crate) trait Wires: Send + fmt::Debug {
     fn connect(&mut self, source: Source, vector: Option<u16>) -> io::Result<()>;
     /// Whether a source of this vector was signalled and has not been delivered.
     fn is_pending(&self, vector: u16) -> bool;
+    /// Return when what was signalled and can be delivered has arrived at the interrupt controllers.
+    fn settle(&mut self) -> io::Result<()>;
+    /// Whether a source was signalled and has not been delivered.
+    fn is_signalled(&self, source: Source) -> bool;
     /// Signal the driver.
     fn signal(&self, source: Source);
     /// The driver rings a queue.

@@ -8,7 +8,12 @@
 //!   0x8000  MSI-X table                          0xC000  MSI-X pending bits
 //! ```
 //!
+//! A reset may take long: what a held disk has taken ends when it goes on. So no access waits for it, and
+//! the driver reads the status from before until the device has let go, as it has to expect (4.1.4.3.2).
+//!
 //! There is no `INTx`: a source without a vector is never delivered. Must never panic on what a guest does.
+
+mod saved;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -64,6 +69,10 @@ pub(crate) struct VirtioFunction {
     raised: Arc<AtomicBool>,
     /// Set by a device whose configuration is another one.
     changed: Arc<AtomicBool>,
+    /// Whether the driver has asked for a reset that has not ended.
+    resetting: bool,
+    /// Whether it has been taken off the bus: whoever comes late finds nothing.
+    gone: bool,
 }
 
 /// The bytes of a `virtio_pci_cap` behind id and pointer (4.1.4).
@@ -128,6 +137,8 @@ impl VirtioFunction {
             stopped: None,
             raised: Arc::default(),
             changed: Arc::default(),
+            resetting: false,
+            gone: false,
         };
         function.place_doorbells();
         function
@@ -167,13 +178,35 @@ impl VirtioFunction {
         }
     }
 
-    /// Stop the device as it is, to go on with [`Self::go_on`]; processors of the guest must not run.
-    /// Says how far its queues are.
-    pub(crate) fn stop(&mut self) -> Vec<(u16, QueueState)> {
-        if self.stopped.is_none() && self.transport.is_live() {
-            self.stopped = Some(self.device.reset());
+    /// Decode nothing until the guest says so, as a device that firmware has not seen.
+    pub(crate) fn switch_off(&mut self) {
+        self.config.switch_off();
+        self.place_doorbells();
+    }
+
+    /// Take it off the bus for good: accesses find nothing, and its device begins to stop, which
+    /// [`Self::try_stop`] says the end of.
+    pub(crate) fn unplug(&mut self) {
+        self.gone = true;
+        let removed = self.wires.place_doorbells(None, u64::from(STRIDE));
+        if let Err(error) = removed {
+            tracing::warn!(%error, "doorbells of a device that is gone stay");
         }
-        self.stopped.clone().unwrap_or_default()
+        let _ = self.try_stop();
+    }
+
+    /// Stop the device as it is, to go on with [`Self::go_on`]; processors of the guest must not run, or it
+    /// must be off the bus. Says how far its queues are; nothing as long as it has not stopped, and is to be
+    /// asked again then.
+    pub(crate) fn try_stop(&mut self) -> Option<Vec<(u16, QueueState)>> {
+        self.settle();
+        if self.resetting {
+            return None;
+        }
+        if self.stopped.is_none() && self.transport.is_live() {
+            self.stopped = Some(self.device.try_reset()?);
+        }
+        Some(self.stopped.clone().unwrap_or_default())
     }
 
     /// The device goes on where it was stopped.
@@ -212,9 +245,22 @@ impl VirtioFunction {
             Effect::ConfigVector(vector) => self.connect(Source::Config, vector),
             Effect::QueueVector(queue, vector) => self.connect(Source::Queue(queue), vector),
             Effect::Activate => self.go_live(),
-            Effect::Reset => self.reset(),
+            Effect::Reset => {
+                self.stopped = None;
+                self.resetting = true;
+                return self.settle();
+            }
         };
         self.or_needs_reset(done);
+    }
+
+    /// See whether a reset has ended that the driver asked for.
+    fn settle(&mut self) {
+        if self.resetting && self.device.try_reset().is_some() {
+            self.resetting = false;
+            let reset = self.reset();
+            self.or_needs_reset(reset);
+        }
     }
 
     fn connect(&mut self, source: Source, vector: u16) -> std::io::Result<()> {
@@ -233,8 +279,6 @@ impl VirtioFunction {
 
     /// 2.4: the device touches nothing any more when the driver reads status 0.
     fn reset(&mut self) -> std::io::Result<()> {
-        self.stopped = None;
-        self.device.reset();
         self.raised.store(false, Ordering::SeqCst);
         let (_, queues) = self.transport.vectors();
         self.transport.reset();
@@ -276,6 +320,9 @@ impl VirtioFunction {
 
 impl Function for VirtioFunction {
     fn config_read(&mut self, offset: usize, data: &mut [u8]) {
+        if self.gone {
+            return data.fill(0xFF);
+        }
         if self.touches_data(offset, data.len())
             && let Some((at, width)) = self.asked()
         {
@@ -289,6 +336,9 @@ impl Function for VirtioFunction {
     }
 
     fn config_write(&mut self, offset: usize, data: &[u8]) {
+        if self.gone {
+            return;
+        }
         let decoded = self.config.decoded();
         self.config.write(offset, data);
         if decoded != self.config.decoded() {
@@ -313,11 +363,18 @@ impl Function for VirtioFunction {
     }
 
     fn decoded(&self) -> Vec<(u8, Range<u64>)> {
+        if self.gone {
+            return Vec::new();
+        }
         self.config.decoded()
     }
 
     fn memory_read(&mut self, _: u8, offset: u64, data: &mut [u8]) {
+        if self.gone {
+            return data.fill(0xFF);
+        }
         data.fill(0);
+        self.settle();
         self.heed_alarm();
         match offset {
             0..ISR => self.transport.read(offset, data),
@@ -338,8 +395,14 @@ impl Function for VirtioFunction {
     }
 
     fn memory_write(&mut self, _: u8, offset: u64, data: &[u8]) {
+        if self.gone {
+            return;
+        }
+        self.settle();
         self.heed_alarm();
         match offset {
+            // 2.4.2: a driver waits for the end of a reset before it sets the device up anew.
+            0..TABLE if self.resetting => {}
             0..ISR => {
                 let effect = self.transport.write(offset, data);
                 self.apply(effect);

@@ -48,6 +48,19 @@ fn a_ledger_holds_what_it_says() {
 }
 
 #[test]
+fn a_ledger_keeps_to_its_pace_and_says_how_long_its_requests_took() {
+    let (_folder, path) = raw_disk();
+    let words = "do=hello do=ledger rounds=5 pace=16M do=hello";
+    let ran = Qemu::new("q35").disk(&path, "raw", "").run(words).good();
+    let tsc: Vec<u64> = ran.all("hello").map(|event| number(event, "tsc")).collect();
+    let took = tsc[1] - tsc[0];
+    assert!(took >= 5 * (16 << 20), "{took}");
+    for said in ran.all("ledger") {
+        assert!((1..took).contains(&number(said, "longest")), "{said}");
+    }
+}
+
+#[test]
 fn each_processor_keeps_a_ledger_of_its_own() {
     let (_folder, path) = raw_disk();
     let disk = || Qemu::new("q35").disk(&path, "raw", "num-queues=2");

@@ -112,6 +112,8 @@ struct Round {
     again: [u64; MOST],
     again_len: usize,
     errors: u64,
+    /// The longest that a request took, in ticks.
+    longest: u64,
 }
 
 impl Work for Round {
@@ -130,7 +132,8 @@ impl Work for Round {
         Some(self.ledger.request(Verb::WRITE, place))
     }
 
-    fn done(&mut self, _now: u64, finished: &Finished, buffer: &Window) {
+    fn done(&mut self, now: u64, finished: &Finished, buffer: &Window) {
+        self.longest = self.longest.max(now.saturating_sub(finished.since));
         if finished.status != OK {
             self.errors += 1;
             self.again[self.again_len] = buffer.read(16);
@@ -147,6 +150,8 @@ struct Look<'a> {
     flushed: u64,
     errors: u64,
     wrong: u64,
+    /// The longest that a request took, in ticks.
+    longest: u64,
 }
 
 impl Work for Look<'_> {
@@ -157,7 +162,8 @@ impl Work for Look<'_> {
         Some(self.ledger.request(Verb::READ, place))
     }
 
-    fn done(&mut self, _now: u64, finished: &Finished, buffer: &Window) {
+    fn done(&mut self, now: u64, finished: &Finished, buffer: &Window) {
+        self.longest = self.longest.max(now.saturating_sub(finished.since));
         if finished.status != OK {
             self.errors += 1;
             return;
@@ -178,7 +184,8 @@ fn shape(step: &Step) -> Shape {
     shape
 }
 
-/// Writes `rounds` rounds of `batch` blocks, or for ever, and says after every `every` rounds what is promised.
+/// Writes `rounds` rounds of `batch` blocks, or for ever, each begun `pace` ticks after the one before at the
+/// earliest, and says after every `every` rounds what is promised.
 pub(super) fn write(vcpu: &Vcpu, boot: &Boot, step: &Step) {
     let (disk, channel) = Disk::open_as(vcpu, boot, step, shape(step));
     if let Some(mut channel) = channel {
@@ -192,21 +199,19 @@ fn keep(vcpu: &Vcpu, step: &Step, disk: &Disk, channel: &mut Channel, ledger: Le
     let rounds = step.number_or("rounds", 0);
     let every = step.number_or("every", 1).max(1);
     let batch = step.number_or("batch", 32);
+    let pace = step.number_or("pace", 0);
     // Two writes to one place must not be under way at once.
     assert!((1..=ledger.blocks).contains(&batch), "batch={batch}");
     let mut random = Random::new(stamp(ledger.magic, ledger.owner));
-    let (mut round, mut errors, mut wrong) = (0, 0, 0);
+    let (mut round, mut errors, mut wrong, mut longest) = (0, 0, 0, 0);
     let mut flushed = step.number_or("start", 1).saturating_sub(1);
     vcpu.longest_gap();
     while rounds == 0 || round < rounds {
         round += 1;
-        errors += settle(
-            vcpu,
-            disk,
-            channel,
-            ledger,
-            flushed + 1..flushed + 1 + batch,
-        );
+        let begun = vcpu.beat();
+        let numbers = flushed + 1..flushed + 1 + batch;
+        let settled = settle(vcpu, disk, channel, ledger, numbers);
+        errors += settled.errors;
         flushed += batch;
         let mut look = Look {
             ledger,
@@ -215,8 +220,10 @@ fn keep(vcpu: &Vcpu, step: &Step, disk: &Disk, channel: &mut Channel, ledger: Le
             flushed,
             errors: 0,
             wrong: 0,
+            longest: settled.longest.max(longest),
         };
         pump(vcpu, channel, &mut look);
+        longest = look.longest;
         errors += look.errors;
         wrong += look.wrong;
         super::found_wrong(look.wrong);
@@ -226,20 +233,34 @@ fn keep(vcpu: &Vcpu, step: &Step, disk: &Disk, channel: &mut Channel, ledger: Le
                 .number("round", round)
                 .number("flushed", flushed);
             let line = line.number("errors", errors).number("wrong", wrong);
+            let line = line.number("longest", longest);
             vcpu.say(line.number("gap", vcpu.longest_gap()));
+            longest = 0;
+        }
+        while vcpu.beat().wrapping_sub(begun) < pace {
+            core::hint::spin_loop();
         }
     }
 }
 
-/// Writes blocks until all of them are acknowledged and flushed: how many requests failed.
+/// What it took to write the blocks of a round.
+#[derive(Default)]
+struct Settled {
+    /// Requests that failed.
+    errors: u64,
+    /// The longest that a write or a flush took, in ticks.
+    longest: u64,
+}
+
+/// Writes blocks until all of them are acknowledged and flushed.
 fn settle(
     vcpu: &Vcpu,
     disk: &Disk,
     channel: &mut Channel,
     ledger: Ledger,
     numbers: core::ops::Range<u64>,
-) -> u64 {
-    let mut errors = 0;
+) -> Settled {
+    let mut settled = Settled::default();
     loop {
         let mut round = Round {
             ledger,
@@ -248,14 +269,18 @@ fn settle(
             again: [0; MOST],
             again_len: 0,
             errors: 0,
+            longest: settled.longest,
         };
         pump(vcpu, channel, &mut round);
-        errors += round.errors;
+        settled.errors += round.errors;
+        let since = vcpu.beat();
+        let durable = flushed(vcpu, disk, channel);
+        settled.longest = round.longest.max(vcpu.beat() - since);
         // After a flush that failed nobody knows what is durable: all of the round is written again.
-        if flushed(vcpu, disk, channel) {
-            return errors;
+        if durable {
+            return settled;
         }
-        errors += 1;
+        settled.errors += 1;
     }
 }
 
