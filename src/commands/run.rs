@@ -4,6 +4,7 @@
 //! machine's, by the same control socket, while it runs.
 
 mod counted;
+mod network;
 mod plug;
 
 use std::fs::File;
@@ -15,6 +16,7 @@ use std::thread;
 
 use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::{Server, ServerConfig};
+
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
 use vdisk::chain::ParentSearch;
@@ -24,6 +26,7 @@ use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
 use vmm::{Devices, Exit as End, MachineConfig};
 
+use self::network::{Networked, Shown};
 use crate::args::RunArgs;
 use crate::console::Console;
 use crate::control::machine::console::ConsoleState;
@@ -44,6 +47,8 @@ struct Running {
     vcpus: u8,
     memory: u64,
     disks: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    networks: Vec<Shown>,
     pid: u32,
     /// Ticks of the guest's time stamp counter in a millisecond.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -184,6 +189,7 @@ struct Guest {
     described: PathBuf,
     config: MachineConfig,
     console: Console,
+    networks: Vec<Networked>,
     site: Arc<Site>,
     /// Where parents of disks that come later are looked for.
     search: ParentSearch,
@@ -227,14 +233,16 @@ impl Guest {
             cmdline: plan.vm.boot.command_line.clone(),
             initrd: plan.vm.boot.initrd.clone(),
         };
+        let networks = Networked::open(&args.machine, &plan.vm.networks)?;
         place::make_folder()?;
         let attach = place::console_of(&args.machine)?;
         let console = Console::open(&plan.vm.console, &attach, json)?;
-        let machine = made(&config, &mut disks, console.output())?;
+        let machine = made(&config, (&mut disks, &networks), console.output())?;
         Ok(Self {
             described: args.machine.clone(),
             config,
             console,
+            networks,
             site: Arc::clone(site),
             search: plan.search.clone(),
             sockets: OnceLock::new(),
@@ -299,6 +307,7 @@ impl Guest {
             vcpus: plan.vm.vcpus,
             memory: plan.vm.memory,
             disks: plan.vm.disks.iter().map(|disk| disk.name.clone()).collect(),
+            networks: self.networks.iter().map(Networked::shown).collect(),
             pid: std::process::id(),
             tsc_khz: self.machine().tsc_khz(),
             terminal: self.console.terminal().map(str::to_owned),
@@ -326,7 +335,8 @@ impl Guest {
         }
         // Its devices let go of the disks first.
         now.machine.stop();
-        let made = made(&self.config, &mut now.disks, self.console.output());
+        let devices = (&mut now.disks[..], &self.networks[..]);
+        let made = made(&self.config, devices, self.console.output());
         let began = made.map(|machine| now.machine = Arc::new(machine));
         if began.is_ok() {
             now.life = Life::Running;
@@ -465,10 +475,10 @@ impl MachineControl for Guest {
     }
 }
 
-/// A machine that runs, with the disks in their order, then a source of entropy.
+/// A machine that runs, with the disks in their order, then the networks, then a source of entropy.
 fn made(
     config: &MachineConfig,
-    disks: &mut [Attached],
+    (disks, networks): (&mut [Attached], &[Networked]),
     serial: vmm::Output,
 ) -> Result<vmm::Machine> {
     let mut virtio: Vec<Box<dyn VirtioDevice>> = Vec::new();
@@ -477,6 +487,7 @@ fn made(
         let block = Block::new(disk.export.clone(), disk.queues);
         virtio.push(Box::new(block));
     }
+    virtio.extend(networks.iter().map(Networked::device));
     virtio.push(Box::new(Rng::default()));
     let machine = vmm::Machine::new(config, Devices { serial, virtio });
     let mut machine = machine.map_err(|error| cannot(&error))?;

@@ -17,6 +17,7 @@ use rustix::net::{
 
 use super::header::HEADER;
 use super::ioctl;
+use crate::description::is_interface_name;
 use crate::{Error, ErrorKind, Result};
 
 /// The device that taps are made and opened by.
@@ -181,9 +182,7 @@ fn route() -> rustix::io::Result<OwnedFd> {
 }
 
 fn check(name: &str, mtu: Option<u16>) -> Result<()> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let good = (1..=ioctl::NAME_LEN).contains(&name.len()) && name.chars().all(plain);
-    if !good || name == "." || name == ".." {
+    if !is_interface_name(name) {
         let what = format!(
             "tap `{name}`: a name has 1 to {} letters, digits, `-`, `_` and `.`",
             ioctl::NAME_LEN
