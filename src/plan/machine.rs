@@ -56,8 +56,10 @@ pub(crate) fn mac_of(machine: &Path, tap: &str) -> [u8; 6] {
     hasher.update(machine.as_os_str().as_encoded_bytes());
     hasher.update(b"\0");
     hasher.update(tap.as_bytes());
-    let [first, b, c, d, e, f, ..] = *hasher.finalize().as_bytes();
-    [first & !1 | 2, b, c, d, e, f]
+    let mut mac = [0; 6];
+    hasher.finalize_xof().fill(&mut mac);
+    mac[0] = mac[0] & !1 | 2;
+    mac
 }
 
 /// A format as the library calls it.
