@@ -32,13 +32,13 @@ pub(crate) fn inside(name: &str) -> bool {
         return true;
     }
     let this = std::env::current_exe().expect("a program");
-    let status = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--"])
+    let status = Command::new("timeout")
+        .args(["300", "unshare", "--user", "--map-root-user", "--net", "--"])
         .arg(this)
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "1")
         .status();
-    let status = status.expect("unshare can be run");
+    let status = status.expect("timeout can be run");
     assert!(status.success(), "{name} in a network namespace: {status}");
     false
 }

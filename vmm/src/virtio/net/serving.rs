@@ -57,25 +57,26 @@ pub(super) struct Ended {
 
 /// Serve until told to stop.
 pub(super) fn serve(work: Work) -> Ended {
-    let offloads = work.tap.set_offloads(header::offloads(work.features));
-    match offloads {
-        Ok(()) => {
-            let tap = Arc::clone(&work.tap);
-            let ended = run(work);
-            // What comes until the next driver is ready must be whole, since that one may take less.
-            if let Err(error) = tap.set_offloads(0) {
-                let tap = tap.name();
-                tracing::debug!(tap, %error, "the tap keeps its offloads");
-            }
-            ended
-        }
-        Err(error) => {
-            let tap = work.tap.name();
-            tracing::error!(tap, %error, "the tap refuses the offloads that it offers");
-            work.alarm.raise();
-            wait_for(&work.stop);
-            unserved(work)
-        }
+    let tap = Arc::clone(&work.tap);
+    if let Err(error) = tap.set_offloads(header::offloads(work.features)) {
+        // It was removed, perhaps just now: the device is there without it.
+        lose(&tap, &work.changed, &error);
+    }
+    let ended = run(work);
+    // What comes until the next driver is ready must be whole, since that one may take less.
+    if let Err(error) = tap.set_offloads(0) {
+        let tap = tap.name();
+        tracing::debug!(tap, %error, "the tap keeps its offloads");
+    }
+    ended
+}
+
+/// The tap is of no use any more: the driver is told that its link is down.
+fn lose(tap: &Tap, changed: &Alarm, error: &io::Error) {
+    let name = tap.name();
+    tracing::error!(tap = name, %error, "the tap is gone; the machine's link is down for good");
+    if tap.lose() {
+        changed.raise();
     }
 }
 
@@ -390,11 +391,7 @@ impl Server {
     }
 
     fn lose_tap(&self, error: &io::Error) {
-        let tap = self.tap.name();
-        tracing::error!(tap, %error, "the tap is gone; the machine's link is down for good");
-        if self.tap.lose() {
-            self.changed.raise();
-        }
+        lose(&self.tap, &self.changed, error);
     }
 
     fn heed_link(&self, changed: bool) {

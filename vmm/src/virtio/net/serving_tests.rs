@@ -324,3 +324,38 @@ fn a_tap_that_goes_away_takes_the_link_down_and_nothing_else() {
     assert_eq!(served.alarms.load(Ordering::SeqCst), 0);
     served.end();
 }
+
+#[test]
+fn a_tap_that_is_gone_before_the_driver_is_ready_is_a_link_that_is_down() {
+    let mut served = Served::new(OFFERED);
+    let tap = Arc::clone(&served.tap);
+    rustix::io::write(&served.stop, &1_u64.to_ne_bytes()).unwrap();
+    served.thread.join().unwrap();
+    // What is no tap refuses offloads, as one does that was removed.
+    let setup = |ring: &Ring, number: usize| QueueSetup {
+        state: ring.state,
+        kick: served.kicks[number].try_clone().unwrap(),
+        call: served.calls[number].try_clone().unwrap(),
+    };
+    let stop = bell();
+    let work = Work {
+        features: OFFERED,
+        memory: served.receive.memory.clone(),
+        setups: [setup(&served.receive, 0), setup(&served.transmit, 1)],
+        alarm: counting(&served.alarms),
+        changed: counting(&served.changes),
+        stop: stop.try_clone().unwrap(),
+        tap: Arc::clone(&tap),
+        traffic: Arc::clone(&served.traffic),
+        parked: None,
+    };
+    let thread = std::thread::spawn(move || serve(work));
+    served.transmit.chain(&[(DATA, 100)], 0);
+    rustix::io::write(&served.kicks[1], &1_u64.to_ne_bytes()).unwrap();
+    until(|| served.transmit.answers() == [(0, 0)]);
+    assert!(!tap.is_up());
+    assert_eq!(served.changes.load(Ordering::SeqCst), 1);
+    assert_eq!(served.alarms.load(Ordering::SeqCst), 0);
+    rustix::io::write(&stop, &1_u64.to_ne_bytes()).unwrap();
+    thread.join().unwrap();
+}
