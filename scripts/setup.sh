@@ -25,6 +25,9 @@ module=pyvhdi:python3-libvhdi
 mkfs.ext4:e2fsprogs
 e2fsck:e2fsprogs
 debugfs:e2fsprogs
+dumpe2fs:e2fsprogs
+fdisk:fdisk
+sfdisk:fdisk
 fusermount3:fuse3
 ip:iproute2
 unshare:util-linux

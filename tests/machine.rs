@@ -6,6 +6,7 @@
 mod run;
 
 mod machine {
+    mod boot;
     mod console;
     mod control;
     mod disks;

@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use arbitrary::{Arbitrary, Unstructured};
-use vmm::description::{Description, is_interface_name};
+use vmm::description::{Description, Kernel, is_interface_name};
 
-const LINES: [&str; 26] = [
+const LINES: [&str; 28] = [
     "vcpus = ",
     "memory = ",
     "huge_pages = ",
@@ -17,6 +17,8 @@ const LINES: [&str; 26] = [
     "initrd = ",
     "command_line = ",
     "boot.kernel = ",
+    "from_disk = ",
+    "boot.from_disk = ",
     "[console]",
     "to = ",
     "console.to = ",
@@ -112,5 +114,8 @@ pub fn run(data: &[u8]) {
     for network in &read.networks {
         assert!(network.mtu.is_none_or(|mtu| mtu >= 68));
         assert!(network.mac.is_none_or(|mac| mac[0] & 1 == 0));
+    }
+    if let Kernel::Disk(place) = read.boot.kernel {
+        assert!(place < read.disks.len() && read.boot.initrd.is_none());
     }
 }

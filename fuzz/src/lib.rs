@@ -12,10 +12,12 @@
 //! | [`operations`] | requests, and power cuts | the disk holds what a flat model of it holds |
 //! | [`parent_locator`] | a locator | what is read is written again alike, or refused |
 //! | [`metadata`] | a metadata region | items are apart and inside, changes touch nothing else |
+//! | [`boot_from_disk`] | an installed disk with bytes changed | reading it ends, and keeps the limits |
 //! | [`description`] | a `vm.toml` | what is read keeps the promises of its fields |
 //! | [`machine_state`] | the state of a machine, whole or harmed | what is read is written again alike, or refused |
 //! | [`virtqueue`] | what a guest and its device do to a virtqueue | what is taken keeps the rules, the rest is refused |
 
+pub mod boot_from_disk;
 pub mod description;
 pub mod log_replay;
 pub mod machine_state;
@@ -40,7 +42,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target {
         name: "open",
         run: open::run,
@@ -70,6 +72,11 @@ pub const TARGETS: [Target; 8] = [
         name: "virtqueue",
         run: virtqueue::run,
         most: 512,
+    },
+    Target {
+        name: "boot_from_disk",
+        run: boot_from_disk::run,
+        most: 256,
     },
     Target {
         name: "description",

@@ -126,7 +126,10 @@ fn decode(bytes: &[u8], skips: bool) -> bool {
         }
     };
     let again = state.encode();
-    assert!(skips || again == bytes, "written otherwise than it was read");
+    assert!(
+        skips || again == bytes,
+        "written otherwise than it was read"
+    );
     assert_eq!(MachineState::decode(&again).as_ref(), Ok(&state));
     // Of the answer nothing is known but that there is one.
     let _ = state.host.carries(&state);

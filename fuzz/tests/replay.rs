@@ -111,6 +111,11 @@ fn descriptions_of_machines_are_refused_or_keep_their_promises() {
 }
 
 #[test]
+fn installed_disks_are_read_to_an_end_whatever_they_say() {
+    replay("boot_from_disk");
+}
+
+#[test]
 fn states_of_machines_are_refused_or_written_again_alike() {
     replay("machine_state");
 }

@@ -9,6 +9,8 @@ use super::ChainArgs;
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   diskferry run vm.toml
+  diskferry run debian.vhdx --memory 4G --vcpus 2                what is installed on a disk
+  diskferry run debian.vhdx --dry-run                            only say what that is
   diskferry mirror start root.vhdx --to tcp:b.example:10810      while it runs
 
 A machine with two processors and one disk:
@@ -24,12 +26,28 @@ A machine with two processors and one disk:
   [[disk]]
   path = \"root.vhdx\"
 
+With `boot.from_disk = true`, or --boot-from-disk, the first disk's own kernel, initrd and command line are
+read out of it, as its boot loader would; `boot.command_line` goes behind that of the disk.
+
 Paths are seen from the folder of the file. It runs in the foreground until the guest powers off, or until a
 signal: the first one ends it in order, as a power cut that loses nothing the guest was told is written.
 docs/vmm.md has every key.")]
 pub(crate) struct RunArgs {
-    /// The file that describes the machine
+    /// The file that describes the machine, or a disk (.vhdx, .avhdx, .raw, .img) with a system installed on it
+    #[arg(value_name = "MACHINE_OR_DISK")]
     pub(crate) machine: PathBuf,
+    /// Start what is installed on the first disk, or on that which `boot.from_disk` names
+    #[arg(long)]
+    pub(crate) boot_from_disk: bool,
+    /// Only say what a disk would start
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Memory of a machine that is only a disk [default: 2G]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<String>,
+    /// Processors of a machine that is only a disk [default: 1]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
+    pub(crate) vcpus: Option<u8>,
     /// Listen for control here too: unix:PATH (every disk has a control socket that `mirror` finds)
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) control: Vec<String>,

@@ -1,6 +1,7 @@
 //! The verbs, one file each. Here two crates may meet, and nowhere else.
 
 mod bench;
+mod booting;
 mod check;
 pub(crate) mod commit;
 mod compact;

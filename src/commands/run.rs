@@ -7,26 +7,22 @@ mod counted;
 mod network;
 mod plug;
 
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 
 use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::{Server, ServerConfig};
-
-use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
 use vdisk::chain::ParentSearch;
-use vmm::description::{self, Kernel};
+use vmm::description;
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
 use vmm::{Devices, Exit as End, MachineConfig};
 
 use self::network::{Networked, Shown};
+use super::booting::{self, Booting};
 use crate::args::RunArgs;
 use crate::console::Console;
 use crate::control::machine::console::ConsoleState;
@@ -83,6 +79,9 @@ struct Attached {
 
 pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     let plan = Machine::new(args)?;
+    if plan.dry_run {
+        return booting::dry_run(&plan, report);
+    }
     limits::raise_open_files();
     interrupt::listen();
     let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -122,7 +121,7 @@ fn live(
     (site, disks): (&Arc<Site>, Vec<Attached>),
     report: Report,
 ) -> Result<(Ended, End)> {
-    let guest = Arc::new(Guest::new(args, plan, (site, disks), report.is_json())?);
+    let guest = Arc::new(Guest::new(args, plan, (site, disks), report)?);
     let watched = Arc::downgrade(&guest);
     site.when_resized(Box::new(move |disk| {
         if let Some(guest) = watched.upgrade() {
@@ -165,7 +164,11 @@ fn controlled(site: &Arc<Site>, guest: &Arc<Guest>, plan: &Machine) -> Result<Co
     place::make_folder()?;
     paths.push(place::socket_of(&guest.described)?);
     for disk in plan.vm.disks.iter().filter(|disk| !disk.read_only) {
-        paths.push(place::socket_of(&disk.path)?);
+        let socket = place::socket_of(&disk.path)?;
+        // A machine may be described by nothing but its disk.
+        if !paths.contains(&socket) {
+            paths.push(socket);
+        }
     }
     let control: Arc<dyn Control> = site.clone();
     let machine: Arc<dyn MachineControl> = guest.clone();
@@ -174,7 +177,7 @@ fn controlled(site: &Arc<Site>, guest: &Arc<Guest>, plan: &Machine) -> Result<Co
     Ok(controlled)
 }
 
-fn cannot(error: &vmm::Error) -> Failure {
+pub(super) fn cannot(error: &vmm::Error) -> Failure {
     use vmm::ErrorKind;
     let exit = match error.kind() {
         ErrorKind::InvalidArgument | ErrorKind::BadKernel => Exit::Usage,
@@ -187,7 +190,7 @@ fn cannot(error: &vmm::Error) -> Failure {
 /// The machine as this process has it: made anew when the guest asks for a reset.
 struct Guest {
     described: PathBuf,
-    config: MachineConfig,
+    booting: Mutex<Booting>,
     console: Console,
     networks: Vec<Networked>,
     site: Arc<Site>,
@@ -195,8 +198,6 @@ struct Guest {
     search: ParentSearch,
     /// Where it is controlled.
     sockets: OnceLock<Weak<Sockets>>,
-    /// Keeps the kernel that is built in.
-    _kernel: Option<OwnedFd>,
     now: Mutex<Now>,
     /// It has begun anew, or has ended.
     turned: Condvar,
@@ -215,38 +216,23 @@ impl Guest {
         args: &RunArgs,
         plan: &Machine,
         (site, mut disks): (&Arc<Site>, Vec<Attached>),
-        json: bool,
+        report: Report,
     ) -> Result<Self> {
-        let (kernel, held) = match &plan.vm.boot.kernel {
-            Kernel::File(path) => (path.clone(), None),
-            Kernel::BuiltIn => {
-                let held = built_in().map_err(|e| Failure::io("no memory for the guest", &e))?;
-                let path = format!("/proc/self/fd/{}", held.as_raw_fd());
-                (path.into(), Some(held))
-            }
-        };
-        let config = MachineConfig {
-            vcpus: plan.vm.vcpus,
-            memory: plan.vm.memory,
-            huge_pages: plan.vm.huge_pages,
-            kernel,
-            cmdline: plan.vm.boot.command_line.clone(),
-            initrd: plan.vm.boot.initrd.clone(),
-        };
+        let export = |place: usize| disks.get(place).map(|disk| disk.export.clone());
+        let booting = Booting::new(plan, export, report)?;
         let networks = Networked::open(&args.machine, &plan.vm.networks)?;
         place::make_folder()?;
         let attach = place::console_of(&args.machine)?;
-        let console = Console::open(&plan.vm.console, &attach, json)?;
-        let machine = made(&config, (&mut disks, &networks), console.output())?;
+        let console = Console::open(&plan.vm.console, &attach, report.is_json())?;
+        let machine = made(booting.config(), (&mut disks, &networks), console.output())?;
         Ok(Self {
             described: args.machine.clone(),
-            config,
+            booting: Mutex::new(booting),
             console,
             networks,
             site: Arc::clone(site),
             search: plan.search.clone(),
             sockets: OnceLock::new(),
-            _kernel: held,
             now: Mutex::new(Now {
                 machine: Arc::new(machine),
                 life: Life::Running,
@@ -259,6 +245,10 @@ impl Guest {
 
     fn now(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn booting(&self) -> MutexGuard<'_, Booting> {
+        self.booting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sockets(&self) -> Option<Arc<Sockets>> {
@@ -294,10 +284,15 @@ impl Guest {
             0
         })?;
         loop {
-            let end = self.machine().wait();
-            if end != End::Reset || !self.again()? {
-                return Ok((self.ended(&end), end));
+            let mut end = self.machine().wait();
+            if end == End::Reset {
+                if self.again()? {
+                    continue;
+                }
+                // It was ended from outside before it could begin anew.
+                end = End::Stopped;
             }
+            return Ok((self.ended(&end), end));
         }
     }
 
@@ -335,8 +330,10 @@ impl Guest {
         }
         // Its devices let go of the disks first.
         now.machine.stop();
+        let mut booting = self.booting();
+        let read = booting.again();
         let devices = (&mut now.disks[..], &self.networks[..]);
-        let made = made(&self.config, devices, self.console.output());
+        let made = read.and_then(|()| made(booting.config(), devices, self.console.output()));
         let began = made.map(|machine| now.machine = Arc::new(machine));
         if began.is_ok() {
             now.life = Life::Running;
@@ -398,11 +395,15 @@ impl Guest {
 
 impl MachineControl for Guest {
     fn state(&self) -> MachineState {
+        let (vcpus, memory) = {
+            let booting = self.booting();
+            (booting.config().vcpus, booting.config().memory)
+        };
         MachineState {
             machine: self.described.display().to_string(),
             state: self.now().life,
-            vcpus: self.config.vcpus,
-            memory: self.config.memory,
+            vcpus,
+            memory,
             pid: std::process::id(),
         }
     }
@@ -493,12 +494,4 @@ fn made(
     let mut machine = machine.map_err(|error| cannot(&error))?;
     machine.start().map_err(|error| cannot(&error))?;
     Ok(machine)
-}
-
-/// The guest that is built in, as a file.
-fn built_in() -> std::io::Result<OwnedFd> {
-    let memory = memfd_create("guest", MemfdFlags::CLOEXEC)?;
-    let mut file = File::from(memory);
-    file.write_all(vmm::guest::IMAGE)?;
-    Ok(file.into())
 }

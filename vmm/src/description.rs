@@ -51,7 +51,7 @@ pub struct Boot {
     pub kernel: Kernel,
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
-    /// The command line, without a NUL.
+    /// The command line, without a NUL; where a disk has its own, it goes behind that.
     pub command_line: String,
 }
 
@@ -62,6 +62,8 @@ pub enum Kernel {
     File(PathBuf),
     /// The guest that this program has with it, for measurements and demonstrations.
     BuiltIn,
+    /// What is installed on the disk of this number, from 0.
+    Disk(usize),
 }
 
 /// Where the first serial port goes.
@@ -122,6 +124,7 @@ struct Typed {
     memory: String,
     #[serde(default)]
     huge_pages: bool,
+    #[serde(default)]
     boot: TypedBoot,
     #[serde(default)]
     console: TypedConsole,
@@ -131,13 +134,22 @@ struct Typed {
     networks: Vec<TypedNetwork>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TypedBoot {
-    kernel: PathBuf,
+    kernel: Option<PathBuf>,
     initrd: Option<PathBuf>,
     #[serde(default)]
     command_line: String,
+    from_disk: Option<TypedSource>,
+}
+
+/// Whether a disk is started from, or the name of that which is.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum TypedSource {
+    Any(bool),
+    Named(String),
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -179,6 +191,40 @@ impl Description {
     /// # Ok::<(), vmm::Error>(())
     /// ```
     pub fn parse(text: &str, folder: &Path) -> Result<Self> {
+        Self::read(text, folder, false)
+    }
+
+    /// The same, but what runs first is what is installed on the first disk, unless another disk is named for
+    /// that; `boot.kernel` and `boot.initrd` are not heeded.
+    pub fn parse_for_disk(text: &str, folder: &Path) -> Result<Self> {
+        Self::read(text, folder, true)
+    }
+
+    /// A machine that runs what is installed on one disk, without a text.
+    pub fn of_disk(path: PathBuf, vcpus: u8, memory: u64) -> Result<Self> {
+        let typed = TypedDisk {
+            path,
+            name: None,
+            format: None,
+            read_only: false,
+            queues: None,
+        };
+        Ok(Self {
+            vcpus,
+            memory: in_bounds(memory)?,
+            huge_pages: false,
+            boot: Boot {
+                kernel: Kernel::Disk(0),
+                initrd: None,
+                command_line: String::new(),
+            },
+            console: Console::Stdio,
+            disks: disks(&[typed], Path::new(""), vcpus)?,
+            networks: Vec::new(),
+        })
+    }
+
+    fn read(text: &str, folder: &Path, from_disk: bool) -> Result<Self> {
         if text.len() as u64 > LONGEST {
             return Err(Error::invalid("too long to describe a machine"));
         }
@@ -187,13 +233,14 @@ impl Description {
         if typed.vcpus == 0 {
             return Err(Error::invalid("vcpus: a machine has 1 to 255"));
         }
+        let disks = disks(&typed.disks, folder, typed.vcpus)?;
         Ok(Self {
             vcpus: typed.vcpus,
             memory: memory(&typed.memory)?,
             huge_pages: typed.huge_pages,
-            boot: boot(typed.boot, folder)?,
+            boot: boot(typed.boot, folder, (&disks, from_disk))?,
             console: console(typed.console.to.as_deref(), folder)?,
-            disks: disks(&typed.disks, folder, typed.vcpus)?,
+            disks,
             networks: networks(&typed.networks)?,
         })
     }
@@ -204,25 +251,66 @@ fn memory(typed: &str) -> Result<u64> {
         let what = format!("memory `{typed}`: {why}; sizes look like 4G or 512M");
         Error::invalid(what)
     })?;
-    if !(LEAST_MEMORY..=MOST_MEMORY).contains(&bytes) || !bytes.is_multiple_of(MIB) {
-        return Err(Error::invalid("memory: 16M to 1T in whole mebibytes"));
-    }
-    Ok(bytes)
+    in_bounds(bytes)
 }
 
-fn boot(typed: TypedBoot, folder: &Path) -> Result<Boot> {
+fn in_bounds(memory: u64) -> Result<u64> {
+    if !(LEAST_MEMORY..=MOST_MEMORY).contains(&memory) || !memory.is_multiple_of(MIB) {
+        return Err(Error::invalid("memory: 16M to 1T in whole mebibytes"));
+    }
+    Ok(memory)
+}
+
+fn boot(typed: TypedBoot, folder: &Path, (disks, asked): (&[Disk], bool)) -> Result<Boot> {
     if typed.command_line.contains('\0') {
         return Err(Error::invalid("boot.command_line: has a NUL in it"));
     }
-    let kernel = match typed.kernel {
-        named if named == Path::new(BUILT_IN) => Kernel::BuiltIn,
-        named => Kernel::File(folder.join(named)),
+    let disk = boot_disk(typed.from_disk.as_ref(), (disks, asked))?;
+    if disk.is_some() && !asked && (typed.kernel.is_some() || typed.initrd.is_some()) {
+        let what = "boot: either kernel and initrd, or from_disk; the disk has both";
+        return Err(Error::invalid(what));
+    }
+    let kernel = match (disk, typed.kernel) {
+        (Some(place), _) => Kernel::Disk(place),
+        (None, Some(named)) if named == Path::new(BUILT_IN) => Kernel::BuiltIn,
+        (None, Some(named)) => Kernel::File(folder.join(named)),
+        (None, None) => {
+            let what = "boot: nothing says what to start: name a kernel, or say from_disk = true";
+            return Err(Error::invalid(what));
+        }
     };
+    if disk.is_some() {
+        return Ok(Boot {
+            kernel,
+            initrd: None,
+            command_line: typed.command_line,
+        });
+    }
     Ok(Boot {
         kernel,
         initrd: typed.initrd.map(|initrd| folder.join(initrd)),
         command_line: typed.command_line,
     })
+}
+
+/// The place of the disk that is started from, if one is.
+fn boot_disk(
+    typed: Option<&TypedSource>,
+    (disks, asked): (&[Disk], bool),
+) -> Result<Option<usize>> {
+    let place = match typed {
+        None | Some(TypedSource::Any(false)) if !asked => return Ok(None),
+        Some(TypedSource::Named(name)) => {
+            let what = format!("boot.from_disk: there is no disk `{name}`");
+            let place = disks.iter().position(|disk| disk.name == *name);
+            place.ok_or_else(|| Error::invalid(what))?
+        }
+        _ if disks.is_empty() => {
+            return Err(Error::invalid("boot.from_disk: the machine has no disk"));
+        }
+        _ => 0,
+    };
+    Ok(Some(place))
 }
 
 fn console(to: Option<&str>, folder: &Path) -> Result<Console> {

@@ -98,6 +98,47 @@ fn what_cannot_be_is_refused_with_its_name() {
 }
 
 #[test]
+fn a_machine_starts_from_its_first_disk_or_from_the_one_that_is_named() {
+    let disks = "[[disk]]\npath='a.vhdx'\n[[disk]]\npath='b.vhdx'\n";
+    let text = |boot: &str| format!("memory='64M'\n{boot}\n{disks}");
+    let kernel = |boot: &str| {
+        let machine = Description::parse(&text(boot), Path::new("/vm")).unwrap();
+        (machine.boot.kernel, machine.boot.command_line)
+    };
+    let more = "boot.from_disk=true\nboot.command_line='quiet'";
+    assert_eq!(kernel(more), (Kernel::Disk(0), "quiet".into()));
+    assert_eq!(
+        kernel("boot.from_disk='b'"),
+        (Kernel::Disk(1), String::new())
+    );
+    let file = Kernel::File("/vm/k".into());
+    assert_eq!(kernel("boot={from_disk=false, kernel='k'}").0, file);
+    for (boot, named) in [
+        ("boot.from_disk='c'", "`c`"),
+        ("boot={from_disk=true, kernel='k'}", "from_disk"),
+        ("boot={from_disk=true, initrd='i'}", "from_disk"),
+        ("boot.from_disk=false", "from_disk = true"),
+        ("boot.from_disk=1", "from_disk"),
+    ] {
+        let what = refused(&text(boot));
+        assert!(what.contains(named), "{named} in: {what}");
+    }
+    assert!(refused("memory='64M'\nboot.from_disk=true").contains("no disk"));
+    // Asked for on the command line it goes before what is described.
+    let asked = |boot: &str| Description::parse_for_disk(&text(boot), Path::new("/vm"));
+    for (boot, place) in [("", 0), ("boot.kernel='k'", 0), ("boot.from_disk='b'", 1)] {
+        let boot = asked(boot).unwrap().boot;
+        assert_eq!((boot.kernel, boot.initrd), (Kernel::Disk(place), None));
+    }
+    let alone = Description::of_disk("d/root.vhdx".into(), 2, 1 << 30).unwrap();
+    assert_eq!(
+        (alone.disks[0].name.as_str(), alone.disks[0].queues),
+        ("root", 2)
+    );
+    assert!(Description::of_disk("root.vhdx".into(), 2, 1).is_err());
+}
+
+#[test]
 fn a_console_goes_where_it_is_told() {
     for (to, expected) in [
         ("stdio", Console::Stdio),

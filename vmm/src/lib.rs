@@ -12,6 +12,7 @@ pub mod description;
 mod devices;
 mod error;
 pub mod guest;
+pub mod installed;
 mod kvm;
 pub mod layout;
 mod machine;

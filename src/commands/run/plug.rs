@@ -27,7 +27,7 @@ impl Guest {
     }
 
     pub(super) fn plug(&self, wanted: &AddDisk) -> Result<MachineDisk> {
-        let disk = described(wanted, self.config.vcpus)?;
+        let disk = described(wanted, self.booting().config().vcpus)?;
         let mut attached = super::add(&self.site, &disk, (&self.search, false))?;
         let plugged = self.plug_export(&mut attached);
         if plugged.is_err() {
