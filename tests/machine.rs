@@ -13,6 +13,7 @@ mod machine {
     mod guest;
     mod large;
     mod moves;
+    mod network;
     mod plug;
     #[path = "../mirror/process.rs"]
     #[expect(dead_code, reason = "these tests use a part of it")]

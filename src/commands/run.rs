@@ -5,6 +5,7 @@
 
 mod counted;
 mod keeping;
+mod network;
 mod plug;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
 use vmm::{Devices, Exit as End, MachineConfig};
 
+use self::network::{Networked, Shown};
 use super::booting::{self, Booting};
 use crate::args::RunArgs;
 use crate::console::Console;
@@ -44,6 +46,8 @@ struct Running {
     vcpus: u8,
     memory: u64,
     disks: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    networks: Vec<Shown>,
     pid: u32,
     /// Ticks of the guest's time stamp counter in a millisecond.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -212,6 +216,7 @@ struct Guest {
     vm: Description,
     booting: Mutex<Booting>,
     console: Console,
+    networks: Vec<Networked>,
     site: Arc<Site>,
     /// Where parents of disks that come later are looked for.
     search: ParentSearch,
@@ -239,10 +244,14 @@ impl Guest {
     ) -> Result<Self> {
         let export = |place: usize| disks.get(place).map(|disk| disk.export.clone());
         let booting = Booting::new(plan, export, report)?;
+        let saved = restore
+            .as_ref()
+            .map_or(&[][..], |restore| restore.networks());
+        let networks = Networked::open(&args.machine, &plan.vm.networks, saved)?;
         place::make_folder()?;
         let attach = place::console_of(&args.machine)?;
         let console = Console::open(&plan.vm.console, &attach, report.is_json())?;
-        let devices = devices(&mut disks, console.output());
+        let devices = devices((&mut disks, &networks), console.output());
         let machine = match restore {
             None => made(booting.config(), devices)?,
             Some(restore) => started(restore.machine(booting.config(), devices)?)?,
@@ -252,6 +261,7 @@ impl Guest {
             vm: plan.vm.clone(),
             booting: Mutex::new(booting),
             console,
+            networks,
             site: Arc::clone(site),
             search: plan.search.clone(),
             sockets: OnceLock::new(),
@@ -325,6 +335,7 @@ impl Guest {
             vcpus: plan.vm.vcpus,
             memory: plan.vm.memory,
             disks: plan.vm.disks.iter().map(|disk| disk.name.clone()).collect(),
+            networks: self.networks.iter().map(Networked::shown).collect(),
             pid: std::process::id(),
             tsc_khz: self.machine().tsc_khz(),
             terminal: self.console.terminal().map(str::to_owned),
@@ -355,8 +366,11 @@ impl Guest {
             return Ok(false);
         }
         let made = read.and_then(|()| {
-            let devices = devices(&mut now.disks, self.console.output());
-            made(booting.config(), devices)
+            let devices = (&mut now.disks[..], &self.networks[..]);
+            made(
+                booting.config(),
+                self::devices(devices, self.console.output()),
+            )
         });
         let began = made.map(|machine| now.machine = Arc::new(machine));
         if began.is_ok() {
@@ -516,14 +530,15 @@ impl MachineControl for Guest {
     }
 }
 
-/// The disks in their order, then a source of entropy.
-fn devices(disks: &mut [Attached], serial: vmm::Output) -> Devices {
+/// The disks in their order, then the networks, then a source of entropy.
+fn devices((disks, networks): (&mut [Attached], &[Networked]), serial: vmm::Output) -> Devices {
     let mut virtio: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (slot, disk) in (1..).zip(disks) {
         disk.slot = slot;
         let block = Block::new(disk.export.clone(), disk.queues);
         virtio.push(Box::new(block));
     }
+    virtio.extend(networks.iter().map(Networked::device));
     virtio.push(Box::new(Rng::default()));
     Devices { serial, virtio }
 }

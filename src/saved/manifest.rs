@@ -32,6 +32,17 @@ pub(crate) struct Manifest {
     pub(crate) memory: u64,
     pub(crate) state: StateFile,
     pub(crate) disks: Vec<SavedDisk>,
+    #[serde(default)]
+    pub(crate) networks: Vec<SavedNetwork>,
+}
+
+/// A network device, in the order of the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SavedNetwork {
+    /// The tap of the host that it was on.
+    pub(crate) tap: String,
+    pub(crate) mac: [u8; 6],
 }
 
 /// The file `machine.state`.
@@ -74,7 +85,7 @@ impl Manifest {
         (machine, vm): (&Path, &Description),
         (id, time): (Uuid, u64),
         state: &[u8],
-        disks: Vec<SavedDisk>,
+        (disks, networks): (Vec<SavedDisk>, Vec<SavedNetwork>),
     ) -> Self {
         Self {
             format: FORMAT.to_owned(),
@@ -86,6 +97,7 @@ impl Manifest {
             memory: vm.memory,
             state: StateFile::of(state),
             disks,
+            networks,
         }
     }
 
@@ -122,6 +134,7 @@ impl Manifest {
                 self.vcpus, self.memory
             ));
         }
+        self.fits_networks(vm)?;
         let saved = self
             .disks
             .iter()
@@ -140,6 +153,23 @@ impl Manifest {
         let disks: Vec<String> = saved.map(disk).collect();
         Err(format!("its disks are: {}", disks.join(", ")))
     }
+
+    /// Taps may have other names on another host. An address that nobody chose is the one that it had.
+    fn fits_networks(&self, vm: &Description) -> std::result::Result<(), String> {
+        let pairs = self.networks.iter().zip(&vm.networks);
+        let mut given = pairs.filter_map(|(saved, wanted)| Some((saved.mac, wanted.mac?)));
+        if self.networks.len() == vm.networks.len() && given.all(|(saved, mac)| saved == mac) {
+            return Ok(());
+        }
+        let network = |saved: &SavedNetwork| format!("{} ({})", saved.tap, mac_in_words(saved.mac));
+        let networks: Vec<String> = self.networks.iter().map(network).collect();
+        Err(format!("its networks are: [{}]", networks.join(", ")))
+    }
+}
+
+/// As it is written in `vm.toml`.
+pub(crate) fn mac_in_words(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 impl StateFile {
@@ -157,7 +187,13 @@ mod tests {
     use super::*;
 
     fn described(disks: &str) -> Description {
-        let text = format!("vcpus=2\nmemory='64M'\nboot.kernel='k'\ndisk=[{disks}]");
+        on(disks, "tap='tap0'")
+    }
+
+    fn on(disks: &str, network: &str) -> Description {
+        let text = format!(
+            "vcpus=2\nmemory='64M'\nboot.kernel='k'\ndisk=[{disks}]\n[[network]]\n{network}"
+        );
         Description::parse(&text, "/vm".as_ref()).unwrap()
     }
 
@@ -174,7 +210,11 @@ mod tests {
         let disks = vec![disk("a", Some("c")), disk("b", None)];
         let vm = described("");
         let about = (Path::new("/vm/vm.toml"), &vm);
-        Manifest::new(about, (Uuid::nil(), 7), b"state", disks)
+        let networks = vec![SavedNetwork {
+            tap: "tap7".to_owned(),
+            mac: [2, 0, 0, 0, 0, 7],
+        }];
+        Manifest::new(about, (Uuid::nil(), 7), b"state", (disks, networks))
     }
 
     #[test]
@@ -209,6 +249,16 @@ mod tests {
         ] {
             let why = manifest.fits(&described(other)).unwrap_err();
             assert!(why.contains("b (2 queues, read_only)"), "{why}");
+        }
+        for (network, here) in [
+            ("tap='other'\nmac='02:00:00:00:00:07'", true),
+            ("tap='tap7'\nmac='02:00:00:00:00:08'", false),
+            ("tap='tap7'\n[[network]]\ntap='tap8'", false),
+        ] {
+            let fits = manifest.fits(&on(same, network));
+            assert_eq!(fits.is_ok(), here, "{network}");
+            let why = fits.err().unwrap_or_default();
+            assert!(here || why.contains("tap7 (02:00:00:00:00:07)"), "{why}");
         }
         let mut larger = described(same);
         larger.memory *= 2;

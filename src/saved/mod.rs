@@ -12,6 +12,6 @@
 
 mod disks;
 mod folder;
-mod manifest;
+pub(crate) mod manifest;
 pub(crate) mod restore;
 pub(crate) mod take;

@@ -12,6 +12,7 @@ use vmm::{Devices, Machine, MachineConfig};
 
 use super::disks::{self, Placed};
 use super::folder::Saved;
+use super::manifest::SavedNetwork;
 use crate::commands::run::cannot;
 use crate::failure::{Exit, Failure, Result};
 use crate::report::Report;
@@ -61,6 +62,12 @@ impl Restore {
             saved: Some(saved),
             arrival: None,
         })
+    }
+
+    /// The network devices that the machine had.
+    pub(crate) fn networks(&self) -> &[SavedNetwork] {
+        let saved = self.saved.as_ref();
+        saved.map_or(&[], |saved| &saved.manifest.networks)
     }
 
     /// The machine, before its start; once.

@@ -21,7 +21,7 @@ use vmm::Machine;
 use vmm::description::{Description, Disk};
 
 use super::folder::Made;
-use super::manifest::{Manifest, SavedDisk};
+use super::manifest::{Manifest, SavedDisk, SavedNetwork};
 use crate::commands::image::{self, Known};
 use crate::commands::run::cannot;
 use crate::failure::{Failure, Result};
@@ -76,6 +76,7 @@ pub(crate) struct Subject<'a> {
     pub(crate) vm: &'a Description,
     pub(crate) site: &'a Site,
     pub(crate) machine: &'a Machine,
+    pub(crate) networks: Vec<SavedNetwork>,
     /// Whether it is to run afterwards.
     pub(crate) runs: bool,
 }
@@ -205,7 +206,8 @@ fn save(
     let time = SystemTime::now().duration_since(UNIX_EPOCH);
     let time = time.map_or(0, |since| since.as_secs());
     let about = (subject.described, subject.vm);
-    Ok((Manifest::new(about, (id, time), &state, disks), taken))
+    let attached = (disks, subject.networks.clone());
+    Ok((Manifest::new(about, (id, time), &state, attached), taken))
 }
 
 /// A disk that the machine does not write: it is named, and its version remembered.

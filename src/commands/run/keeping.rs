@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::network::Networked;
 use super::{Guest, Now};
 use crate::control::machine::Life;
 use crate::failure::{Exit, Failure, Result};
@@ -25,6 +26,7 @@ impl Guest {
             vm: &self.vm,
             site: &self.site,
             machine: &machine,
+            networks: self.networks.iter().map(Networked::saved).collect(),
             runs: before == Life::Running,
         };
         let taken = take(&subject, wanted);
