@@ -17,6 +17,7 @@ use blockserver::server::{Server, ServerConfig};
 use serde::Serialize;
 use vdisk::chain::ParentSearch;
 use vmm::description::{self, Description, DiskEntry};
+use vmm::text::Text;
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
@@ -89,6 +90,7 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
         return booting::dry_run(&plan, report);
     }
     limits::raise_open_files();
+    let text = Text::of_this_process();
     interrupt::listen();
     let restore = args.saved.restore.as_deref();
     let restore = restore.map(|from| Restore::prepare(from, &plan.vm, args.saved.discard_disks));
@@ -106,7 +108,12 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     for disk in &plan.vm.disks {
         disks.push(add(&site, disk, (&plan.search, plan.take_over))?);
     }
-    let ended = live(args, (&plan, restore.as_mut()), (&site, disks), report);
+    let ended = live(
+        args,
+        (&plan, restore.as_mut()),
+        (&site, disks),
+        (text, report),
+    );
     site.stop();
     let closed = server.stop();
     site.unlock();
@@ -137,7 +144,7 @@ fn live(
     args: &RunArgs,
     (plan, mut restore): (&Machine, Option<&mut Restore>),
     (site, disks): (&Arc<Site>, Vec<Attached>),
-    report: Report,
+    (text, report): (Text, Report),
 ) -> Result<(Ended, Result<End>)> {
     let made = (plan, restore.as_deref_mut());
     let guest = Guest::new(args, made, (site, disks), report)?;
@@ -151,7 +158,7 @@ fn live(
             guest.resized(disk);
         }
     }));
-    let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, report));
+    let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, text, report));
     restore::leave(&guest.machine(), report);
     guest.machine().stop();
     let heard = guest.console.close() || report.is_json();
@@ -299,7 +306,12 @@ impl Guest {
     }
 
     /// From its first start to the end, through every reset.
-    fn live(self: &Arc<Self>, plan: &Machine, report: Report) -> Result<(Ended, Result<End>)> {
+    fn live(
+        self: &Arc<Self>,
+        plan: &Machine,
+        text: Text,
+        report: Report,
+    ) -> Result<(Ended, Result<End>)> {
         self.announce(plan, report)?;
         let watched = Arc::clone(self);
         let stopping = thread::Builder::new().name("stop".into()).spawn(move || {
@@ -315,6 +327,7 @@ impl Guest {
             typed.end();
             0
         })?;
+        text.let_go();
         loop {
             let end = match self.machine().wait() {
                 End::Reset => match self.again() {
