@@ -137,6 +137,28 @@ fn what_is_only_in_memory_goes_on() {
 }
 
 #[test]
+fn every_word_of_memory_is_as_it_was() {
+    if without_kvm() {
+        return;
+    }
+    let here = folder();
+    let here = here.path();
+    let line = "do=fill do=spin every=10M rounds=400 do=fill-check";
+    describe(here, "vm.toml", (line, &[]));
+    let running = start(here, "vm.toml");
+    until(here, "vm.toml", ("spin", 1));
+    let taken = snapshot(here, "asleep", &["--stop"]).ok().json();
+    drop(running);
+    let filled = highest(&later(here, "fill"), "bytes");
+    assert!(taken["memory_bytes"].as_u64().unwrap() >= filled, "{taken}");
+    let (mut running, _) = restore(here, "asleep", &[]);
+    assert_eq!(running.says("summary")["end"], "power_off");
+    let checked = &later(here, "fill-check")[0];
+    assert_eq!(checked["wrong"], 0);
+    assert_eq!(checked["bytes"], filled);
+}
+
+#[test]
 fn a_machine_that_was_stopped_by_its_snapshot_goes_on_from_its_own_disks() {
     if without_kvm() {
         return;
