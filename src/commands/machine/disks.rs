@@ -30,7 +30,7 @@ pub(super) fn add(args: &AddDiskArgs, report: Report) -> Result<()> {
         queues: args.queues,
     };
     let added: MachineDisk = client.post("/v1/machine/disks", &wanted)?;
-    report.result("disk_added", &added, |added| {
+    report.result("disk-added", &added, |added| {
         format!(
             "`{}`: in slot {}, {}{}",
             added.name,
@@ -49,7 +49,7 @@ pub(super) fn remove(args: &RemoveDiskArgs, report: Report) -> Result<()> {
     };
     let resource = format!("/v1/machine/disks/{}/remove", escape(&args.name));
     let removed: MachineDisk = client.post(&resource, &how)?;
-    report.result("disk_removed", &removed, |removed| {
+    report.result("disk-removed", &removed, |removed| {
         format!("`{}`: removed; {} is closed", removed.name, removed.path)
     })
 }

@@ -13,7 +13,7 @@ use crate::size;
 
 pub(super) fn run(args: &MachineArgs, report: Report) -> Result<()> {
     let counted: MachineStatistics = client(args)?.get("/v1/machine/stats")?;
-    report.result("machine_stats", &counted, table)
+    report.result("machine-stats", &counted, table)
 }
 
 fn table(counted: &MachineStatistics) -> String {
