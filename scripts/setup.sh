@@ -29,6 +29,8 @@ dumpe2fs:e2fsprogs
 fdisk:fdisk
 sfdisk:fdisk
 fusermount3:fuse3
+ip:iproute2
+unshare:util-linux
 /bin/kill:procps
 iasl:acpica-tools
 make:make

@@ -22,8 +22,8 @@ pub(crate) use self::check::CheckArgs;
 pub(crate) use self::compact::CompactArgs;
 pub(crate) use self::convert::{CompareArgs, ConvertArgs, SourceFormat};
 pub(crate) use self::machine::{
-    AddDiskArgs, ConsoleArgs, MachineArgs, MachineVerb, RemoveDiskArgs, ResizeDiskArgs,
-    ShutdownArgs,
+    AddDiskArgs, ConsoleArgs, MachineArgs, MachineSnapshotArgs, MachineVerb, RemoveDiskArgs,
+    ResizeDiskArgs, ShutdownArgs,
 };
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
@@ -170,7 +170,8 @@ pub(crate) enum Verb {
         after_help = "Examples:
   diskferry machine status vm.toml
   diskferry machine pause vm.toml
-  diskferry machine add-disk vm.toml data.vhdx"
+  diskferry machine add-disk vm.toml data.vhdx
+  diskferry machine snapshot vm.toml --into before-upgrade"
     )]
     Machine(MachineVerb),
     /// Receive disks from other hosts, and serve them once they belong here

@@ -13,10 +13,12 @@ mod machine {
     mod guest;
     mod large;
     mod moves;
+    mod network;
     mod plug;
     #[path = "../mirror/process.rs"]
     #[expect(dead_code, reason = "these tests use a part of it")]
     mod process;
     mod refusals;
+    mod snapshot;
     mod verbs;
 }

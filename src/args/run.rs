@@ -11,6 +11,7 @@ use super::ChainArgs;
   diskferry run vm.toml
   diskferry run debian.vhdx --memory 4G --vcpus 2                what is installed on a disk
   diskferry run debian.vhdx --dry-run                            only say what that is
+  diskferry run vm.toml --restore before-upgrade --discard-disks
   diskferry mirror start root.vhdx --to tcp:b.example:10810      while it runs
 
 A machine with two processors and one disk:
@@ -55,5 +56,18 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) take_over: bool,
     #[command(flatten)]
+    pub(crate) saved: SavedArgs,
+    #[command(flatten)]
     pub(crate) chain: ChainArgs,
+}
+
+/// A snapshot that a machine goes on from.
+#[derive(Args, Debug)]
+pub(crate) struct SavedArgs {
+    /// Go on from this snapshot, which `machine snapshot` has made, and not from the kernel
+    #[arg(long, value_name = "FOLDER", conflicts_with = "dry_run")]
+    pub(crate) restore: Option<PathBuf>,
+    /// Set disks aside, under another name beside them, that stand where the snapshot's go
+    #[arg(long, requires = "restore")]
+    pub(crate) discard_disks: bool,
 }

@@ -23,7 +23,7 @@ mod receive;
 mod remote;
 mod repair;
 mod resize;
-mod run;
+pub(crate) mod run;
 mod serve;
 mod snapshot;
 mod space;

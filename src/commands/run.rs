@@ -4,6 +4,8 @@
 //! machine's, by the same control socket, while it runs.
 
 mod counted;
+mod keeping;
+mod network;
 mod plug;
 
 use std::path::PathBuf;
@@ -14,12 +16,14 @@ use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::{Server, ServerConfig};
 use serde::Serialize;
 use vdisk::chain::ParentSearch;
-use vmm::description::{self, DiskEntry};
+use vmm::description::{self, Description, DiskEntry};
+use vmm::text::Text;
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
 use vmm::{Devices, Exit as End, MachineConfig};
 
+use self::network::{Networked, Shown};
 use super::booting::{self, Booting};
 use crate::args::RunArgs;
 use crate::console::Console;
@@ -32,6 +36,8 @@ use crate::control::{Control, place};
 use crate::failure::{Exit, Failure, Result};
 use crate::plan::{Machine, disk_format};
 use crate::report::Report;
+use crate::saved::restore::{self, Restore};
+use crate::saved::take::{Taken, Wanted};
 use crate::site::source::Site;
 use crate::{interrupt, limits, site, size};
 
@@ -41,6 +47,8 @@ struct Running {
     vcpus: u8,
     memory: u64,
     disks: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    networks: Vec<Shown>,
     pid: u32,
     /// Ticks of the guest's time stamp counter in a millisecond.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,7 +90,11 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
         return booting::dry_run(&plan, report);
     }
     limits::raise_open_files();
+    let text = Text::of_this_process();
     interrupt::listen();
+    let restore = args.saved.restore.as_deref();
+    let restore = restore.map(|from| Restore::prepare(from, &plan.vm, args.saved.discard_disks));
+    let mut restore = restore.transpose()?;
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let config = ServerConfig {
         workers: processors.min(usize::from(plan.vm.vcpus)),
@@ -96,7 +108,12 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     for disk in &plan.vm.disks {
         disks.push(add(&site, disk, (&plan.search, plan.take_over))?);
     }
-    let ended = live(args, &plan, (&site, disks), report);
+    let ended = live(
+        args,
+        (&plan, restore.as_mut()),
+        (&site, disks),
+        (text, report),
+    );
     site.stop();
     let closed = server.stop();
     site.unlock();
@@ -125,18 +142,24 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
 /// From the machine's first start to its end. Afterwards it touches its disks no more, however it went.
 fn live(
     args: &RunArgs,
-    plan: &Machine,
+    (plan, mut restore): (&Machine, Option<&mut Restore>),
     (site, disks): (&Arc<Site>, Vec<Attached>),
-    report: Report,
+    (text, report): (Text, Report),
 ) -> Result<(Ended, Result<End>)> {
-    let guest = Arc::new(Guest::new(args, plan, (site, disks), report)?);
+    let made = (plan, restore.as_deref_mut());
+    let guest = Guest::new(args, made, (site, disks), report)?;
+    let guest = Arc::new(guest);
+    if let Some(restore) = restore {
+        restore.started(&guest.machine(), report)?;
+    }
     let watched = Arc::downgrade(&guest);
     site.when_resized(Box::new(move |disk| {
         if let Some(guest) = watched.upgrade() {
             guest.resized(disk);
         }
     }));
-    let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, report));
+    let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, text, report));
+    restore::leave(&guest.machine(), report);
     guest.machine().stop();
     let heard = guest.console.close() || report.is_json();
     ended.map(|(ended, end)| (Ended { heard, ..ended }, end))
@@ -181,11 +204,14 @@ fn controlled(site: &Arc<Site>, guest: &Arc<Guest>, plan: &Machine) -> Result<Co
     Ok(controlled)
 }
 
-pub(super) fn cannot(error: &vmm::Error) -> Failure {
+/// What the machine monitor says, as this program ends with it.
+pub(crate) fn cannot(error: &vmm::Error) -> Failure {
     use vmm::ErrorKind;
     let exit = match error.kind() {
         ErrorKind::InvalidArgument | ErrorKind::BadKernel => Exit::Usage,
         ErrorKind::Unsupported => Exit::Unsupported,
+        ErrorKind::BadSnapshot => Exit::Corrupt,
+        ErrorKind::Mismatch => Exit::Mismatch,
         _ => Exit::Failed,
     };
     Failure::new(exit, error.to_string())
@@ -194,11 +220,10 @@ pub(super) fn cannot(error: &vmm::Error) -> Failure {
 /// The machine as this process has it: made anew when the guest asks for a reset.
 struct Guest {
     described: PathBuf,
-    vcpus: u8,
-    /// Bytes that it has.
-    memory: u64,
+    vm: Description,
     booting: Mutex<Booting>,
     console: Console,
+    networks: Vec<Networked>,
     site: Arc<Site>,
     /// Where parents of disks that come later are looked for.
     search: ParentSearch,
@@ -220,22 +245,30 @@ struct Now {
 impl Guest {
     fn new(
         args: &RunArgs,
-        plan: &Machine,
+        (plan, restore): (&Machine, Option<&mut Restore>),
         (site, mut disks): (&Arc<Site>, Vec<Attached>),
         report: Report,
     ) -> Result<Self> {
         let export = |place: usize| disks.get(place).map(|disk| disk.export.clone());
         let booting = Booting::new(plan, export, report)?;
+        let saved = restore
+            .as_ref()
+            .map_or(&[][..], |restore| restore.networks());
+        let networks = Networked::open(&args.machine, &plan.vm.networks, saved)?;
         place::make_folder()?;
         let attach = place::console_of(&args.machine)?;
         let console = Console::open(&plan.vm.console, &attach, report.is_json())?;
-        let machine = made(booting.config(), &mut disks, console.output())?;
+        let devices = devices((&mut disks, &networks), console.output());
+        let machine = match restore {
+            None => made(booting.config(), devices)?,
+            Some(restore) => started(restore.machine(booting.config(), devices)?)?,
+        };
         Ok(Self {
             described: args.machine.clone(),
-            vcpus: plan.vm.vcpus,
-            memory: plan.vm.memory,
+            vm: plan.vm.clone(),
             booting: Mutex::new(booting),
             console,
+            networks,
             site: Arc::clone(site),
             search: plan.search.clone(),
             sockets: OnceLock::new(),
@@ -273,7 +306,12 @@ impl Guest {
     }
 
     /// From its first start to the end, through every reset.
-    fn live(self: &Arc<Self>, plan: &Machine, report: Report) -> Result<(Ended, Result<End>)> {
+    fn live(
+        self: &Arc<Self>,
+        plan: &Machine,
+        text: Text,
+        report: Report,
+    ) -> Result<(Ended, Result<End>)> {
         self.announce(plan, report)?;
         let watched = Arc::clone(self);
         let stopping = thread::Builder::new().name("stop".into()).spawn(move || {
@@ -289,6 +327,7 @@ impl Guest {
             typed.end();
             0
         })?;
+        text.let_go();
         loop {
             let end = match self.machine().wait() {
                 End::Reset => match self.again() {
@@ -309,6 +348,7 @@ impl Guest {
             vcpus: plan.vm.vcpus,
             memory: plan.vm.memory,
             disks: plan.vm.disks.iter().map(|disk| disk.name.clone()).collect(),
+            networks: self.networks.iter().map(Networked::shown).collect(),
             pid: std::process::id(),
             tsc_khz: self.machine().tsc_khz(),
             terminal: self.console.terminal().map(str::to_owned),
@@ -338,8 +378,13 @@ impl Guest {
         if now.life == Life::Ended {
             return Ok(false);
         }
-        let made =
-            read.and_then(|()| made(booting.config(), &mut now.disks, self.console.output()));
+        let made = read.and_then(|()| {
+            let devices = (&mut now.disks[..], &self.networks[..]);
+            made(
+                booting.config(),
+                self::devices(devices, self.console.output()),
+            )
+        });
         let began = made.map(|machine| now.machine = Arc::new(machine));
         if began.is_ok() {
             now.life = Life::Running;
@@ -394,6 +439,9 @@ impl Guest {
         if now.life == Life::Ended || now.machine.exit().is_some() {
             return Err(self.over());
         }
+        if now.life == Life::Saving {
+            return Err(self.saving());
+        }
         change(&now.machine);
         now.life = life;
         drop(now);
@@ -406,8 +454,8 @@ impl MachineControl for Guest {
         MachineState {
             machine: self.described.display().to_string(),
             state: self.now().life,
-            vcpus: self.vcpus,
-            memory: self.memory,
+            vcpus: self.vm.vcpus,
+            memory: self.vm.memory,
             pid: std::process::id(),
         }
     }
@@ -436,6 +484,7 @@ impl MachineControl for Guest {
                 );
                 return Err(Failure::usage(what).hint("resume it first"));
             }
+            Life::Saving => return Err(self.saving()),
             Life::Running => now.machine.power_button(),
         }
         drop(now);
@@ -444,8 +493,10 @@ impl MachineControl for Guest {
 
     fn reset(&self) -> Result<MachineState> {
         let now = self.now();
-        if now.life == Life::Ended {
-            return Err(self.over());
+        match now.life {
+            Life::Ended => return Err(self.over()),
+            Life::Saving => return Err(self.saving()),
+            Life::Running | Life::Paused => {}
         }
         let before = now.resets;
         now.machine.reset();
@@ -486,23 +537,31 @@ impl MachineControl for Guest {
     fn statistics(&self) -> Result<MachineStatistics> {
         self.counted()
     }
+
+    fn snapshot(&self, wanted: &Wanted) -> Result<Taken> {
+        self.keep(wanted)
+    }
 }
 
-/// A machine that runs, with the disks in their order, then a source of entropy.
-fn made(
-    config: &MachineConfig,
-    disks: &mut [Attached],
-    serial: vmm::Output,
-) -> Result<vmm::Machine> {
+/// The disks in their order, then the networks, then a source of entropy.
+fn devices((disks, networks): (&mut [Attached], &[Networked]), serial: vmm::Output) -> Devices {
     let mut virtio: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (slot, disk) in (1..).zip(disks) {
         disk.slot = slot;
         let block = Block::new(disk.export.clone(), disk.queues);
         virtio.push(Box::new(block));
     }
+    virtio.extend(networks.iter().map(Networked::device));
     virtio.push(Box::new(Rng::default()));
-    let machine = vmm::Machine::new(config, Devices { serial, virtio });
-    let mut machine = machine.map_err(|error| cannot(&error))?;
+    Devices { serial, virtio }
+}
+
+/// A machine that runs, from its kernel.
+fn made(config: &MachineConfig, devices: Devices) -> Result<vmm::Machine> {
+    started(vmm::Machine::new(config, devices).map_err(|error| cannot(&error))?)
+}
+
+fn started(mut machine: vmm::Machine) -> Result<vmm::Machine> {
     machine.start().map_err(|error| cannot(&error))?;
     Ok(machine)
 }

@@ -6,6 +6,7 @@ pub(crate) mod statistics;
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
@@ -18,6 +19,7 @@ use self::disks::{MachineDisk, RemoveDisk};
 use self::statistics::MachineStatistics;
 use super::service::{answer, blocking};
 use crate::failure::Result;
+use crate::saved::take::{Taken, Wanted};
 
 /// How a machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +29,8 @@ pub(crate) enum Life {
     Running,
     /// They stand still between two instructions.
     Paused,
+    /// A snapshot is being taken of it.
+    Saving,
     /// It has been powered off.
     Ended,
 }
@@ -68,6 +72,8 @@ pub(crate) trait MachineControl: Send + Sync + 'static {
     fn remove_disk(&self, name: &str, how: RemoveDisk) -> Result<MachineDisk>;
     /// What it has done.
     fn statistics(&self) -> Result<MachineStatistics>;
+    /// It is kept in a folder, and goes on, or ends. Whatever fails is undone, and it goes on.
+    fn snapshot(&self, wanted: &Wanted) -> Result<Taken>;
 }
 
 type Shared = State<Arc<dyn MachineControl>>;
@@ -83,6 +89,7 @@ pub(super) fn router(machine: Arc<dyn MachineControl>) -> Router {
         .route("/v1/machine/stats", get(stats))
         .route("/v1/machine/console", get(console))
         .merge(disks::router())
+        .route("/v1/machine/snapshot", post(snapshot))
         .with_state(machine)
 }
 
@@ -116,4 +123,8 @@ async fn stats(State(machine): Shared) -> Response {
 
 async fn console(State(machine): Shared) -> Response {
     answer(blocking(move || machine.console()).await)
+}
+
+async fn snapshot(State(machine): Shared, Json(wanted): Json<Wanted>) -> Response {
+    answer(blocking(move || machine.snapshot(&wanted)).await)
 }

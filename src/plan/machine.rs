@@ -7,7 +7,7 @@ use vdisk::disk::ImageFormat;
 use vmm::description::{Description, DiskFormat, Kernel, LONGEST};
 
 use super::{bytes, control_path};
-use crate::args::RunArgs;
+use crate::args::{FormatName, RunArgs};
 use crate::failure::{Failure, Result};
 
 /// What `run` means.
@@ -93,10 +93,46 @@ fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(failed)
 }
 
+/// A format as it is typed.
+pub(crate) fn format_name(format: DiskFormat) -> FormatName {
+    match format {
+        DiskFormat::Vhdx => FormatName::Vhdx,
+        DiskFormat::Raw => FormatName::Raw,
+    }
+}
+
+/// The address of a machine's network device on a tap, where none was given: always the same for the same file and
+/// tap, of a single station and locally administered.
+pub(crate) fn mac_of(machine: &Path, tap: &str) -> [u8; 6] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(machine.as_os_str().as_encoded_bytes());
+    hasher.update(b"\0");
+    hasher.update(tap.as_bytes());
+    let mut mac = [0; 6];
+    hasher.finalize_xof().fill(&mut mac);
+    mac[0] = mac[0] & !1 | 2;
+    mac
+}
+
 /// A format as the library calls it.
 pub(crate) fn disk_format(format: DiskFormat) -> ImageFormat {
     match format {
         DiskFormat::Vhdx => ImageFormat::Vhdx,
         DiskFormat::Raw => ImageFormat::Raw,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_was_not_given_is_always_the_same_and_nobody_elses() {
+        let of = |machine: &str, tap| mac_of(Path::new(machine), tap);
+        let mac = of("/vm/a.toml", "tap0");
+        assert_eq!(mac, of("/vm/a.toml", "tap0"));
+        assert_ne!(mac, of("/vm/a.toml", "tap1"));
+        assert_ne!(mac, of("/vm/b.toml", "tap0"));
+        assert_eq!(mac[0] & 3, 2);
     }
 }

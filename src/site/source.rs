@@ -1,5 +1,7 @@
 //! The disks of a `serve`, their migrations, and what its control socket can ask.
 
+pub(crate) mod freezing;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};

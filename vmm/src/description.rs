@@ -3,6 +3,7 @@
 //! Codec: a text, which may be anybody's, into a description whose numbers and names are checked. It opens
 //! nothing: paths are seen from a folder that the caller names. `docs/vmm.md` lists the keys.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,11 @@ const MIB: u64 = 1 << 20;
 const LEAST_MEMORY: u64 = 16 * MIB;
 const MOST_MEMORY: u64 = 1 << 40;
 const MOST_DISKS: usize = 24;
+const MOST_NETWORKS: usize = 4;
+/// Most bytes of the name of an interface of the host.
+const INTERFACE_NAME: usize = 15;
+/// MTUs that a guest can be told (VIRTIO 1.2, 5.1.4.1).
+const MTUS: RangeInclusive<u16> = 68..=65535;
 
 /// A machine as its owner has described it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +40,8 @@ pub struct Description {
     pub console: Console,
     /// Its disks in their order, with names that differ.
     pub disks: Vec<Disk>,
+    /// Its network devices in their order, on taps that differ.
+    pub networks: Vec<Network>,
 }
 
 /// What runs first.
@@ -149,6 +157,17 @@ impl DiskEntry {
     }
 }
 
+/// A network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// The tap of the host that it is on; see [`is_interface_name`].
+    pub tap: String,
+    /// Its address, of a single station, if it was given.
+    pub mac: Option<[u8; 6]>,
+    /// Its MTU in bytes, 68 to 65535, if it was given; else the tap's.
+    pub mtu: Option<u16>,
+}
+
 /// A format of images that a machine can run from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -173,6 +192,8 @@ struct Typed {
     console: TypedConsole,
     #[serde(default, rename = "disk")]
     disks: Vec<DiskEntry>,
+    #[serde(default, rename = "network")]
+    networks: Vec<TypedNetwork>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -197,6 +218,14 @@ enum TypedSource {
 #[serde(deny_unknown_fields)]
 struct TypedConsole {
     to: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TypedNetwork {
+    tap: String,
+    mac: Option<String>,
+    mtu: Option<u16>,
 }
 
 fn one() -> u8 {
@@ -235,6 +264,7 @@ impl Description {
             },
             console: Console::Stdio,
             disks: disks(&[DiskEntry::of(path)], Path::new(""), vcpus)?,
+            networks: Vec::new(),
         })
     }
 
@@ -255,6 +285,7 @@ impl Description {
             boot: boot(typed.boot, folder, (&disks, from_disk))?,
             console: console(typed.console.to.as_deref(), folder)?,
             disks,
+            networks: networks(&typed.networks)?,
         })
     }
 }
@@ -353,6 +384,63 @@ fn disks(typed: &[DiskEntry], folder: &Path, vcpus: u8) -> Result<Vec<Disk>> {
         disks.push(disk);
     }
     Ok(disks)
+}
+
+/// Whether an interface of a Linux host can be called so, without a meaning for `%` or for paths.
+#[must_use]
+pub fn is_interface_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let good = (1..=INTERFACE_NAME).contains(&name.len()) && name.chars().all(plain);
+    good && name != "." && name != ".."
+}
+
+fn networks(typed: &[TypedNetwork]) -> Result<Vec<Network>> {
+    if typed.len() > MOST_NETWORKS {
+        let what = format!("network: a machine has at most {MOST_NETWORKS}");
+        return Err(Error::invalid(what));
+    }
+    let mut networks: Vec<Network> = Vec::new();
+    for one in typed {
+        let tap = &one.tap;
+        if !is_interface_name(tap) {
+            let what = format!(
+                "network: tap `{tap}`: a name has 1 to {INTERFACE_NAME} letters, digits, `-`, `_` and `.`"
+            );
+            return Err(Error::invalid(what));
+        }
+        if networks.iter().any(|other| other.tap == *tap) {
+            let what = format!("network: two are on tap `{tap}`");
+            return Err(Error::invalid(what));
+        }
+        if one.mtu.is_some_and(|mtu| !MTUS.contains(&mtu)) {
+            let (least, most) = (MTUS.start(), MTUS.end());
+            let what = format!("network `{tap}`: mtu: {least} to {most}");
+            return Err(Error::invalid(what));
+        }
+        networks.push(Network {
+            tap: tap.clone(),
+            mac: one.mac.as_deref().map(|text| mac(tap, text)).transpose()?,
+            mtu: one.mtu,
+        });
+    }
+    Ok(networks)
+}
+
+fn mac(tap: &str, typed: &str) -> Result<[u8; 6]> {
+    let pairs: Option<Vec<u8>> = typed.split(':').map(pair).collect();
+    let mac = pairs.and_then(|pairs| <[u8; 6]>::try_from(pairs).ok());
+    // The lowest bit of the first byte stands for a group of stations.
+    let single = mac.filter(|[first, ..]| first & 1 == 0);
+    single.filter(|mac| *mac != [0; 6]).ok_or_else(|| {
+        Error::invalid(format!(
+            "network `{tap}`: mac `{typed}` is no address of a single station, as 02:00:00:12:34:56 is"
+        ))
+    })
+}
+
+fn pair(text: &str) -> Option<u8> {
+    let digits = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    digits.then(|| u8::from_str_radix(text, 16).ok()).flatten()
 }
 
 #[cfg(test)]

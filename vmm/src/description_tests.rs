@@ -75,6 +75,22 @@ fn what_cannot_be_is_refused_with_its_name() {
         (with("disk = [{path='a.vhdx', queues=0}]"), "queues"),
         (with("disk = [{path='a.vhdx', format='vmdk'}]"), "vmdk"),
         (with("disk = [{path='..'}]"), ".."),
+        (with("network = [{mac='02:00:00:00:00:01'}]"), "tap"),
+        (with("network = [{tap='tap%d'}]"), "tap%d"),
+        (with("network = [{tap='a'}, {tap='a'}]"), "`a`"),
+        (with("network = [{tap='a', mtu=67}]"), "mtu"),
+        (with("network = [{tap='a', mtu=65536}]"), "65536"),
+        (
+            with("network = [{tap='a', mac='03:00:00:00:00:01'}]"),
+            "03:",
+        ),
+        (
+            with("network = [{tap='a', mac='00:00:00:00:00:00'}]"),
+            "00:",
+        ),
+        (with("network = [{tap='a', mac='02:00:00:00:00'}]"), "02:"),
+        (with("network = [{tap='a', mac='02:00:00:00:00:+1'}]"), "+1"),
+        (with("network = [{tap='a', queues=2}]"), "queues"),
     ] {
         let what = refused(&text);
         assert!(what.contains(named), "{named} in: {what}");
@@ -135,4 +151,17 @@ fn a_console_goes_where_it_is_told() {
         let described = Description::parse(&text, Path::new("/vm")).unwrap();
         assert_eq!(described.console, expected);
     }
+}
+
+#[test]
+fn networks_are_on_their_taps_with_what_was_said_of_them() {
+    let text = "memory='64M'\nboot.kernel='k'\n[[network]]\ntap='tap0'\nmac='02:aB:00:00:00:01'\nmtu=9000\n\
+                [[network]]\ntap='tap1'";
+    let machine = Description::parse(text, Path::new("")).unwrap();
+    let [first, second] = &machine.networks[..] else {
+        panic!("{:?}", machine.networks)
+    };
+    assert_eq!(first.mac, Some([2, 0xAB, 0, 0, 0, 1]));
+    assert_eq!((first.tap.as_str(), first.mtu), ("tap0", Some(9000)));
+    assert_eq!((second.mac, second.mtu), (None, None));
 }

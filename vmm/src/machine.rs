@@ -155,7 +155,12 @@ impl Machine {
         }
         self.started = true;
         self.resume_devices();
-        self.control.start(&self.vcpus, &self.bus)
+        self.control.start(&self.vcpus, &self.bus)?;
+        let control = Arc::clone(&self.control);
+        let lost =
+            move |why| control.end(Exit::Crash(format!("memory that was saved is lost: {why}")));
+        self.memory.when_lost(Box::new(lost));
+        Ok(())
     }
 
     /// Return when no processor runs any more. The guest does not notice, but by the time that passes.

@@ -21,6 +21,7 @@ fn table(counted: &MachineStatistics) -> String {
     let life = match counted.state {
         Life::Running => "runs",
         Life::Paused => "is paused",
+        Life::Saving => "stands still for a snapshot",
         Life::Ended => "has ended",
     };
     let mut text = format!(

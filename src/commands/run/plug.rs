@@ -27,7 +27,7 @@ impl Guest {
     }
 
     pub(super) fn plug(&self, wanted: &DiskEntry) -> Result<MachineDisk> {
-        let disk = described(wanted, self.vcpus)?;
+        let disk = described(wanted, self.vm.vcpus)?;
         if self.site.has(&disk.name) {
             let what = format!("the machine has a disk called `{}` already", disk.name);
             return Err(Failure::usage(what).hint("--name gives this one another name"));
@@ -48,8 +48,10 @@ impl Guest {
     fn plug_export(&self, attached: &mut Attached) -> Result<MachineDisk> {
         self.listen_for(attached)?;
         let mut now = self.now();
-        if now.life == Life::Ended {
-            return Err(self.over());
+        match now.life {
+            Life::Ended => return Err(self.over()),
+            Life::Saving => return Err(self.saving()),
+            Life::Running | Life::Paused => {}
         }
         let device = Block::new(attached.export.clone(), attached.queues);
         let slot = now.machine.add_device(Box::new(device));
@@ -64,6 +66,9 @@ impl Guest {
             let now = self.now();
             if now.life == Life::Ended {
                 return Err(self.over());
+            }
+            if now.life == Life::Saving {
+                return Err(self.saving());
             }
             if now.life == Life::Paused && !how.force {
                 let what = "the guest is paused and cannot let go of it";

@@ -1,6 +1,6 @@
 //! The kernel's side of a machine: `/dev/kvm`, its machines and their vCPUs.
 //!
-//! Driver, and with `memory.rs` the only place of this crate that may hold unsafe code. Makes system calls
+//! Driver, and with `memory.rs` and `memory/userfault.rs` the only place of this crate that may hold unsafe code. Makes system calls
 //! and says what came of them; must hold no policy. Specified in the kernel's `virt/kvm/api.rst`.
 
 mod cpuid;

@@ -122,6 +122,14 @@ layout! {
         /// What it calls itself: 20 bytes, zero behind its end.
         pub serial: [u8; 20],
     }
+
+    /// What a network device remembers (VIRTIO 1.2, 5.1.4): both stay as its driver has read them.
+    pub struct Network {
+        /// Its address.
+        pub mac: [u8; 6],
+        /// Its MTU in bytes.
+        pub mtu: u16,
+    }
 }
 
 /// What a virtio device itself remembers, by its number (VIRTIO 1.2, 5).
@@ -130,11 +138,14 @@ layout! {
 pub enum DeviceState {
     /// A disk.
     Disk(Disk),
+    /// A network device.
+    Network(Network),
     /// A device of this number that remembers nothing.
     Plain(u16),
 }
 
-/// The number of a block device (VIRTIO 1.2, 5).
+/// The numbers of a network device and of a block device (VIRTIO 1.2, 5).
+const NET: u16 = 1;
 const BLOCK: u16 = 2;
 
 impl DeviceState {
@@ -143,6 +154,7 @@ impl DeviceState {
     pub fn kind(&self) -> u16 {
         match self {
             Self::Disk(_) => BLOCK,
+            Self::Network(_) => NET,
             Self::Plain(kind) => *kind,
         }
     }
@@ -151,6 +163,7 @@ impl DeviceState {
 /// Forms in which a device remembers something.
 const NOTHING: u8 = 0;
 const DISK: u8 = 1;
+const NETWORK: u8 = 2;
 
 impl Encoded for DeviceState {
     fn put(&self, to: &mut Vec<u8>) {
@@ -161,6 +174,10 @@ impl Encoded for DeviceState {
                 DISK.put(to);
                 disk.put(to);
             }
+            Self::Network(network) => {
+                NETWORK.put(to);
+                network.put(to);
+            }
         }
     }
 
@@ -169,6 +186,7 @@ impl Encoded for DeviceState {
         match (from.take::<u8>()?, kind) {
             (NOTHING, _) => Ok(Self::Plain(kind)),
             (DISK, BLOCK) => Ok(Self::Disk(from.take()?)),
+            (NETWORK, NET) => Ok(Self::Network(from.take()?)),
             _ => Err(from.wrong("a device of this kind does not remember this")),
         }
     }

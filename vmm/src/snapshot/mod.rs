@@ -19,7 +19,9 @@ mod processor;
 
 pub use chips::{Chips, Clock, IoApic, Pic, PicMode, Pit, PitChannel};
 pub use container::{FORMAT, Kind, MAGIC, MOST_BYTES, SKIPPABLE};
-pub use devices::{DeviceState, Disk, Events, Function, Pci, Position, Queue, Serial, Transport};
+pub use devices::{
+    DeviceState, Disk, Events, Function, Network, Pci, Position, Queue, Serial, Transport,
+};
 pub use error::{DecodeError, Fault};
 pub use fit::Misfit;
 pub use host::{CpuidLeaf, HostFacts, MemorySlot, Shape};

@@ -6,6 +6,7 @@
 //! call. [`rng`] is a device.
 
 pub mod block;
+pub mod net;
 pub(crate) mod pci;
 pub mod rng;
 pub(crate) mod transport;
@@ -69,8 +70,8 @@ pub trait VirtioDevice: Send + fmt::Debug {
     }
 }
 
-/// By which a device at work says, from any thread, that it cannot go on without a reset (2.1.2). The driver
-/// is told.
+/// By which a device at work says something of itself, from any thread: that it cannot go on without a reset
+/// (2.1.2), or that its configuration is another one (2.5). The driver is told.
 #[derive(Clone)]
 pub struct Alarm(Arc<dyn Fn() + Send + Sync>);
 
@@ -80,7 +81,7 @@ impl Alarm {
         Self(Arc::new(raise))
     }
 
-    /// The device cannot go on. Returns at once.
+    /// Say it. Returns at once.
     pub fn raise(&self) {
         (self.0)();
     }
@@ -101,8 +102,10 @@ pub struct Activation {
     pub memory: GuestMemory,
     /// The queues that the driver has enabled, with their numbers.
     pub queues: Vec<(u16, QueueSetup)>,
-    /// For what goes wrong later.
+    /// For what goes wrong later: the device cannot go on.
     pub alarm: Alarm,
+    /// For what [`VirtioDevice::read_config`] gives: it is something else than before.
+    pub changed: Alarm,
 }
 
 /// Something that signals the driver.

@@ -67,12 +67,20 @@ pub(crate) struct VirtioFunction {
     active: bool,
     /// Queues of a device that was stopped by the host and shall go on.
     stopped: Option<Vec<(u16, QueueState)>>,
-    /// Set by a device that cannot go on.
-    raised: Arc<AtomicBool>,
+    alarms: Alarms,
     /// Whether the driver has asked for a reset that has not ended.
     resetting: bool,
     /// Whether it has been taken off the bus: whoever comes late finds nothing.
     gone: bool,
+}
+
+/// What a device has told of itself and the registers do not show yet.
+#[derive(Debug, Default)]
+struct Alarms {
+    /// It cannot go on.
+    raised: Arc<AtomicBool>,
+    /// Its configuration is another one.
+    changed: Arc<AtomicBool>,
 }
 
 /// The bytes of a `virtio_pci_cap` behind id and pointer (4.1.4).
@@ -136,7 +144,7 @@ impl VirtioFunction {
             capabilities: (msix_at, access),
             active: false,
             stopped: None,
-            raised: Arc::default(),
+            alarms: Alarms::default(),
             resetting: false,
             gone: false,
         }
@@ -165,9 +173,12 @@ impl VirtioFunction {
         }
     }
 
-    /// See whether the device has raised its alarm, which has signalled the driver already.
+    /// See whether the device has raised an alarm, which has signalled the driver already.
     fn heed_alarm(&mut self) {
-        if self.raised.swap(false, Ordering::SeqCst) {
+        if self.alarms.changed.swap(false, Ordering::SeqCst) {
+            self.transport.config_changed();
+        }
+        if self.alarms.raised.swap(false, Ordering::SeqCst) {
             self.transport.needs_reset();
         }
     }
@@ -236,7 +247,8 @@ impl VirtioFunction {
             features: self.transport.features(),
             memory: self.memory.clone(),
             queues: queues?,
-            alarm: self.wires.alarm(Arc::clone(&self.raised))?,
+            alarm: self.wires.alarm(Arc::clone(&self.alarms.raised))?,
+            changed: self.wires.alarm(Arc::clone(&self.alarms.changed))?,
         };
         self.active = true;
         self.device.activate(activation)
@@ -283,7 +295,8 @@ impl VirtioFunction {
 
     /// 2.4: the device touches nothing any more when the driver reads status 0.
     fn reset(&mut self) -> std::io::Result<()> {
-        self.raised.store(false, Ordering::SeqCst);
+        self.alarms.raised.store(false, Ordering::SeqCst);
+        self.alarms.changed.store(false, Ordering::SeqCst);
         let (_, queues) = self.transport.vectors();
         self.transport.reset();
         for queue in 0..queues.len() as u16 {

@@ -7,6 +7,7 @@ mod histogram;
 mod ledger;
 mod load;
 mod machine;
+mod net;
 mod plug;
 mod refusals;
 mod resize;
@@ -48,6 +49,10 @@ pub(crate) fn run(vcpu: &Vcpu, boot: &Boot, step: &Step) {
         "echo" => echo::echo(vcpu),
         "plug-watch" => plug::watch(vcpu, boot, step),
         "resize-watch" => resize::watch(vcpu, boot, step),
+        "net" => net::describe(vcpu, boot, step),
+        "net-echo" => net::echo(vcpu, boot, step),
+        "net-send" => net::send(vcpu, boot, step),
+        "net-link" => net::link(vcpu, boot, step),
         other => panic!("do={other} is not known"),
     }
 }

@@ -8,6 +8,7 @@ use crate::vcpu::Vcpu;
 use super::queue::{Doorbell, Queue};
 
 /// Device types (5).
+pub(crate) const NETWORK: u16 = 1;
 pub(crate) const BLOCK: u16 = 2;
 pub(crate) const ENTROPY: u16 = 4;
 

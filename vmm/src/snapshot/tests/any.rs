@@ -113,6 +113,10 @@ pub(super) fn sample() -> MachineState {
         logical_sector: 512,
         serial: *b"a disk\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
     };
+    let network = Network {
+        mac: [2, 0, 0, 0, 0, 7],
+        mtu: 1500,
+    };
     MachineState {
         host: HostFacts {
             software: "diskferry".to_owned(),
@@ -145,6 +149,7 @@ pub(super) fn sample() -> MachineState {
         },
         functions: vec![
             function(1, DeviceState::Disk(disk)),
+            function(2, DeviceState::Network(network)),
             function(31, DeviceState::Plain(4)),
         ],
     }
@@ -245,9 +250,16 @@ prop_compose! {
                 queues: queues.into_iter().map(queue).collect(),
                 ..usual.transport
             },
-            device: disk.map_or(usual.device, |(sectors, logical_sector, serial)| {
-                DeviceState::Disk(Disk { sectors, logical_sector, serial })
-            }),
+            device: match disk {
+                None => usual.device,
+                Some((sectors, logical_sector, serial)) if sectors % 4 > 0 => {
+                    DeviceState::Disk(Disk { sectors, logical_sector, serial })
+                }
+                Some((_, mtu, serial)) => DeviceState::Network(Network {
+                    mac: std::array::from_fn(|at| serial[at]),
+                    mtu: u16::try_from(mtu >> 16).unwrap_or(0),
+                }),
+            },
             ..usual
         }
     }
