@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 SECONDS_AT_MOST=${NESTED_SECONDS:-900}
-STEPS="${NESTED_STEPS:-boots writes grows pauses plugs pulls switches_off panics installed_starts installed_stops}"
+STEPS="${NESTED_STEPS:-boots writes grows pauses plugs pulls keeps goes_back switches_off panics installed_starts installed_stops}"
 HERE=$PWD/target/nested
 SCRIPTS=$PWD/scripts/nested
 FERRY=$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug/diskferry
@@ -159,8 +159,10 @@ look_at_disk() {
     # Its own way of quoting is none: paths are seen from here.
     out_of() { (cd "$HERE" && debugfs -R "$1" "$2" 2>/dev/null); }
     out_of "dump /root.vhdx left/root.vhdx" disk.img
+    # What the disk held at its snapshot, which the disk is built on.
+    out_of "dump /root.kept.vhdx left/root.kept.vhdx" disk.img
     out_of "dump /console-disk.log console.log" disk.img
-    "$FERRY" check "$left/root.vhdx" >"$left/check" || fail "the image: $(cat "$left/check")"
+    "$FERRY" check --chain "$left/root.vhdx" >"$left/check" || fail "the image: $(cat "$left/check")"
     say "  $(tail -n 1 "$left/check" | sed 's/.*: //')"
     out_of "dump /data.vhdx left/data.vhdx" disk.img
     file_system "$left/root.vhdx"
@@ -170,7 +172,7 @@ look_at_disk() {
     say "  its files are what it wrote: $(cut -c67- "$left/data/sums" | tr '\n' ' ')"
     # The guest wrote 96 MiB, deleted and discarded them. Were they still there, there would be more blocks of
     # 1 MiB than what the file system holds and a part for its own tables.
-    present=$(sed -n 's/.* \([0-9]*\) blocks present.*/\1/p' "$left/check")
+    present=$("$FERRY" check "$left/root.kept.vhdx" | sed -n 's/.* \([0-9]*\) blocks present.*/\1/p')
     [ "$present" -lt $((BLOCKS_AT_FIRST + 64)) ] || fail "$present blocks: what was discarded is still there"
 }
 
