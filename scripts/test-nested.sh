@@ -138,7 +138,7 @@ run_outer() {
         -cpu "$processor" -smp 2 -m 3072 -nodefaults -no-user-config -display none -monitor none -serial stdio -no-reboot \
         -kernel "$KERNEL" -initrd "$HERE/outer" -append "console=ttyS0 panic=-1 quiet" \
         -drive "file=$HERE/disk.img,format=raw,if=virtio,cache=unsafe" </dev/null 2>&1 |
-        tee "$HERE/outer.log" | grep --line-buffered '^nested: ' | tr -d '\r' || true
+        tee "$HERE/outer.log" | grep --line-buffered '^nested: ' | sed -u 's|\r||' || true
     grep -q '^nested: PASSED' "$HERE/outer.log" ||
         fail "the scenario did not pass within $SECONDS_AT_MOST s"
 }
