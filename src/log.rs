@@ -124,7 +124,7 @@ mod tests {
         let mut place = Place::new(began);
         let said = (0..1000).filter(|_| place.turn(began).is_some()).count();
         assert_eq!(said, BURST as usize);
-        assert_eq!(place.turn(began + PACE - Duration::from_nanos(1)), None);
+        assert_eq!(place.turn(began + PACE.mul_f32(0.99)), None);
         assert_eq!(place.turn(began + PACE), Some(1000 - u64::from(BURST) + 1));
         assert_eq!(place.turn(began + PACE), None);
         assert_eq!(place.turn(began + PACE * 2), Some(1));
