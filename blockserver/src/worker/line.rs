@@ -15,6 +15,11 @@ use crate::uring::Op;
 use super::task::{From, Task};
 use super::{Token, Worker};
 
+/// Nobody asks more often than that.
+const SHORTEST: Duration = Duration::from_micros(50);
+/// Nobody asks less often: those ahead, on other workers, may have left. So no timer outlives what it was for by more.
+const LONGEST: Duration = Duration::from_secs(1);
+
 /// Requests of one export here that wait for their turn.
 #[derive(Default)]
 pub(super) struct Line {
@@ -94,7 +99,7 @@ impl Worker {
                 here.line.place = Some(wait.place);
                 here.line.timer += 1;
                 let timer = here.line.timer;
-                let after = Duration::from_nanos(wait.wait);
+                let after = Duration::from_nanos(wait.wait).clamp(SHORTEST, LONGEST);
                 self.ring
                     .submit(Op::Timer { after }, Token::Turn { export, timer });
                 return;
