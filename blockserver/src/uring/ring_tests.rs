@@ -286,7 +286,7 @@ fn pieces_of_a_guest_s_memory_are_written_and_read_in_one_go() {
 fn a_timer_is_not_forgotten_by_a_ring_that_is_always_busy() {
     both(|mut ring| {
         let file: File = tempfile::tempfile().expect("a temporary file");
-        let after = std::time::Duration::from_millis(1);
+        let after = Duration::from_millis(1);
         ring.submit(Op::Timer { after }, 1);
         let mut finished = Vec::new();
         for _ in 0..200 {
@@ -298,7 +298,7 @@ fn a_timer_is_not_forgotten_by_a_ring_that_is_always_busy() {
             };
             ring.submit(read, 2);
             // Something has always completed when the ring is entered.
-            std::thread::sleep(std::time::Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(2));
             ring.enter().expect("the ring works");
             ring.reap(&mut finished);
             if finished.iter().any(|one| one.context == 1) {

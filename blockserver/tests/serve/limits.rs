@@ -76,7 +76,9 @@ fn bytes_are_limited_as_requests_are_and_a_large_request_is_not_stuck() {
         let mut client = site.client("disk");
         let began = Instant::now();
         // More than is ever kept: it begins with what there is, and the next one pays.
-        client.write(0, &[7; 128 << 10], false).expect("a write");
+        client
+            .write(0, &vec![7; 128 << 10], false)
+            .expect("a write");
         client.write(0, &[8; 512], false).expect("a write");
         assert!(began.elapsed() >= Duration::from_millis(110));
     });
