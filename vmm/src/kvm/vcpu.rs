@@ -128,6 +128,11 @@ impl Vcpu {
     }
 
     /// What was said that it is.
+    /// What it was told that it is.
+    pub(crate) fn leaves(&self) -> Vec<crate::snapshot::CpuidLeaf> {
+        self.cpuid.iter().map(super::state::leaf).collect()
+    }
+
     pub(super) fn cpuid(&self) -> &[kvm_cpuid_entry2] {
         &self.cpuid
     }
