@@ -15,6 +15,7 @@ mod interrupt;
 mod latency;
 mod limits;
 mod load;
+mod moving;
 mod plan;
 mod progress;
 mod report;

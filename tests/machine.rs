@@ -13,6 +13,7 @@ mod machine {
     mod guest;
     mod large;
     mod moves;
+    mod moves_whole;
     mod network;
     mod plug;
     #[path = "../mirror/process.rs"]

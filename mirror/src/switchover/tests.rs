@@ -37,7 +37,10 @@ fn draining() -> SourceSwitch {
 #[test]
 fn the_deciding_record_is_written_after_the_mark_and_granted_after_the_record() {
     let mut switch = draining();
-    assert!(switch.recorded(true) != Recorded::Grant, "nothing was written yet");
+    assert!(
+        switch.recorded(true) != Recorded::Grant,
+        "nothing was written yet"
+    );
     assert!(switch.commit_requested(1));
     let Some(Parked::Decide(record)) = switch.parked(true) else {
         panic!("must decide")

@@ -68,9 +68,9 @@ impl MemoryImage {
             |error: io::Error| Error::host(format!("{}: cannot be read", path.display()), error);
         let file = File::open(path).map_err(failed)?;
         let len = file.metadata().map_err(failed)?.len();
-        let whole = at
-            .checked_add(memory)
-            .is_some_and(|end| end <= len && memory.is_multiple_of(PAGE) && at.is_multiple_of(PAGE));
+        let whole = at.checked_add(memory).is_some_and(|end| {
+            end <= len && memory.is_multiple_of(PAGE) && at.is_multiple_of(PAGE)
+        });
         if !whole {
             let what = format!("{}: is not whole", path.display());
             return Err(Error::new(ErrorKind::BadSnapshot, what));
@@ -146,7 +146,8 @@ impl MemoryImage {
         for (first, count) in entry.pages.runs() {
             let (run, behind) = rest.split_at_mut(count * PAGE as usize);
             rest = behind;
-            self.file.read_exact_at(run, entry.at + first as u64 * PAGE)?;
+            self.file
+                .read_exact_at(run, entry.at + first as u64 * PAGE)?;
         }
         Ok(())
     }
@@ -174,7 +175,9 @@ fn raw_entries(file: &File, start: u64, memory: u64) -> io::Result<Vec<Entry>> {
                 });
             }
             if let Some(entry) = entries.last_mut() {
-                entry.pages.insert((page % image::EXTENT_PAGES as u64) as usize);
+                entry
+                    .pages
+                    .insert((page % image::EXTENT_PAGES as u64) as usize);
             }
         }
         at = end;

@@ -62,10 +62,13 @@ impl Source {
             return;
         }
         let left = self.tracker.figures().dirty + self.copy.flying() + self.stream.outstanding();
-        let short = self
-            .meter
-            .time_for(left)
-            .is_some_and(|pause| pause <= max_pause);
+        // Whatever it takes: what is held is not this session's to care for.
+        let any = max_pause == Micros(u64::MAX);
+        let short = any
+            || self
+                .meter
+                .time_for(left)
+                .is_some_and(|pause| pause <= max_pause);
         if short && let Some(attempt) = self.switch.prepare() {
             self.local.final_sent = false;
             self.send_control(now, Message::Prepare { attempt });
