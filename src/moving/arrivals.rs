@@ -18,7 +18,7 @@ use vmm::description::Description;
 
 use super::arrived::{self, Receiving};
 use super::passport::Passport;
-use super::{STATE, disk_name, disk_of, volume};
+use super::{STATE, disk_name, disk_of, reached, volume};
 use crate::failure::{Exit, Failure, Result};
 use crate::interrupt;
 use crate::site::Reachable;
@@ -111,6 +111,7 @@ impl Reception {
         }
         now.closed = true;
         drop(now);
+        reached("own");
         for place in arrivals.disks.values() {
             let closed = place.folder.close(&place.file);
             closed.map_err(|e| Failure::io(format!("{}: cannot be closed", place.file), &e))?;
@@ -120,6 +121,7 @@ impl Reception {
 
     /// The machine runs: sources hear of it.
     pub(crate) fn runs(&self) {
+        reached("runs");
         self.arrivals.now().runs = true;
         self.arrivals.changed.notify_all();
     }
@@ -196,6 +198,7 @@ impl TargetHost for Arrivals {
     fn create(&self, description: &DiskDescription) -> io::Result<Arc<dyn DiskPort>> {
         self.open_still()?;
         if description.name == STATE {
+            reached("create");
             if description.size != volume::size(self.vm.memory) {
                 return Err(io::Error::other("the machine has another size of memory"));
             }
@@ -225,6 +228,11 @@ impl TargetHost for Arrivals {
         if !known {
             return Err(io::Error::other(format!("this machine has no {name}")));
         }
+        reached(if name == STATE {
+            "own-state"
+        } else {
+            "own-disk"
+        });
         let mut now = self.now();
         now.owned.insert(name.to_owned());
         self.changed.notify_all();

@@ -19,7 +19,7 @@ use vmm::snapshot::HostFacts;
 
 use super::given::Given;
 use super::passport::Passport;
-use super::{STATE, recorded, volume};
+use super::{STATE, reached, recorded, volume};
 use crate::failure::{Exit, Failure, Result};
 use crate::saved::manifest::Manifest;
 use crate::site::source::Site;
@@ -209,6 +209,7 @@ impl Mover {
         let mut times = Times::default();
         let step = self.drive(machine, (subject, &given), (&mut times, &mut failure));
         if step == Step::Moved {
+            reached("moved");
             return Ok(self.report(began, &times));
         }
         let why = failure.unwrap_or_else(|| self.why());
@@ -292,16 +293,21 @@ impl Mover {
             let mut order = joint.handle(event);
             self.publish(&joint);
             if order == Some(Order::Stop) {
+                reached("stop");
                 let stopped = self.stop(machine, (subject, given), times);
                 order = joint.handle(Event::Stopped(stopped.is_ok()));
                 *failure = failure.take().or(stopped.err());
                 stall = Stall::new();
                 self.publish(&joint);
             }
-            match order {
-                None | Some(Order::Stop) => {}
-                Some(Order::GoOn) => subject.go_on(),
-                Some(order) => carry_out(order, &sessions),
+            if let Some(order) = order {
+                reached(before(order));
+                match order {
+                    Order::Stop => {}
+                    Order::GoOn => subject.go_on(),
+                    order => carry_out(order, &sessions),
+                }
+                reached(after(order));
             }
             match joint.step() {
                 step @ (Step::Moved | Step::Stays) => return step,
@@ -419,6 +425,29 @@ fn not_taken(error: &Error) -> Failure {
 fn near(session: &SourceHandle) -> u64 {
     let rate = session.status().progress.rate;
     NEAR_BYTES.max(rate.saturating_mul(NEAR_MILLIS) / 1000)
+}
+
+/// What an order's step is called for tests, before and after it was carried out.
+fn before(order: Order) -> &'static str {
+    match order {
+        Order::Stop => "",
+        Order::SwitchOver => "stopped",
+        Order::DecideLead => "bound",
+        Order::DecideMembers => "decided",
+        Order::Undo => "undo",
+        Order::GoOn => "undone",
+    }
+}
+
+fn after(order: Order) -> &'static str {
+    match order {
+        Order::Stop => "",
+        Order::SwitchOver => "binding",
+        Order::DecideLead => "deciding",
+        Order::DecideMembers => "granting",
+        Order::Undo => "undoing",
+        Order::GoOn => "stays",
+    }
 }
 
 fn carry_out(order: Order, sessions: &[SourceHandle]) {

@@ -103,7 +103,9 @@ impl Restore {
         let machine = machine.map_err(|e| cannot(&e))?;
         if self.once {
             // Before its first step: what it does then must never be undone by doing it again.
+            crate::moving::reached("restored");
             arrived::use_up(&self.folder)?;
+            crate::moving::reached("used");
         }
         Ok(machine)
     }

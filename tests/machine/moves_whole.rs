@@ -109,3 +109,222 @@ fn a_machine_moves_with_its_disks_and_goes_on_where_it_was() {
         diskferry(&hosts.b, &["check", disk]).ok();
     }
 }
+
+/// Moves it while the process at one host ends by itself at a step; how the move ended.
+struct Killed {
+    hosts: Hosts,
+    source: Running,
+    target: Running,
+    to: String,
+    /// What had been flushed.
+    before: Vec<u64>,
+}
+
+fn dying(host: &Path, words: &[&str], step: Option<&str>) -> Running {
+    Running::start_with(host, words, step.map(|step| ("DISKFERRY_DIE_AT", step)))
+}
+
+/// A move in which the process at the source, or at the target, dies at that step.
+fn killed((at_source, at_target): (Option<&str>, Option<&str>)) -> Killed {
+    let hosts = Hosts::new();
+    let mut source = dying(&hosts.a, &["run", "vm.toml"], at_source);
+    source.says("running");
+    until(&hosts.a, "vm.toml", ("ledger", 10));
+    let words = ["run", "vm.toml", "--receive", "tcp:127.0.0.1:0"];
+    let mut target = dying(&hosts.b, &words, at_target);
+    let to = target.says("receiving")["listen"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let asked = (hosts.a.clone(), to.clone());
+    let asking = std::thread::spawn(move || move_to(&asked.0, &asked.1));
+    let dead = if at_source.is_some() {
+        &mut source
+    } else {
+        &mut target
+    };
+    dead.is_killed();
+    let before = flushed(&hosts.a, "vm.toml");
+    let again = at_target.map(|_| {
+        let mut again = dying(&hosts.b, &["run", "vm.toml", "--receive", &to], None);
+        again.says("receiving");
+        again
+    });
+    let ran = asking.join().unwrap();
+    println!("the move ended with {}: {}", ran.code, ran.stderr);
+    Killed {
+        hosts,
+        source,
+        target: again.unwrap_or(target),
+        to,
+        before,
+    }
+}
+
+#[test]
+fn a_source_that_is_killed_before_the_decision_runs_the_machine_again() {
+    if without_kvm() {
+        return;
+    }
+    for step in ["stop", "stopped", "binding", "bound"] {
+        println!("the source is killed at `{step}`");
+        let killed = killed((Some(step), None));
+        drop(killed.target);
+        // Nobody but the source may run it.
+        let refused = diskferry(&killed.hosts.b, &["run", "vm.toml"]).fails(5);
+        assert!(
+            refused.stderr.contains("not arrived whole"),
+            "{}",
+            refused.stderr
+        );
+        drop(killed.source);
+        let running = start(&killed.hosts.a, "vm.toml");
+        goes_on(&killed.hosts.a, 5);
+        running.end();
+        assert_kept(&killed.hosts.a, "one.vhdx", &killed.before);
+        for disk in DISKS {
+            diskferry(&killed.hosts.a, &["check", disk]).ok();
+        }
+    }
+}
+
+#[test]
+fn a_source_that_is_killed_after_the_decision_tells_the_target_when_it_is_back() {
+    if without_kvm() {
+        return;
+    }
+    for step in ["decided", "granting"] {
+        println!("the source is killed at `{step}`");
+        let mut killed = killed((Some(step), None));
+        // Whatever serves its disks alone says where they are.
+        let refused = diskferry(
+            &killed.hosts.a,
+            &["serve", "one.vhdx", "--listen", "unix:s"],
+        );
+        assert_eq!(refused.code, 5, "{}", refused.stderr);
+        drop(killed.source);
+        let told = diskferry(&killed.hosts.a, &["run", "vm.toml", "--json"]).ok();
+        assert!(told.stderr.contains(&killed.to), "{}", told.stderr);
+        let lines = told.json_lines();
+        assert_eq!(lines.last().unwrap()["end"], "moved");
+        // With all that was in its memory.
+        killed.target.says("restored");
+        goes_on(&killed.hosts.b, 10);
+        killed.target.end();
+        assert_kept(&killed.hosts.b, "one.vhdx", &killed.before);
+    }
+}
+
+#[test]
+fn a_target_that_is_killed_is_started_again_by_the_same_command() {
+    if without_kvm() {
+        return;
+    }
+    for (step, restored) in [
+        ("create", true),
+        ("state", true),
+        ("own-disk", true),
+        ("own-state", true),
+        ("own", true),
+        ("restored", true),
+        ("used", false),
+        ("runs", false),
+    ] {
+        println!("the target is killed at `{step}`");
+        let mut killed = killed((None, Some(step)));
+        killed.target.says("running");
+        if restored {
+            killed.target.says("restored");
+        }
+        killed.source.says("moved");
+        goes_on(&killed.hosts.b, 10);
+        // The source knows that it went.
+        drop(killed.source);
+        let refused = diskferry(
+            &killed.hosts.a,
+            &["serve", "one.vhdx", "--listen", "unix:s"],
+        );
+        assert_eq!(refused.code, 5, "{}", refused.stderr);
+        killed.target.end();
+        assert_kept(&killed.hosts.b, "one.vhdx", &killed.before);
+        for disk in DISKS {
+            diskferry(&killed.hosts.b, &["check", disk]).ok();
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_does_not_fit_there_is_refused_before_it_stands_still() {
+    if without_kvm() {
+        return;
+    }
+    let hosts = Hosts::new();
+    let running = start(&hosts.a, "vm.toml");
+    until(&hosts.a, "vm.toml", ("ledger", 5));
+    let refused = diskferry(
+        &hosts.a,
+        &["machine", "move", "vm.toml", "--to", "tcp:127.0.0.1:9"],
+    );
+    assert_eq!(refused.code, 7, "{}", refused.stderr);
+    let text = fs::read_to_string(hosts.b.join("vm.toml")).unwrap();
+    fs::write(hosts.b.join("vm.toml"), text.replace("64M", "65M")).unwrap();
+    let (receiving, to) = receive(&hosts.b);
+    let refused = move_to(&hosts.a, &to);
+    assert_eq!(refused.code, 6, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("67108864 bytes"),
+        "{}",
+        refused.stderr
+    );
+    drop(receiving);
+    fs::write(hosts.b.join("vm.toml"), text).unwrap();
+    fs::write(hosts.b.join("one.vhdx"), "somebody's").unwrap();
+    let (receiving, to) = receive(&hosts.b);
+    let refused = move_to(&hosts.a, &to);
+    assert_eq!(refused.code, 6, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("is there already"),
+        "{}",
+        refused.stderr
+    );
+    drop(receiving);
+    goes_on(&hosts.a, 5);
+    running.end();
+    assert!(
+        !hosts.a.join("vm.toml.ownership").exists(),
+        "nothing was begun"
+    );
+}
+
+#[test]
+fn a_target_that_is_gone_leaves_the_machine_where_it_is_and_it_can_be_moved_again() {
+    if without_kvm() {
+        return;
+    }
+    let hosts = Hosts::new();
+    let mut running = start(&hosts.a, "vm.toml");
+    until(&hosts.a, "vm.toml", ("ledger", 10));
+    let words = ["run", "vm.toml", "--receive", "tcp:127.0.0.1:0"];
+    let mut target = dying(&hosts.b, &words, Some("state"));
+    let to = target.says("receiving")["listen"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let asked = hosts.a.clone();
+    let given_up = std::thread::spawn(move || move_to(&asked, &to));
+    target.is_killed();
+    drop(target);
+    // It stands still, and nobody comes: it goes on here.
+    let ran = given_up.join().unwrap();
+    assert_eq!(ran.code, 7, "{}", ran.stderr);
+    assert!(ran.stderr.contains("stays here"), "{}", ran.stderr);
+    goes_on(&hosts.a, 20);
+    let (mut receiving, to) = receive(&hosts.b);
+    move_to(&hosts.a, &to).ok();
+    assert_eq!(running.says("summary")["end"], "moved");
+    receiving.says("restored");
+    let before = flushed(&hosts.a, "vm.toml");
+    goes_on(&hosts.b, 10);
+    receiving.end();
+    assert_kept(&hosts.b, "one.vhdx", &before);
+}

@@ -37,10 +37,16 @@ pub(crate) struct Running {
 impl Running {
     /// Starts it in `here`; its stderr goes to a file there that a failing test shows.
     pub(crate) fn start(here: &Path, words: &[&str]) -> Self {
+        Self::start_with(here, words, None)
+    }
+
+    /// The same, with something in its environment.
+    pub(crate) fn start_with(here: &Path, words: &[&str], with: Option<(&str, &str)>) -> Self {
         let log = here.join(format!("{}.log", words[0]));
         let stderr = OpenOptions::new().append(true).create(true).open(&log);
         let mut child = command(here, "diskferry", words)
             .args(["--json", "-v"])
+            .envs(with)
             .stdout(Stdio::piped())
             .stderr(stderr.expect("a log can be made"))
             .spawn()
@@ -83,6 +89,21 @@ impl Running {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// Waits until it was killed.
+    #[track_caller]
+    pub(crate) fn is_killed(&mut self) {
+        use std::os::unix::process::ExitStatusExt as _;
+        let since = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it can be looked at") {
+                assert_eq!(status.signal(), Some(9), "{status}: {}", self.log());
+                return;
+            }
+            assert!(since.elapsed() < STUCK, "nobody killed it: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Kills it at once.
