@@ -113,16 +113,18 @@ impl Joint {
     pub fn handle(&mut self, event: Event<'_>) -> Option<Order> {
         match (self.step, event) {
             (Step::Copying | Step::Stopping | Step::Binding, Event::GiveUp)
-            | (Step::Stopping, Event::Stopped(false)) => self.go(Step::Undoing, Order::Undo),
-            (Step::Stopping, Event::Stopped(true)) => self.go(Step::Binding, Order::SwitchOver),
+            | (Step::Stopping, Event::Stopped(false)) => Some(self.go(Step::Undoing, Order::Undo)),
+            (Step::Stopping, Event::Stopped(true)) => {
+                Some(self.go(Step::Binding, Order::SwitchOver))
+            }
             (_, Event::Seen(seen)) => self.look(seen),
             _ => None,
         }
     }
 
-    fn go(&mut self, step: Step, order: Order) -> Option<Order> {
+    fn go(&mut self, step: Step, order: Order) -> Order {
         self.step = step;
-        Some(order)
+        order
     }
 
     fn look(&mut self, seen: &[Seen]) -> Option<Order> {
@@ -130,22 +132,24 @@ impl Joint {
         let failed = seen.iter().any(|one| one.failed || one.over);
         match self.step {
             Step::Copying | Step::Stopping | Step::Binding if failed => {
-                self.go(Step::Undoing, Order::Undo)
+                Some(self.go(Step::Undoing, Order::Undo))
             }
             Step::Copying if members.iter().all(|one| one.near) => {
-                self.go(Step::Stopping, Order::Stop)
+                Some(self.go(Step::Stopping, Order::Stop))
             }
             Step::Binding if seen.iter().all(|one| one.phase == Phase::Bound) => {
-                self.go(Step::Deciding, Order::DecideLead)
+                Some(self.go(Step::Deciding, Order::DecideLead))
             }
             Step::Deciding if matches!(lead.phase, Phase::Released | Phase::Forwarding) => {
-                self.go(Step::Granting, Order::DecideMembers)
+                Some(self.go(Step::Granting, Order::DecideMembers))
             }
             Step::Granting if seen.iter().all(|one| one.phase == Phase::Forwarding) => {
                 self.step = Step::Moved;
                 None
             }
-            Step::Undoing if seen.iter().all(|one| one.over) => self.go(Step::Stays, Order::GoOn),
+            Step::Undoing if seen.iter().all(|one| one.over) => {
+                Some(self.go(Step::Stays, Order::GoOn))
+            }
             _ => None,
         }
     }

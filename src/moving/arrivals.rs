@@ -102,6 +102,8 @@ impl Reception {
         let mut now = arrivals.now();
         while now.owned.len() < arrivals.disks.len() + 1 {
             if interrupt::requested() {
+                drop(now);
+                self.close()?;
                 return Err(Failure::interrupted(
                     "no machine has arrived; the same command goes on with what has",
                 ));
@@ -109,9 +111,15 @@ impl Reception {
             let waited = arrivals.changed.wait_timeout(now, LOOK);
             now = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        now.closed = true;
         drop(now);
         reached("own");
+        self.close()
+    }
+
+    /// Let go of the disks.
+    fn close(&self) -> Result<()> {
+        let arrivals = &self.arrivals;
+        arrivals.now().closed = true;
         for place in arrivals.disks.values() {
             let closed = place.folder.close(&place.file);
             closed.map_err(|e| Failure::io(format!("{}: cannot be closed", place.file), &e))?;

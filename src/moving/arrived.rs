@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,11 +14,14 @@ use bytes::Bytes;
 use mirror::net::{DiskPort, Done, ReadDone, StatusDone};
 use rustix::fs::{FallocateFlags, fallocate};
 use vdisk::engine::Mark;
+use vmm::description::Description;
 use vmm::memory::MemoryImage;
 use vmm::snapshot::MachineState;
 
 use super::volume::{self, First, HEAD};
+use crate::commands::image::{self, Known};
 use crate::failure::{Exit, Failure, Result};
+use crate::plan;
 use crate::saved::folder::Saved;
 use crate::saved::manifest::{Manifest, StateFile};
 
@@ -26,6 +29,8 @@ use crate::saved::manifest::{Manifest, StateFile};
 const SUFFIX: &str = ".state";
 /// Behind the volume: which start of the host it was received in.
 const TRAILER: u64 = 4096;
+/// Where in there it says how disks were when all had arrived; before it, in which start of the host.
+const SEAL: usize = 1024;
 const PAGE: usize = 4096;
 static ZEROS: [u8; PAGE] = [0; PAGE];
 
@@ -43,19 +48,85 @@ fn this_start() -> io::Result<Vec<u8>> {
     Ok(id)
 }
 
+/// What is behind the volume, if the file is as long as it has to be.
+fn trailer(file: &File, memory: u64) -> io::Result<Option<Vec<u8>>> {
+    let size = volume::size(memory);
+    if file.metadata()?.len() != size + TRAILER {
+        return Ok(None);
+    }
+    let mut found = vec![0; TRAILER as usize];
+    file.read_exact_at(&mut found, size)?;
+    Ok(Some(found))
+}
+
 /// Whether there is a state at `path` that may be used: it was received since the host started.
 pub(crate) fn is_there(path: &Path, memory: u64) -> bool {
     let read = || -> io::Result<bool> {
-        let file = File::open(path)?;
-        let size = volume::size(memory);
-        if file.metadata()?.len() != size + TRAILER {
-            return Ok(false);
-        }
-        let mut found = vec![0; TRAILER as usize];
-        file.read_exact_at(&mut found, size)?;
-        Ok(found == this_start()?)
+        let found = trailer(&File::open(path)?, memory)?;
+        let start = this_start()?;
+        Ok(found.is_some_and(|found| found[..SEAL] == start[..SEAL]))
     };
     read().unwrap_or(false)
+}
+
+/// Stands for the disks of the machine as they are: none is written without another one.
+fn disks_as_they_are(vm: &Description) -> Result<[u8; 32]> {
+    let mut hasher = blake3::Hasher::new();
+    for disk in vm.disks.iter().filter(|disk| !disk.read_only) {
+        let known = image::know(&disk.path, disk.format.map(plan::format_name))?;
+        let version = match &known {
+            Known::Vhdx(info) => info.ids.data_write.to_string(),
+            Known::Raw(_) => {
+                let failed = |e| Failure::io(disk.path.display(), &e);
+                let found = fs::metadata(&disk.path).map_err(failed)?;
+                format!("{}.{}", found.mtime(), found.mtime_nsec())
+            }
+        };
+        for part in [disk.name.as_str(), "\0", &version, "\0"] {
+            hasher.update(part.as_bytes());
+        }
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
+
+/// All of the machine is here, and nobody has its disks open: note how they are, since the state fits to nothing
+/// else. What was noted before stays.
+pub(crate) fn seal(path: &Path, vm: &Description) -> Result<()> {
+    let failed = |e| Failure::io(format!("{}: cannot be written", path.display()), &e);
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let file = file.map_err(failed)?;
+    let found = trailer(&file, vm.memory).map_err(failed)?;
+    if found.is_some_and(|found| found[SEAL..SEAL + 32] == [0; 32]) {
+        let at = volume::size(vm.memory) + SEAL as u64;
+        file.write_all_at(&disks_as_they_are(vm)?, at)
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Refuse a state whose machine's disks were written since.
+fn unsealed(path: &Path, file: &File, vm: &Description) -> Result<()> {
+    let failed = |e| Failure::io(format!("{}: cannot be read", path.display()), &e);
+    let found = trailer(file, vm.memory)
+        .map_err(failed)?
+        .unwrap_or_default();
+    let noted = found.get(SEAL..SEAL + 32).unwrap_or_default();
+    if noted == [0; 32] {
+        let what = format!("{}: has not arrived with all of its disks", path.display());
+        return Err(Failure::new(Exit::InUse, what)
+            .hint("the command that receives the machine goes on: `diskferry run --receive`"));
+    }
+    if noted == disks_as_they_are(vm)? {
+        return Ok(());
+    }
+    let what = format!(
+        "{}: the machine's disks were written since it arrived",
+        path.display()
+    );
+    Err(Failure::new(Exit::Mismatch, what).hint(
+        "its memory fits only to the very disks that it had; remove that file and the machine begins from them, as \
+         after a power cut",
+    ))
 }
 
 /// Make sure that nobody uses the state at `path` any more.
@@ -72,8 +143,9 @@ pub(crate) fn use_up(path: &Path) -> Result<()> {
     folder.and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
-/// The state at `path`, of a machine with so much memory.
-pub(crate) fn open(path: &Path, memory: u64) -> Result<Saved> {
+/// The state at `path`, of the machine that `vm` describes.
+pub(crate) fn open(path: &Path, vm: &Description) -> Result<Saved> {
+    let memory = vm.memory;
     let wrong = |why: String| Failure::new(Exit::Corrupt, format!("{}: {why}", path.display()));
     let failed = |e| Failure::io(format!("{}: cannot be read", path.display()), &e);
     if !is_there(path, memory) {
@@ -82,6 +154,7 @@ pub(crate) fn open(path: &Path, memory: u64) -> Result<Saved> {
         ));
     }
     let file = File::open(path).map_err(failed)?;
+    unsealed(path, &file, vm)?;
     let mut first = [0; First::BYTES];
     file.read_exact_at(&mut first, 0).map_err(failed)?;
     let first = First::decode(&first).map_err(|why| wrong(why.to_owned()))?;

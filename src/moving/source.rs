@@ -225,13 +225,12 @@ impl Mover {
     fn start(&self, machine: &Machine<'_>, given: &Arc<Given>) -> Result<()> {
         let store = super::record(machine.described);
         let refused = |e: Error| Failure::new(Exit::InUse, e.to_string());
-        let record = match store.load().map_err(refused)? {
-            Some(record) => record,
-            None => {
-                let first = Ownership::first(Uuid::new_v4());
-                store.persist_and_wait(&first).map_err(refused)?;
-                first
-            }
+        let record = if let Some(record) = store.load().map_err(refused)? {
+            record
+        } else {
+            let first = Ownership::first(Uuid::new_v4());
+            store.persist_and_wait(&first).map_err(refused)?;
+            first
         };
         let State::Owner { epoch, .. } = record.state else {
             let what = format!("{}: belongs to another host", machine.described.display());
@@ -451,9 +450,8 @@ fn after(order: Order) -> &'static str {
 }
 
 fn carry_out(order: Order, sessions: &[SourceHandle]) {
-    let (lead, members) = match sessions.split_first() {
-        Some(parts) => parts,
-        None => return,
+    let Some((lead, members)) = sessions.split_first() else {
+        return;
     };
     match order {
         Order::SwitchOver => sessions

@@ -87,6 +87,9 @@ pub(crate) fn begin(
         {
             let forced = store.persist_and_wait(&record.forced());
             forced.map_err(|e| in_use(e.to_string()))?;
+        }
+        // What it does now is newer.
+        if state.exists() {
             arrived::use_up(&state)?;
         }
         return Ok(Beginning::Here(Arrived::default()));
@@ -130,7 +133,9 @@ fn receive(
     reception.wait()?;
     let state = arrived::place(described);
     let there = arrived::is_there(&state, vm.memory);
-    if !there {
+    if there {
+        arrived::seal(&state, vm)?;
+    } else {
         forget_old(&state, report)?;
     }
     Ok(Beginning::Here(Arrived {
@@ -166,7 +171,7 @@ fn repeat(
             |why: String| Failure::new(Exit::InUse, format!("{}: {why}", disk.path.display()));
         let store = super::record(&path);
         let record = store.load().map_err(|e| failed(e.to_string()))?;
-        let record = bound::settle(&store, record).map_err(failed)?;
+        let record = bound::settle(&store, record.as_ref()).map_err(failed)?;
         if let Some(record) = record
             && matches!(record.state, State::Released { .. })
         {

@@ -71,7 +71,7 @@ impl Restore {
     /// The same for a machine whose state has arrived at `path` from another host; its disks are in place.
     pub(crate) fn arrived(path: &Path, vm: &Description) -> Result<Self> {
         let began = Instant::now();
-        let saved = arrived::open(path, vm.memory)?;
+        let saved = arrived::open(path, vm)?;
         saved.manifest.fits(vm).map_err(|why| {
             let what = format!("{}: is of another machine: {why}", path.display());
             Failure::new(Exit::Mismatch, what)

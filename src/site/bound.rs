@@ -24,11 +24,11 @@ pub(crate) fn told(record: Option<Ownership>) -> Result<Option<Ownership>, Strin
 /// The same, durably. Only by who has the disk open for itself.
 pub(crate) fn settle(
     store: &RecordStore,
-    record: Option<Ownership>,
+    record: Option<&Ownership>,
 ) -> Result<Option<Ownership>, String> {
-    let told = told(record.clone())?;
+    let told = told(record.cloned())?;
     if let Some(settled) = &told
-        && told != record
+        && told.as_ref() != record
     {
         let written = store.persist_and_wait(settled);
         written.map_err(|error| error.to_string())?;

@@ -150,7 +150,7 @@ impl Opened {
                 remove_mark: self.mark.is_some(),
             });
         }
-        let record = bound::settle(&store, record).map_err(|why| self.refused(&why))?;
+        let record = bound::settle(&store, record.as_ref()).map_err(|why| self.refused(&why))?;
         match (verdict(record.as_ref(), self.mark), record) {
             (Verdict::Serve { remove_mark }, _) => Ok(Standing::Ours { remove_mark }),
             (Verdict::Forward { .. }, Some(record)) => Ok(Standing::HandedOver(record)),

@@ -1,13 +1,14 @@
 //! A machine moves to another host with its disks: one commit for all of it, whatever breaks in between.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::guest::{assert_kept, describe, flushed, start, until, without_kvm};
 use super::process::Running;
-use crate::run::{Ran, diskferry, folder};
+use crate::run::{Ran, diskferry, folder, program};
 
 /// Two hosts: a folder each, with the description of the same machine.
 struct Hosts {
@@ -124,6 +125,15 @@ fn dying(host: &Path, words: &[&str], step: Option<&str>) -> Running {
     Running::start_with(host, words, step.map(|step| ("DISKFERRY_DIE_AT", step)))
 }
 
+/// Steps of the target after which the machine's memory is gone, as by a power cut.
+const BEGINS_ANEW: [&str; 2] = ["used", "runs"];
+
+#[track_caller]
+fn was_killed(process: &mut Running) {
+    let status = process.ended();
+    assert_eq!(status.signal(), Some(9), "{status}: {}", process.log());
+}
+
 /// A move in which the process at the source, or at the target, dies at that step.
 fn killed((at_source, at_target): (Option<&str>, Option<&str>)) -> Killed {
     let hosts = Hosts::new();
@@ -143,9 +153,13 @@ fn killed((at_source, at_target): (Option<&str>, Option<&str>)) -> Killed {
     } else {
         &mut target
     };
-    dead.is_killed();
+    was_killed(dead);
     let before = flushed(&hosts.a, "vm.toml");
-    let again = at_target.map(|_| {
+    let again = at_target.map(|step| {
+        if BEGINS_ANEW.contains(&step) {
+            // A guest that begins anew writes its ledger anew.
+            assert_kept(&hosts.b, "one.vhdx", &before);
+        }
         let mut again = dying(&hosts.b, &["run", "vm.toml", "--receive", &to], None);
         again.says("receiving");
         again
@@ -178,10 +192,10 @@ fn a_source_that_is_killed_before_the_decision_runs_the_machine_again() {
             refused.stderr
         );
         drop(killed.source);
+        assert_kept(&killed.hosts.a, "one.vhdx", &killed.before);
         let running = start(&killed.hosts.a, "vm.toml");
         goes_on(&killed.hosts.a, 5);
         running.end();
-        assert_kept(&killed.hosts.a, "one.vhdx", &killed.before);
         for disk in DISKS {
             diskferry(&killed.hosts.a, &["check", disk]).ok();
         }
@@ -220,16 +234,17 @@ fn a_target_that_is_killed_is_started_again_by_the_same_command() {
     if without_kvm() {
         return;
     }
-    for (step, restored) in [
-        ("create", true),
-        ("state", true),
-        ("own-disk", true),
-        ("own-state", true),
-        ("own", true),
-        ("restored", true),
-        ("used", false),
-        ("runs", false),
+    for step in [
+        "create",
+        "state",
+        "own-disk",
+        "own-state",
+        "own",
+        "restored",
+        "used",
+        "runs",
     ] {
+        let restored = !BEGINS_ANEW.contains(&step);
         println!("the target is killed at `{step}`");
         let mut killed = killed((None, Some(step)));
         killed.target.says("running");
@@ -246,7 +261,9 @@ fn a_target_that_is_killed_is_started_again_by_the_same_command() {
         );
         assert_eq!(refused.code, 5, "{}", refused.stderr);
         killed.target.end();
-        assert_kept(&killed.hosts.b, "one.vhdx", &killed.before);
+        if restored {
+            assert_kept(&killed.hosts.b, "one.vhdx", &killed.before);
+        }
         for disk in DISKS {
             diskferry(&killed.hosts.b, &["check", disk]).ok();
         }
@@ -312,7 +329,7 @@ fn a_target_that_is_gone_leaves_the_machine_where_it_is_and_it_can_be_moved_agai
         .to_owned();
     let asked = hosts.a.clone();
     let given_up = std::thread::spawn(move || move_to(&asked, &to));
-    target.is_killed();
+    was_killed(&mut target);
     drop(target);
     // It stands still, and nobody comes: it goes on here.
     let ran = given_up.join().unwrap();
@@ -327,4 +344,84 @@ fn a_target_that_is_gone_leaves_the_machine_where_it_is_and_it_can_be_moved_agai
     goes_on(&hosts.b, 10);
     receiving.end();
     assert_kept(&hosts.b, "one.vhdx", &before);
+}
+
+#[test]
+fn a_move_that_is_cancelled_leaves_nothing_changed() {
+    if without_kvm() {
+        return;
+    }
+    let hosts = Hosts::new();
+    let running = start(&hosts.a, "vm.toml");
+    until(&hosts.a, "vm.toml", ("ledger", 10));
+    let words = ["run", "vm.toml", "--receive", "tcp:127.0.0.1:0"];
+    // Its target is gone while disks are copied, so that it lasts.
+    let mut target = dying(&hosts.b, &words, Some("create"));
+    let to = target.says("receiving")["listen"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let words = ["machine", "move", "vm.toml", "--to", &to];
+    let moving = Running::start(&hosts.a, &words);
+    was_killed(&mut target);
+    let pid = moving.pid().to_string();
+    let told = std::process::Command::new("kill")
+        .args(["-INT", &pid])
+        .status();
+    assert!(told.unwrap().success());
+    let mut moving = moving;
+    assert_eq!(moving.ended().code(), Some(130), "{}", moving.log());
+    assert!(moving.log().contains("stays here"), "{}", moving.log());
+    goes_on(&hosts.a, 20);
+    running.end();
+    // It is this host's own, whatever starts it.
+    assert_kept(&hosts.a, "one.vhdx", &flushed(&hosts.a, "vm.toml"));
+    start(&hosts.a, "vm.toml").end();
+}
+
+#[test]
+fn a_state_that_arrived_is_used_by_a_plain_run_unless_a_disk_was_written_since() {
+    if without_kvm() {
+        return;
+    }
+    for written in [false, true] {
+        println!("disk written: {written}");
+        let hosts = Hosts::new();
+        let running = start(&hosts.a, "vm.toml");
+        until(&hosts.a, "vm.toml", ("ledger", 10));
+        let words = ["run", "vm.toml", "--receive", "tcp:127.0.0.1:0"];
+        let mut target = dying(&hosts.b, &words, Some("restored"));
+        let to = target.says("receiving")["listen"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let asked = hosts.a.clone();
+        let asking = std::thread::spawn(move || move_to(&asked, &to));
+        was_killed(&mut target);
+        drop(running);
+        drop(target);
+        asking.join().unwrap();
+        let before = flushed(&hosts.a, "vm.toml");
+        if written {
+            let write = ["-f", "vhdx", "-c", "write 900G 4k", "one.vhdx"];
+            program(&hosts.b, "qemu-io", &write).ok();
+            let refused = diskferry(&hosts.b, &["run", "vm.toml"]).fails(6);
+            assert!(
+                refused.stderr.contains("were written since"),
+                "{}",
+                refused.stderr
+            );
+            fs::remove_file(hosts.b.join("vm.toml.state")).unwrap();
+        }
+        let mut running = Running::start(&hosts.b, &["run", "vm.toml"]);
+        running.says("running");
+        if !written {
+            running.says("restored");
+        }
+        goes_on(&hosts.b, 10);
+        running.end();
+        if !written {
+            assert_kept(&hosts.b, "one.vhdx", &before);
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -91,38 +91,34 @@ impl Running {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
-    /// Waits until it was killed.
-    #[track_caller]
-    pub(crate) fn is_killed(&mut self) {
-        use std::os::unix::process::ExitStatusExt as _;
-        let since = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().expect("it can be looked at") {
-                assert_eq!(status.signal(), Some(9), "{status}: {}", self.log());
-                return;
-            }
-            assert!(since.elapsed() < STUCK, "nobody killed it: {}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
     /// Kills it at once.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("it runs");
         self.child.wait().expect("it ends");
     }
 
+    /// Its number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it in order; it has to come to its end, and well.
     #[track_caller]
     pub(crate) fn end(mut self) {
-        let pid = self.child.id().to_string();
+        let pid = self.pid().to_string();
         let told = Command::new("kill").args(["-TERM", &pid]).status();
         told.expect("kill can be run");
+        let status = self.ended();
+        assert!(status.success(), "{status}: {}", self.log());
+    }
+
+    /// Waits until it has ended; how.
+    #[track_caller]
+    pub(crate) fn ended(&mut self) -> ExitStatus {
         let since = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("it can be looked at") {
-                assert!(status.success(), "{status}: {}", self.log());
-                return;
+                return status;
             }
             assert!(since.elapsed() < STUCK, "it does not end: {}", self.log());
             std::thread::sleep(Duration::from_millis(20));

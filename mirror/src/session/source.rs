@@ -136,7 +136,7 @@ impl Source {
                 self.switch.held(attempt);
             }
             SourceEvent::Parked(result) => self.on_parked(now, &result),
-            SourceEvent::Persisted(result) => self.on_persisted(now, result),
+            SourceEvent::Persisted(result) => self.on_persisted(now, &result),
             SourceEvent::Command(command) => self.on_command(now, command),
         }
         self.pump(now);

@@ -1,5 +1,6 @@
 //! `diskferry machine move`: a machine goes to another host, and this tells of it.
 
+use std::fmt::Write as _;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
@@ -72,7 +73,7 @@ fn people(state: &MoveState) -> String {
         size::show(state.remaining)
     );
     if let Some(trouble) = &state.trouble {
-        text.push_str(&format!(" ({trouble})"));
+        let _ = write!(text, " ({trouble})");
     }
     text
 }

@@ -54,7 +54,17 @@ impl Moves {
     pub(super) fn report(&self, report: Report) -> Result<()> {
         match self.moved.get() {
             Some(moved) => report.event("moved", moved, &in_words(moved)),
-            None => Ok(()),
+            None => match self.last() {
+                Ok(last) if last.state().committed => {
+                    let what = format!(
+                        "the machine went to {}, which has not said that it runs",
+                        last.state().to
+                    );
+                    Err(Failure::new(Exit::TookOver, what)
+                        .hint("start it there; `diskferry run` here tells the other host until it runs there"))
+                }
+                _ => Ok(()),
+            },
         }
     }
 }
@@ -125,6 +135,13 @@ impl Guest {
             if now.life == Life::Ended || now.machine.exit().is_some() {
                 return Err(self.over());
             }
+            if now.life == Life::Paused {
+                let what = format!(
+                    "{}: is paused, and would run there",
+                    self.described.display()
+                );
+                return Err(Failure::usage(what).hint("resume it first"));
+            }
             self.as_described(&now)?;
             now.machine.given().clone()
         };
@@ -151,10 +168,10 @@ impl Guest {
             guest: self,
             before: Mutex::new(None),
         };
-        let moved = mover.run(&machine, &standing)?;
-        let _ = self.moves.moved.set(moved.clone());
+        let result = mover.run(&machine, &standing)?;
+        let _ = self.moves.moved.set(result.clone());
         self.end();
-        Ok(moved)
+        Ok(result)
     }
 
     /// What the machine is.

@@ -135,14 +135,13 @@ impl Source {
             Some(Parked::Unmark) => {
                 self.actions.push_back(SourceAction::Park(None));
             }
-            Some(Parked::Wait) => {}
             Some(Parked::Resume) => self.resume(now),
-            None => {}
+            Some(Parked::Wait) | None => {}
         }
     }
 
-    pub(super) fn on_persisted(&mut self, now: Micros, result: std::io::Result<()>) {
-        if let Err(e) = &result {
+    pub(super) fn on_persisted(&mut self, now: Micros, result: &std::io::Result<()>) {
+        if let Err(e) = result {
             self.end.trouble = Some(format!("cannot write the ownership record: {e}"));
             if self.switch.decided() {
                 // It may be durable or not: only writing it again leads anywhere.
