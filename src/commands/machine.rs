@@ -8,7 +8,7 @@ mod stats;
 
 use crate::args::{MachineArgs, MachineSnapshotArgs, MachineVerb};
 use crate::control::client::Client;
-use crate::control::machine::{Life, MachineState};
+use crate::control::machine::MachineState;
 use crate::control::place;
 use crate::failure::{Failure, Result};
 use crate::plan;
@@ -74,15 +74,10 @@ fn client(args: &MachineArgs) -> Result<Client> {
 }
 
 fn sentence(state: &MachineState) -> String {
-    let life = match state.state {
-        Life::Running => "runs",
-        Life::Paused => "is paused",
-        Life::Saving => "stands still for a snapshot or a move",
-        Life::Ended => "has ended",
-    };
     format!(
-        "{}: {life}; {} processors, {} of memory, process {}",
+        "{}: {}; {} processors, {} of memory, process {}",
         state.machine,
+        state.state.in_words(),
         state.vcpus,
         size::show(state.memory),
         state.pid

@@ -18,6 +18,7 @@ use blockserver::server::{Server, ServerConfig};
 use serde::Serialize;
 use vdisk::chain::ParentSearch;
 use vmm::description::{self, Description, DiskEntry};
+use vmm::text::Text;
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
@@ -94,6 +95,7 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
         return booting::dry_run(&plan, report);
     }
     limits::raise_open_files();
+    let text = Text::of_this_process();
     interrupt::listen();
     let Some(arrived) = moving::begin(args, &plan, report)? else {
         return Ok(());
@@ -113,7 +115,7 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
         disks.push(add(&site, disk, (&plan.search, plan.take_over))?);
     }
     let made = (&plan, restore.as_mut(), &arrived);
-    let ended = live(args, made, (&site, disks), report);
+    let ended = live(args, made, (&site, disks), (text, report));
     site.stop();
     let closed = server.stop();
     site.unlock();
@@ -144,7 +146,7 @@ fn live(
     args: &RunArgs,
     (plan, mut restore, arrived): (&Machine, Option<&mut Restore>, &Arrived),
     (site, disks): (&Arc<Site>, Vec<Attached>),
-    report: Report,
+    (text, report): (Text, Report),
 ) -> Result<(Ended, Result<End>)> {
     let made = (plan, restore.as_deref_mut());
     let guest = Guest::new(args, made, (site, disks), report)?;
@@ -159,7 +161,7 @@ fn live(
             guest.resized(disk);
         }
     }));
-    let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, report));
+    let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, text, report));
     restore::leave(&guest.machine(), report);
     guest.machine().stop();
     let heard = guest.console.close() || report.is_json();
@@ -310,7 +312,12 @@ impl Guest {
     }
 
     /// From its first start to the end, through every reset.
-    fn live(self: &Arc<Self>, plan: &Machine, report: Report) -> Result<(Ended, Result<End>)> {
+    fn live(
+        self: &Arc<Self>,
+        plan: &Machine,
+        text: Text,
+        report: Report,
+    ) -> Result<(Ended, Result<End>)> {
         self.announce(plan, report)?;
         let watched = Arc::clone(self);
         let stopping = thread::Builder::new().name("stop".into()).spawn(move || {
@@ -326,6 +333,7 @@ impl Guest {
             typed.end();
             0
         })?;
+        text.let_go();
         loop {
             let end = match self.machine().wait() {
                 End::Reset => match self.again() {

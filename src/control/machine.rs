@@ -36,6 +36,18 @@ pub(crate) enum Life {
     Ended,
 }
 
+impl Life {
+    /// What it does, as the end of a sentence about it.
+    pub(crate) fn in_words(self) -> &'static str {
+        match self {
+            Self::Running => "runs",
+            Self::Paused => "is paused",
+            Self::Saving => "stands still for a snapshot or a move",
+            Self::Ended => "has ended",
+        }
+    }
+}
+
 /// A machine as its process sees it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct MachineState {

@@ -6,6 +6,7 @@
 pub(crate) mod client;
 pub(crate) mod machine;
 pub(crate) mod place;
+mod refused;
 pub(crate) mod service;
 
 use serde::{Deserialize, Serialize};

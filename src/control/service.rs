@@ -12,6 +12,7 @@ use axum::Json;
 use axum::Router;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,7 @@ use tokio::task::JoinHandle;
 
 use super::machine::{self, MachineControl};
 use super::place;
+use super::refused::in_an_object;
 use super::{Checkpoint, Compact, Control, Resize, StartMirror, TakeSnapshot};
 use crate::failure::{Exit, Failure, Result};
 
@@ -125,7 +127,7 @@ impl Controlled {
             router = router.merge(machine::router(Arc::clone(machine)));
         }
         let sockets = Sockets {
-            router,
+            router: router.layer(map_response(in_an_object)),
             handle: runtime.handle().clone(),
             serving: Mutex::default(),
         };

@@ -21,6 +21,7 @@ mod pci;
 mod slots;
 pub mod snapshot;
 pub mod statistics;
+pub mod text;
 mod vcpus;
 pub mod virtio;
 mod wiring;

@@ -284,10 +284,14 @@ impl World {
             && step == Step::Binding
             && seen[0].phase == Phase::Bound
         {
-            seen.iter_mut().for_each(|one| one.phase = Phase::Bound);
+            for one in &mut seen {
+                one.phase = Phase::Bound;
+            }
         }
         if self.broken(Sabotage::GoOnEarly) && step == Step::Undoing {
-            seen.iter_mut().for_each(|one| one.over = true);
+            for one in &mut seen {
+                one.over = true;
+            }
         }
         if let Some(Order::Stop) = self.order(Event::Seen(&seen)) {
             self.runs_here = false;
