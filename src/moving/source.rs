@@ -249,7 +249,6 @@ impl Mover {
         config.recorded = Some(recorded(&self.to));
         config.part = Part::Lead;
         config.give_up_after = PATIENCE;
-        config.limits.chunk = 1 << 20;
         let lead = Lead {
             record: store.path().display().to_string(),
             session,

@@ -425,3 +425,35 @@ fn a_state_that_arrived_is_used_by_a_plain_run_unless_a_disk_was_written_since()
         }
     }
 }
+
+#[test]
+fn every_word_of_memory_is_as_it_was_after_a_move() {
+    if without_kvm() {
+        return;
+    }
+    let root = folder();
+    let [a, b] = ["a", "b"].map(|name| root.path().join(name));
+    let line = "do=fill do=spin every=10M rounds=400 do=fill-check";
+    for host in [&a, &b] {
+        fs::create_dir(host).unwrap();
+        describe(host, "vm.toml", (line, &[]));
+    }
+    let running = start(&a, "vm.toml");
+    until(&a, "vm.toml", ("spin", 1));
+    let (mut receiving, to) = receive(&b);
+    let moved = move_to(&a, &to).ok().json_lines();
+    let moved = moved.last().unwrap();
+    drop(running);
+    let filled = later(&a, "fill");
+    let filled = filled
+        .iter()
+        .filter_map(|said| said["bytes"].as_u64())
+        .max();
+    let filled = filled.unwrap();
+    assert!(moved["memory_bytes"].as_u64().unwrap() >= filled, "{moved}");
+    assert_eq!(receiving.says("summary")["end"], "power_off");
+    let checked = &later(&b, "fill-check")[0];
+    assert_eq!(checked["wrong"], 0);
+    assert_eq!(checked["bytes"], filled);
+    assert!(!b.join("vm.toml.state").exists());
+}

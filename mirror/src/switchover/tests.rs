@@ -1,5 +1,7 @@
 //! The rules of ownership one by one; the simulation tries them together.
 
+use vdisk::engine::Mark;
+
 use super::*;
 use crate::wire::{DiskDescription, DiskFormat};
 
