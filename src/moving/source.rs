@@ -81,10 +81,11 @@ pub(crate) struct Moved {
     /// How long disks were copied before, while it ran.
     pub(crate) copy_ms: f64,
     pub(crate) state_bytes: u64,
-    /// Bytes of memory that were sent, and of disks.
+    /// Bytes of state and memory that there are; the rest is zero.
     pub(crate) memory_bytes: u64,
+    /// Bytes that went over the network for disks.
     pub(crate) disk_bytes: u64,
-    /// Bytes that went over the network, all counted.
+    /// The same for all.
     pub(crate) sent_bytes: u64,
 }
 
@@ -369,14 +370,10 @@ impl Mover {
         let sessions = self.now().sessions.clone();
         let mut bytes = sessions.iter().map(|session| {
             let status = session.status();
-            (
-                status.progress.copied + status.progress.streamed,
-                status.sent,
-            )
+            (status.progress.found, status.sent)
         });
         let (memory, sent) = bytes.next().unwrap_or_default();
-        let (disk_bytes, disks_sent) =
-            bytes.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let disk_bytes = bytes.map(|(_, sent)| sent).sum();
         Moved {
             to: self.to.clone(),
             id: self.id,
@@ -390,7 +387,7 @@ impl Mover {
             state_bytes: self.state_bytes.load(Ordering::Relaxed),
             memory_bytes: memory,
             disk_bytes,
-            sent_bytes: sent + disks_sent,
+            sent_bytes: sent + disk_bytes,
         }
     }
 }
