@@ -165,7 +165,8 @@ fn live(
     restore::leave(&guest.machine(), report);
     guest.machine().stop();
     let heard = guest.console.close() || report.is_json();
-    guest.moves.report(report)?;
+    guest.moves.settle();
+    guest.moves.report(heard.then_some(report))?;
     ended.map(|(ended, end)| (Ended { heard, ..ended }, end))
 }
 

@@ -1,7 +1,7 @@
 //! A machine that runs moves to another host: what `run` has to do for it, at both.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
@@ -18,6 +18,9 @@ use crate::saved::manifest::{Manifest, SavedDisk};
 use crate::saved::restore::Restore;
 use crate::saved::take;
 use crate::{moving, site};
+
+/// How often it is looked whether a move has been taken back.
+const SETTLE: Duration = Duration::from_millis(5);
 
 /// Moves of a machine: the one under way or the last, and the one that was made.
 #[derive(Default)]
@@ -50,10 +53,23 @@ impl Moves {
         self.moved.get().is_some()
     }
 
-    /// Tell of the move that was made, if one was.
-    pub(super) fn report(&self, report: Report) -> Result<()> {
+    /// The machine ends: a move that is under way is taken back, or decided and cannot be.
+    pub(super) fn settle(&self) {
+        let Ok(last) = self.last() else {
+            return;
+        };
+        last.give_up();
+        while self.alone.try_lock().is_err() && !last.state().committed {
+            std::thread::sleep(SETTLE);
+        }
+    }
+
+    /// Tell of the move that was made, if one was, where stdout takes what is printed.
+    pub(super) fn report(&self, report: Option<Report>) -> Result<()> {
         match self.moved.get() {
-            Some(moved) => report.event("moved", moved, &in_words(moved)),
+            Some(moved) => report.map_or(Ok(()), |report| {
+                report.event("moved", moved, &in_words(moved))
+            }),
             None => match self.last() {
                 Ok(last) if last.state().committed => {
                     let what = format!(

@@ -142,7 +142,7 @@ impl Source {
 
     pub(super) fn on_persisted(&mut self, now: Micros, result: &std::io::Result<()>) {
         if let Err(e) = result {
-            self.end.trouble = Some(format!("cannot write the ownership record: {e}"));
+            self.end.trouble = Some(format!("cannot write the deciding record: {e}"));
             if self.switch.decided() {
                 // It may be durable or not: only writing it again leads anywhere.
                 let record = self.switch.deciding_record();
