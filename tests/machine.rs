@@ -12,6 +12,7 @@ mod machine {
     mod disks;
     mod guest;
     mod large;
+    mod limits;
     mod moves;
     mod moves_whole;
     mod network;

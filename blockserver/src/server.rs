@@ -185,6 +185,7 @@ impl Server {
                 mode: Mode::Serve,
                 tap: None,
                 disk,
+                limited: false,
             },
             options,
         )
@@ -205,6 +206,7 @@ impl Server {
                 mode: Mode::Hold,
                 tap,
                 disk,
+                limited: false,
             },
             options,
         )

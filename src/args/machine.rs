@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::FormatName;
+use super::{FormatName, LimitArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MachineVerb {
@@ -142,6 +142,8 @@ pub(crate) struct AddDiskArgs {
     /// How many queues [default: as many as there are processors]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) queues: Option<u8>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
 }
 
 #[derive(Args, Debug)]

@@ -184,6 +184,7 @@ fn add(
         ..ExportOptions::default()
     };
     let export = site.add(&disk.name, opened, (options, take_over))?;
+    export.set_limits(disk.limits);
     Ok(Attached {
         export,
         path: disk.path.clone(),

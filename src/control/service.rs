@@ -15,6 +15,7 @@ use axum::http::StatusCode;
 use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use blockserver::throttle::Limits;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::UnixListener;
@@ -210,6 +211,7 @@ fn router(control: Arc<dyn Control>) -> Router {
     Router::new()
         .route("/v1/disks", get(disks))
         .route("/v1/disks/{disk}/resize", post(resize))
+        .route("/v1/disks/{disk}/limits", post(limit))
         .route("/v1/disks/{disk}/compact", post(compact))
         .route("/v1/disks/{disk}/checkpoints", post(checkpoint))
         .route("/v1/disks/{disk}/snapshot", post(snapshot))
@@ -229,6 +231,14 @@ async fn resize(
     Json(to): Json<Resize>,
 ) -> Response {
     answer(blocking(move || control.resize(&disk, to)).await)
+}
+
+async fn limit(
+    State(control): Shared,
+    UrlPath(disk): UrlPath<String>,
+    Json(limits): Json<Limits>,
+) -> Response {
+    answer(blocking(move || control.limit(&disk, limits)).await)
 }
 
 async fn compact(

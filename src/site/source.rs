@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use blockserver::export::{ExportHandle, ExportOptions, LocalReply, LocalRequest};
 use blockserver::server::Server;
+use blockserver::throttle::Limits;
 use mirror::Micros;
 use mirror::net::{ServedDisk, SourceDriver, SourceHandle};
 use mirror::record::{Ownership, State};
@@ -24,7 +25,7 @@ use super::port::ExportPort;
 use super::snapshot;
 use crate::control::place;
 use crate::control::{
-    Checkpoint, Compact, CompactState, Control, Cutover, DiskState, Resize, StartMirror,
+    Checkpoint, Compact, CompactState, Control, Cutover, DiskState, Limited, Resize, StartMirror,
     TakeSnapshot,
 };
 use crate::failure::{Exit, Failure, Result};
@@ -445,6 +446,10 @@ impl SiteDisk {
             name: self.export.name().to_owned(),
             path: self.opened().path.display().to_string(),
             virtual_size: self.export.size(),
+            limited: Limited {
+                limits: self.export.limits(),
+                throttled: self.export.throttled(),
+            },
             mirror: moving.as_ref().and_then(|moving| state_of(moving).ok()),
         }
     }
@@ -520,6 +525,12 @@ impl Control for Site {
             call(disk);
         }
         Ok(found.state())
+    }
+
+    fn limit(&self, disk: &str, limits: Limits) -> Result<DiskState> {
+        let disk = self.disk(disk)?;
+        disk.export.set_limits(limits);
+        Ok(disk.state())
     }
 
     fn compact(&self, disk: &str, compact: Compact) -> Result<CompactState> {

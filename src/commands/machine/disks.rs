@@ -8,7 +8,7 @@ use crate::commands::remote::{Remote, escape};
 use crate::commands::resize::Resized;
 use crate::control::machine::disks::{MachineDisk, RemoveDisk};
 use crate::failure::{Failure, Result};
-use crate::plan::NewSize;
+use crate::plan::{self, NewSize};
 use crate::report::Report;
 use crate::size;
 
@@ -28,6 +28,7 @@ pub(super) fn add(args: &AddDiskArgs, report: Report) -> Result<()> {
         }),
         read_only: args.read_only,
         queues: args.queues,
+        limits: plan::limits(&args.limits)?,
     };
     let added: MachineDisk = client.post("/v1/machine/disks", &wanted)?;
     report.result("disk-added", &added, |added| {
