@@ -24,8 +24,8 @@ pub(crate) use self::compact::CompactArgs;
 pub(crate) use self::convert::{CompareArgs, ConvertArgs, SourceFormat};
 pub(crate) use self::limit::{LimitArgs, LimitDiskArgs};
 pub(crate) use self::machine::{
-    AddDiskArgs, ConsoleArgs, MachineArgs, MachineSnapshotArgs, MachineVerb, RemoveDiskArgs,
-    ResizeDiskArgs, ShutdownArgs,
+    AddDiskArgs, ConsoleArgs, MachineArgs, MachineMoveArgs, MachineSnapshotArgs, MachineVerb,
+    RemoveDiskArgs, ResizeDiskArgs, ShutdownArgs,
 };
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,

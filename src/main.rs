@@ -16,6 +16,7 @@ mod latency;
 mod limits;
 mod load;
 mod log;
+mod moving;
 mod plan;
 mod progress;
 mod report;

@@ -14,6 +14,7 @@ mod machine {
     mod large;
     mod limits;
     mod moves;
+    mod moves_whole;
     mod network;
     mod plug;
     #[path = "../mirror/process.rs"]

@@ -37,6 +37,25 @@ Latencies are those of the disk's server, in steps of powers of two: half, or 99
     Stats(MachineArgs),
     /// Keep it as it is now in a folder, from which `run --restore` goes on
     Snapshot(MachineSnapshotArgs),
+    /// Move it to another host, with its disks
+    Move(MachineMoveArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry run vm.toml --receive tcp:0.0.0.0:10810       on the other host
+  diskferry machine move vm.toml --to tcp:b.example:10810
+
+Its disks are copied while it runs. Then it stands still, its memory is sent, and machine and disks change hands at
+once. The other host needs a vm.toml of the same machine, with paths and taps of its own; whether the machine
+fits there is asked before anything is begun. Until it is decided, Ctrl-C and whatever fails leave the machine
+running here (8); afterwards it must not be started here, and `run` here does not.")]
+pub(crate) struct MachineMoveArgs {
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+    /// Where `run --receive` waits: tcp:HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) to: String,
 }
 
 #[derive(Args, Debug)]

@@ -13,6 +13,7 @@ use super::ChainArgs;
   diskferry run debian.vhdx --dry-run                            only say what that is
   diskferry run vm.toml --restore before-upgrade --discard-disks
   diskferry mirror start root.vhdx --to tcp:b.example:10810      while it runs
+  diskferry run vm.toml --receive tcp:0.0.0.0:10810              on b.example: `machine move` sends it there
 
 A machine with two processors and one disk:
 
@@ -55,6 +56,9 @@ pub(crate) struct RunArgs {
     /// Run also from a disk that is marked incomplete or handed over; only if no other host can own it
     #[arg(long)]
     pub(crate) take_over: bool,
+    /// Wait at this address (tcp:HOST:PORT) until the machine comes from another host, by `machine move`, then run it
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["dry_run", "restore", "take_over"])]
+    pub(crate) receive: Option<String>,
     #[command(flatten)]
     pub(crate) saved: SavedArgs,
     #[command(flatten)]

@@ -2,6 +2,7 @@
 
 mod console;
 mod disks;
+mod moving;
 mod shutdown;
 mod stats;
 
@@ -29,6 +30,7 @@ pub(crate) fn run(verb: &MachineVerb, report: Report) -> Result<()> {
         MachineVerb::Console(args) => return console::run(args, report),
         MachineVerb::Stats(args) => return stats::run(args, report),
         MachineVerb::Snapshot(args) => return snapshot(args, report),
+        MachineVerb::Move(args) => return moving::run(args, report),
     };
     let client = client(args)?;
     let state: MachineState = match what {

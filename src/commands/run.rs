@@ -5,6 +5,7 @@
 
 mod counted;
 mod keeping;
+mod moving;
 mod network;
 mod plug;
 
@@ -23,6 +24,8 @@ use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
 use vmm::{Devices, Exit as End, MachineConfig};
 
+use self::moving::Moves;
+pub(crate) use self::moving::in_words as moved_in_words;
 use self::network::{Networked, Shown};
 use super::booting::{self, Booting};
 use crate::args::RunArgs;
@@ -34,6 +37,8 @@ use crate::control::machine::{Life, MachineControl, MachineState};
 use crate::control::service::{Controlled, Sockets};
 use crate::control::{Control, place};
 use crate::failure::{Exit, Failure, Result};
+use crate::moving::source::{MoveState, MoveTo, Moved};
+use crate::moving::standing::Arrived;
 use crate::plan::{Machine, disk_format};
 use crate::report::Report;
 use crate::saved::restore::{self, Restore};
@@ -61,7 +66,7 @@ struct Running {
 #[derive(Serialize)]
 struct Ended {
     machine: PathBuf,
-    /// `power_off`, `crash`, `stopped` or `reset_failed`.
+    /// `power_off`, `crash`, `stopped`, `moved` or `reset_failed`.
     end: &'static str,
     /// What the guest switched off with.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,9 +97,10 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     limits::raise_open_files();
     let text = Text::of_this_process();
     interrupt::listen();
-    let restore = args.saved.restore.as_deref();
-    let restore = restore.map(|from| Restore::prepare(from, &plan.vm, args.saved.discard_disks));
-    let mut restore = restore.transpose()?;
+    let Some(arrived) = moving::begin(args, &plan, report)? else {
+        return Ok(());
+    };
+    let mut restore = moving::restore(args, &plan, &arrived)?;
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let config = ServerConfig {
         workers: processors.min(usize::from(plan.vm.vcpus)),
@@ -108,12 +114,8 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     for disk in &plan.vm.disks {
         disks.push(add(&site, disk, (&plan.search, plan.take_over))?);
     }
-    let ended = live(
-        args,
-        (&plan, restore.as_mut()),
-        (&site, disks),
-        (text, report),
-    );
+    let made = (&plan, restore.as_mut(), &arrived);
+    let ended = live(args, made, (&site, disks), (text, report));
     site.stop();
     let closed = server.stop();
     site.unlock();
@@ -142,7 +144,7 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
 /// From the machine's first start to its end. Afterwards it touches its disks no more, however it went.
 fn live(
     args: &RunArgs,
-    (plan, mut restore): (&Machine, Option<&mut Restore>),
+    (plan, mut restore, arrived): (&Machine, Option<&mut Restore>, &Arrived),
     (site, disks): (&Arc<Site>, Vec<Attached>),
     (text, report): (Text, Report),
 ) -> Result<(Ended, Result<End>)> {
@@ -152,6 +154,7 @@ fn live(
     if let Some(restore) = restore {
         restore.started(&guest.machine(), report)?;
     }
+    arrived.runs();
     let watched = Arc::downgrade(&guest);
     site.when_resized(Box::new(move |disk| {
         if let Some(guest) = watched.upgrade() {
@@ -162,6 +165,8 @@ fn live(
     restore::leave(&guest.machine(), report);
     guest.machine().stop();
     let heard = guest.console.close() || report.is_json();
+    guest.moves.settle();
+    guest.moves.report(heard.then_some(report))?;
     ended.map(|(ended, end)| (Ended { heard, ..ended }, end))
 }
 
@@ -233,6 +238,7 @@ struct Guest {
     now: Mutex<Now>,
     /// It has begun anew, or has ended.
     turned: Condvar,
+    moves: Moves,
 }
 
 struct Now {
@@ -280,6 +286,7 @@ impl Guest {
                 resets: 0,
             }),
             turned: Condvar::new(),
+            moves: Moves::default(),
         })
     }
 
@@ -412,6 +419,7 @@ impl Guest {
         self.turned.notify_all();
         let (end, code) = match end {
             Ok(End::PowerOff(code)) => ("power_off", Some(*code)),
+            Ok(End::Stopped) if self.moves.moved() => ("moved", None),
             Ok(End::Stopped) => ("stopped", None),
             Ok(_) => ("crash", None),
             Err(_) => ("reset_failed", None),
@@ -541,6 +549,18 @@ impl MachineControl for Guest {
 
     fn snapshot(&self, wanted: &Wanted) -> Result<Taken> {
         self.keep(wanted)
+    }
+
+    fn move_to(&self, to: &MoveTo) -> Result<Moved> {
+        self.go(to)
+    }
+
+    fn moving(&self) -> Result<MoveState> {
+        self.moves.state()
+    }
+
+    fn cancel_move(&self) -> Result<MoveState> {
+        self.moves.cancel()
     }
 }
 

@@ -215,7 +215,7 @@ fn save(
 }
 
 /// A disk that the machine does not write: it is named, and its version remembered.
-fn read_only(disk: &Disk, path: &Path) -> Result<SavedDisk> {
+pub(crate) fn read_only(disk: &Disk, path: &Path) -> Result<SavedDisk> {
     let known = image::know(path, disk.format.map(plan::format_name))?;
     let version = match &known {
         Known::Vhdx(info) => Some(info.ids.data_write.to_string()),

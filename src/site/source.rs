@@ -1,6 +1,7 @@
 //! The disks of a `serve`, their migrations, and what its control socket can ask.
 
 pub(crate) mod freezing;
+pub(crate) mod joining;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -150,6 +151,7 @@ impl Site {
 
     /// Go on with a disk that was handed over, for the clients that still come here.
     fn follow(&self, export: &ExportHandle, opened: &Opened, record: &Ownership) -> Result<Moving> {
+        joining::refuse_gone(opened, record)?;
         let mut config = SourceConfig::new(Uuid::nil(), String::new(), opened.description.clone());
         let export = export.clone();
         let moved_to = match &record.state {

@@ -207,7 +207,7 @@ impl Router {
                 Ok(
                     None
                     | Some(Ownership {
-                        state: State::Released { .. },
+                        state: State::Released { .. } | State::Bound { .. },
                         ..
                     }),
                 ) => {}
@@ -279,6 +279,17 @@ impl Router {
             Err(_) => {
                 tracing::warn!("{peer} did not say what it wants");
                 return;
+            }
+            Ok(Ok(Message::Offer(offer))) => {
+                let host = Arc::clone(&self.host);
+                let taken = tokio::task::spawn_blocking(move || host.offered(&offer)).await;
+                match taken.unwrap_or_else(|e| Err(e.to_string())) {
+                    Ok(()) => {
+                        answer_and_close(stream, &Message::Taken).await;
+                        return;
+                    }
+                    Err(text) => Some((stream, Refusal::CannotCreate, text)),
+                }
             }
             Ok(Ok(first)) => self.lead(stream, decoder, first),
             Ok(Err(Heard::Malformed(e))) => {
