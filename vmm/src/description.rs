@@ -18,6 +18,7 @@ const MIB: u64 = 1 << 20;
 const LEAST_MEMORY: u64 = 16 * MIB;
 const MOST_MEMORY: u64 = 1 << 40;
 const MOST_DISKS: usize = 24;
+const MOST_ALLOWED: usize = 64;
 
 /// A machine as its owner has described it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub struct Description {
     pub console: Console,
     /// Its disks in their order, with names that differ.
     pub disks: Vec<Disk>,
+    /// What the process may open besides the disks' folders: see `docs/vmm.md`, "Confinement".
+    pub allowed: Vec<PathBuf>,
 }
 
 /// What runs first.
@@ -102,6 +105,8 @@ struct Typed {
     boot: TypedBoot,
     #[serde(default)]
     console: TypedConsole,
+    #[serde(default)]
+    confine: TypedConfine,
     #[serde(default, rename = "disk")]
     disks: Vec<TypedDisk>,
 }
@@ -119,6 +124,13 @@ struct TypedBoot {
 #[serde(deny_unknown_fields)]
 struct TypedConsole {
     to: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TypedConfine {
+    #[serde(default)]
+    paths: Vec<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -161,6 +173,7 @@ impl Description {
             boot: boot(typed.boot, folder)?,
             console: console(typed.console.to.as_deref(), folder)?,
             disks: disks(&typed.disks, folder, typed.vcpus)?,
+            allowed: allowed(&typed.confine.paths, folder)?,
         })
     }
 }
@@ -202,6 +215,14 @@ fn console(to: Option<&str>, folder: &Path) -> Result<Console> {
                 .ok_or_else(|| Error::invalid(what))
         }
     }
+}
+
+fn allowed(typed: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>> {
+    if typed.len() > MOST_ALLOWED {
+        let what = format!("confine.paths: at most {MOST_ALLOWED}");
+        return Err(Error::invalid(what));
+    }
+    Ok(typed.iter().map(|path| folder.join(path)).collect())
 }
 
 fn disks(typed: &[TypedDisk], folder: &Path, vcpus: u8) -> Result<Vec<Disk>> {

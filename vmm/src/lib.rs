@@ -7,15 +7,20 @@
 
 mod boot;
 mod bus;
+pub mod confine;
 pub mod description;
 mod devices;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guest;
 mod kvm;
 pub mod layout;
 mod machine;
 pub mod memory;
 mod pci;
+mod threads;
 mod vcpus;
 pub mod virtio;
 mod wiring;

@@ -15,6 +15,7 @@ use crate::kvm::{Event, Host, Vcpu, Vm};
 use crate::layout::{self, PCI_WINDOW};
 use crate::memory::Memory;
 use crate::pci::{ConfigPorts, Ecam, HostBridge, PciBus, SLOTS, Window};
+use crate::threads;
 use crate::vcpus::Control;
 use crate::virtio::VirtioDevice;
 use crate::virtio::pci::{BAR_BYTES, VirtioFunction};
@@ -104,6 +105,7 @@ fn lock(function: &SharedFunction) -> MutexGuard<'_, VirtioFunction> {
 impl Machine {
     /// Make a machine and load its kernel. Nothing runs yet.
     pub fn new(config: &MachineConfig, devices: Devices) -> Result<Self> {
+        threads::begin()?;
         let host = Host::open()?;
         if config.vcpus == 0 || usize::from(config.vcpus) > host.max_vcpus() {
             let what = format!(
