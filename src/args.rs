@@ -25,7 +25,7 @@ pub(crate) use self::machine::{MachineArgs, MachineVerb};
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
 };
-pub(crate) use self::run::RunArgs;
+pub(crate) use self::run::{Confine, RunArgs};
 pub(crate) use self::track::{
     ChangedArgs, CheckpointAddArgs, CheckpointRemoveArgs, CheckpointVerb, TrackOnArgs, TrackVerb,
 };

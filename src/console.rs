@@ -62,6 +62,7 @@ pub(crate) fn feed(
     let started = thread::Builder::new()
         .name("console".into())
         .spawn(move || {
+            vmm::confine::thread(vmm::confine::Kind::Console);
             let mut typed = [0; 256];
             let mut keys = Keys::default();
             while let Ok(len @ 1..) = io::stdin().read(&mut typed) {

@@ -6,6 +6,7 @@
 mod run;
 
 mod machine {
+    mod confinement;
     mod control;
     mod disks;
     mod guest;

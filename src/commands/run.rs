@@ -21,6 +21,7 @@ use vmm::virtio::rng::Rng;
 use vmm::{Devices, Exit as End, MachineConfig};
 
 use crate::args::RunArgs;
+use crate::commands::confinement;
 use crate::console;
 use crate::control::machine::{Life, MachineControl, MachineState};
 use crate::control::service::Controlled;
@@ -28,6 +29,7 @@ use crate::control::{Control, place};
 use crate::failure::{Exit, Failure, Result};
 use crate::plan::{Machine, disk_format};
 use crate::report::Report;
+use crate::site::disk::Opened;
 use crate::site::source::Site;
 use crate::{interrupt, limits, site, size};
 
@@ -64,10 +66,15 @@ struct Attached {
 pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     let plan = Machine::new(args)?;
     limits::raise_open_files();
-    interrupt::listen();
     let processors = thread::available_parallelism().map_or(1, usize::from);
+    let opened = plan.vm.disks.iter().map(|disk| open(disk, &plan));
+    let opened: Vec<Opened> = opened.collect::<Result<_>>()?;
+    // Before any other thread is there.
+    confinement::begin(args, &plan, &opened)?;
+    interrupt::listen();
     let config = ServerConfig {
         workers: processors.min(usize::from(plan.vm.vcpus)),
+        before_work: Some(confinement::worker),
         ..ServerConfig::default()
     };
     let server = Server::start(config);
@@ -75,8 +82,8 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
         Arc::new(server.map_err(|e| Failure::io("the disks' workers cannot be started", &e))?);
     let mut site = Site::new(&server);
     let mut disks = Vec::new();
-    for disk in &plan.vm.disks {
-        disks.push(add(&mut site, disk, &plan)?);
+    for (disk, opened) in plan.vm.disks.iter().zip(opened) {
+        disks.push(add(&mut site, disk, (opened, &plan))?);
     }
     let site = Arc::new(site);
     let ended = live(args, &plan, (&site, disks), report);
@@ -115,10 +122,17 @@ fn live(
     ended
 }
 
-/// Opens a disk and makes it an export.
-fn add(site: &mut Site, disk: &description::Disk, plan: &Machine) -> Result<Attached> {
+fn open(disk: &description::Disk, plan: &Machine) -> Result<Opened> {
     let format = disk.format.map(disk_format);
-    let opened = site::disk::open(&disk.path, format, disk.read_only, &plan.search)?;
+    site::disk::open(&disk.path, format, disk.read_only, &plan.search)
+}
+
+/// Makes a disk an export.
+fn add(
+    site: &mut Site,
+    disk: &description::Disk,
+    (opened, plan): (Opened, &Machine),
+) -> Result<Attached> {
     let options = ExportOptions {
         read_only: disk.read_only,
         description: disk.path.display().to_string(),
@@ -145,7 +159,7 @@ fn controlled(site: &Arc<Site>, guest: &Arc<Guest>, plan: &Machine) -> Result<Co
     Controlled::start(&control, Some(&machine), paths)
 }
 
-fn cannot(error: &vmm::Error) -> Failure {
+pub(super) fn cannot(error: &vmm::Error) -> Failure {
     use vmm::ErrorKind;
     let exit = match error.kind() {
         ErrorKind::InvalidArgument | ErrorKind::BadKernel => Exit::Usage,
@@ -334,6 +348,7 @@ impl MachineControl for Guest {
             vcpus: self.config.vcpus,
             memory: self.config.memory,
             pid: std::process::id(),
+            confinement: confinement::state(),
         }
     }
 

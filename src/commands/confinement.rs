@@ -1,0 +1,165 @@
+//! What the process of a machine may open and do: what the machine's description comes to.
+//!
+//! A machine's own files are opened before it is confined; what follows from verbs that name new files later has
+//! to be in the folders of its disks, or in those that `confine.paths` allows. `docs/vmm.md`, "Confinement".
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+
+use vmm::confine::{self, Kind, Limits, Mode, Paths};
+use vmm::description::{Console, Kernel};
+
+use crate::args::{Confine, RunArgs};
+use crate::control::machine::Confinement;
+use crate::control::place;
+use crate::failure::{Failure, Result};
+use crate::plan::Machine;
+use crate::site::disk::Opened;
+
+/// Devices that it drives, and terminals.
+const DEVICES: [&str; 6] = [
+    "/dev/kvm",
+    "/dev/net/tun",
+    "/dev/null",
+    "/dev/ptmx",
+    "/dev/pts",
+    "/dev/userfaultfd",
+];
+/// By what the names of other hosts are found.
+const NAMES: [&str; 7] = [
+    "/etc/gai.conf",
+    "/etc/host.conf",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/resolv.conf",
+    "/etc/services",
+    "/run/systemd/resolve",
+];
+
+/// Confine this process, which must not have started a thread yet, to this machine, whose disks are open.
+pub(super) fn begin(args: &RunArgs, plan: &Machine, disks: &[Opened]) -> Result<()> {
+    let mode = match args.confine {
+        Confine::Kill => Mode::Kill,
+        Confine::Log => Mode::Log,
+        Confine::Off => Mode::Off,
+    };
+    let limits = Limits {
+        mode,
+        paths: paths(args, plan, disks)?,
+        faults: false,
+    };
+    let confined = confine::process(&limits).map_err(|error| {
+        super::run::cannot(&error).hint("--confine off runs the machine all the same")
+    })?;
+    if mode != Mode::Off && !confined.missing.is_empty() {
+        tracing::warn!(
+            landlock = confined.landlock,
+            "this host's kernel does not confine: {}",
+            confined.missing.join("; ")
+        );
+    }
+    Ok(())
+}
+
+fn paths(args: &RunArgs, plan: &Machine, disks: &[Opened]) -> Result<Paths> {
+    let mut paths = Paths::default();
+    paths.read.extend(NAMES.map(PathBuf::from));
+    paths.read.push(args.machine.clone());
+    paths.read.extend(plan.vm.boot.initrd.clone());
+    if let Kernel::File(kernel) = &plan.vm.boot.kernel {
+        paths.read.push(kernel.clone());
+    }
+    paths.read.extend(plan.search.folders.iter().cloned());
+    paths
+        .read
+        .extend(plan.search.parent.as_deref().map(folder_of));
+    paths.write.extend(DEVICES.map(PathBuf::from));
+    paths.write.extend(plan.vm.allowed.iter().cloned());
+    place::make_folder()?;
+    paths.write.push(place::folder()?);
+    let sockets = plan.control.iter().map(|path| folder_of(path));
+    paths.write.extend(sockets);
+    if let Console::File(path) = &plan.vm.console {
+        let made = OpenOptions::new().create(true).append(true).open(path);
+        made.map_err(|e| Failure::io(format!("{}: cannot be written", path.display()), &e))?;
+        paths.write.push(path.clone());
+    }
+    for disk in disks {
+        let place = of_disk(&disk.path);
+        if disk.read_only {
+            paths.read.push(place);
+        } else {
+            paths.write.push(place);
+        }
+    }
+    Ok(paths)
+}
+
+/// The folder that a disk's file is in, where its record, its snapshots and its parents are too; a device has
+/// none of its own, and the root of all files is nobody's.
+fn of_disk(disk: &Path) -> PathBuf {
+    let folder = folder_of(disk);
+    if disk.is_file() && folder.parent().is_some() {
+        return folder;
+    }
+    disk.to_owned()
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(folder) if folder.as_os_str().is_empty() => PathBuf::from("."),
+        Some(folder) => folder.to_owned(),
+        None => path.to_owned(),
+    }
+}
+
+/// Confine a worker of the disks, which has its ring.
+pub(super) fn worker(by_ring: bool) {
+    confine::thread(if by_ring {
+        Kind::Worker
+    } else {
+        Kind::BlockingWorker
+    });
+}
+
+/// How this process is confined, for whoever asks.
+pub(super) fn state() -> Confinement {
+    let state = confine::state();
+    let system_calls = match state.mode {
+        Mode::Kill => "kill",
+        Mode::Log => "log",
+        Mode::Off => "off",
+    };
+    Confinement {
+        system_calls: system_calls.to_owned(),
+        landlock: state.landlock,
+        missing: state.missing.into_iter().map(str::to_owned).collect(),
+    }
+}
+
+/// What to do about a failure that may come from being confined.
+pub(crate) fn hint(what: &str) -> Option<String> {
+    let confined = confine::state().mode != Mode::Off;
+    (confined && what.contains("Permission denied")).then(|| {
+        "the machine may open the folders of its disks only: add what it needs to confine.paths in its file, \
+         and run it anew"
+            .to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_allows_its_folder_unless_that_is_everything() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = folder.path().join("a.vhdx");
+        std::fs::write(&disk, "").unwrap();
+        assert_eq!(of_disk(&disk), folder.path());
+        for device in ["/dev/null", "/none.vhdx"] {
+            assert_eq!(of_disk(Path::new(device)), Path::new(device));
+        }
+        assert_eq!(folder_of(Path::new("a.sock")), Path::new("."));
+    }
+}
