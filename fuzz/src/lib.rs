@@ -13,6 +13,8 @@
 //! | [`parent_locator`] | a locator | what is read is written again alike, or refused |
 //! | [`metadata`] | a metadata region | items are apart and inside, changes touch nothing else |
 //! | [`description`] | a `vm.toml` | what is read keeps the promises of its fields |
+//! | [`pci`] | what a guest does to configuration space and base addresses | both ways agree, identities stay, nothing is decoded outside of the window |
+//! | [`registers`] | what a guest does to every register | devices get queues that keep the rules, and give them back |
 //! | [`virtqueue`] | what a guest and its device do to a virtqueue | what is taken keeps the rules, the rest is refused |
 
 pub mod description;
@@ -21,8 +23,11 @@ pub mod metadata;
 pub mod open;
 pub mod operations;
 pub mod parent_locator;
+pub mod pci;
+pub mod registers;
 pub mod virtqueue;
 
+mod device;
 mod file;
 mod images;
 
@@ -38,7 +43,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 9] = [
     Target {
         name: "open",
         run: open::run,
@@ -72,6 +77,16 @@ pub const TARGETS: [Target; 7] = [
     Target {
         name: "description",
         run: description::run,
+        most: 512,
+    },
+    Target {
+        name: "pci",
+        run: pci::run,
+        most: 512,
+    },
+    Target {
+        name: "registers",
+        run: registers::run,
         most: 512,
     },
 ];

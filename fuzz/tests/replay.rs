@@ -109,3 +109,13 @@ fn a_hostile_guest_is_refused_or_served_by_the_rules() {
 fn descriptions_of_machines_are_refused_or_keep_their_promises() {
     replay("description");
 }
+
+#[test]
+fn configuration_space_is_the_same_by_both_ways_and_moves_nothing_out_of_its_window() {
+    replay("pci");
+}
+
+#[test]
+fn devices_get_sound_queues_whatever_is_written_to_registers() {
+    replay("registers");
+}
