@@ -182,6 +182,9 @@ const WORKER: &[Call] = calls![
     SYS_fcntl,
     SYS_flock,
     SYS_fstat,
+    SYS_fstatfs,
+    SYS_newfstatat,
+    SYS_statx,
     SYS_pread64,
     SYS_ftruncate,
     SYS_sendto if CONNECTED,
@@ -429,6 +432,18 @@ const TRIED: &[Call] = calls![
     SYS_getcwd,
 ];
 
+/// The same for workers, which ask what is open how it is, and let go of its locks.
+const TRIED_BY_WORKERS: &[Call] = calls![
+    SYS_open,
+    SYS_openat,
+    SYS_access,
+    SYS_faccessat,
+    SYS_faccessat2,
+    SYS_readlink,
+    SYS_readlinkat,
+    SYS_getcwd,
+];
+
 /// Answered with "no such call" everywhere.
 const UNSEEN: &[Call] = calls![SYS_clone3];
 
@@ -506,8 +521,14 @@ pub(super) fn of(kind: Kind) -> Lists {
         },
         Kind::Vcpu => narrow(&[REGISTERS]),
         Kind::Device => narrow(&[DEVICE]),
-        Kind::Worker => narrow(&[WORKER]),
-        Kind::BlockingWorker => narrow(&[WORKER, BLOCKING]),
+        Kind::Worker => Lists {
+            tried: TRIED_BY_WORKERS,
+            ..narrow(&[WORKER])
+        },
+        Kind::BlockingWorker => Lists {
+            tried: TRIED_BY_WORKERS,
+            ..narrow(&[WORKER, BLOCKING])
+        },
         Kind::Console => narrow(&[REGISTERS, CONSOLE]),
     }
 }
