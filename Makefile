@@ -9,11 +9,12 @@ FUZZ = --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target
 NIGHT_POINTS ?= 100000
 NIGHT_FROM ?= $(shell date +%s)000
 
-.PHONY: help setup test demo lint docs bench fuzz night
+.PHONY: help setup test test-nested demo lint docs bench fuzz night
 
 help:
 	@echo "make demo    move the 16 TB disk of a busy machine to another site and prove nothing was lost"
-	@echo "make test    everything that is promised, tested"
+	@echo "make test    everything that is promised, tested, but a stock kernel"
+	@echo "make test-nested  boot Debian's own kernel on our machine, in a host in software; no KVM needed"
 	@echo "make lint    formatting and lints, warnings denied"
 	@echo "make docs    the API documentation, warnings denied"
 	@echo "make bench   the criterion benches, and a comparison with qemu on this machine"
@@ -29,6 +30,10 @@ test: setup
 	RUSTFLAGS="--cfg loom" $(CARGO) test --package vdisk --lib --target-dir target/loom --quiet loom
 	$(CARGO) test $(FUZZ)
 
+test-nested:
+	@scripts/setup.sh lz4:lz4 dpkg:dpkg
+	scripts/test-nested.sh
+
 demo: setup
 	scripts/demo.sh
 
@@ -43,7 +48,7 @@ docs:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 
 bench:
-	@scripts/setup.sh python3:python3
+	@scripts/setup.sh python3:python3 strace:strace
 	$(CARGO) bench
 	$(CARGO) build --release
 	scripts/compare.sh

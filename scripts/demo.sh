@@ -22,6 +22,8 @@ SCRIPTS=$PWD/scripts/demo
 HOME_DIR=$PWD/target/demo
 FERRY=$(realpath -m "${CARGO_TARGET_DIR:-target}")/release/diskferry
 PATH=$PATH:/usr/sbin:/sbin
+# Texts of programs, the order of names and the point of decimals are read here.
+export LC_ALL=C
 
 source "$SCRIPTS/running.sh"
 trap cleanup EXIT
@@ -48,19 +50,21 @@ prepare() {
     [ -e /dev/fuse ] || fail "there is no /dev/fuse; in a container, start it with --device /dev/fuse"
     say "Building"
     cargo build --release --quiet
+    # A demo that was killed may have left its disk mounted.
+    fusermount3 -uz "$HOME_DIR/mnt/disk" 2>/dev/null || true
     rm -rf "$HOME_DIR"
     mkdir -p "$HOME_DIR/here" "$HOME_DIR/there" "$HOME_DIR/mnt"
     cd "$HOME_DIR"
 }
 
-# Files of this system, some hundred megabytes of them.
+# Files of this system, some hundred megabytes of them, as far as they can be read.
 make_tree() {
     local limit=$((TREE_MB << 20))
     mkdir -p "$1"
-    find /usr/share /usr/lib /usr/bin -xdev -type f -size -20M -readable -printf '%s %p\n' 2>/dev/null |
+    { find /usr/share /usr/lib /usr/bin -xdev -type f -size -20M -readable -printf '%s %p\n' 2>/dev/null || true; } |
         sort -k2 |
         awk -v limit="$limit" '{ total += $1; if (total > limit) next; sub(/^[0-9]+ /, ""); print }' |
-        tar -C / -cf - --no-recursion --ignore-failed-read -T - 2>/dev/null |
+        { tar -C / -cf - --no-recursion --ignore-failed-read -T - 2>/dev/null || true; } |
         tar -C "$1" -xf -
 }
 
@@ -95,7 +99,9 @@ move() {
     address=$(sed -n 's/^receiving at \(tcp:[^ ]*\) .*/\1/p' there.out)
     begin_phase during
     "$FERRY" mirror start here/disk.vhdx --to "$address" --manual
-    until "$FERRY" mirror status here/disk.vhdx >mirror.txt && grep -q '^synced' mirror.txt; do
+    while :; do
+        "$FERRY" mirror status here/disk.vhdx >mirror.txt || fail "the move has ended"
+        grep -q '^synced' mirror.txt && break
         [ $((SECONDS - started)) -lt "$COPY_SECONDS" ] || fail "the copy takes too long"
         sleep 0.2
     done
@@ -104,7 +110,7 @@ move() {
     sleep "$QUIET_SECONDS"
     say "Cutover"
     begin_phase cutover
-    "$FERRY" mirror cutover here/disk.vhdx --wait | tail -n 1 | tee cutover.txt
+    timeout 120 "$FERRY" mirror cutover here/disk.vhdx --wait | tail -n 1 | tee cutover.txt
     # A guest says now and then how long it has waited.
     sleep 0.5
     begin_phase after

@@ -10,7 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# program:package, or module=NAME:package for a module of Debian's Python, by Debian 12's names. A toolchain for Rust is not taken from Debian: its 1.63 is
+# program:package, module=NAME:package for a module of Debian's Python, or file=PATH:package, by Debian 12's names. A toolchain for Rust is not taken from Debian: its 1.63 is
 # too old for edition 2024.
 NEEDED="
 qemu-img:qemu-utils
@@ -25,10 +25,17 @@ module=pyvhdi:python3-libvhdi
 mkfs.ext4:e2fsprogs
 e2fsck:e2fsprogs
 debugfs:e2fsprogs
+dumpe2fs:e2fsprogs
+fdisk:fdisk
+sfdisk:fdisk
 fusermount3:fuse3
+ip:iproute2
+unshare:util-linux
 /bin/kill:procps
+iasl:acpica-tools
 make:make
 cc:gcc
+file=/usr/include/stdio.h:libc6-dev
 $*
 "
 EMULATOR=qemu-system-x86_64
@@ -37,6 +44,10 @@ UNPACKED=target/qemu
 MINIMUM_RUST=90
 
 have() {
+    if [ "${1#file=}" != "$1" ]; then
+        [ -e "${1#file=}" ]
+        return
+    fi
     if [ "${1#module=}" != "$1" ]; then
         /usr/bin/python3 -c "import ${1#module=}" 2>/dev/null
         return

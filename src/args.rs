@@ -21,7 +21,10 @@ pub(crate) use self::chain::{ChainArgs, CommitArgs, FlattenArgs, RebaseArgs, Sna
 pub(crate) use self::check::CheckArgs;
 pub(crate) use self::compact::CompactArgs;
 pub(crate) use self::convert::{CompareArgs, ConvertArgs, SourceFormat};
-pub(crate) use self::machine::{MachineArgs, MachineVerb};
+pub(crate) use self::machine::{
+    AddDiskArgs, ConsoleArgs, MachineArgs, MachineSnapshotArgs, MachineVerb, RemoveDiskArgs,
+    ResizeDiskArgs, ShutdownArgs,
+};
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
 };
@@ -161,12 +164,14 @@ pub(crate) enum Verb {
     Serve(ServeArgs),
     /// Run a machine from its disks, in the foreground
     Run(RunArgs),
-    /// Tell how a machine is, pause it, resume it, power it off
+    /// Tell how a machine is, and change it while it runs
     #[command(
         subcommand,
         after_help = "Examples:
   diskferry machine status vm.toml
-  diskferry machine pause vm.toml"
+  diskferry machine pause vm.toml
+  diskferry machine add-disk vm.toml data.vhdx
+  diskferry machine snapshot vm.toml --into before-upgrade"
     )]
     Machine(MachineVerb),
     /// Receive disks from other hosts, and serve them once they belong here

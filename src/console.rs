@@ -1,40 +1,275 @@
-//! A machine's console on this process's terminal, or in a file.
+//! A machine's console: its first serial port on a terminal, in a file, on a pseudoterminal or on sockets.
+//!
+//! What the guest prints is kept, the last 64 KiB of it. A file gets it at once, on the processor that printed it;
+//! stdout, stderr, FIFOs and devices by a thread and a queue of 4 MiB. Everybody else is served from what is kept, by one thread: those that attach to a socket and who
+//! opens the pseudoterminal. They see what is kept first, and each of them may type. One that does not read misses
+//! what falls out; the guest never waits for anybody.
+
+mod kept;
+mod pty;
+mod pump;
+mod slow;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal as _, Read as _};
-use std::thread;
-use std::time::Duration;
+use std::io::{self, IsTerminal as _, Write};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
-use vmm::description::Console;
+use vmm::description;
 
+use self::kept::Kept;
+use self::pty::Pty;
+use self::pump::Pump;
+use self::slow::Slow;
+use crate::control::service;
 use crate::failure::{Failure, Result};
 
-/// Typed before an `x`, it ends the machine; typed twice, the guest gets it once (Ctrl-A, as in QEMU).
+/// Typed before an `x`, it ends the machine or leaves it; typed twice, the guest gets it once (Ctrl-A, as in QEMU).
 const ESCAPE: u8 = 0x01;
-/// How long a guest that takes no input is left alone before it is offered again.
-const BUSY: Duration = Duration::from_millis(10);
 
-/// Where what the guest prints goes; a file is emptied at the `first` start of a machine. Where stdout is for
-/// JSON the console is on stderr.
-pub(crate) fn output(console: &Console, json: bool, first: bool) -> Result<vmm::Output> {
-    Ok(match console {
-        Console::Stdio if json => Box::new(io::stderr()),
-        Console::Stdio => Box::new(io::stdout()),
-        Console::Nowhere => Box::new(io::sink()),
-        Console::File(path) => {
-            let mut options = OpenOptions::new();
-            let options = options.create(true).append(true);
-            let opened = options.open(path).and_then(|file: File| {
-                if first {
-                    file.set_len(0)?;
-                }
-                Ok(file)
-            });
-            let failed = |e| Failure::io(format!("{}: cannot be written", path.display()), &e);
-            Box::new(opened.map_err(failed)?)
+/// What the guest printed, and where it goes at once.
+struct Printed {
+    kept: Kept,
+    sink: Sink,
+    /// Whether the thread is to be told that there is more: somebody is attached, and it was not told yet.
+    tell: bool,
+    /// Whether the machine prints no more.
+    closed: bool,
+}
+
+/// Where the output goes besides to those who attach.
+enum Sink {
+    Nowhere,
+    /// Has every byte, at once: a file takes what it gets.
+    File(File),
+    Slow(Slow),
+}
+
+impl Sink {
+    /// A place that is open: only a file is never stuck.
+    fn to(place: File) -> io::Result<Self> {
+        Ok(if place.metadata()?.is_file() {
+            Self::File(place)
+        } else {
+            Self::Slow(Slow::start(place)?)
+        })
+    }
+
+    /// Where this process prints.
+    fn standard(json: bool) -> Result<Self> {
+        let place = if json {
+            io::stderr().as_fd().try_clone_to_owned()
+        } else {
+            io::stdout().as_fd().try_clone_to_owned()
+        };
+        let sink = place.and_then(|place| Self::to(place.into()));
+        sink.map_err(|e| Failure::io("the console cannot be on stdout", &e))
+    }
+}
+
+/// What the guest's processors and the console's thread share.
+struct Shared {
+    printed: Mutex<Printed>,
+    /// Rung when there is more.
+    wake: OwnedFd,
+}
+
+impl Shared {
+    fn printed(&self) -> MutexGuard<'_, Printed> {
+        self.printed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ring(&self) {
+        // Nothing is lost if it was rung often enough already.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+}
+
+/// What a serial port prints to.
+struct Output(Arc<Shared>);
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut printed = self.0.printed();
+        printed.kept.push(bytes);
+        if std::mem::take(&mut printed.tell) {
+            self.0.ring();
         }
-    })
+        match &mut printed.sink {
+            Sink::Nowhere => {}
+            Sink::File(file) => file.write_all(bytes)?,
+            Sink::Slow(slow) => slow.push(bytes),
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A console that is open.
+pub(crate) struct Console {
+    shared: Arc<Shared>,
+    /// What the thread gets when it starts.
+    ready: Mutex<Option<Ready>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    sockets: Mutex<Vec<Bound>>,
+    terminal: Option<String>,
+}
+
+/// A socket that is listened on; its file goes with this.
+struct Bound(PathBuf);
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        // It may have been removed by hand; nothing depends on it.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// What people and programs attach to.
+struct Ready {
+    listeners: Vec<UnixListener>,
+    pty: Option<Pty>,
+    /// Whether what is typed into this process is the guest's.
+    stdin: bool,
+}
+
+impl Console {
+    /// The console that is asked for, to which one attaches at `attach` too. A file is emptied, once
+    /// it is certain that no other process runs the machine. Where stdout is for
+    /// JSON the console is on stderr.
+    pub(crate) fn open(to: &description::Console, attach: &Path, json: bool) -> Result<Self> {
+        use description::Console::{File, Nowhere, Pty as OnPty, Socket, Stdio};
+        let mut paths = vec![attach.to_owned()];
+        if let Socket(path) = to {
+            paths.push(path.clone());
+        }
+        let (mut sockets, mut listeners) = (Vec::new(), Vec::new());
+        for path in paths {
+            listeners.push(service::listener(&path)?);
+            sockets.push(Bound(path));
+        }
+        let mut pty = None;
+        let sink = match to {
+            Stdio => Sink::standard(json)?,
+            File(path) => emptied(path)?,
+            Nowhere | Socket(_) => Sink::Nowhere,
+            OnPty => {
+                let failed = |e| Failure::io("no pseudoterminal for the console", &e);
+                pty = Some(Pty::open().map_err(failed)?);
+                Sink::Nowhere
+            }
+        };
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let wake = wake.map_err(|e| Failure::io("no eventfd for the console", &e.into()))?;
+        let terminal = pty.as_ref().map(|pty| pty.name().to_owned());
+        let ready = Ready {
+            listeners,
+            pty,
+            stdin: *to == Stdio,
+        };
+        let printed = Printed {
+            kept: Kept::default(),
+            sink,
+            tell: false,
+            closed: false,
+        };
+        Ok(Self {
+            shared: Arc::new(Shared {
+                printed: Mutex::new(printed),
+                wake,
+            }),
+            ready: Mutex::new(Some(ready)),
+            thread: Mutex::default(),
+            sockets: Mutex::new(sockets),
+            terminal,
+        })
+    }
+
+    /// What a serial port prints to.
+    pub(crate) fn output(&self) -> vmm::Output {
+        Box::new(Output(Arc::clone(&self.shared)))
+    }
+
+    /// The name of the pseudoterminal, if it is on one.
+    pub(crate) fn terminal(&self) -> Option<&str> {
+        self.terminal.as_deref()
+    }
+
+    /// Give what is typed to `guest` from now on, which says how much it took; `None` ends the machine. The terminal
+    /// is as it was when the result is dropped.
+    pub(crate) fn feed(
+        &self,
+        guest: impl Fn(Option<&[u8]>) -> usize + Send + 'static,
+    ) -> Result<Raw> {
+        let ready = self
+            .ready
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(ready) = ready else {
+            return Ok(Raw(None));
+        };
+        let raw = if ready.stdin { raw()? } else { Raw(None) };
+        let pump = Pump::new(Arc::clone(&self.shared), ready, Box::new(guest));
+        let started = thread::Builder::new()
+            .name("console".into())
+            .spawn(move || pump.run());
+        let started = started.map_err(|e| Failure::io("no thread for the console", &e))?;
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
+        Ok(raw)
+    }
+
+    /// The machine has ended. Who is attached gets what is left, and so does what is printed to; says whether
+    /// that is not stuck.
+    pub(crate) fn close(&self) -> bool {
+        self.shared.printed().closed = true;
+        self.shared.ring();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread of the console has panicked");
+        }
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.clear();
+        let sink = std::mem::replace(&mut self.shared.printed().sink, Sink::Nowhere);
+        match sink {
+            Sink::Slow(slow) => slow.close(),
+            Sink::Nowhere | Sink::File(_) => true,
+        }
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A file with nothing in it, or a FIFO or device as it is.
+fn emptied(path: &Path) -> Result<Sink> {
+    let mut options = OpenOptions::new();
+    let opened = if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        // A FIFO that can be read here too is open at once, and waits for nobody to read it.
+        options.read(true).write(true).open(path)
+    } else {
+        let opened = options.create(true).append(true).open(path);
+        opened.and_then(|file| file.set_len(0).map(|()| file))
+    };
+    let opened = opened.and_then(Sink::to);
+    opened.map_err(|e| Failure::io(format!("{}: cannot be written", path.display()), &e))
 }
 
 /// The terminal as it was; put back when this is dropped.
@@ -49,65 +284,29 @@ impl Drop for Raw {
     }
 }
 
-/// Gives what is typed to `guest`, which says how much it took; `None` ends the machine. Only where the
-/// console is on the terminal.
-pub(crate) fn feed(
-    console: &Console,
-    guest: impl Fn(Option<&[u8]>) -> usize + Send + 'static,
-) -> Result<Raw> {
-    if *console != Console::Stdio {
-        return Ok(Raw(None));
-    }
-    let raw = Raw(raw()?);
-    let started = thread::Builder::new()
-        .name("console".into())
-        .spawn(move || {
-            vmm::confine::thread(vmm::confine::Kind::Console);
-            let mut typed = [0; 256];
-            let mut keys = Keys::default();
-            while let Ok(len @ 1..) = io::stdin().read(&mut typed) {
-                let bytes = keys.take(&typed[..len]);
-                let mut rest = &bytes[..];
-                while !rest.is_empty() {
-                    let taken = guest(Some(rest)).min(rest.len());
-                    rest = &rest[taken..];
-                    if taken == 0 {
-                        thread::sleep(BUSY);
-                    }
-                }
-                if keys.ended {
-                    guest(None);
-                    return;
-                }
-            }
-        });
-    started.map_err(|e| Failure::io("no thread that reads the console", &e))?;
-    Ok(raw)
-}
-
 /// Has the terminal, if that is what stdin is, give every key as it is typed.
-fn raw() -> Result<Option<Termios>> {
+pub(crate) fn raw() -> Result<Raw> {
     if !io::stdin().is_terminal() {
-        return Ok(None);
+        return Ok(Raw(None));
     }
     let failed = |e: rustix::io::Errno| Failure::io("the terminal cannot be set up", &e.into());
     let before = tcgetattr(io::stdin()).map_err(failed)?;
     let mut raw = before.clone();
     raw.make_raw();
     tcsetattr(io::stdin(), OptionalActions::Now, &raw).map_err(failed)?;
-    Ok(Some(before))
+    Ok(Raw(Some(before)))
 }
 
 /// What has been typed of an escape.
 #[derive(Debug, Default)]
-struct Keys {
+pub(crate) struct Keys {
     escaped: bool,
-    ended: bool,
+    pub(crate) ended: bool,
 }
 
 impl Keys {
     /// What of `typed` is the guest's; nothing behind the end is.
-    fn take(&mut self, typed: &[u8]) -> Vec<u8> {
+    pub(crate) fn take(&mut self, typed: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(typed.len());
         for byte in typed {
             match (std::mem::take(&mut self.escaped), *byte) {

@@ -18,6 +18,7 @@ mod load;
 mod plan;
 mod progress;
 mod report;
+mod saved;
 mod site;
 mod source;
 mod target;

@@ -6,14 +6,20 @@
 mod run;
 
 mod machine {
+    mod boot;
     mod confinement;
+    mod console;
     mod control;
     mod disks;
     mod guest;
     mod large;
     mod moves;
+    mod network;
+    mod plug;
     #[path = "../mirror/process.rs"]
     #[expect(dead_code, reason = "these tests use a part of it")]
     mod process;
     mod refusals;
+    mod snapshot;
+    mod verbs;
 }

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket as socketlib
 import subprocess
@@ -172,7 +173,9 @@ def flushing_load(server, diskferry, count, seed):
 
 
 def syscalls(server, **options):
-    """System calls of the server a request, by strace; None where strace may not trace."""
+    """System calls of the server a request, by strace; None where there is none, or where it may not trace."""
+    if shutil.which("strace") is None:
+        return None
     with tempfile.NamedTemporaryFile(mode="r") as table:
         trace = subprocess.Popen(
             ["strace", "-f", "-c", "-o", table.name, "-p", str(server.process.pid)],

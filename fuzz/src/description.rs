@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use arbitrary::{Arbitrary, Unstructured};
-use vmm::description::Description;
+use vmm::description::{Description, Kernel, is_interface_name};
 
-const LINES: [&str; 22] = [
+const LINES: [&str; 28] = [
     "vcpus = ",
     "memory = ",
     "huge_pages = ",
@@ -17,6 +17,8 @@ const LINES: [&str; 22] = [
     "initrd = ",
     "command_line = ",
     "boot.kernel = ",
+    "from_disk = ",
+    "boot.from_disk = ",
     "[console]",
     "to = ",
     "console.to = ",
@@ -28,6 +30,10 @@ const LINES: [&str; 22] = [
     "queues = ",
     "disk = [{path='a'}]",
     "[[network]]",
+    "tap = ",
+    "mac = ",
+    "mtu = ",
+    "network = [{tap='a'}]",
     "[disk.",
     "disk = ",
     "\"\\u0000\" = ",
@@ -65,7 +71,7 @@ impl Value {
             Self::Text(text) => format!("'''{text}'''"),
             Self::Name(number) => {
                 let names = [
-                    "'a.vhdx'", "'..'", "'/'", "''", "'raw'", "'file:x'", "'stdio'",
+                    "'a.vhdx'", "'..'", "'/'", "''", "'raw'", "'file:x'", "'stdio'", "'02:00:00:12:34:56'",
                 ];
                 names[usize::from(*number) % names.len()].to_owned()
             }
@@ -102,4 +108,14 @@ pub fn run(data: &[u8]) {
     assert_eq!(names.len(), read.disks.len(), "names differ");
     assert!(read.disks.len() <= 24 && names.iter().all(|name| !name.is_empty()));
     assert!(read.disks.iter().all(|disk| disk.queues > 0));
+    let taps: BTreeSet<_> = read.networks.iter().map(|network| &network.tap).collect();
+    assert_eq!(taps.len(), read.networks.len(), "taps differ");
+    assert!(taps.len() <= 4 && taps.iter().all(|tap| is_interface_name(tap)));
+    for network in &read.networks {
+        assert!(network.mtu.is_none_or(|mtu| mtu >= 68));
+        assert!(network.mac.is_none_or(|mac| mac[0] & 1 == 0));
+    }
+    if let Kernel::Disk(place) = read.boot.kernel {
+        assert!(place < read.disks.len() && read.boot.initrd.is_none());
+    }
 }

@@ -12,13 +12,17 @@
 //! | [`operations`] | requests, and power cuts | the disk holds what a flat model of it holds |
 //! | [`parent_locator`] | a locator | what is read is written again alike, or refused |
 //! | [`metadata`] | a metadata region | items are apart and inside, changes touch nothing else |
+//! | [`boot_from_disk`] | an installed disk with bytes changed | reading it ends, and keeps the limits |
 //! | [`description`] | a `vm.toml` | what is read keeps the promises of its fields |
+//! | [`machine_state`] | the state of a machine, whole or harmed | what is read is written again alike, or refused |
 //! | [`pci`] | what a guest does to configuration space and base addresses | both ways agree, identities stay, nothing is decoded outside of the window |
 //! | [`registers`] | what a guest does to every register | devices get queues that keep the rules, and give them back |
 //! | [`virtqueue`] | what a guest and its device do to a virtqueue | what is taken keeps the rules, the rest is refused |
 
+pub mod boot_from_disk;
 pub mod description;
 pub mod log_replay;
+pub mod machine_state;
 pub mod metadata;
 pub mod open;
 pub mod operations;
@@ -43,7 +47,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 11] = [
     Target {
         name: "open",
         run: open::run,
@@ -75,8 +79,18 @@ pub const TARGETS: [Target; 9] = [
         most: 512,
     },
     Target {
+        name: "boot_from_disk",
+        run: boot_from_disk::run,
+        most: 256,
+    },
+    Target {
         name: "description",
         run: description::run,
+        most: 512,
+    },
+    Target {
+        name: "machine_state",
+        run: machine_state::run,
         most: 512,
     },
     Target {

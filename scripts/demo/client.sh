@@ -17,8 +17,7 @@ start_load() {
 }
 
 end_load() {
-    kill -TERM "$LOAD"
-    wait "$LOAD" || fail "the client saw an error"
+    end "$LOAD" "the client that writes"
     mv load.out load.txt
     cat load.txt
     end "$SERVE" "the first site"

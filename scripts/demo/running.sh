@@ -1,6 +1,5 @@
 # How the demo runs programs: what it says, what it waits for, what it ends. To be sourced, in the demo's folder.
 
-PIDS=()
 MOUNTS=()
 
 say() { printf '\n== %s\n' "$*"; }
@@ -14,10 +13,13 @@ fail() {
 }
 
 cleanup() {
-    local mount pid
-    for mount in ${MOUNTS[@]+"${MOUNTS[@]}"}; do fusermount3 -u "$mount" 2>/dev/null || true; done
-    for pid in ${PIDS[@]+"${PIDS[@]}"}; do kill "$pid" 2>/dev/null || true; done
-    wait 2>/dev/null || true
+    local mount tries=100
+    for mount in ${MOUNTS[@]+"${MOUNTS[@]}"}; do fusermount3 -uz "$mount" 2>/dev/null || true; done
+    # shellcheck disable=SC2046
+    kill $(jobs -pr) 2>/dev/null || true
+    while [ -n "$(jobs -pr)" ] && [ $((tries -= 1)) -gt 0 ]; do sleep 0.1; done
+    # shellcheck disable=SC2046
+    kill -9 $(jobs -pr) 2>/dev/null || true
 }
 
 # wait_for SECONDS COMMAND...: until the command succeeds.
@@ -37,12 +39,12 @@ start() {
     shift
     "$@" >"$name.out" 2>"$name.log" &
     STARTED=$!
-    PIDS+=("$STARTED")
 }
 
 # end PID NAME: ask a program to end, which it has to do well.
 end() {
-    kill -TERM "$1"
+    # One that has ended says how when it is waited for.
+    kill -TERM "$1" 2>/dev/null || true
     wait "$1" || fail "$2 did not end well"
 }
 
@@ -53,7 +55,7 @@ has_said() { grep -q "^$2" "$1.out"; }
 mount_disk() {
     : >"$1"
     nbdfuse "$1" --unix "$2" &
-    PIDS+=($!)
+    NBDFUSE=$!
     MOUNTS+=("$1")
     wait_for 10 test -s "$1" || fail "nbdfuse does not show the disk"
 }
@@ -61,7 +63,6 @@ mount_disk() {
 unmount_disk() {
     fusermount3 -u "$1" || fail "the disk cannot be unmounted from $1"
     # nbdfuse ends once it has flushed.
-    wait "${PIDS[-1]}" || fail "nbdfuse failed"
-    unset 'PIDS[-1]'
+    wait "$NBDFUSE" || fail "nbdfuse failed"
     MOUNTS=()
 }

@@ -1,6 +1,7 @@
 //! The verbs, one file each. Here two crates may meet, and nowhere else.
 
 mod bench;
+mod booting;
 mod check;
 pub(crate) mod commit;
 mod compact;
@@ -23,7 +24,7 @@ mod receive;
 mod remote;
 mod repair;
 mod resize;
-mod run;
+pub(crate) mod run;
 mod serve;
 mod snapshot;
 mod space;

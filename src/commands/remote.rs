@@ -53,7 +53,7 @@ impl Remote {
 }
 
 /// The name as part of a URL path.
-fn escape(name: &str) -> String {
+pub(super) fn escape(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     name.bytes()
         .map(|byte| {

@@ -53,10 +53,10 @@ pub(crate) fn run(args: &ServeArgs, report: Report) -> Result<()> {
     let server =
         Server::start(config).map_err(|e| Failure::io("the server cannot be started", &e))?;
     let server = Arc::new(server);
-    let mut site = Site::new(&server);
+    let site = Site::new(&server);
     let mut exports = Vec::new();
     for served in &plan.disks {
-        exports.push(add(&mut site, served, &plan)?);
+        exports.push(add(&site, served, &plan)?);
     }
     // Only now: a client that comes earlier would find nothing.
     let mut endpoints = Vec::new();
@@ -82,7 +82,7 @@ pub(crate) fn run(args: &ServeArgs, report: Report) -> Result<()> {
 }
 
 /// Opens a disk and makes it an export.
-fn add(site: &mut Site, served: &Served, plan: &Serve) -> Result<ExportHandle> {
+fn add(site: &Site, served: &Served, plan: &Serve) -> Result<ExportHandle> {
     let format = served.format.map(plan::library_format);
     let opened = site::disk::open(&served.path, format, plan.read_only, &plan.search)?;
     let options = ExportOptions {

@@ -1,15 +1,25 @@
 //! What can be asked of a running machine, and how: the resources below `/v1/machine`.
 
+pub(crate) mod console;
+pub(crate) mod disks;
+pub(crate) mod statistics;
+
 use std::sync::Arc;
 
+use axum::Json;
 use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
 use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
+use vmm::description::DiskEntry;
 
+use self::console::ConsoleState;
+use self::disks::{MachineDisk, RemoveDisk};
+use self::statistics::MachineStatistics;
 use super::service::{answer, blocking};
 use crate::failure::Result;
+use crate::saved::take::{Taken, Wanted};
 
 /// How a machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +29,8 @@ pub(crate) enum Life {
     Running,
     /// They stand still between two instructions.
     Paused,
+    /// A snapshot is being taken of it.
+    Saving,
     /// It has been powered off.
     Ended,
 }
@@ -58,6 +70,22 @@ pub(crate) trait MachineControl: Send + Sync + 'static {
     fn resume(&self) -> Result<MachineState>;
     /// It is powered off, as by pulling the plug: what the guest did not flush may be lost.
     fn power_off(&self) -> Result<MachineState>;
+    /// Its power button is pressed: the guest is asked to shut down. Returns at once.
+    fn shutdown(&self) -> Result<MachineState>;
+    /// It begins anew, as after a power cut.
+    fn reset(&self) -> Result<MachineState>;
+    /// Where its console is.
+    fn console(&self) -> Result<ConsoleState>;
+    /// Its disks.
+    fn disks(&self) -> Vec<MachineDisk>;
+    /// It gets another disk.
+    fn add_disk(&self, disk: &DiskEntry) -> Result<MachineDisk>;
+    /// It loses a disk; what that was.
+    fn remove_disk(&self, name: &str, how: RemoveDisk) -> Result<MachineDisk>;
+    /// What it has done.
+    fn statistics(&self) -> Result<MachineStatistics>;
+    /// It is kept in a folder, and goes on, or ends. Whatever fails is undone, and it goes on.
+    fn snapshot(&self, wanted: &Wanted) -> Result<Taken>;
 }
 
 type Shared = State<Arc<dyn MachineControl>>;
@@ -68,6 +96,12 @@ pub(super) fn router(machine: Arc<dyn MachineControl>) -> Router {
         .route("/v1/machine/pause", post(pause))
         .route("/v1/machine/resume", post(resume))
         .route("/v1/machine/power-off", post(power_off))
+        .route("/v1/machine/shutdown", post(shutdown))
+        .route("/v1/machine/reset", post(reset))
+        .route("/v1/machine/stats", get(stats))
+        .route("/v1/machine/console", get(console))
+        .merge(disks::router())
+        .route("/v1/machine/snapshot", post(snapshot))
         .with_state(machine)
 }
 
@@ -85,4 +119,24 @@ async fn resume(State(machine): Shared) -> Response {
 
 async fn power_off(State(machine): Shared) -> Response {
     answer(blocking(move || machine.power_off()).await)
+}
+
+async fn shutdown(State(machine): Shared) -> Response {
+    answer(blocking(move || machine.shutdown()).await)
+}
+
+async fn reset(State(machine): Shared) -> Response {
+    answer(blocking(move || machine.reset()).await)
+}
+
+async fn stats(State(machine): Shared) -> Response {
+    answer(blocking(move || machine.statistics()).await)
+}
+
+async fn console(State(machine): Shared) -> Response {
+    answer(blocking(move || machine.console()).await)
+}
+
+async fn snapshot(State(machine): Shared, Json(wanted): Json<Wanted>) -> Response {
+    answer(blocking(move || machine.snapshot(&wanted)).await)
 }

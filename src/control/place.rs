@@ -25,11 +25,21 @@ pub(crate) fn folder() -> Result<PathBuf> {
     })
 }
 
+/// Whether `path` lies in that folder, where links lead to sockets.
+pub(crate) fn is_ours(path: &Path) -> bool {
+    folder().is_ok_and(|folder| path.parent() == Some(&folder))
+}
+
 /// The control socket of the server of `disk`, whether or not there is one.
 pub(crate) fn socket_of(disk: &Path) -> Result<PathBuf> {
     let file = std::fs::metadata(disk)
         .map_err(|e| Failure::io(format!("{}: cannot be found", disk.display()), &e))?;
     Ok(folder()?.join(format!("{:x}-{:x}.sock", file.dev(), file.ino())))
+}
+
+/// Where one attaches to the console of the machine that `described` describes.
+pub(crate) fn console_of(described: &Path) -> Result<PathBuf> {
+    Ok(socket_of(described)?.with_extension("console"))
 }
 
 /// Has whoever looks for the server of `disk` find that of `served`, which has a socket. A link that is left

@@ -1,9 +1,12 @@
 //! The server's side of the control socket.
 
-use std::os::unix::net::UnixListener as StdListener;
+use std::collections::BTreeMap;
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::net::{UnixListener as StdListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
+use std::{fmt, io};
 
 use axum::Json;
 use axum::Router;
@@ -14,11 +17,12 @@ use axum::routing::{get, post};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::UnixListener;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch::Sender;
 use tokio::task::JoinHandle;
 
 use super::machine::{self, MachineControl};
+use super::place;
 use super::{Checkpoint, Compact, Control, Resize, StartMirror, TakeSnapshot};
 use crate::commands::confinement;
 use crate::failure::{Exit, Failure, Result};
@@ -42,11 +46,66 @@ type Shared = State<Arc<dyn Control>>;
 /// Control sockets that are listened on, on a thread of their own; their files go when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Controlled {
-    paths: Vec<PathBuf>,
+    sockets: Arc<Sockets>,
     runtime: Option<Runtime>,
-    /// Those that answer on the sockets, and what ends them once they have answered.
-    serving: Vec<JoinHandle<()>>,
-    end: Sender<bool>,
+}
+
+/// By path: what answers there, and what ends it once it has answered.
+type Serving = BTreeMap<PathBuf, (JoinHandle<()>, Sender<bool>)>;
+
+/// The sockets, to which some may be added and taken from.
+pub(crate) struct Sockets {
+    /// What answers on each of them.
+    router: Router,
+    handle: Handle,
+    serving: Mutex<Serving>,
+}
+
+impl fmt::Debug for Sockets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.serving().keys()).finish()
+    }
+}
+
+impl Sockets {
+    fn serving(&self) -> MutexGuard<'_, Serving> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is answered at `path`.
+    pub(crate) fn has(&self, path: &Path) -> bool {
+        self.serving().contains_key(path)
+    }
+
+    /// Answer at `path` too.
+    pub(crate) fn listen(&self, path: PathBuf) -> Result<()> {
+        let _guard = self.handle.enter();
+        let listener = bind(&path)?;
+        let end = Sender::new(false);
+        let mut told = end.subscribe();
+        let ended = async move {
+            // An error means that nobody is left who could end it otherwise.
+            let _ = told.wait_for(|end| *end).await;
+        };
+        let router = self.router.clone();
+        let serving = tokio::spawn(async move {
+            let serving = axum::serve(listener, router).with_graceful_shutdown(ended);
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the control socket failed");
+            }
+        });
+        self.serving().insert(path, (serving, end));
+        Ok(())
+    }
+
+    /// Answer at `path` no more; who is being answered gets that answer.
+    pub(crate) fn forget(&self, path: &Path) {
+        if let Some((_, end)) = self.serving().remove(path) {
+            // It may have been replaced or removed by hand; nothing depends on it.
+            let _ = std::fs::remove_file(path);
+            let _ = end.send(true);
+        }
+    }
 }
 
 impl Controlled {
@@ -62,51 +121,43 @@ impl Controlled {
             .enable_all()
             .build()
             .map_err(|e| Failure::io("the control sockets cannot be served", &e))?;
-        let guard = runtime.enter();
-        let mut service = Self {
-            paths: Vec::new(),
-            runtime: None,
-            serving: Vec::new(),
-            end: Sender::new(false),
+        let mut router = router(Arc::clone(control));
+        if let Some(machine) = machine {
+            router = router.merge(machine::router(Arc::clone(machine)));
+        }
+        let sockets = Sockets {
+            router,
+            handle: runtime.handle().clone(),
+            serving: Mutex::default(),
+        };
+        let service = Self {
+            sockets: Arc::new(sockets),
+            runtime: Some(runtime),
         };
         for path in paths {
-            let listener = bind(&path)?;
-            service.paths.push(path);
-            let mut router = router(Arc::clone(control));
-            if let Some(machine) = machine {
-                router = router.merge(machine::router(Arc::clone(machine)));
-            }
-            let mut end = service.end.subscribe();
-            let ended = async move {
-                // An error means that nobody is left who could end it otherwise.
-                let _ = end.wait_for(|end| *end).await;
-            };
-            let serving = tokio::spawn(async move {
-                let serving = axum::serve(listener, router).with_graceful_shutdown(ended);
-                if let Err(error) = serving.await {
-                    tracing::error!(%error, "the control socket failed");
-                }
-            });
-            service.serving.push(serving);
+            service.sockets.listen(path)?;
         }
-        drop(guard);
-        service.runtime = Some(runtime);
         Ok(service)
+    }
+
+    /// The sockets, for whoever adds to them. They answer no longer than this lives.
+    pub(crate) fn sockets(&self) -> Weak<Sockets> {
+        Arc::downgrade(&self.sockets)
     }
 }
 
 impl Drop for Controlled {
     fn drop(&mut self) {
-        for path in &self.paths {
-            // It may have been replaced or removed by hand; nothing depends on it.
+        let serving = std::mem::take(&mut *self.sockets.serving());
+        for (path, (_, end)) in &serving {
+            // As in `forget`.
             let _ = std::fs::remove_file(path);
+            let _ = end.send(true);
         }
-        let _ = self.end.send(true);
         if let Some(runtime) = self.runtime.take() {
-            let serving = std::mem::take(&mut self.serving);
             runtime.block_on(async {
                 let all = async {
-                    for one in serving {
+                    for (_, (one, _)) in serving {
                         let _ = one.await;
                     }
                 };
@@ -117,17 +168,41 @@ impl Drop for Controlled {
     }
 }
 
-fn bind(path: &Path) -> Result<UnixListener> {
+/// A socket at `path` that nobody else listens on; it does not block.
+pub(crate) fn listener(path: &Path) -> Result<StdListener> {
     let failed = |e| Failure::io(format!("cannot listen at {}", path.display()), &e);
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        let what = format!("{}: another server listens there", path.display());
-        return Err(Failure::new(Exit::InUse, what));
+    match UnixStream::connect(path) {
+        Ok(_) => {
+            let what = format!("{}: another server listens there", path.display());
+            return Err(Failure::new(Exit::InUse, what));
+        }
+        Err(error) => remove_left_over(path, &error)?,
     }
-    // Nobody answers: what lies there is left of a server that was killed.
-    let _ = std::fs::remove_file(path);
     let listener = StdListener::bind(path).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
-    UnixListener::from_std(listener).map_err(failed)
+    Ok(listener)
+}
+
+/// Removes what a server that was killed has left at `path`, and nothing else; `why` is what connecting brought.
+fn remove_left_over(path: &Path, why: &io::Error) -> Result<()> {
+    let Ok(found) = std::fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    let kind = found.file_type();
+    let refused = why.kind() == io::ErrorKind::ConnectionRefused;
+    let link = kind.is_symlink() && place::is_ours(path);
+    if (kind.is_socket() && refused) || link {
+        let failed = |e| Failure::io(format!("cannot listen at {}", path.display()), &e);
+        return std::fs::remove_file(path).map_err(failed);
+    }
+    let what = format!("{}: is there already ({why})", path.display());
+    Err(Failure::usage(what)
+        .hint("only a socket that nobody answers at is replaced; name another path"))
+}
+
+fn bind(path: &Path) -> Result<UnixListener> {
+    let failed = |e| Failure::io(format!("cannot listen at {}", path.display()), &e);
+    UnixListener::from_std(listener(path)?).map_err(failed)
 }
 
 fn router(control: Arc<dyn Control>) -> Router {

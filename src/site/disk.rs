@@ -73,11 +73,16 @@ pub(crate) fn refuse_moved(path: &Path) -> Result<()> {
     let found = std::fs::canonicalize(path);
     let path =
         found.map_err(|e| Failure::io(format!("{}: cannot be found", path.display()), &e))?;
+    refuse_recorded(&path)
+}
+
+/// The same of the record beside `path`, whether or not there is a disk of that name.
+pub(crate) fn refuse_recorded(path: &Path) -> Result<()> {
     let failed = |why: String| {
         Failure::new(Exit::InUse, format!("{}: {why}", path.display()))
             .hint("do that where it is owned")
     };
-    let record = RecordStore::open(sidecar_path(&path)).load();
+    let record = RecordStore::open(sidecar_path(path)).load();
     let record = record.map_err(|error| failed(error.to_string()))?;
     match verdict(record.as_ref(), None) {
         Verdict::Serve { .. } => Ok(()),

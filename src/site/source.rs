@@ -1,8 +1,11 @@
 //! The disks of a `serve`, their migrations, and what its control socket can ask.
 
+pub(crate) mod freezing;
+
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use blockserver::export::{ExportHandle, ExportOptions, LocalReply, LocalRequest};
 use blockserver::server::Server;
@@ -28,7 +31,7 @@ use crate::failure::{Exit, Failure, Result};
 /// The disks that one process serves.
 pub(crate) struct Site {
     server: Arc<Server>,
-    disks: Vec<SiteDisk>,
+    disks: RwLock<Vec<Arc<SiteDisk>>>,
     /// Is told the name of a disk that got another size.
     resized: OnceLock<Resized>,
 }
@@ -44,6 +47,8 @@ struct SiteDisk {
     /// Held by what works on the file past a hold of the export; taken before `moving`.
     changing: Mutex<()>,
     moving: Mutex<Option<Moving>>,
+    /// Whether it is about to go: nothing long is begun any more. Set while `moving` is held.
+    leaving: AtomicBool,
 }
 
 struct Moving {
@@ -57,7 +62,7 @@ impl Site {
     pub(crate) fn new(server: &Arc<Server>) -> Self {
         Self {
             server: Arc::clone(server),
-            disks: Vec::new(),
+            disks: RwLock::default(),
             resized: OnceLock::new(),
         }
     }
@@ -69,7 +74,7 @@ impl Site {
 
     /// Serve a disk, or, if it was handed over, forward to its new owner.
     pub(crate) fn add(
-        &mut self,
+        &self,
         name: &str,
         opened: Opened,
         (options, take_over): (ExportOptions, bool),
@@ -86,7 +91,8 @@ impl Site {
                     .add_held_export(name, disk, options, None)
                     .map_err(failed)?;
                 if remove_mark && !opened.read_only {
-                    unmark(&export)?;
+                    let unmarked = unmark(&export);
+                    unmarked.inspect_err(|_| self.take_back(&export, &opened))?;
                 }
                 export.release();
                 (export, None)
@@ -96,18 +102,49 @@ impl Site {
                     .server
                     .add_held_export(name, disk, options, None)
                     .map_err(failed)?;
-                let moving = self.follow(&export, &opened, &record)?;
+                let moving = self.follow(&export, &opened, &record);
+                let moving = moving.inspect_err(|_| self.take_back(&export, &opened))?;
                 (export, Some(moving))
             }
         };
         let moving = Mutex::new(moving);
-        self.disks.push(SiteDisk {
+        let disk = SiteDisk {
             opened: Mutex::new(Arc::new(opened)),
             export: export.clone(),
             changing: Mutex::new(()),
             moving,
-        });
+            leaving: AtomicBool::new(false),
+        };
+        let mut disks = self.disks.write().unwrap_or_else(PoisonError::into_inner);
+        disks.push(Arc::new(disk));
         Ok(export)
+    }
+
+    /// Get ready to serve a disk no more. One that is being moved stays.
+    pub(crate) fn withdraw(self: &Arc<Self>, name: &str) -> Result<Withdrawn> {
+        let disk = self.disk(name)?;
+        let moving = disk.lock();
+        if let Some(moving) = moving.as_ref()
+            && !moving.session.status().ended
+        {
+            let what = format!("`{name}` is being moved");
+            let hint = "wait for it, or end it with `diskferry mirror cancel`";
+            return Err(Failure::new(Exit::InUse, what).hint(hint));
+        }
+        if disk.leaving.swap(true, Ordering::SeqCst) {
+            let what = format!("`{name}` is being removed already");
+            return Err(Failure::new(Exit::InUse, what));
+        }
+        drop(moving);
+        let site = Arc::clone(self);
+        Ok(Withdrawn { site, disk })
+    }
+
+    fn all(&self) -> Vec<Arc<SiteDisk>> {
+        self.disks
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Go on with a disk that was handed over, for the clients that still come here.
@@ -144,12 +181,13 @@ impl Site {
 
     /// The images.
     pub(crate) fn paths(&self) -> impl Iterator<Item = PathBuf> {
-        self.disks.iter().map(|disk| disk.opened().path.clone())
+        let disks = self.all().into_iter();
+        disks.map(|disk| disk.opened().path.clone())
     }
 
     /// End the sessions as they stand; the server may then be stopped.
     pub(crate) fn stop(&self) {
-        for disk in &self.disks {
+        for disk in self.all() {
             if let Some(moving) = disk.lock().take() {
                 moving.session.stop();
                 if let Some(beside) = moving.beside {
@@ -161,12 +199,71 @@ impl Site {
 
     /// Lets others have the files; the server must have been stopped.
     pub(crate) fn unlock(&self) {
-        self.disks.iter().for_each(|disk| disk.opened().unlock());
+        self.all().iter().for_each(|disk| disk.opened().unlock());
     }
 
-    fn disk(&self, name: &str) -> Result<&SiteDisk> {
-        let found = self.disks.iter().find(|disk| disk.export.name() == name);
+    /// A disk that could not be served after all is closed, and others may have it.
+    fn take_back(&self, export: &ExportHandle, opened: &Opened) {
+        if let Err(error) = self.server.remove_export(export) {
+            tracing::error!(disk = export.name(), %error, "could not be closed cleanly");
+        }
+        opened.unlock();
+    }
+
+    /// Whether there is a disk of that name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.disk(name).is_ok()
+    }
+
+    /// The file that is served by that name now.
+    pub(crate) fn path_of(&self, name: &str) -> Option<PathBuf> {
+        Some(self.disk(name).ok()?.opened().path.clone())
+    }
+
+    fn disk(&self, name: &str) -> Result<Arc<SiteDisk>> {
+        let mut disks = self.all().into_iter();
+        let found = disks.find(|disk| disk.export.name() == name);
         found.ok_or_else(|| Failure::usage(format!("no disk here is called `{name}`")))
+    }
+}
+
+/// A disk that is about to go; it stays when this is dropped.
+pub(crate) struct Withdrawn {
+    site: Arc<Site>,
+    disk: Arc<SiteDisk>,
+}
+
+impl Withdrawn {
+    /// Serve the disk no more: what it is still asked fails. The image is closed cleanly, and others may have the
+    /// file.
+    pub(crate) fn close(self) -> Result<()> {
+        let disk = &self.disk;
+        let _alone = disk.changing();
+        let moving = disk.lock().take();
+        let beside = moving.and_then(|moving| {
+            moving.session.stop();
+            moving.beside
+        });
+        let closed = self.site.server.remove_export(&disk.export);
+        let beside = beside.map_or(Ok(()), Beside::abandon);
+        let opened = disk.opened();
+        opened.unlock();
+        let mut disks = self
+            .site
+            .disks
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        disks.retain(|other| !Arc::ptr_eq(other, disk));
+        closed.and(beside).map_err(|e| {
+            let what = format!("{}: could not be closed cleanly", opened.path.display());
+            Failure::io(what, &e)
+        })
+    }
+}
+
+impl Drop for Withdrawn {
+    fn drop(&mut self) {
+        self.disk.leaving.store(false, Ordering::SeqCst);
     }
 }
 
@@ -259,6 +356,10 @@ impl SiteDisk {
 
     /// Refuse what can only be done to a disk that is not being moved and has not moved.
     fn stays(&self, moving: Option<&Moving>) -> Result<()> {
+        if self.leaving.load(Ordering::SeqCst) {
+            let what = format!("`{}` is being removed", self.export.name());
+            return Err(Failure::new(Exit::InUse, what));
+        }
         let status = moving.map(|moving| moving.session.status());
         if status.is_none_or(|status| status.ended && status.error.is_some()) {
             return Ok(());
@@ -407,7 +508,7 @@ fn state_of(moving: &Moving) -> Result<serde_json::Value> {
 
 impl Control for Site {
     fn disks(&self) -> Vec<DiskState> {
-        self.disks.iter().map(SiteDisk::state).collect()
+        self.all().iter().map(|disk| disk.state()).collect()
     }
 
     fn resize(&self, disk: &str, resize: Resize) -> Result<DiskState> {

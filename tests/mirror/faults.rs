@@ -173,7 +173,9 @@ fn settled(sites: &Sites) -> Owner {
             (Some(State::Owner { .. }) | None, _) => {
                 // A session that still runs may yet hand the disk over.
                 let status = sites.mirror("status");
-                if status.code != 0 || last_json(&status)["ended"] == true {
+                let ended = status.code != 0 || last_json(&status)["ended"] == true;
+                // It may have done so between the records and the status; after its end they are final.
+                if ended && sites.records() == (source.clone(), target.clone()) {
                     return Owner::Source;
                 }
             }

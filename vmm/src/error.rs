@@ -12,8 +12,14 @@ pub enum ErrorKind {
     InvalidArgument,
     /// The kernel, the initrd or the command line cannot be loaded as it is.
     BadKernel,
+    /// Bytes that are to be the state of a machine are not.
+    BadSnapshot,
+    /// A state does not fit to this host, or to the devices and the memory that are there for it.
+    Mismatch,
     /// A system call on the host failed.
     Host,
+    /// The guest did not do what it was asked for.
+    Guest,
 }
 
 /// An error with its kind, what was being done, and the cause below it.
@@ -46,6 +52,11 @@ impl Error {
     /// What was to be booted cannot be.
     pub(crate) fn kernel(what: impl Into<String>) -> Self {
         Self::new(ErrorKind::BadKernel, what)
+    }
+
+    /// A state does not fit.
+    pub(crate) fn mismatch(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Mismatch, what)
     }
 
     /// A system call failed while `what` was done.

@@ -16,6 +16,10 @@ pub const HOLE: Range<u64> = 3 * GIB..4 * GIB;
 pub const PCI_WINDOW: Range<u64> = 0xC000_0000..0xE000_0000;
 /// The configuration space of PCI bus 0, a page a function (PCI Express 5.0, 7.2.2).
 pub const ECAM: Range<u64> = 0xE000_0000..0xE010_0000;
+/// The I/O APIC, where KVM has it.
+pub const IO_APIC: u64 = 0xFEC0_0000;
+/// The local APICs.
+pub const LOCAL_APIC: u64 = 0xFEE0_0000;
 /// Pages that KVM wants for itself on processors that cannot run real mode: one page table.
 pub const IDENTITY_MAP: u64 = 0xFFFB_C000;
 /// And three pages of task state.
@@ -41,6 +45,10 @@ pub const COMMAND_LINE: u64 = 0x2_0000;
 pub const COMMAND_LINE_BYTES: usize = 0x1_0000;
 /// Where memory that a kernel may use freely ends, below 1 MiB.
 pub const LOW_END: u64 = 0x9_FC00;
+/// The ACPI tables, the pointer to their root first: where kernels look for it.
+pub const ACPI: Range<u64> = 0xE_0000..0xF_0000;
+/// Where firmware begins after a reset, for a kernel that jumps there in real mode.
+pub const RESET_VECTOR: u64 = 0xF_FFF0;
 /// Where programs and kernels are loaded: nothing of theirs may be below.
 pub const LOAD: u64 = 0x10_0000;
 
@@ -52,6 +60,16 @@ pub const SERIAL_IRQ: u32 = 4;
 pub const RESET: Range<u64> = 0x64..0x65;
 /// A byte written here ends the machine with that code.
 pub const POWER_OFF: Range<u64> = 0xF4..0xF5;
+/// What happened while the machine runs: the power button, and slots of PCI that changed.
+pub const EVENTS: Range<u64> = 0xAE00..0xAE10;
+/// The interrupt line of [`EVENTS`], by edge.
+pub const EVENTS_IRQ: u32 = 5;
+/// The sleep registers of ACPI: control, status.
+pub const SLEEP: Range<u64> = 0xAE10..0xAE12;
+/// What a guest writes into the sleep control register to be switched off (the type of sleep S5).
+pub const SLEEP_OFF: u8 = 5;
+/// A kernel that panics says so here (QEMU's pvpanic).
+pub const PANIC: Range<u64> = 0x505..0x506;
 /// PCI configuration mechanism 1: address and data.
 pub const PCI_PORTS: Range<u64> = 0xCF8..0xD00;
 
@@ -88,6 +106,8 @@ mod tests {
         let places = [
             PCI_WINDOW,
             ECAM,
+            IO_APIC..IO_APIC + PAGE,
+            LOCAL_APIC..LOCAL_APIC + PAGE,
             IDENTITY_MAP..TASK_STATE,
             TASK_STATE..TASK_STATE + 3 * PAGE,
         ];
@@ -96,6 +116,15 @@ mod tests {
             for other in places.iter().skip(at + 1) {
                 assert!(one.end <= other.start || other.end <= one.start);
             }
+        }
+    }
+
+    #[test]
+    fn ports_do_not_overlap() {
+        let mut ports = [SERIAL, RESET, POWER_OFF, EVENTS, SLEEP, PANIC, PCI_PORTS];
+        ports.sort_by_key(|range| range.start);
+        for pair in ports.windows(2) {
+            assert!(pair[0].end <= pair[1].start, "{pair:x?}");
         }
     }
 }

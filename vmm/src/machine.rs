@@ -2,24 +2,29 @@
 //!
 //! Driver. Nothing of a guest runs before [`Machine::start`] and after [`Machine::wait`] has returned.
 
+mod saved;
+
+pub use saved::host_facts;
+
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use blockserver::virtio::QueueState;
 
 use crate::boot;
 use crate::bus::Bus;
-use crate::devices::{Output, PowerOffPort, ResetPort, SerialPort};
+use crate::devices::{Output, PanicPort, PowerOffPort, ResetPort, SerialPort, SleepPorts};
 use crate::kvm::{Event, Host, Vcpu, Vm};
-use crate::layout::{self, PCI_WINDOW};
+use crate::layout;
 use crate::memory::Memory;
-use crate::pci::{ConfigPorts, Ecam, HostBridge, PciBus, SLOTS, Window};
+use crate::slots::{DeviceLeaving, Slots, lock};
+use crate::snapshot::HostFacts;
+use crate::statistics::Statistics;
 use crate::threads;
 use crate::vcpus::Control;
 use crate::virtio::VirtioDevice;
-use crate::virtio::pci::{BAR_BYTES, VirtioFunction};
-use crate::wiring::KvmWires;
 use crate::{Error, Result};
 
 /// How a machine has ended.
@@ -80,11 +85,6 @@ impl fmt::Debug for Devices {
     }
 }
 
-/// Queues of a device: doorbells and vectors of so many have room behind its base address.
-const MOST_QUEUES: usize = 255;
-
-type SharedFunction = Arc<Mutex<VirtioFunction>>;
-
 /// A machine.
 #[derive(Debug)]
 pub struct Machine {
@@ -93,13 +93,10 @@ pub struct Machine {
     control: Arc<Control>,
     bus: Arc<Bus>,
     serial: Arc<SerialPort>,
-    functions: Vec<SharedFunction>,
-    tsc_khz: Option<u32>,
+    slots: Arc<Slots>,
     started: bool,
-}
-
-fn lock(function: &SharedFunction) -> MutexGuard<'_, VirtioFunction> {
-    function.lock().unwrap_or_else(PoisonError::into_inner)
+    vm: Arc<Vm>,
+    host: HostFacts,
 }
 
 impl Machine {
@@ -107,52 +104,65 @@ impl Machine {
     pub fn new(config: &MachineConfig, devices: Devices) -> Result<Self> {
         threads::begin()?;
         let host = Host::open()?;
-        if config.vcpus == 0 || usize::from(config.vcpus) > host.max_vcpus() {
-            let what = format!(
-                "a machine has 1 to 255 processors, and this host allows {}",
-                host.max_vcpus()
-            );
-            return Err(Error::invalid(what));
-        }
+        check_vcpus(config, &host)?;
         let memory = Memory::new(config.memory, config.huge_pages)?;
-        let vm = Arc::new(host.vm(&memory)?);
-        let vcpus: Vec<Vcpu> = (0..config.vcpus)
-            .map(|index| vm.vcpu(index))
-            .collect::<Result<_>>()?;
+        let machine = Self::assemble(config.vcpus, memory, devices.serial, &host)?;
+        for device in devices.virtio {
+            machine.slots.fit(device)?;
+        }
         let kernel = boot::Boot {
             kernel: &config.kernel,
             cmdline: &config.cmdline,
             initrd: config.initrd.as_deref(),
+            processors: config.vcpus,
         };
-        let entry = boot::load(&memory, &kernel, host.gigabyte_pages())?;
-        for (index, vcpu) in (0..config.vcpus).zip(&vcpus) {
+        let entry = boot::load(&machine.memory, &kernel, host.gigabyte_pages())?;
+        for (index, vcpu) in (0..config.vcpus).zip(machine.vcpus.iter()) {
             let cpuid = host.cpuid(index, config.vcpus);
-            vcpu.prepare(&cpuid, &entry.start(index, config.vcpus))?;
+            let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+            vcpu.prepare(cpuid, &entry.start(index, config.vcpus))?;
         }
-        let tsc_khz = vcpus.first().and_then(Vcpu::tsc_khz);
+        Ok(machine)
+    }
+
+    /// A machine without virtio devices, whose processors are as KVM makes them.
+    fn assemble(vcpus: u8, memory: Memory, serial: Output, host: &Host) -> Result<Self> {
+        let vm = Arc::new(host.vm(&memory)?);
+        let vcpus: Vec<Vcpu> = (0..vcpus)
+            .map(|index| vm.vcpu(index))
+            .collect::<Result<_>>()?;
+        let facts = host.facts(vcpus.first());
         let control = Arc::new(Control::new(&vcpus));
         let mut bus = Bus::default();
-        let serial = attach_ports(&mut bus, &vm, &control, devices.serial)?;
-        let functions = attach_functions(&mut bus, &vm, &memory, devices.virtio)?;
+        let serial = attach_ports(&mut bus, &vm, &control, serial)?;
+        let interrupt = Box::new(line(&vm, layout::EVENTS_IRQ)?);
+        let slots = Slots::new(&mut bus, &vm, memory.guest(), interrupt);
         Ok(Self {
             memory,
             vcpus: vcpus.into_iter().map(Mutex::new).collect(),
             control,
             bus: Arc::new(bus),
             serial,
-            functions,
-            tsc_khz,
+            slots,
             started: false,
+            vm,
+            host: facts,
         })
     }
 
-    /// Let the processors run, for the first time.
+    /// Let the processors run, for the first time; devices of a machine that was restored go on before.
     pub fn start(&mut self) -> Result<()> {
         if self.started {
             return Err(Error::invalid("this machine was started already"));
         }
         self.started = true;
-        self.control.start(&self.vcpus, &self.bus)
+        self.resume_devices();
+        self.control.start(&self.vcpus, &self.bus)?;
+        let control = Arc::clone(&self.control);
+        let lost =
+            move |why| control.end(Exit::Crash(format!("memory that was saved is lost: {why}")));
+        self.memory.when_lost(Box::new(lost));
+        Ok(())
     }
 
     /// Return when no processor runs any more. The guest does not notice, but by the time that passes.
@@ -170,31 +180,60 @@ impl Machine {
     /// for each device how far its queues are. For a machine that is paused.
     #[must_use]
     pub fn stop_devices(&self) -> Vec<Vec<(u16, QueueState)>> {
-        self.functions
-            .iter()
-            .map(|function| lock(function).stop())
-            .collect()
+        self.slots.stop()
     }
 
     /// Let devices go on that [`Self::stop_devices`] has stopped.
     pub fn resume_devices(&self) {
-        for function in &self.functions {
-            lock(function).go_on();
+        self.slots.go_on();
+    }
+
+    /// The configuration of the virtio device in a slot has changed: its driver is told. The devices that a
+    /// machine was made with are in the slots from 1 on.
+    pub fn config_changed(&self, slot: usize) {
+        if let Some(function) = self.slots.function(slot) {
+            lock(&function).config_changed();
         }
     }
 
-    /// The configuration of a virtio device, by its place in [`Devices::virtio`], has changed: its driver
-    /// is told.
-    pub fn config_changed(&self, device: usize) {
-        if let Some(function) = self.functions.get(device) {
-            lock(function).config_changed();
-        }
+    /// Put a device into a free slot, and tell the guest; says which slot.
+    pub fn add_device(&self, device: Box<dyn VirtioDevice>) -> Result<usize> {
+        self.slots.add(device)
+    }
+
+    /// Ask the guest to let go of the device in a slot, and wait so long until it does; then it is off the bus.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Guest`]: it did not, and the device stays.
+    pub fn remove_device(&self, slot: usize, patience: Duration) -> Result<DeviceLeaving> {
+        self.slots.want_back(slot, patience)
+    }
+
+    /// Pull the device in a slot out without asking: what the guest wanted of it fails or is never answered.
+    pub fn pull_device(&self, slot: usize) -> Result<DeviceLeaving> {
+        self.slots.pull(slot)
     }
 
     /// Give the serial port bytes; says how many it took. The rest is to be offered again.
     #[must_use]
     pub fn serial_input(&self, bytes: &[u8]) -> usize {
         self.serial.input(bytes)
+    }
+
+    /// Press the power button: the guest is asked to shut down, and does so or not.
+    pub fn power_button(&self) {
+        self.slots.events().power_button();
+    }
+
+    /// Press the reset button: the machine ends as if its guest had asked for a reset.
+    pub fn reset(&self) {
+        self.control.end(Exit::Reset);
+    }
+
+    /// What it has done since it started.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.control.statistics()
     }
 
     /// Wait until the machine has ended, and say how.
@@ -212,15 +251,13 @@ impl Machine {
     /// End the machine. Returns when no processor runs and no device touches memory.
     pub fn stop(&self) {
         self.control.stop();
-        for function in &self.functions {
-            lock(function).stop();
-        }
+        self.slots.end();
     }
 
     /// Ticks of the processors' time stamp counters in a millisecond, where KVM says that.
     #[must_use]
     pub fn tsc_khz(&self) -> Option<u32> {
-        self.tsc_khz
+        Some(self.host.tsc_khz).filter(|khz| *khz > 0)
     }
 
     /// The machine's memory.
@@ -236,6 +273,29 @@ impl Drop for Machine {
     }
 }
 
+/// So many processors can a machine have here.
+fn check_vcpus(config: &MachineConfig, host: &Host) -> Result<()> {
+    if config.vcpus > 0 && usize::from(config.vcpus) <= host.max_vcpus() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "a machine has 1 to 255 processors, and this host allows {}",
+        host.max_vcpus()
+    )))
+}
+
+/// Raises interrupt line `number` each time that it is called.
+fn line(vm: &Vm, number: u32) -> Result<impl Fn() + Send + Sync + 'static> {
+    let event = Event::new();
+    let event = event.map_err(|error| Error::host("no eventfd for an interrupt line", error))?;
+    vm.connect_line(&event, number)?;
+    Ok(move || {
+        if let Err(error) = event.ring() {
+            tracing::error!(%error, number, "an interrupt of a device is lost");
+        }
+    })
+}
+
 /// The serial port and the ports that end the machine.
 fn attach_ports(
     bus: &mut Bus,
@@ -243,14 +303,7 @@ fn attach_ports(
     control: &Arc<Control>,
     output: Output,
 ) -> Result<Arc<SerialPort>> {
-    let line =
-        Event::new().map_err(|error| Error::host("no eventfd for the serial port", error))?;
-    vm.connect(&line, layout::SERIAL_IRQ)?;
-    let interrupt = move || {
-        if let Err(error) = line.ring() {
-            tracing::error!(%error, "an interrupt of the serial port is lost");
-        }
-    };
+    let interrupt = line(vm, layout::SERIAL_IRQ)?;
     let serial = Arc::new(SerialPort::new(output, Box::new(interrupt)));
     bus.ports.add(layout::SERIAL, serial.clone());
     let ending = || {
@@ -260,45 +313,7 @@ fn attach_ports(
     bus.ports.add(layout::RESET, Arc::new(ResetPort(ending())));
     bus.ports
         .add(layout::POWER_OFF, Arc::new(PowerOffPort(ending())));
+    bus.ports.add(layout::SLEEP, Arc::new(SleepPorts(ending())));
+    bus.ports.add(layout::PANIC, Arc::new(PanicPort(ending())));
     Ok(serial)
-}
-
-/// PCI with the host bridge and the virtio devices.
-fn attach_functions(
-    bus: &mut Bus,
-    vm: &Arc<Vm>,
-    memory: &Memory,
-    devices: Vec<Box<dyn VirtioDevice>>,
-) -> Result<Vec<SharedFunction>> {
-    if devices.len() >= SLOTS {
-        return Err(Error::invalid(format!(
-            "a machine has at most {} virtio devices",
-            SLOTS - 1
-        )));
-    }
-    let pci = Arc::new(PciBus::new(PCI_WINDOW));
-    pci.insert(0, &(Arc::new(Mutex::new(HostBridge::new())) as _));
-    let mut functions = Vec::new();
-    for (slot, device) in (1..).zip(devices) {
-        if device.queues().len() > MOST_QUEUES {
-            let what = format!("a virtio device has at most {MOST_QUEUES} queues");
-            return Err(Error::invalid(what));
-        }
-        let wires = KvmWires::new(Arc::clone(vm), device.queues().len(), PCI_WINDOW)
-            .map_err(|error| Error::host("no eventfds for a virtio device", error))?;
-        let address = PCI_WINDOW.start + slot as u64 * BAR_BYTES;
-        let function =
-            VirtioFunction::new(device, Box::new(wires), memory.guest().clone(), address);
-        let function = Arc::new(Mutex::new(function));
-        pci.insert(slot, &(function.clone() as _));
-        functions.push(function);
-    }
-    bus.ports.add(
-        layout::PCI_PORTS,
-        Arc::new(ConfigPorts::new(Arc::clone(&pci))),
-    );
-    bus.memory
-        .add(layout::ECAM, Arc::new(Ecam(Arc::clone(&pci))));
-    bus.memory.add(PCI_WINDOW, Arc::new(Window(pci)));
-    Ok(functions)
 }

@@ -1,21 +1,44 @@
 //! The memory of a machine: one file without a name, mapped where the guest sees it.
 //!
 //! Driver. The file is a memfd whose size is sealed, so that no mapping of it can end in a fault, and a
-//! page of it exists once it is touched. Must never touch a page itself. The layout is that of
-//! [`crate::layout`].
+//! page of it exists once it is touched. Must never touch a page itself, but to restore it. The layout is that of
+//! [`crate::layout`]; how it is saved and comes back is in `docs/vm-snapshot-memory.md`.
+//!
+//! | module | what |
+//! |---|---|
+//! | `image` | codec of the file that memory is saved in |
+//! | `write`, `read` | drivers of that file; `buffer` is the room they use |
+//! | `pending` | machine: what is read next while the guest runs already |
+//! | `lazy`, `userfault` | drivers of that |
+
+mod buffer;
+mod image;
+mod lazy;
+mod pending;
+mod read;
+#[cfg(test)]
+mod saved_tests;
+mod userfault;
+mod write;
 
 use std::fs::File;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use blockserver::virtio::GuestMemory;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    Bytes as _, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     GuestRegionMmap,
 };
 
-use crate::layout::{self, GIB};
+use self::buffer::Buffer;
+use self::lazy::{Lazy, WhenLost};
+pub use self::read::MemoryImage;
+use self::userfault::UserFaults;
+pub use self::write::Written;
+use crate::layout::{self, GIB, PAGE};
 use crate::{Error, Result};
 
 /// Least and greatest memory of a machine, in bytes.
@@ -29,6 +52,19 @@ pub struct Memory {
     guest: GuestMemory,
     file: Arc<File>,
     bytes: u64,
+    /// Bytes of pages that were saved before.
+    restored: u64,
+    /// What is still to come of it. Kept until nobody touches the memory any more.
+    lazy: Option<Lazy>,
+}
+
+/// How memory comes back that was saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// While the machine runs: what is touched comes first.
+    Lazy,
+    /// It is there already, and why it did not come while the machine runs.
+    Eager(String),
 }
 
 /// A part of memory as the kernel is told of it: a slot.
@@ -45,7 +81,7 @@ pub(crate) struct Slot {
 impl Memory {
     /// `bytes` of memory, of huge pages (2 MiB) if asked so. Nothing of it is used yet.
     pub fn new(bytes: u64, huge: bool) -> Result<Self> {
-        let unit = if huge { HUGE } else { layout::PAGE };
+        let unit = if huge { HUGE } else { PAGE };
         if !MEMORY_BYTES.contains(&bytes) || !bytes.is_multiple_of(unit) {
             let what = format!(
                 "a machine has 2 MiB to 1 TiB of memory, in units of {unit} bytes, not {bytes}"
@@ -66,7 +102,98 @@ impl Memory {
             guest: Arc::new(guest),
             file,
             bytes,
+            restored: 0,
+            lazy: None,
         })
+    }
+
+    /// The memory that `image` holds, of huge pages if asked so. It comes in while it is used, where this process
+    /// may answer its own faults; else it is there when this returns.
+    ///
+    /// Until [`Self::wait`] has returned it must not be reached through [`Self::file`]: only touches of its
+    /// mapping wait for what is to come. What cannot be had ends no call here; see [`Self::lost`].
+    pub fn restored(image: MemoryImage, huge: bool) -> Result<(Self, Arrival)> {
+        let mut memory = Self::new(image.memory(), huge)?;
+        memory.restored = image.stored();
+        let arrival = match UserFaults::open(huge) {
+            Ok(faults) => {
+                let place = (memory.slots(), huge);
+                memory.lazy = Some(Lazy::start(image, place, faults)?);
+                Arrival::Lazy
+            }
+            Err(error) => {
+                memory.fill(&image)?;
+                Arrival::Eager(format!(
+                    "faults of the machine's memory cannot be had ({error}): that needs /dev/userfaultfd, \
+                     CAP_SYS_PTRACE or vm.unprivileged_userfaultfd=1"
+                ))
+            }
+        };
+        Ok((memory, arrival))
+    }
+
+    /// The same, all of it there when this returns.
+    pub fn restored_eagerly(image: &MemoryImage, huge: bool) -> Result<Self> {
+        let mut memory = Self::new(image.memory(), huge)?;
+        memory.restored = image.stored();
+        memory.fill(image)?;
+        Ok(memory)
+    }
+
+    /// Read all that the image has.
+    fn fill(&self, image: &MemoryImage) -> Result<()> {
+        let mut buffer = Buffer::new();
+        for entry in image.entries() {
+            image.read(entry, &mut buffer)?;
+            let mut rest = buffer.bytes();
+            for (first, count) in entry.pages.runs() {
+                let (run, behind) = rest.split_at(count * PAGE as usize);
+                rest = behind;
+                let offset = u64::from(entry.extent) * image::EXTENT + first as u64 * PAGE;
+                let address = GuestAddress(image::address_of(offset));
+                let put = self.guest.write_slice(run, address);
+                put.map_err(|error| Error::invalid(format!("memory that was read: {error}")))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Write it to the new file at `path`, of the snapshot `id`, durably: what exists of it and is not zero. First
+    /// waits for what is still to come. Nothing may change it meanwhile: processors and devices stand still.
+    pub fn save(&self, path: &Path, id: [u8; 16]) -> Result<Written> {
+        self.wait()?;
+        write::write(&self.file, self.bytes, (path, id))
+    }
+
+    /// Return when all of it is there; fails when that cannot be.
+    pub fn wait(&self) -> Result<()> {
+        self.lazy.as_ref().map_or(Ok(()), Lazy::wait)
+    }
+
+    /// Bytes of pages that came, or come, from a file.
+    #[must_use]
+    pub fn restored_bytes(&self) -> u64 {
+        self.restored
+    }
+
+    /// Why a part of the memory cannot be had, if so.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        self.lazy.as_ref().and_then(Lazy::lost)
+    }
+
+    /// Bytes that are still to come, at most.
+    #[must_use]
+    pub fn to_come(&self) -> u64 {
+        self.lazy.as_ref().map_or(0, Lazy::left)
+    }
+
+    /// Have `call` told, from any thread, why a part of the memory cannot be had. Whoever touches that part is never
+    /// answered, until this is dropped.
+    pub(crate) fn when_lost(&self, call: WhenLost) {
+        if let Some(lazy) = &self.lazy {
+            lazy.when_lost(call);
+        }
     }
 
     /// The memory as devices use it.

@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -16,6 +17,7 @@ use crate::bus::Ports;
 use crate::confine::Kind;
 use crate::kvm::{Kick, Ran, Vcpu};
 use crate::machine::Exit;
+use crate::statistics::{Statistics, VcpuCounters, VcpuState};
 use crate::threads;
 use crate::{Error, Result};
 
@@ -32,6 +34,23 @@ struct Progress {
     /// Of these, those that are parked.
     parked: usize,
     exit: Option<Exit>,
+    /// When they began.
+    begun: Option<Instant>,
+    /// How long they stood still, and since when they do now.
+    paused: Duration,
+    paused_since: Option<Instant>,
+}
+
+impl Progress {
+    /// They shall stand still from now on, or do not any more.
+    fn time_pause(&mut self, paused: bool) {
+        if !paused {
+            let since = self.paused_since.take();
+            self.paused += since.map_or(Duration::ZERO, |at| at.elapsed());
+        } else if self.begun.is_some() {
+            self.paused_since.get_or_insert_with(Instant::now);
+        }
+    }
 }
 
 /// What controls the threads of a machine, from any of them or from outside.
@@ -41,6 +60,7 @@ pub(crate) struct Control {
     progress: Mutex<Progress>,
     changed: Condvar,
     kicks: Vec<Arc<Kick>>,
+    counters: Vec<Arc<VcpuCounters>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -68,6 +88,7 @@ impl Control {
             progress: Mutex::default(),
             changed: Condvar::new(),
             kicks: vcpus.iter().map(Vcpu::kick).collect(),
+            counters: vcpus.iter().map(Vcpu::counters).collect(),
             threads: Mutex::default(),
         }
     }
@@ -87,11 +108,12 @@ impl Control {
     /// Tell all threads what is wanted; nothing is wanted any more once they shall stop.
     fn want(&self, what: u8) {
         {
-            let _progress = self.progress();
+            let mut progress = self.progress();
             if self.wanted.load(Ordering::SeqCst) == STOP {
                 return;
             }
             self.wanted.store(what, Ordering::SeqCst);
+            progress.time_pause(what == PAUSE);
             self.changed.notify_all();
         }
         for kick in &self.kicks {
@@ -127,6 +149,26 @@ impl Control {
         drop(self.wait_while(|progress| progress.parked < progress.alive));
     }
 
+    /// Whether no processor runs, and none will before [`Self::resume`].
+    pub(crate) fn stands_still(&self) -> bool {
+        let progress = self.progress();
+        let paused = self.wanted.load(Ordering::SeqCst) == PAUSE;
+        paused && progress.exit.is_none() && progress.parked == progress.alive
+    }
+
+    /// What was counted so far.
+    pub(crate) fn statistics(&self) -> Statistics {
+        let progress = self.progress();
+        let standing = progress
+            .paused_since
+            .map_or(Duration::ZERO, |at| at.elapsed());
+        Statistics {
+            uptime: progress.begun.map_or(Duration::ZERO, |at| at.elapsed()),
+            paused: progress.paused + standing,
+            vcpus: self.counters.iter().map(|one| one.read()).collect(),
+        }
+    }
+
     /// Let all processors run.
     pub(crate) fn resume(&self) {
         self.want(RUN);
@@ -156,6 +198,7 @@ impl Control {
         }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         self.wanted.store(RUN, Ordering::SeqCst);
+        self.progress().begun = Some(Instant::now());
         for index in 0..vcpus.len() {
             let (control, vcpus, ports) = (Arc::clone(self), Arc::clone(vcpus), Arc::clone(ports));
             self.progress().alive += 1;
@@ -180,7 +223,8 @@ impl Control {
 
     /// What a thread does.
     fn run(&self, vcpus: &[Mutex<Vcpu>], index: usize, ports: &dyn Ports) {
-        let _gone = Gone(self);
+        let _gone = Gone(self, index);
+        self.set_state(index, VcpuState::Running);
         let Some(vcpu) = vcpus.get(index) else {
             return;
         };
@@ -196,7 +240,9 @@ impl Control {
                         return;
                     }
                     drop(held);
+                    self.set_state(index, VcpuState::Paused);
                     self.park();
+                    self.set_state(index, VcpuState::Running);
                     held = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
                     continue;
                 }
@@ -206,6 +252,12 @@ impl Control {
                 Ran::Interrupted => held.disarm(),
                 Ran::Ended(why) => self.end(Exit::Crash(why)),
             }
+        }
+    }
+
+    fn set_state(&self, index: usize, state: VcpuState) {
+        if let Some(counters) = self.counters.get(index) {
+            counters.set(state);
         }
     }
 
@@ -220,7 +272,7 @@ impl Control {
 }
 
 /// Counts a thread out, also one that panics: whoever waits must not wait for it.
-struct Gone<'a>(&'a Control);
+struct Gone<'a>(&'a Control, usize);
 
 impl Drop for Gone<'_> {
     fn drop(&mut self) {
@@ -228,6 +280,7 @@ impl Drop for Gone<'_> {
             self.0
                 .end(Exit::Crash("a device panicked; see the log".to_owned()));
         }
+        self.0.set_state(self.1, VcpuState::Off);
         self.0.progress().alive -= 1;
         self.0.changed.notify_all();
     }

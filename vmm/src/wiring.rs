@@ -167,6 +167,21 @@ impl Wires for KvmWires {
         sources.any(|call| call.event.is_rung())
     }
 
+    fn settle(&mut self) -> io::Result<()> {
+        // KVM delivers on a thread of its own, and waits for it when an interrupt is taken back.
+        for call in self.calls.values_mut() {
+            let number = call.connected;
+            call.deliver(&self.vm, None)?;
+            call.deliver(&self.vm, number)?;
+        }
+        Ok(())
+    }
+
+    fn is_signalled(&self, source: Source) -> bool {
+        let call = self.calls.get(&source);
+        call.is_some_and(|call| call.event.is_rung())
+    }
+
     fn signal(&self, source: Source) {
         if let Some(Err(error)) = self.calls.get(&source).map(|call| call.event.ring()) {
             tracing::error!(?source, %error, "a signal to the guest is lost");
@@ -303,6 +318,24 @@ mod tests {
         wires.connect(Source::Config, Some(0)).unwrap();
         assert!(!wires.is_pending(0));
         assert!(!vcpu.interrupt_waits(0x41));
+    }
+
+    #[test]
+    fn what_is_signalled_has_arrived_once_the_wires_are_settled() {
+        let Some((mut wires, vcpu)) = wired() else {
+            return;
+        };
+        wires.set_vector(0, Some(message(0x41))).unwrap();
+        wires.connect(Source::Queue(0), Some(0)).unwrap();
+        wires.connect(Source::Queue(1), Some(1)).unwrap();
+        for _ in 0..50 {
+            wires.signal(Source::Queue(0));
+            wires.signal(Source::Queue(1));
+            wires.settle().unwrap();
+            assert!(vcpu.take_interrupt(0x41));
+            assert!(!wires.is_signalled(Source::Queue(0)), "it was delivered");
+            assert!(wires.is_signalled(Source::Queue(1)), "its vector is masked");
+        }
     }
 
     #[test]

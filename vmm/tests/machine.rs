@@ -7,6 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 use ran::{config, numbers, started, without_kvm};
+use vmm::statistics::{Statistics, VcpuState};
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::rng::Rng;
 use vmm::{Devices, ErrorKind, Exit, Machine, MachineConfig};
@@ -155,6 +156,44 @@ fn a_guest_does_not_run_while_it_is_paused() {
     printed.wait_for("spin", printed.events("spin").len() + 8);
     machine.stop();
     assert_eq!(machine.wait(), Exit::Stopped);
+}
+
+#[test]
+fn what_a_machine_does_is_counted() {
+    if without_kvm() {
+        return;
+    }
+    let (machine, printed) = started(&config(2, 64 * MIB, "do=pci do=spin every=1M"), Vec::new());
+    printed.wait_for("spin", 4);
+    machine.pause();
+    let first = machine.statistics();
+    assert!(
+        first
+            .vcpus
+            .iter()
+            .all(|vcpu| vcpu.state == VcpuState::Paused)
+    );
+    assert!(
+        first.vcpus[0].port_writes > 0 && first.vcpus[0].port_reads > 0,
+        "it looked for functions"
+    );
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    let second = machine.statistics();
+    assert_eq!(first.vcpus, second.vcpus, "nothing happens in a pause");
+    assert!(second.paused > first.paused && second.uptime > second.paused);
+    machine.resume();
+    let paused = machine.statistics().paused;
+    printed.wait_for("spin", printed.events("spin").len() + 4);
+    let third = machine.statistics();
+    assert_eq!(third.paused, paused);
+    // Which of them it was that printed, the host's scheduler decides.
+    let writes =
+        |counted: &Statistics| -> u64 { counted.vcpus.iter().map(|vcpu| vcpu.port_writes).sum() };
+    assert!(writes(&third) > writes(&second));
+    machine.reset();
+    assert_eq!(machine.wait(), Exit::Reset);
+    let ended = machine.statistics();
+    assert!(ended.vcpus.iter().all(|vcpu| vcpu.state == VcpuState::Off));
 }
 
 #[test]

@@ -14,6 +14,8 @@ pub(crate) struct QueueShared {
     state: Mutex<Option<QueueState>>,
     given_back: Condvar,
     broken: AtomicBool,
+    /// Whether its worker was asked to let go of it.
+    asked: AtomicBool,
 }
 
 impl QueueShared {
@@ -26,6 +28,10 @@ impl QueueShared {
 
     pub(crate) fn set_broken(&self) {
         self.broken.store(true, Ordering::Release);
+    }
+
+    fn given_back(&self) -> Option<QueueState> {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wait(&self) -> QueueState {
@@ -81,7 +87,18 @@ impl QueueHandle {
         self.shared.wait()
     }
 
+    /// [`Self::stop`] without waiting: ask for it, and say how far the queue is once it has stopped. To be
+    /// called again until then.
+    #[must_use]
+    pub fn try_stop(&self) -> Option<QueueState> {
+        self.ask_to_stop();
+        self.shared.given_back()
+    }
+
     fn ask_to_stop(&self) {
+        if self.shared.asked.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let queue = Arc::clone(&self.shared);
         // A worker that has ended has given the queue back.
         let _ = self

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How many buckets of latency there are.
 pub const LATENCY_BUCKETS: usize = 28;
@@ -61,7 +61,7 @@ fn bucket(took: Duration) -> usize {
 }
 
 /// Totals of one kind of request since the export began.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// How many ended.
     pub requests: u64,
@@ -75,7 +75,7 @@ pub struct Totals {
 }
 
 /// What an export has done since it began.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statistics {
     /// Reads.
     pub read: Totals,

@@ -247,8 +247,8 @@ pub enum Fault {
     /// A descriptor of it cannot be read, loops, or is longer than 2^32 bytes (2.7.5.2, 2.7.5.3).
     #[error("a descriptor chain has no end")]
     Endless,
-    /// It has more than [`MAX_DESCRIPTORS`].
-    #[error("a descriptor chain has more than {MAX_DESCRIPTORS} descriptors")]
+    /// It has more than the device takes; a disk takes [`MAX_DESCRIPTORS`].
+    #[error("a descriptor chain has too many descriptors")]
     TooLong,
     /// The driver claims to have made more chains available than there are entries (2.7.13.3).
     #[error("the available ring runs ahead of the queue")]
@@ -262,6 +262,9 @@ pub enum Fault {
     /// There is no byte of memory that it could be answered in.
     #[error("a descriptor chain has no place for its status")]
     NoStatus,
+    /// It does not go the way that its queue goes, or cannot hold what begins it.
+    #[error("a descriptor chain is not of the kind that its queue is for")]
+    Unfit,
 }
 
 /// What a request is held to.

@@ -9,8 +9,8 @@ use std::rc::Rc;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::block::{Chain, Fault, Parsed, Rules, Status, feature};
 use super::{GuestMemory, QueueState};
@@ -22,7 +22,12 @@ pub struct SplitQueue {
     queue: Queue,
     /// Whether the driver has been asked to tell of the next chain.
     armed: bool,
+    /// How many chains were answered since it was asked last whether the driver wants to be told.
+    untold: u16,
 }
+
+/// A chain as its device walks it, in the guest's memory.
+pub type Descriptors<'a> = DescriptorChain<&'a GuestMemoryMmap<()>>;
 
 impl SplitQueue {
     /// The queue that a driver has set up, with these features negotiated.
@@ -62,6 +67,7 @@ impl SplitQueue {
             memory,
             queue,
             armed: false,
+            untold: 0,
         })
     }
 
@@ -90,6 +96,15 @@ impl SplitQueue {
         chain: &mut Chain,
         rules: &Rules,
     ) -> Result<Option<(u16, Parsed)>, Fault> {
+        self.take(|memory, next| chain.parse(memory, next, rules))
+    }
+
+    /// Take the next chain: the name of its head, and what `read` makes of it. Where that finds a fault,
+    /// the chain is not taken.
+    pub fn take<T>(
+        &mut self,
+        read: impl FnOnce(&GuestMemoryMmap<()>, Descriptors<'_>) -> Result<T, Fault>,
+    ) -> Result<Option<(u16, T)>, Fault> {
         let memory = &**self.memory;
         let mut available = self.queue.iter(memory).map_err(|_| Fault::Index)?;
         let Some(next) = available.next() else {
@@ -97,13 +112,20 @@ impl SplitQueue {
         };
         self.armed = false;
         let head = next.head_index();
-        match chain.parse(memory, next, rules) {
-            Ok(parsed) => Ok(Some((head, parsed))),
+        match read(memory, next) {
+            Ok(made) => Ok(Some((head, made))),
             Err(fault) => {
                 available.go_to_previous_position();
                 Err(fault)
             }
         }
+    }
+
+    /// Put back the `count` chains that were taken last, none of which was answered.
+    pub fn give_back(&mut self, count: u16) {
+        let before = self.queue.next_avail().wrapping_sub(count);
+        self.queue.set_next_avail(before);
+        self.armed = false;
     }
 
     /// Answer a chain: its status, then its entry in the used ring, of which the driver has `written`
@@ -119,9 +141,31 @@ impl SplitQueue {
         memory
             .write_obj(status.to_wire(), GuestAddress(status_at))
             .map_err(|_| Fault::Memory)?;
-        self.queue
-            .add_used(memory, head, written)
-            .map_err(|_| Fault::Memory)
+        self.put_together(&[(head, written)])
+    }
+
+    /// Answer chains, each with the bytes that were written to it. The driver sees all of the answers at
+    /// once (5.1.6.4.1 asks for that).
+    pub fn put_together(&mut self, answers: &[(u16, u32)]) -> Result<(), Fault> {
+        let memory = &**self.memory;
+        let (size, ring) = (self.queue.size(), self.queue.used_ring());
+        let mut next = self.queue.next_used();
+        for (head, written) in answers {
+            let entry = u64::from(next.checked_rem(size).ok_or(Fault::Memory)?);
+            let at = ring.checked_add(4 + 8 * entry).ok_or(Fault::Memory)?;
+            let element = u64::from(*head) | u64::from(*written) << 32;
+            memory
+                .write_obj(element.to_le(), GuestAddress(at))
+                .map_err(|_| Fault::Memory)?;
+            next = next.wrapping_add(1);
+        }
+        let at = ring.checked_add(2).ok_or(Fault::Memory)?;
+        memory
+            .store(next.to_le(), GuestAddress(at), Ordering::Release)
+            .map_err(|_| Fault::Memory)?;
+        self.untold = self.untold.saturating_add(answers.len() as u16);
+        self.queue.set_next_used(next);
+        Ok(())
     }
 
     /// Have the driver not tell of chains for now (2.7.10).
@@ -148,12 +192,20 @@ impl SplitQueue {
     /// Whether the driver wants to be told of what was put in since this was asked last (2.7.7.2).
     pub fn wants_call(&mut self) -> Result<bool, Fault> {
         let memory = &**self.memory;
-        if self.queue.event_idx_enabled() {
-            let wanted = self.queue.needs_notification(memory);
-            return wanted.map_err(|_| Fault::Memory);
-        }
-        // The driver must see the used index before we see its flags, or neither tells the other.
+        let untold = std::mem::take(&mut self.untold);
+        // The driver must see the used index before we see what it wants, or neither tells the other.
         fence(Ordering::SeqCst);
+        if self.queue.event_idx_enabled() {
+            let behind = 4 + 2 * u64::from(self.queue.size());
+            let at = self.queue.avail_ring().checked_add(behind);
+            let at = GuestAddress(at.ok_or(Fault::Memory)?);
+            let event: u16 = memory
+                .load(at, Ordering::Relaxed)
+                .map_err(|_| Fault::Memory)?;
+            let passed = self.queue.next_used().wrapping_sub(u16::from_le(event));
+            // Whether the entry that it waits for is among those it was not told of.
+            return Ok(passed.wrapping_sub(1) < untold);
+        }
         let at = GuestAddress(self.queue.avail_ring());
         let flags: u16 = memory
             .load(at, Ordering::Relaxed)

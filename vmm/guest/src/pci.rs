@@ -43,7 +43,8 @@ pub(crate) fn functions() -> impl Iterator<Item = Function> {
 }
 
 impl Function {
-    fn is_there(self) -> bool {
+    /// Whether anything answers there, now.
+    pub(crate) fn is_there(self) -> bool {
         self.read(0) & 0xffff != 0xffff
     }
 

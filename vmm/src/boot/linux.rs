@@ -10,9 +10,12 @@ use linux_loader::loader::bzimage::BzImage;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Entry, Image, put};
+use crate::acpi;
 use crate::layout::{COMMAND_LINE, LOAD, ZERO_PAGE};
 use crate::{Error, Memory, Result};
 
+/// In the zero page: where the root pointer of ACPI is (protocol 2.14; older kernels look for it).
+const ACPI_ROOT: u64 = 0x70;
 /// Where the setup header begins, and the greatest end of what is read of it.
 const SETUP: usize = 0x1F1;
 const SETUP_END: usize = 0x290;
@@ -137,6 +140,7 @@ pub(super) fn finish(
     initrd: Option<&Range<u64>>,
 ) -> Result<()> {
     let put = |at: u64, bytes: &[u8]| put(memory.guest(), ZERO_PAGE + at, bytes);
+    put(ACPI_ROOT, &acpi::ROOT.to_le_bytes())?;
     put(LOADER, &[UNKNOWN_LOADER])?;
     put(COMMAND_LINE_AT, &(COMMAND_LINE as u32).to_le_bytes())?;
     if let Some(initrd) = initrd {

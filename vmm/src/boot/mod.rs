@@ -21,6 +21,8 @@ use std::path::Path;
 use kvm_bindings::kvm_regs;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::acpi;
+use crate::devices::PULSE_RESET;
 use crate::kvm::Start;
 use crate::layout::{self, COMMAND_LINE, COMMAND_LINE_BYTES, LOAD, PAGE};
 use crate::{Error, Memory, Result};
@@ -36,6 +38,18 @@ const PVH_NOTE: (&[u8], u32) = (b"Xen", 18);
 /// Longer notes than a kernel has.
 const MOST_NOTES: u64 = 1 << 20;
 
+/// What stands where a PC's firmware begins: `mov al, 0xFE; out 0x64, al; hlt`, round and round. Linux jumps
+/// there to restart a hardware-reduced machine that has no EFI, without a try at ACPI's reset register.
+const RESET_CODE: [u8; 7] = [
+    0xB0,
+    PULSE_RESET,
+    0xE6,
+    layout::RESET.start as u8,
+    0xF4,
+    0xEB,
+    0xF9,
+];
+
 /// What is to be booted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Boot<'a> {
@@ -45,6 +59,8 @@ pub(crate) struct Boot<'a> {
     pub(crate) cmdline: &'a str,
     /// Its initial RAM disk.
     pub(crate) initrd: Option<&'a Path>,
+    /// How many processors the machine has.
+    pub(crate) processors: u8,
 }
 
 /// How and where what was loaded begins.
@@ -100,6 +116,10 @@ pub(crate) fn load(memory: &Memory, boot: &Boot<'_>, gigabyte_pages: bool) -> Re
     let mut kernel = Image::open(boot.kernel)?;
     let cmdline = command_line(boot.cmdline)?;
     put(memory.guest(), COMMAND_LINE, &cmdline)?;
+    put(memory.guest(), layout::RESET_VECTOR, &RESET_CODE)?;
+    for (at, table) in acpi::tables(boot.processors) {
+        put(memory.guest(), at, &table)?;
+    }
     let mut magic = [0; 4];
     kernel.read(0, &mut magic)?;
     let mut reach = Reach {

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use crate::acpi;
 use crate::layout::{self, COMMAND_LINE, HOLE, LOAD, LOW_END, MEMORY_MAP, MODULES};
 
 /// `"xEn3"` with the first byte's top bit set.
@@ -15,13 +16,20 @@ const VERSION: u32 = 1;
 pub(super) const RAM: u32 = 1;
 /// Not to be used.
 pub(super) const RESERVED: u32 = 2;
+/// ACPI tables.
+const TABLES: u32 = 3;
 
 /// Ranges of physical addresses with what they are, lowest first. A program that is entered directly keeps
 /// the page tables that it starts with, so they are not its own: they are below 1 MiB and in `tables`.
 pub(super) fn memory_map(bytes: u64, tables: Option<&Range<u64>>) -> Vec<(Range<u64>, u32)> {
     let mut map = match tables {
         Some(_) => vec![(0..LOAD, RESERVED)],
-        None => vec![(0..LOW_END, RAM), (LOW_END..LOAD, RESERVED)],
+        None => vec![
+            (0..LOW_END, RAM),
+            (LOW_END..layout::ACPI.start, RESERVED),
+            (layout::ACPI, TABLES),
+            (layout::ACPI.end..LOAD, RESERVED),
+        ],
     };
     let none = HOLE.start..HOLE.start;
     let tables = tables.unwrap_or(&none);
@@ -52,8 +60,7 @@ pub(super) fn encode(
         info.extend(word.to_le_bytes());
     }
     let modules_at = if modules == 0 { 0 } else { MODULES };
-    // The place of the ACPI tables' root is zero: there are none.
-    for address in [modules_at, COMMAND_LINE, 0, MEMORY_MAP] {
+    for address in [modules_at, COMMAND_LINE, acpi::ROOT, MEMORY_MAP] {
         info.extend(address.to_le_bytes());
     }
     for word in [map.len() as u32, 0] {

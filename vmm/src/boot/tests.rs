@@ -74,6 +74,7 @@ fn boot(bytes: &[u8], memory: u64) -> (Result<Entry>, Memory) {
         kernel: file.path(),
         cmdline: "do=hello",
         initrd: None,
+        processors: 1,
     };
     (load(&memory, &boot, true), memory)
 }
@@ -119,6 +120,13 @@ fn a_kernel_with_a_pvh_note_is_entered_by_the_first_processor() {
         read(&memory, layout::START_INFO),
         0x336E_C578_u32.to_le_bytes()
     );
+    assert_eq!(
+        read(&memory, layout::RESET_VECTOR),
+        [0xB0, 0xFE, 0xE6, 0x64, 0xF4]
+    );
+    let root = read(&memory, layout::START_INFO + 0x20);
+    assert_eq!(root, layout::ACPI.start.to_le_bytes());
+    assert_eq!(read(&memory, layout::ACPI.start), *b"RSD PTR ");
     let both = [pvh, own_note()].concat();
     let file = elf_file(2 * MIB, &[(2 * MIB, b"code", 4)], &both);
     assert_eq!(boot(&file, 64 * MIB).0.unwrap(), Entry::Direct(2 * MIB));
@@ -180,6 +188,7 @@ fn an_initrd_never_lies_over_the_kernel() {
             kernel: file.path(),
             cmdline: "",
             initrd: Some(initrd.path()),
+            processors: 1,
         };
         assert_eq!(load(&memory, &boot, true).is_ok(), fits, "{bytes}");
         if fits {
@@ -235,8 +244,12 @@ fn a_bzimage_is_placed_where_it_wants_to_be() {
         read(&memory, layout::ZERO_PAGE + 0x228),
         (COMMAND_LINE as u32).to_le_bytes()
     );
+    assert_eq!(
+        read(&memory, layout::ZERO_PAGE + 0x70),
+        layout::ACPI.start.to_le_bytes()
+    );
     assert!(
-        read::<1>(&memory, layout::ZERO_PAGE + 0x1E8)[0] >= 3,
+        read::<1>(&memory, layout::ZERO_PAGE + 0x1E8)[0] >= 5,
         "ranges of memory"
     );
     let refused = boot(&bzimage(b"payload"), 16 * MIB).0.unwrap_err();

@@ -7,18 +7,20 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::io::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_superio::serial::NoEvents;
-use vm_superio::{Serial, Trigger};
+use vm_superio::{Serial, SerialState, Trigger};
 
 use crate::bus::BusDevice;
+use crate::snapshot;
 
 /// Where what the guest prints goes.
 pub type Output = Box<dyn Write + Send>;
 
 /// Raises the port's interrupt.
-pub(crate) struct Line(Box<dyn Fn() + Send>);
+#[derive(Clone)]
+pub(crate) struct Line(Arc<dyn Fn() + Send + Sync>);
 
 impl Trigger for Line {
     type E = Infallible;
@@ -40,14 +42,56 @@ impl fmt::Debug for SerialPort {
 
 impl SerialPort {
     /// A port that prints to `output` and calls `interrupt` for each interrupt.
-    pub(crate) fn new(output: Output, interrupt: Box<dyn Fn() + Send>) -> Self {
-        Self(Mutex::new(Serial::new(Line(interrupt), output)))
+    pub(crate) fn new(output: Output, interrupt: Box<dyn Fn() + Send + Sync>) -> Self {
+        Self(Mutex::new(Serial::new(Line(interrupt.into()), output)))
     }
 
     /// Give the guest bytes; says how many there was room for.
     pub(crate) fn input(&self, bytes: &[u8]) -> usize {
         let mut port = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         port.enqueue_raw_bytes(bytes).unwrap_or(0)
+    }
+
+    /// Its registers, and what the guest has not read.
+    pub(crate) fn save(&self) -> snapshot::Serial {
+        let port = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = port.state();
+        snapshot::Serial {
+            divisor_low: state.baud_divisor_low,
+            divisor_high: state.baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            input: state.in_buffer,
+        }
+    }
+
+    /// Be as it was saved. May raise the interrupt. More input than there is room for is refused.
+    pub(crate) fn restore(&self, saved: &snapshot::Serial) -> Result<(), &'static str> {
+        let state = SerialState {
+            baud_divisor_low: saved.divisor_low,
+            baud_divisor_high: saved.divisor_high,
+            interrupt_enable: saved.interrupt_enable,
+            interrupt_identification: saved.interrupt_identification,
+            line_control: saved.line_control,
+            line_status: saved.line_status,
+            modem_control: saved.modem_control,
+            modem_status: saved.modem_status,
+            scratch: saved.scratch,
+            in_buffer: saved.input.clone(),
+        };
+        let mut port = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = port.interrupt_evt().clone();
+        // The output is only given away with the port that it belongs to.
+        let none: Output = Box::new(std::io::sink());
+        let before = std::mem::replace(&mut *port, Serial::new(line.clone(), none));
+        let after = Serial::from_state(&state, line, NoEvents, before.into_writer());
+        *port = after.map_err(|_| "there is more input than the port has room for")?;
+        Ok(())
     }
 }
 

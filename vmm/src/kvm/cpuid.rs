@@ -16,6 +16,10 @@ const AMD_TOPOLOGY: u32 = 0x8000_001E;
 
 /// Leaf 1, ECX: the timer of the local APIC can wait for a value of the TSC.
 const TSC_DEADLINE: u32 = 1 << 24;
+/// Leaf 1, ECX: VMX. A guest that runs guests of its own has a state that is not saved.
+const VMX: u32 = 1 << 5;
+/// Leaf `0x8000_0001`, ECX: SVM, the same.
+const SVM: u32 = 1 << 2;
 /// Leaf 1, ECX: there is a hypervisor.
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: the count of logical processors in EBX is valid.
@@ -63,7 +67,7 @@ fn place(leaf: &mut kvm_cpuid_entry2, id: u32, many: u32) {
     match leaf.function {
         FEATURES => {
             leaf.ebx = leaf.ebx & 0xFFFF | many << 16 | id << 24;
-            leaf.ecx |= TSC_DEADLINE | HYPERVISOR;
+            leaf.ecx = leaf.ecx & !VMX | TSC_DEADLINE | HYPERVISOR;
             leaf.edx = if many > 1 {
                 leaf.edx | MANY
             } else {
@@ -79,6 +83,7 @@ fn place(leaf: &mut kvm_cpuid_entry2, id: u32, many: u32) {
                 leaf.eax |= ids.min(63) << 26;
             }
         }
+        AMD_FEATURES => leaf.ecx &= !SVM,
         AMD_SIZES => {
             leaf.ecx = leaf.ecx & !0xF0FF | id_bits(many) << 12 | (many - 1);
         }
@@ -156,6 +161,21 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn guests_of_guests_are_not_offered() {
+        let offers = |function, ecx| kvm_cpuid_entry2 {
+            ecx,
+            ..leaf(function)
+        };
+        let host = [
+            offers(FEATURES, 1 << 5 | 1),
+            offers(AMD_FEATURES, 1 << 2 | 1),
+        ];
+        let leaves = of_vcpu(&host, 0, 1);
+        assert_eq!(leaves[0].ecx & (1 << 5 | 1), 1);
+        assert_eq!(leaves[1].ecx, 1);
     }
 
     #[test]

@@ -33,6 +33,11 @@ impl Event {
         self.borrowed().try_clone_to_owned()
     }
 
+    /// The same eventfd once more.
+    pub(crate) fn duplicate(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
     /// Ring it.
     pub(crate) fn ring(&self) -> io::Result<()> {
         self.0.write(1)

@@ -1,23 +1,28 @@
 //! The kernel's side of a machine: `/dev/kvm`, its machines and their vCPUs.
 //!
-//! Driver, and with `memory.rs` the only place of this crate that may hold unsafe code. Makes system calls
+//! Driver, and with `memory.rs` and `memory/userfault.rs` the only place of this crate that may hold unsafe code. Makes system calls
 //! and says what came of them; must hold no policy. Specified in the kernel's `virt/kvm/api.rst`.
 
 mod cpuid;
 mod event;
 mod routes;
+mod state;
 mod vcpu;
 mod vm;
 
 pub(crate) use event::Event;
+pub(crate) use state::TscBase;
 pub(crate) use vcpu::{Kick, Ran, Start, Vcpu};
 pub(crate) use vm::Vm;
+
+use std::sync::Arc;
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::memory::Memory;
 use crate::{Error, ErrorKind, Result};
+use state::Abilities;
 
 /// What a machine cannot do without.
 const NEEDED: [(Cap, &str); 8] = [
@@ -67,7 +72,16 @@ impl Host {
             .kvm
             .create_vm()
             .map_err(|error| Error::host("KVM cannot make a machine", error))?;
-        Vm::new(fd, memory)
+        let abilities = Abilities::of(&self.kvm, &fd)?;
+        Vm::new(fd, memory, Arc::new(abilities))
+    }
+
+    fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    fn supported_cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
     }
 
     /// How many processors KVM lets a machine have.

@@ -14,7 +14,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use super::state::Abilities;
 use crate::bus::Ports;
+use crate::statistics::{Left, VcpuCounters};
 use crate::{Error, Result};
 
 /// What [`Vcpu::run`] came back with.
@@ -45,7 +47,11 @@ pub(crate) struct Vcpu {
     fd: VcpuFd,
     index: u8,
     kick: Arc<Kick>,
+    counters: Arc<VcpuCounters>,
     half_done: bool,
+    abilities: Arc<Abilities>,
+    /// What it says of itself as far as we decide that: some KVMs show guests more of the host than they were told.
+    cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 /// Makes a processor leave the guest, or not enter it.
@@ -92,15 +98,28 @@ const FIRMWARE_MSRS: [(u32, u64); 2] = [(0x1A0, 1), (0x2FF, 1 << 11 | 6)];
 
 impl Vcpu {
     /// A processor that KVM has just made.
-    pub(super) fn new(mut fd: VcpuFd, index: u8) -> Self {
+    pub(super) fn new(mut fd: VcpuFd, index: u8, abilities: Arc<Abilities>) -> Self {
         let flag = NonNull::from(&mut fd.get_kvm_run().immediate_exit).cast();
         let kick = Arc::new(Kick(Mutex::new(Some(Flag(flag)))));
         Self {
             fd,
             index,
             kick,
+            counters: Arc::default(),
             half_done: false,
+            abilities,
+            cpuid: Vec::new(),
         }
+    }
+
+    /// As `kvm-ioctls` wants it.
+    pub(super) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// What can be read and written of it.
+    pub(super) fn abilities(&self) -> &Abilities {
+        &self.abilities
     }
 
     /// What makes it leave the guest.
@@ -108,22 +127,35 @@ impl Vcpu {
         Arc::clone(&self.kick)
     }
 
-    /// Ticks of its time stamp counter in a millisecond, where KVM says that.
-    pub(crate) fn tsc_khz(&self) -> Option<u32> {
-        self.fd.get_tsc_khz().ok().filter(|khz| *khz > 0)
+    /// What was said that it is.
+    pub(super) fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
+    }
+
+    /// Say what it is.
+    pub(super) fn set_cpuid(&mut self, cpuid: Vec<kvm_cpuid_entry2>) -> Result<()> {
+        let leaves =
+            CpuId::from_entries(&cpuid).map_err(|_| Error::invalid("too many leaves of CPUID"))?;
+        self.fd.set_cpuid2(&leaves).map_err(|error| {
+            let what = format!("KVM: processor {}: CPUID was refused", self.index);
+            Error::host(what, error)
+        })?;
+        self.cpuid = cpuid;
+        Ok(())
+    }
+
+    /// What is counted of it.
+    pub(crate) fn counters(&self) -> Arc<VcpuCounters> {
+        Arc::clone(&self.counters)
     }
 
     /// Say what it is and where it starts.
-    pub(crate) fn prepare(&self, cpuid: &[kvm_cpuid_entry2], start: &Start) -> Result<()> {
+    pub(crate) fn prepare(&mut self, cpuid: Vec<kvm_cpuid_entry2>, start: &Start) -> Result<()> {
+        self.set_cpuid(cpuid)?;
         let failed = |what: &'static str| {
             let index = self.index;
             move |error| Error::host(format!("KVM: processor {index}: {what}"), error)
         };
-        let leaves =
-            CpuId::from_entries(cpuid).map_err(|_| Error::invalid("too many leaves of CPUID"))?;
-        self.fd
-            .set_cpuid2(&leaves)
-            .map_err(failed("CPUID was refused"))?;
         self.set_msrs()?;
         let fpu = kvm_fpu {
             fcw: 0x37F,
@@ -185,6 +217,16 @@ impl Vcpu {
         bit.cast_unsigned() >> (vector % 8) & 1 == 1
     }
 
+    /// Whether an interrupt waits; it does no more.
+    #[cfg(test)]
+    pub(crate) fn take_interrupt(&self, vector: u8) -> bool {
+        let waits = self.interrupt_waits(vector);
+        let mut lapic = self.fd.get_lapic().unwrap();
+        lapic.regs[0x200..0x280].fill(0);
+        self.fd.set_lapic(&lapic).unwrap();
+        waits
+    }
+
     /// Enter the guest until it needs something, and answer that.
     pub(crate) fn run(&mut self, ports: &dyn Ports) -> Ran {
         let ended = match self.fd.run() {
@@ -195,15 +237,18 @@ impl Vcpu {
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 self.half_done = true;
+                self.counters.count(Left::MemoryRead);
                 ports.memory_read(address, data);
                 return Ran::Answered;
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 self.half_done = true;
+                self.counters.count(Left::MemoryWrite);
                 ports.memory_write(address, data);
                 return Ran::Answered;
             }
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr) => {
+                self.counters.count(Left::Interrupted);
                 return Ran::Interrupted;
             }
             Ok(VcpuExit::Shutdown) => "triple fault".to_owned(),
@@ -217,6 +262,7 @@ impl Vcpu {
             Ok(other) => format!("exit that is not expected: {other:?}"),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 self.half_done = false;
+                self.counters.count(Left::Interrupted);
                 return Ran::Interrupted;
             }
             Err(error) => format!("KVM cannot run it: {error}"),
@@ -246,6 +292,12 @@ impl Vcpu {
         let page: *mut u8 = std::ptr::from_mut(run).cast();
         // SAFETY: the exit was for I/O, so this is the member of the union that KVM has filled.
         let io = unsafe { run.__bindgen_anon_1.io };
+        self.counters
+            .count(if u32::from(io.direction) == KVM_EXIT_IO_IN {
+                Left::PortRead
+            } else {
+                Left::PortWrite
+            });
         let size = usize::from(io.size.max(1));
         let bytes = size * io.count as usize;
         // SAFETY: KVM says where in the pages that are mapped behind `kvm_run` the data is, and that it is

@@ -3,7 +3,7 @@
 //! Driver. What is unsafe here is that KVM is given addresses of this process; they stay valid because
 //! [`Vm`] keeps the memory alive as long as its descriptor is open.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use blockserver::virtio::GuestMemory;
 use kvm_bindings::{
@@ -13,6 +13,7 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 
 use super::event::Event;
 use super::routes::Routes;
+use super::state::Abilities;
 use super::vcpu::Vcpu;
 use crate::layout::{IDENTITY_MAP, TASK_STATE};
 use crate::memory::{Memory, Slot};
@@ -24,13 +25,16 @@ use crate::{Error, Result};
 pub(crate) struct Vm {
     fd: VmFd,
     routes: Mutex<Routes>,
+    abilities: Arc<Abilities>,
+    /// What raises lines of the interrupt controllers, each with its line.
+    lines: Mutex<Vec<(Event, u32)>>,
     /// What the slots point to. Dropped after the descriptor.
     _memory: GuestMemory,
 }
 
 impl Vm {
     /// Give a new machine its memory and its interrupt controllers.
-    pub(super) fn new(fd: VmFd, memory: &Memory) -> Result<Self> {
+    pub(super) fn new(fd: VmFd, memory: &Memory, abilities: Arc<Abilities>) -> Result<Self> {
         let failed = |what: &'static str| move |error| Error::host(format!("KVM: {what}"), error);
         fd.set_identity_map_address(IDENTITY_MAP)
             .map_err(failed("no place for the identity map"))?;
@@ -49,8 +53,20 @@ impl Vm {
         Ok(Self {
             fd,
             routes: Mutex::default(),
+            abilities,
+            lines: Mutex::default(),
             _memory: memory.guest().clone(),
         })
+    }
+
+    /// As `kvm-ioctls` wants it.
+    pub(super) fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    /// What can be read and written of it.
+    pub(super) fn abilities(&self) -> &Abilities {
+        &self.abilities
     }
 
     /// Make processor `index`.
@@ -58,7 +74,7 @@ impl Vm {
         let fd = self.fd.create_vcpu(u64::from(index));
         let fd =
             fd.map_err(|error| Error::host(format!("KVM cannot make processor {index}"), error))?;
-        Ok(Vcpu::new(fd, index))
+        Ok(Vcpu::new(fd, index, Arc::clone(&self.abilities)))
     }
 
     /// A number for interrupts by message; `None` when there is none left.
@@ -95,6 +111,27 @@ impl Vm {
         told.map_err(|error| {
             Error::host("KVM refused to raise interrupts by file descriptor", error)
         })
+    }
+
+    /// Ringing `event` raises this line of the interrupt controllers for as long as the machine is there.
+    pub(crate) fn connect_line(&self, event: &Event, line: u32) -> Result<()> {
+        let kept = event.duplicate();
+        let kept = kept.map_err(|error| Error::host("no eventfd for an interrupt line", error))?;
+        self.connect(event, line)?;
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.push((kept, line));
+        Ok(())
+    }
+
+    /// Return when each line that was rung has been raised: KVM does that on a thread of its own, and waits for
+    /// it when the line is taken back.
+    pub(crate) fn settle_lines(&self) -> Result<()> {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        for (event, line) in lines.iter() {
+            self.disconnect(event, *line)?;
+            self.connect(event, *line)?;
+        }
+        Ok(())
     }
 
     /// Ringing `event` raises nothing any more; it is kept in the event.

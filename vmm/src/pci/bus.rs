@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use super::Function;
 use super::config::BYTES;
 use crate::bus::BusDevice;
+use crate::snapshot;
 
 /// Devices on a bus; each has one function.
 pub(crate) const SLOTS: usize = 32;
@@ -34,6 +35,8 @@ pub(crate) struct PciBus {
     functions: RwLock<Vec<Option<Shared>>>,
     places: RwLock<Vec<Place>>,
     window: Range<u64>,
+    /// The address register at port 0xCF8.
+    address: Mutex<u32>,
 }
 
 impl fmt::Debug for PciBus {
@@ -55,6 +58,7 @@ impl PciBus {
             functions: RwLock::new(vec![None; SLOTS]),
             places: RwLock::default(),
             window,
+            address: Mutex::default(),
         }
     }
 
@@ -72,6 +76,49 @@ impl PciBus {
         }
         self.replace(slot, &*lock(function));
         true
+    }
+
+    fn address(&self) -> MutexGuard<'_, u32> {
+        self.address.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the function in `slot` is decoded has changed otherwise than by a guest.
+    pub(crate) fn moved(&self, slot: usize) {
+        if let Some(function) = self.function(slot) {
+            self.replace(slot, &*lock(&function));
+        }
+    }
+
+    /// What it remembers beside its functions, but the host bridge.
+    pub(crate) fn save(&self) -> snapshot::Pci {
+        let mut host_bridge = [0; BYTES];
+        self.config_read(0, 0, &mut host_bridge);
+        snapshot::Pci {
+            address: *self.address(),
+            host_bridge,
+        }
+    }
+
+    /// Remember what was saved, as far as a guest may have brought it about; `false` where it cannot.
+    pub(crate) fn restore(&self, saved: &snapshot::Pci) -> bool {
+        *self.address() = saved.address & !RESERVED;
+        self.config_write(0, 0, &saved.host_bridge);
+        self.save() == *saved
+    }
+
+    /// Take the function out of `slot`. An access that had found it before may still come to it.
+    pub(crate) fn remove(&self, slot: usize) {
+        {
+            let mut functions = self
+                .functions
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            if let Some(place) = functions.get_mut(slot) {
+                *place = None;
+            }
+        }
+        let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
+        places.retain(|place| place.slot != slot);
     }
 
     fn function(&self, slot: usize) -> Option<Shared> {
@@ -141,7 +188,9 @@ impl BusDevice for Window {
     fn read(&self, offset: u64, data: &mut [u8]) {
         match self.0.find(self.0.window.start + offset, data.len()) {
             Some((function, bar, at)) => lock(&function).memory_read(bar, at, data),
-            None => data.fill(0xFF),
+            // Not all ones, as on a bus of wires: a driver of virtio that resets a device which was pulled out waits
+            // until its status is 0, and would wait for ever.
+            None => data.fill(0),
         }
     }
 
@@ -182,28 +231,24 @@ impl BusDevice for Ecam {
 
 /// Configuration space by ports 0xCF8 (address) and 0xCFC (data).
 #[derive(Debug)]
-pub(crate) struct ConfigPorts {
-    bus: Arc<PciBus>,
-    address: Mutex<u32>,
-}
+pub(crate) struct ConfigPorts(Arc<PciBus>);
 
 /// The address register: accesses to the data port reach configuration space.
 const ENABLED: u32 = 1 << 31;
+/// Its bits that are always zero.
+const RESERVED: u32 = 0x7F00_0003;
 /// Where the data port begins.
 const DATA: u64 = 4;
 
 impl ConfigPorts {
     /// Ports to `bus`.
     pub(crate) fn new(bus: Arc<PciBus>) -> Self {
-        Self {
-            bus,
-            address: Mutex::default(),
-        }
+        Self(bus)
     }
 
     /// What the data port at `offset` stands for now.
     fn place(&self, offset: u64) -> Option<(usize, usize)> {
-        let address = *self.address.lock().unwrap_or_else(PoisonError::into_inner);
+        let address = *self.0.address();
         // Bus 0, function 0: all other bits of the number are zero.
         let here = address & ENABLED != 0 && address & 0x7FFF_0700 == 0;
         let slot = (address >> 11 & 0x1F) as usize;
@@ -216,10 +261,10 @@ impl BusDevice for ConfigPorts {
         data.fill(0xFF);
         if offset >= DATA {
             if let Some((slot, at)) = self.place(offset) {
-                self.bus.config_read(slot, at, data);
+                self.0.config_read(slot, at, data);
             }
         } else if offset == 0 && data.len() == 4 {
-            let address = *self.address.lock().unwrap_or_else(PoisonError::into_inner);
+            let address = *self.0.address();
             data.copy_from_slice(&address.to_le_bytes());
         }
     }
@@ -227,13 +272,12 @@ impl BusDevice for ConfigPorts {
     fn write(&self, offset: u64, data: &[u8]) {
         if offset >= DATA {
             if let Some((slot, at)) = self.place(offset) {
-                self.bus.config_write(slot, at, data);
+                self.0.config_write(slot, at, data);
             }
         } else if offset == 0
             && let Ok(bytes) = data.try_into()
         {
-            let address = u32::from_le_bytes(bytes) & !0x7F00_0003;
-            *self.address.lock().unwrap_or_else(PoisonError::into_inner) = address;
+            *self.0.address() = u32::from_le_bytes(bytes) & !RESERVED;
         }
     }
 }

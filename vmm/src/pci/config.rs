@@ -88,7 +88,7 @@ impl ConfigSpace {
     }
 
     /// `size` bytes (a power of two, at least 16) of 64-bit memory at base addresses `bar` and `bar + 1`,
-    /// at `address` at first, and decoded: what firmware leaves behind.
+    /// at `address` at first, and decoded nowhere, as after a reset (PCI 3.0, 6.2.2).
     pub(crate) fn add_memory(&mut self, bar: u8, size: u64, address: u64) {
         let at = BASE_ADDRESSES + usize::from(bar) * 4;
         self.set(at, &address.to_le_bytes());
@@ -98,6 +98,10 @@ impl ConfigSpace {
         if let Some(place) = self.sizes.get_mut(usize::from(bar)) {
             *place = size;
         }
+    }
+
+    /// It is decoded and may reach memory: what firmware leaves behind.
+    pub(crate) fn switch_on(&mut self) {
         self.set(COMMAND, &[MEMORY | MASTER]);
     }
 
@@ -132,6 +136,22 @@ impl ConfigSpace {
         for ((place, bits), byte) in places.zip(data) {
             *place = *place & !bits | byte & bits;
         }
+    }
+
+    /// All of it.
+    pub(crate) fn bytes(&self) -> [u8; BYTES] {
+        self.bytes
+    }
+
+    /// Hold these bytes, as far as a guest may have changed them; the offset of the first that differs in what a
+    /// guest cannot change.
+    pub(crate) fn restore(&mut self, bytes: &[u8; BYTES]) -> Result<(), usize> {
+        let mut places = self.bytes.iter().zip(self.writable).zip(bytes);
+        if let Some(at) = places.position(|((own, bits), byte)| (own ^ byte) & !bits != 0) {
+            return Err(at);
+        }
+        self.write(0, bytes);
+        Ok(())
     }
 
     /// Two bytes.
@@ -183,6 +203,8 @@ mod tests {
     fn writing_ones_to_a_base_address_tells_its_size() {
         let mut space = space();
         space.add_memory(0, 0x1_0000, 0xC001_0000);
+        assert!(space.decoded().is_empty(), "not decoded: 6.2.2");
+        space.switch_on();
         assert_eq!(space.decoded(), [(0, 0xC001_0000..0xC002_0000)]);
         space.write(0x10, &[0xFF; 8]);
         assert_eq!(space.double_word(0x10), 0xFFFF_0004);

@@ -95,6 +95,18 @@ impl Msix {
             .collect()
     }
 
+    /// The table, by double words.
+    pub(crate) fn entries(&self) -> Vec<[u32; 4]> {
+        self.entries.iter().map(|Entry(words)| *words).collect()
+    }
+
+    /// Fill the table, as far as there are entries for it. For one that is off.
+    pub(crate) fn fill(&mut self, entries: &[[u32; 4]]) {
+        for (entry, words) in self.entries.iter_mut().zip(entries) {
+            *entry = Entry(*words);
+        }
+    }
+
     /// Read the table.
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         for (index, to) in data.iter_mut().enumerate() {

@@ -12,9 +12,12 @@ use blockserver::virtio::block::{BlockDevice, CONFIG_LEN, SERIAL_LEN, serial};
 use blockserver::virtio::{QueueOptions, QueueState};
 
 use super::{Activation, Alarm, VirtioDevice};
+use crate::snapshot::{DeviceState, Disk};
 
 /// Its number (5).
 const KIND: u16 = 2;
+/// Bytes of what its size is counted in (5.2.4).
+const SECTOR: u32 = 512;
 /// Most descriptors of a queue.
 const QUEUE_SIZE: u16 = 256;
 
@@ -49,6 +52,16 @@ impl Block {
 
     fn offered(&self) -> BlockDevice {
         self.export.block_device(self.queues, QUEUE_SIZE)
+    }
+
+    /// What a guest has seen of it.
+    fn remembered(&self) -> Disk {
+        let offered = self.offered();
+        Disk {
+            sectors: offered.size / u64::from(SECTOR),
+            logical_sector: offered.logical_sector,
+            serial: self.serial,
+        }
     }
 
     fn options(&self, number: u16, features: u64, alarm: &Alarm) -> QueueOptions {
@@ -92,19 +105,37 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        self.reset();
         for (number, setup) in activation.queues {
             let options = self.options(number, activation.features, &activation.alarm);
             let memory = activation.memory.clone();
-            match self.export.attach_queue(memory, setup, options) {
-                Ok(queue) => self.serving.push((number, queue)),
-                Err(error) => {
-                    self.reset();
-                    return Err(error);
-                }
-            }
+            let queue = self.export.attach_queue(memory, setup, options)?;
+            self.serving.push((number, queue));
         }
         Ok(())
+    }
+
+    fn state(&self) -> DeviceState {
+        DeviceState::Disk(self.remembered())
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), String> {
+        let DeviceState::Disk(saved) = state else {
+            return Err("it is a disk, and was none".to_owned());
+        };
+        let here = self.remembered();
+        if here == *saved {
+            return Ok(());
+        }
+        let words = |disk: &Disk| {
+            let name = String::from_utf8_lossy(&disk.serial);
+            format!(
+                "the disk `{}` of {} sectors, each of {} bytes",
+                name.trim_end_matches('\0').escape_debug(),
+                disk.sectors / u64::from(disk.logical_sector / SECTOR).max(1),
+                disk.logical_sector
+            )
+        };
+        Err(format!("it is {}, and was {}", words(&here), words(saved)))
     }
 
     fn reset(&mut self) -> Vec<(u16, QueueState)> {
@@ -113,5 +144,20 @@ impl VirtioDevice for Block {
             .into_iter()
             .map(|(number, queue)| (number, queue.stop()))
             .collect()
+    }
+
+    /// Requests of an export that is held wait for as long as it is, and with them whoever waits for a reset.
+    fn try_reset(&mut self) -> Option<Vec<(u16, QueueState)>> {
+        // All are asked before the first is waited for.
+        let serving = self.serving.iter();
+        let states: Vec<_> = serving
+            .map(|(number, queue)| (*number, queue.try_stop()))
+            .collect();
+        let states = states.into_iter();
+        let states = states
+            .map(|(number, state)| Some((number, state?)))
+            .collect::<Option<_>>()?;
+        self.serving.clear();
+        Some(states)
     }
 }

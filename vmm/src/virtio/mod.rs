@@ -6,6 +6,7 @@
 //! call. [`rng`] is a device.
 
 pub mod block;
+pub mod net;
 pub(crate) mod pci;
 pub mod rng;
 pub(crate) mod transport;
@@ -19,12 +20,13 @@ use std::sync::atomic::AtomicBool;
 use blockserver::virtio::{GuestMemory, QueueSetup, QueueState};
 
 use crate::pci::Message;
+use crate::snapshot::DeviceState;
 
 /// Feature bit 32: the device is of VIRTIO 1.0 or later (6). Always offered and required here.
 pub const VERSION_1: u64 = 1 << 32;
 
 /// A device behind the transport. The transport calls it with the lock of its PCI function held, so nothing
-/// here may wait for a processor of the guest.
+/// here may wait for a processor of the guest, and what may take long has a way to be begun and asked for.
 pub trait VirtioDevice: Send + fmt::Debug {
     /// Its number (5): 2 for a block device, 4 for entropy.
     fn kind(&self) -> u16;
@@ -42,15 +44,34 @@ pub trait VirtioDevice: Send + fmt::Debug {
         let _ = (offset, data);
     }
     /// The driver is ready (`DRIVER_OK`), or a device that was stopped goes on. Queues are checked: sizes,
-    /// alignment, and that they lie in memory.
+    /// alignment, and that they lie in memory. A device that cannot may have begun with some: it is reset before it
+    /// is activated again.
     fn activate(&mut self, activation: Activation) -> io::Result<()>;
     /// Take nothing more from the queues, finish what was taken, and say how far each queue is. Nothing of
     /// the guest's memory is touched afterwards. Also called when it was never activated.
     fn reset(&mut self) -> Vec<(u16, QueueState)>;
+    /// What the device itself remembers, beside its registers and queues. Asked while it is stopped.
+    fn state(&self) -> DeviceState {
+        DeviceState::Plain(self.kind())
+    }
+    /// Remember that, before it is activated for the first time. The text says why this cannot be the device that the
+    /// state is of.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), String> {
+        if self.state() == *state {
+            return Ok(());
+        }
+        Err("it remembers something else".to_owned())
+    }
+
+    /// [`Self::reset`] without waiting for what was taken: begin it, and nothing until it has ended. It is asked
+    /// again until then, and of the rest only for its configuration.
+    fn try_reset(&mut self) -> Option<Vec<(u16, QueueState)>> {
+        Some(self.reset())
+    }
 }
 
-/// By which a device at work says, from any thread, that it cannot go on without a reset (2.1.2). The driver
-/// is told.
+/// By which a device at work says something of itself, from any thread: that it cannot go on without a reset
+/// (2.1.2), or that its configuration is another one (2.5). The driver is told.
 #[derive(Clone)]
 pub struct Alarm(Arc<dyn Fn() + Send + Sync>);
 
@@ -60,7 +81,7 @@ impl Alarm {
         Self(Arc::new(raise))
     }
 
-    /// The device cannot go on. Returns at once.
+    /// Say it. Returns at once.
     pub fn raise(&self) {
         (self.0)();
     }
@@ -81,8 +102,10 @@ pub struct Activation {
     pub memory: GuestMemory,
     /// The queues that the driver has enabled, with their numbers.
     pub queues: Vec<(u16, QueueSetup)>,
-    /// For what goes wrong later.
+    /// For what goes wrong later: the device cannot go on.
     pub alarm: Alarm,
+    /// For what [`VirtioDevice::read_config`] gives: it is something else than before.
+    pub changed: Alarm,
 }
 
 /// Something that signals the driver.
@@ -103,6 +126,10 @@ pub(crate) trait Wires: Send + fmt::Debug {
     fn connect(&mut self, source: Source, vector: Option<u16>) -> io::Result<()>;
     /// Whether a source of this vector was signalled and has not been delivered.
     fn is_pending(&self, vector: u16) -> bool;
+    /// Return when what was signalled and can be delivered has arrived at the interrupt controllers.
+    fn settle(&mut self) -> io::Result<()>;
+    /// Whether a source was signalled and has not been delivered.
+    fn is_signalled(&self, source: Source) -> bool;
     /// Signal the driver.
     fn signal(&self, source: Source);
     /// The driver rings a queue.

@@ -8,7 +8,12 @@
 //!   0x8000  MSI-X table                          0xC000  MSI-X pending bits
 //! ```
 //!
+//! A reset may take long: what a held disk has taken ends when it goes on. So no access waits for it, and
+//! the driver reads the status from before until the device has let go, as it has to expect (4.1.4.3.2).
+//!
 //! There is no `INTx`: a source without a vector is never delivered. Must never panic on what a guest does.
+
+mod saved;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -58,10 +63,24 @@ pub(crate) struct VirtioFunction {
     memory: GuestMemory,
     /// Where the capabilities are whose bytes are registers: MSI-X, and access by configuration space.
     capabilities: (usize, usize),
+    /// Whether the device may have queues: it was activated, and has not stopped since.
+    active: bool,
     /// Queues of a device that was stopped by the host and shall go on.
     stopped: Option<Vec<(u16, QueueState)>>,
-    /// Set by a device that cannot go on.
+    alarms: Alarms,
+    /// Whether the driver has asked for a reset that has not ended.
+    resetting: bool,
+    /// Whether it has been taken off the bus: whoever comes late finds nothing.
+    gone: bool,
+}
+
+/// What a device has told of itself and the registers do not show yet.
+#[derive(Debug, Default)]
+struct Alarms {
+    /// It cannot go on.
     raised: Arc<AtomicBool>,
+    /// Its configuration is another one.
+    changed: Arc<AtomicBool>,
 }
 
 /// The bytes of a `virtio_pci_cap` behind id and pointer (4.1.4).
@@ -84,7 +103,7 @@ fn class(kind: u16) -> u32 {
 }
 
 impl VirtioFunction {
-    /// `device`, decoded at `address` at first.
+    /// `device` with its registers at `address`, but switched off: as one that firmware has not seen.
     pub(crate) fn new(
         device: Box<dyn VirtioDevice>,
         wires: Box<dyn Wires>,
@@ -115,7 +134,7 @@ impl VirtioFunction {
         let msix_at = config.add_capability(MSIX_CAPABILITY, &table);
         config.allow(msix_at + 3, &[0xC0]);
         let transport = Transport::new(device.features(), &queues, msix.vectors());
-        let mut function = Self {
+        Self {
             config,
             msix,
             transport,
@@ -123,11 +142,18 @@ impl VirtioFunction {
             wires,
             memory,
             capabilities: (msix_at, access),
+            active: false,
             stopped: None,
-            raised: Arc::default(),
-        };
-        function.place_doorbells();
-        function
+            alarms: Alarms::default(),
+            resetting: false,
+            gone: false,
+        }
+    }
+
+    /// It is decoded from now on, as firmware leaves it.
+    pub(crate) fn switch_on(&mut self) {
+        self.config.switch_on();
+        self.place_doorbells();
     }
 
     fn place_doorbells(&mut self) {
@@ -147,9 +173,12 @@ impl VirtioFunction {
         }
     }
 
-    /// See whether the device has raised its alarm, which has signalled the driver already.
+    /// See whether the device has raised an alarm, which has signalled the driver already.
     fn heed_alarm(&mut self) {
-        if self.raised.swap(false, Ordering::SeqCst) {
+        if self.alarms.changed.swap(false, Ordering::SeqCst) {
+            self.transport.config_changed();
+        }
+        if self.alarms.raised.swap(false, Ordering::SeqCst) {
             self.transport.needs_reset();
         }
     }
@@ -161,17 +190,40 @@ impl VirtioFunction {
         }
     }
 
-    /// Stop the device as it is, to go on with [`Self::go_on`]; processors of the guest must not run.
-    /// Says how far its queues are.
-    pub(crate) fn stop(&mut self) -> Vec<(u16, QueueState)> {
-        if self.stopped.is_none() && self.transport.is_live() {
-            self.stopped = Some(self.device.reset());
+    /// Take it off the bus for good: accesses find nothing, and its device begins to stop, which
+    /// [`Self::try_stop`] says the end of.
+    pub(crate) fn unplug(&mut self) {
+        self.gone = true;
+        let removed = self.wires.place_doorbells(None, u64::from(STRIDE));
+        if let Err(error) = removed {
+            tracing::warn!(%error, "doorbells of a device that is gone stay");
         }
-        self.stopped.clone().unwrap_or_default()
+        let _ = self.try_stop();
     }
 
-    /// The device goes on where it was stopped.
+    /// Stop the device as it is, to go on with [`Self::go_on`]; processors of the guest must not run, or it
+    /// must be off the bus. Says how far its queues are; nothing as long as it has not stopped, and is to be
+    /// asked again then.
+    pub(crate) fn try_stop(&mut self) -> Option<Vec<(u16, QueueState)>> {
+        self.settle();
+        if self.resetting {
+            return None;
+        }
+        if self.active {
+            // Also a device that needs a reset may have queues that work.
+            let queues = self.device.try_reset()?;
+            self.active = false;
+            self.heed_alarm();
+            self.stopped = self.transport.is_live().then_some(queues);
+        }
+        Some(self.stopped.clone().unwrap_or_default())
+    }
+
+    /// The device goes on where it was stopped, unless it is off the bus.
     pub(crate) fn go_on(&mut self) {
+        if self.gone {
+            return;
+        }
         if let Some(queues) = self.stopped.take() {
             let numbers: Vec<u16> = queues.iter().map(|(number, _)| *number).collect();
             let activated = self.activate(queues);
@@ -191,12 +243,15 @@ impl VirtioFunction {
                 Ok((number, QueueSetup { state, kick, call }))
             })
             .collect();
-        self.device.activate(Activation {
+        let activation = Activation {
             features: self.transport.features(),
             memory: self.memory.clone(),
             queues: queues?,
-            alarm: self.wires.alarm(Arc::clone(&self.raised))?,
-        })
+            alarm: self.wires.alarm(Arc::clone(&self.alarms.raised))?,
+            changed: self.wires.alarm(Arc::clone(&self.alarms.changed))?,
+        };
+        self.active = true;
+        self.device.activate(activation)
     }
 
     fn apply(&mut self, effect: Effect) {
@@ -205,9 +260,23 @@ impl VirtioFunction {
             Effect::ConfigVector(vector) => self.connect(Source::Config, vector),
             Effect::QueueVector(queue, vector) => self.connect(Source::Queue(queue), vector),
             Effect::Activate => self.go_live(),
-            Effect::Reset => self.reset(),
+            Effect::Reset => {
+                self.stopped = None;
+                self.resetting = true;
+                return self.settle();
+            }
         };
         self.or_needs_reset(done);
+    }
+
+    /// See whether a reset has ended that the driver asked for.
+    fn settle(&mut self) {
+        if self.resetting && self.device.try_reset().is_some() {
+            self.resetting = false;
+            self.active = false;
+            let reset = self.reset();
+            self.or_needs_reset(reset);
+        }
     }
 
     fn connect(&mut self, source: Source, vector: u16) -> std::io::Result<()> {
@@ -226,9 +295,8 @@ impl VirtioFunction {
 
     /// 2.4: the device touches nothing any more when the driver reads status 0.
     fn reset(&mut self) -> std::io::Result<()> {
-        self.stopped = None;
-        self.device.reset();
-        self.raised.store(false, Ordering::SeqCst);
+        self.alarms.raised.store(false, Ordering::SeqCst);
+        self.alarms.changed.store(false, Ordering::SeqCst);
         let (_, queues) = self.transport.vectors();
         self.transport.reset();
         for queue in 0..queues.len() as u16 {
@@ -269,6 +337,9 @@ impl VirtioFunction {
 
 impl Function for VirtioFunction {
     fn config_read(&mut self, offset: usize, data: &mut [u8]) {
+        if self.gone {
+            return data.fill(0xFF);
+        }
         if self.touches_data(offset, data.len())
             && let Some((at, width)) = self.asked()
         {
@@ -282,6 +353,9 @@ impl Function for VirtioFunction {
     }
 
     fn config_write(&mut self, offset: usize, data: &[u8]) {
+        if self.gone {
+            return;
+        }
         let decoded = self.config.decoded();
         self.config.write(offset, data);
         if decoded != self.config.decoded() {
@@ -306,11 +380,18 @@ impl Function for VirtioFunction {
     }
 
     fn decoded(&self) -> Vec<(u8, Range<u64>)> {
+        if self.gone {
+            return Vec::new();
+        }
         self.config.decoded()
     }
 
     fn memory_read(&mut self, _: u8, offset: u64, data: &mut [u8]) {
         data.fill(0);
+        if self.gone {
+            return;
+        }
+        self.settle();
         self.heed_alarm();
         match offset {
             0..ISR => self.transport.read(offset, data),
@@ -331,8 +412,14 @@ impl Function for VirtioFunction {
     }
 
     fn memory_write(&mut self, _: u8, offset: u64, data: &[u8]) {
+        if self.gone {
+            return;
+        }
+        self.settle();
         self.heed_alarm();
         match offset {
+            // 2.4.2: a driver waits for the end of a reset before it sets the device up anew.
+            0..TABLE if self.resetting => {}
             0..ISR => {
                 let effect = self.transport.write(offset, data);
                 self.apply(effect);

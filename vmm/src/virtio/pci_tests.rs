@@ -1,5 +1,10 @@
 //! A virtio function on a bus, with wires that remember what was asked of them.
 
+#[path = "pci/leaving_tests.rs"]
+mod leaving;
+#[path = "pci/saved_tests.rs"]
+mod saved;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,6 +32,8 @@ struct Seen {
     live: Option<(u64, Vec<u16>)>,
     alarm: Option<Alarm>,
     resets: u32,
+    /// How often a reset is asked for before it has ended.
+    slow: u32,
 }
 
 type Shared = Arc<Mutex<Seen>>;
@@ -55,6 +62,16 @@ impl Wires for Remembered {
 
     fn is_pending(&self, vector: u16) -> bool {
         self.0.lock().unwrap().pending.contains(&vector)
+    }
+
+    fn settle(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn is_signalled(&self, source: Source) -> bool {
+        let seen = self.0.lock().unwrap();
+        let vector = seen.connected.get(&source);
+        vector.is_some_and(|vector| seen.pending.contains(vector))
     }
 
     fn signal(&self, source: Source) {
@@ -138,6 +155,18 @@ impl VirtioDevice for Device {
         seen.resets += 1;
         std::mem::take(&mut self.queues)
     }
+
+    fn try_reset(&mut self) -> Option<Vec<(u16, QueueState)>> {
+        {
+            let mut seen = self.seen.lock().unwrap();
+            let left = seen.slow.checked_sub(1);
+            if let Some(left) = left {
+                seen.slow = left;
+                return None;
+            }
+        }
+        Some(self.reset())
+    }
 }
 
 const AT: u64 = PCI_WINDOW.start + 0x1_0000;
@@ -150,6 +179,11 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
+        Self::put_in(true)
+    }
+
+    /// A machine whose function was there from the beginning, or is put in.
+    fn put_in(from_the_beginning: bool) -> Self {
         let seen = Shared::default();
         let device = Device {
             seen: Arc::clone(&seen),
@@ -158,7 +192,11 @@ impl Machine {
         };
         let memory = Memory::new(4 << 20, false).unwrap();
         let wires = Box::new(Remembered(Arc::clone(&seen)));
-        let function = VirtioFunction::new(Box::new(device), wires, memory.guest().clone(), AT);
+        let memory = memory.guest().clone();
+        let mut function = VirtioFunction::new(Box::new(device), wires, memory, AT);
+        if from_the_beginning {
+            function.switch_on();
+        }
         let function = Arc::new(Mutex::new(function));
         let pci = Arc::new(PciBus::new(PCI_WINDOW));
         assert!(pci.insert(1, &(function.clone() as _)));
@@ -196,6 +234,11 @@ impl Machine {
 
     fn write(&self, at: u64, data: &[u8]) {
         self.bus.memory_write(AT + at, data);
+    }
+
+    /// Stop a device that does so at once.
+    fn stop(&self) -> Vec<(u16, QueueState)> {
+        self.function.lock().unwrap().try_stop().unwrap()
     }
 
     /// Where the capability of this id, and of this kind of structure, is.
@@ -357,7 +400,7 @@ fn a_function_that_is_moved_is_found_at_its_new_place() {
         machine.seen.lock().unwrap().doorbells,
         Some(there + DOORBELLS)
     );
-    assert_eq!(machine.read(0x12), [0xFF, 0xFF], "not where it was");
+    assert_eq!(machine.read(0x12), [0, 0], "not where it was");
     let mut queues = [0; 2];
     machine.bus.memory_read(there + 0x12, &mut queues);
     assert_eq!(queues, [2, 0]);
@@ -365,15 +408,12 @@ fn a_function_that_is_moved_is_found_at_its_new_place() {
     machine.bus.memory_read(there + 0x12, &mut queues);
     assert_eq!(
         (queues, machine.seen.lock().unwrap().doorbells),
-        ([0xFF; 2], None)
+        ([0; 2], None)
     );
     machine.set_config(4, &[6, 0]);
     machine.set_config(0x14, &1_u32.to_le_bytes());
     machine.bus.memory_read(there + 0x12, &mut queues);
-    assert_eq!(
-        queues, [0xFF; 2],
-        "outside of the window nothing is decoded"
-    );
+    assert_eq!(queues, [0; 2], "outside of the window nothing is decoded");
 }
 
 #[test]
@@ -407,23 +447,35 @@ fn registers_are_reached_through_configuration_space() {
 #[test]
 fn a_device_that_was_stopped_goes_on_with_its_queues() {
     let machine = Machine::new();
-    assert!(
-        machine.function.lock().unwrap().stop().is_empty(),
-        "not live"
-    );
+    assert!(machine.stop().is_empty(), "not live");
     machine.go_live();
-    let queues = machine.function.lock().unwrap().stop();
+    let queues = machine.stop();
     assert_eq!((queues.len(), queues[0].1.descriptors), (1, 0x10_0000));
-    assert_eq!(
-        machine.function.lock().unwrap().stop(),
-        queues,
-        "stopped is stopped"
-    );
+    assert_eq!(machine.stop(), queues, "stopped is stopped");
     assert_eq!(machine.seen.lock().unwrap().live, None);
     machine.function.lock().unwrap().go_on();
     let seen = machine.seen.lock().unwrap();
     assert_eq!(seen.live, Some((1 << 32, vec![0])));
     assert_eq!(seen.rings, [0], "what was rung meanwhile is not missed");
+}
+
+#[test]
+fn a_reset_that_takes_long_keeps_nobody_waiting_and_ends_with_status_zero() {
+    // 2.4, 4.1.4.3.2: the driver waits until it reads zero.
+    let machine = Machine::new();
+    machine.go_live();
+    machine.seen.lock().unwrap().slow = 5;
+    machine.write(0x14, &[0]);
+    assert_eq!(machine.read(0x14), [15]);
+    machine.write(0x14, &[1]);
+    machine.write(0x16, &1_u16.to_le_bytes());
+    assert_eq!(machine.seen.lock().unwrap().resets, 0);
+    assert!(machine.function.lock().unwrap().try_stop().is_none());
+    assert_eq!(machine.read(0x14), [0]);
+    assert_eq!(machine.read(0x16), [0, 0], "what was written is not kept");
+    assert_eq!(machine.seen.lock().unwrap().resets, 1);
+    machine.go_live();
+    assert_eq!(machine.read(0x14), [15]);
 }
 
 #[test]
@@ -454,6 +506,26 @@ enum Access {
     Memory(u64, Vec<u8>),
 }
 
+impl Access {
+    /// Write, and read what is there then.
+    fn make(self, machine: &Machine) {
+        match self {
+            Self::Port(at, mut data) => {
+                machine.bus.port_write(at, &data);
+                machine.bus.port_read(at, &mut data);
+            }
+            Self::Config(at, mut data) => {
+                machine.bus.memory_write(ECAM.start + at, &data);
+                machine.bus.memory_read(ECAM.start + at, &mut data);
+            }
+            Self::Memory(at, mut data) => {
+                machine.bus.memory_write(at, &data);
+                machine.bus.memory_read(at, &mut data);
+            }
+        }
+    }
+}
+
 fn access() -> impl Strategy<Value = Access> {
     let data = || prop::collection::vec(any::<u8>(), 1..=8);
     let near = prop_oneof![
@@ -479,20 +551,7 @@ proptest! {
     fn hostile_accesses_are_all_answered(accesses in prop::collection::vec(access(), 0..300)) {
         let machine = Machine::new();
         for access in accesses {
-            match access {
-                Access::Port(at, mut data) => {
-                    machine.bus.port_write(at, &data);
-                    machine.bus.port_read(at, &mut data);
-                }
-                Access::Config(at, mut data) => {
-                    machine.bus.memory_write(ECAM.start + at, &data);
-                    machine.bus.memory_read(ECAM.start + at, &mut data);
-                }
-                Access::Memory(at, mut data) => {
-                    machine.bus.memory_write(at, &data);
-                    machine.bus.memory_read(at, &mut data);
-                }
-            }
+            access.make(&machine);
         }
         let seen = machine.seen.lock().unwrap();
         prop_assert!(seen.vectors.keys().all(|vector| *vector < 3));

@@ -9,6 +9,8 @@
 //!   live, but the queues cannot be --> DEVICE_NEEDS_RESET     live --FAILED--> the driver gave up
 //! ```
 
+mod saved;
+
 use blockserver::virtio::QueueState;
 
 use super::VERSION_1;

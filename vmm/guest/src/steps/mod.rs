@@ -1,11 +1,14 @@
 //! What can be done, by name. Each step runs on every vCPU at once.
 
 mod discard;
+mod echo;
 mod entropy;
 mod histogram;
 mod ledger;
 mod load;
 mod machine;
+mod net;
+mod plug;
 mod refusals;
 mod resize;
 mod touch;
@@ -43,7 +46,13 @@ pub(crate) fn run(vcpu: &Vcpu, boot: &Boot, step: &Step) {
         "ledger-check" => ledger::check(vcpu, boot, step),
         "discard" => discard::run(vcpu, boot, step, Verb::DISCARD),
         "zeroes" => discard::run(vcpu, boot, step, Verb::ZEROES),
+        "echo" => echo::echo(vcpu),
+        "plug-watch" => plug::watch(vcpu, boot, step),
         "resize-watch" => resize::watch(vcpu, boot, step),
+        "net" => net::describe(vcpu, boot, step),
+        "net-echo" => net::echo(vcpu, boot, step),
+        "net-send" => net::send(vcpu, boot, step),
+        "net-link" => net::link(vcpu, boot, step),
         other => panic!("do={other} is not known"),
     }
 }

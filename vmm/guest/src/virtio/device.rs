@@ -8,6 +8,7 @@ use crate::vcpu::Vcpu;
 use super::queue::{Doorbell, Queue};
 
 /// Device types (5).
+pub(crate) const NETWORK: u16 = 1;
 pub(crate) const BLOCK: u16 = 2;
 pub(crate) const ENTROPY: u16 = 4;
 
@@ -67,6 +68,11 @@ impl Device {
         let is_it = |function: &Function| kind_of(*function) == Some(kind);
         let function = pci::functions().filter(is_it).nth(nth);
         let function = function.unwrap_or_else(|| panic!("no virtio device {nth} of type {kind}"));
+        Self::of(boot, function)
+    }
+
+    /// The device that a function is.
+    pub(crate) fn of(boot: &Boot, function: Function) -> Self {
         function.switch_on();
         let registers = place(function, REGISTERS).expect("the registers of a virtio 1.0 device");
         let notify = place(function, NOTIFY).expect("where to notify");

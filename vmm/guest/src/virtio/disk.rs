@@ -175,7 +175,8 @@ impl Disk {
         shape: Shape,
     ) -> (Self, Option<Channel>) {
         if vcpu.leads() {
-            let disk = Self::prepare(vcpu, boot, step, shape);
+            let device = Device::find(boot, device::BLOCK, step.number_or("disk", 0) as usize);
+            let disk = Self::prepare(vcpu, boot, step, (device, shape));
             OPEN.with(|| (), |open| *open = Some(disk));
         }
         vcpu.meet();
@@ -215,8 +216,13 @@ impl Disk {
         self.features & feature != 0
     }
 
-    fn prepare(vcpu: &Vcpu, boot: &Boot, step: &Step, mut shape: Shape) -> Self {
-        let device = Device::find(boot, device::BLOCK, step.number_or("disk", 0) as usize);
+    /// Sets a disk up, with a channel for each vCPU at most; one vCPU does this.
+    pub(crate) fn prepare(
+        vcpu: &Vcpu,
+        boot: &Boot,
+        step: &Step,
+        (device, mut shape): (Device, Shape),
+    ) -> Self {
         let mut wanted = WANTED;
         if shape.indirect {
             wanted |= device::INDIRECT;
@@ -299,7 +305,8 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    fn new(disk: &Disk, index: u16) -> Self {
+    /// Channel `index` of a disk.
+    pub(crate) fn new(disk: &Disk, index: u16) -> Self {
         let depth = u64::from(disk.shape.depth);
         let memory = disk.channel_memory(index);
         let buffers_at = ring_bytes(disk.ring);
