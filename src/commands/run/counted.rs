@@ -3,7 +3,7 @@
 use std::fs::read_to_string;
 use std::time::Duration;
 
-use super::Guest;
+use super::guest::Guest;
 use crate::control::machine::statistics::{DiskStatistics, MachineStatistics};
 use crate::failure::{Failure, Result};
 

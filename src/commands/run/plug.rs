@@ -12,7 +12,8 @@ use blockserver::export::ExportHandle;
 use vmm::description::{Disk, DiskEntry};
 use vmm::virtio::block::Block;
 
-use super::{Attached, Guest, cannot};
+use super::guest::Guest;
+use super::{Attached, cannot};
 use crate::control::machine::Life;
 use crate::control::machine::disks::{MachineDisk, RemoveDisk};
 use crate::control::place;
