@@ -77,6 +77,14 @@ impl Wires for Remembering {
         asked.connected.values().any(|own| *own == vector)
     }
 
+    fn settle(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn is_signalled(&self, _: Source) -> bool {
+        false
+    }
+
     fn signal(&self, source: Source) {
         assert_eq!(source, Source::Config, "queues are their device's");
     }
@@ -187,7 +195,7 @@ impl Front {
         };
         let mut function = lock(function);
         match what % 4 {
-            0 => drop(function.stop()),
+            0 => drop(function.try_stop()),
             1 => function.go_on(),
             2 => function.config_changed(),
             _ => {
