@@ -3,7 +3,7 @@
 //! A machine's own files are opened before it is confined; what follows from verbs that name new files later has
 //! to be in the folders of its disks, or in those that `confine.paths` allows. `docs/vmm.md`, "Confinement".
 
-use std::fs::OpenOptions;
+use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
 
 use vmm::confine::{self, Kind, Limits, Mode, Paths};
@@ -12,19 +12,12 @@ use vmm::description::{Console, Kernel};
 use crate::args::{Confine, RunArgs};
 use crate::control::machine::Confinement;
 use crate::control::place;
-use crate::failure::{Failure, Result};
+use crate::failure::{Exit, Failure, Result};
 use crate::plan::Machine;
 use crate::site::disk::Opened;
 
-/// Devices that it drives, and terminals.
-const DEVICES: [&str; 6] = [
-    "/dev/kvm",
-    "/dev/net/tun",
-    "/dev/null",
-    "/dev/ptmx",
-    "/dev/pts",
-    "/dev/userfaultfd",
-];
+/// Is opened whenever the machine begins anew.
+const KVM: &str = "/dev/kvm";
 /// By what the names of other hosts are found.
 const NAMES: [&str; 7] = [
     "/etc/gai.conf",
@@ -46,8 +39,10 @@ pub(super) fn begin(args: &RunArgs, plan: &Machine, disks: &[Opened]) -> Result<
     let limits = Limits {
         mode,
         paths: paths(args, plan, disks)?,
-        faults: false,
     };
+    if mode != Mode::Off {
+        alone()?;
+    }
     let confined = confine::process(&limits).map_err(|error| {
         super::run::cannot(&error).hint("--confine off runs the machine all the same")
     })?;
@@ -56,6 +51,25 @@ pub(super) fn begin(args: &RunArgs, plan: &Machine, disks: &[Opened]) -> Result<
             landlock = confined.landlock,
             "this host's kernel does not confine: {}",
             confined.missing.join("; ")
+        );
+    }
+    Ok(())
+}
+
+/// What confines a thread confines none that is there already.
+fn alone() -> Result<()> {
+    // Without /proc it cannot be seen.
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else {
+        return Ok(());
+    };
+    let name = |thread: DirEntry| std::fs::read_to_string(thread.path().join("comm")).ok();
+    let names: Vec<String> = threads.flatten().filter_map(name).collect();
+    if names.len() > 1 {
+        let names: Vec<&str> = names.iter().map(|name| name.trim()).collect();
+        let names = names.join(", ");
+        let what = format!("threads were started before the process was confined: {names}");
+        return Err(
+            Failure::new(Exit::Failed, what).hint("--confine off runs the machine all the same")
         );
     }
     Ok(())
@@ -70,19 +84,22 @@ fn paths(args: &RunArgs, plan: &Machine, disks: &[Opened]) -> Result<Paths> {
         paths.read.push(kernel.clone());
     }
     paths.read.extend(plan.search.folders.iter().cloned());
-    paths
-        .read
-        .extend(plan.search.parent.as_deref().map(folder_of));
-    paths.write.extend(DEVICES.map(PathBuf::from));
-    paths.write.extend(plan.vm.allowed.iter().cloned());
+    let parent = plan.search.parent.as_deref();
+    paths.read.extend(parent.map(folder_of));
+    paths.write.push(KVM.into());
+    for allowed in &plan.vm.allowed {
+        allowed.metadata().map_err(|e| {
+            let what = format!("confine.paths: {}: cannot be found", allowed.display());
+            Failure::io(what, &e).hint("a folder has to be there when the machine starts")
+        })?;
+        paths.write.push(allowed.clone());
+    }
     place::make_folder()?;
-    paths.write.push(place::folder()?);
+    paths.sockets.push(place::folder()?);
     let sockets = plan.control.iter().map(|path| folder_of(path));
-    paths.write.extend(sockets);
-    if let Console::File(path) = &plan.vm.console {
-        let made = OpenOptions::new().create(true).append(true).open(path);
-        made.map_err(|e| Failure::io(format!("{}: cannot be written", path.display()), &e))?;
-        paths.write.push(path.clone());
+    paths.sockets.extend(sockets);
+    if let Console::Socket(path) = &plan.vm.console {
+        paths.sockets.push(folder_of(path));
     }
     for disk in disks {
         let place = of_disk(&disk.path);

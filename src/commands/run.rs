@@ -5,6 +5,7 @@
 
 mod counted;
 mod guest;
+mod held;
 mod keeping;
 mod network;
 mod plug;
@@ -21,6 +22,7 @@ use vmm::Exit as End;
 use vmm::description;
 
 use self::guest::Guest;
+use self::held::Held;
 use self::network::Shown;
 use super::booting;
 use crate::args::RunArgs;
@@ -85,15 +87,19 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
         return booting::dry_run(&plan, report);
     }
     limits::raise_open_files();
+    let signals = interrupt::catch();
     let restore = args.saved.restore.as_deref();
     let restore = restore.map(|from| Restore::prepare(from, &plan.vm, args.saved.discard_disks));
     let mut restore = restore.transpose()?;
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let opened = plan.vm.disks.iter().map(|disk| open(disk, &plan.search));
     let opened: Vec<Opened> = opened.collect::<Result<_>>()?;
+    let held = Held::open(args, &plan, restore.as_ref())?;
     // Before any other thread is there.
     confinement::begin(args, &plan, &opened)?;
-    interrupt::listen();
+    if let Some(signals) = signals {
+        signals.listen();
+    }
     let config = ServerConfig {
         workers: processors.min(usize::from(plan.vm.vcpus)),
         before_work: Some(confinement::worker),
@@ -107,7 +113,8 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     for (disk, opened) in plan.vm.disks.iter().zip(opened) {
         disks.push(add(&site, disk, (opened, plan.take_over))?);
     }
-    let ended = live(args, (&plan, restore.as_mut()), (&site, disks), report);
+    let host = (&site, disks, held);
+    let ended = live(args, (&plan, restore.as_mut()), host, report);
     site.stop();
     let closed = server.stop();
     site.unlock();
@@ -137,11 +144,11 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
 fn live(
     args: &RunArgs,
     (plan, mut restore): (&Machine, Option<&mut Restore>),
-    (site, disks): (&Arc<Site>, Vec<Attached>),
+    (site, disks, held): (&Arc<Site>, Vec<Attached>, Held),
     report: Report,
 ) -> Result<(Ended, Result<End>)> {
     let made = (plan, restore.as_deref_mut());
-    let guest = Guest::new(args, made, (site, disks), report)?;
+    let guest = Guest::new(args, made, (site, disks, held), report)?;
     let guest = Arc::new(guest);
     if let Some(restore) = restore {
         restore.started(&guest.machine(), report)?;

@@ -6,8 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use vmm::confine::{self, Kind};
 use vmm::description::Description;
-use vmm::memory::{Arrival, Memory};
+use vmm::memory::{Arrival, Faults, Memory};
 use vmm::{Devices, Machine, MachineConfig};
 
 use super::disks::{self, Placed};
@@ -26,7 +27,7 @@ pub(crate) struct Restore {
     began: Instant,
     placed: Placed,
     /// Until the machine is made.
-    saved: Option<Saved>,
+    saved: Option<(Saved, Faults)>,
     arrival: Option<Arrival>,
 }
 
@@ -59,7 +60,7 @@ impl Restore {
             folder: folder.to_owned(),
             began,
             placed,
-            saved: Some(saved),
+            saved: Some((saved, Faults::open(vm.huge_pages))),
             arrival: None,
         })
     }
@@ -67,14 +68,15 @@ impl Restore {
     /// The network devices that the machine had.
     pub(crate) fn networks(&self) -> &[SavedNetwork] {
         let saved = self.saved.as_ref();
-        saved.map_or(&[], |saved| &saved.manifest.networks)
+        saved.map_or(&[], |(saved, _)| &saved.manifest.networks)
     }
 
     /// The machine, before its start; once.
     pub(crate) fn machine(&mut self, config: &MachineConfig, devices: Devices) -> Result<Machine> {
         let saved = self.saved.take();
-        let saved = saved.ok_or_else(|| Failure::usage("a snapshot is used once for each run"))?;
-        let memory = Memory::restored(saved.memory, config.huge_pages);
+        let (saved, faults) =
+            saved.ok_or_else(|| Failure::usage("a snapshot is used once for each run"))?;
+        let memory = Memory::restored(saved.memory, faults);
         let (memory, arrival) = memory.map_err(|e| cannot(&e))?;
         self.arrival = Some(arrival);
         Machine::restored(config, &saved.state, memory, devices).map_err(|e| cannot(&e))
@@ -110,6 +112,7 @@ impl Restore {
 fn end_if_lost(machine: &Arc<Machine>, report: Report) -> Result<()> {
     let machine = Arc::clone(machine);
     let watching = thread::Builder::new().name("memory".into()).spawn(move || {
+        confine::thread(Kind::Memory);
         if machine.memory().wait().is_err() && machine.memory().lost().is_some() {
             thread::sleep(PATIENCE);
             leave(&machine, report);

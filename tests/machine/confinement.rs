@@ -63,3 +63,116 @@ fn a_machine_that_is_not_to_be_confined_is_not_and_says_so() {
         running.end();
     }
 }
+
+#[test]
+fn what_is_named_while_a_machine_runs_lies_in_its_folders_or_is_refused_with_the_key_to_add() {
+    if without_kvm() {
+        return;
+    }
+    let (here, elsewhere) = (folder(), folder());
+    let (here, elsewhere) = (here.path(), elsewhere.path());
+    diskferry(here, &["create", "a.vhdx", "1G"]).ok();
+    diskferry(elsewhere, &["create", "b.vhdx", "1G"]).ok();
+    describe(here, "vm.toml", ("do=ledger", &["a.vhdx"]));
+    let running = start(here, "vm.toml");
+    until(here, "vm.toml", ("ledger", 1));
+    let outside = |name: &str| elsewhere.join(name).display().to_string();
+    for words in [
+        &["machine", "snapshot", "vm.toml", "--into", &outside("kept")][..],
+        &["machine", "add-disk", "vm.toml", &outside("b.vhdx")],
+    ] {
+        let refused = diskferry(here, words).fails(1);
+        assert!(
+            refused.stderr.contains("confine.paths"),
+            "{}",
+            refused.stderr
+        );
+    }
+    assert!(!elsewhere.join("kept").exists());
+    diskferry(here, &["machine", "snapshot", "vm.toml", "--into", "kept"]).ok();
+    let stats = diskferry(here, &["machine", "stats", "vm.toml", "--json"]).ok();
+    assert!(stats.json()["resident_bytes"].as_u64().unwrap() > 0);
+    running.end();
+}
+
+#[test]
+fn a_path_that_is_allowed_and_not_there_is_told_of() {
+    if without_kvm() {
+        return;
+    }
+    let here = folder();
+    let here = here.path();
+    describe(here, "vm.toml", ("do=spin", &[]));
+    let text = fs::read_to_string(here.join("vm.toml")).unwrap();
+    let text = text.replace("[\".\"]", "[\"nowhere\"]");
+    fs::write(here.join("vm.toml"), text).unwrap();
+    let refused = diskferry(here, &["run", "vm.toml"]).fails(1);
+    assert!(refused.stderr.contains("nowhere"), "{}", refused.stderr);
+}
+
+/// The field of a thread's status.
+fn field(status: &str, name: &str) -> String {
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
+    line.unwrap_or_default().trim().to_owned()
+}
+
+#[test]
+fn every_thread_of_a_machine_is_under_a_filter_and_what_a_guest_reaches_under_more() {
+    if without_kvm() {
+        return;
+    }
+    let here = folder();
+    let here = here.path();
+    diskferry(here, &["create", "a.vhdx", "1G"]).ok();
+    describe(here, "vm.toml", ("do=ledger", &["a.vhdx"]));
+    let mut running = Running::start(here, &["run", "vm.toml"]);
+    let pid = running.says("running")["pid"].as_u64().unwrap();
+    until(here, "vm.toml", ("ledger", 1));
+    let mut seen = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        // One that has ended meanwhile is of no interest.
+        let Ok(status) = fs::read_to_string(thread.unwrap().path().join("status")) else {
+            continue;
+        };
+        let name = field(&status, "Name:");
+        assert_eq!(field(&status, "Seccomp:"), "2", "{name}");
+        assert_eq!(field(&status, "NoNewPrivs:"), "1", "{name}");
+        seen.push((name, field(&status, "Seccomp_filters:")));
+    }
+    let filters = |name: &str| {
+        let all = seen.iter().filter(|(one, _)| one.starts_with(name));
+        let least = all.map(|(_, filters)| filters.parse::<u32>().unwrap_or(9));
+        least
+            .min()
+            .unwrap_or_else(|| panic!("no thread {name}: {seen:?}"))
+    };
+    let process = filters("diskferry");
+    for name in ["vcpu-0", "vcpu-1", "blockserver-0", "console"] {
+        assert!(filters(name) > process, "{name}: {seen:?}");
+    }
+    running.end();
+}
+
+#[test]
+fn a_kernel_that_was_replaced_does_not_keep_a_machine_from_beginning_anew() {
+    if without_kvm() {
+        return;
+    }
+    let here = folder();
+    let here = here.path();
+    fs::write(here.join("kernel"), vmm::guest::IMAGE).unwrap();
+    describe(here, "vm.toml", ("do=spin", &[]));
+    let text = fs::read_to_string(here.join("vm.toml")).unwrap();
+    let text = text.replace("\"built-in\"", "\"kernel\"");
+    let text = text.replace("confine.paths = [\".\"]\n", "");
+    fs::write(here.join("vm.toml"), text).unwrap();
+    let running = start(here, "vm.toml");
+    fs::write(here.join("new"), "no kernel at all").unwrap();
+    fs::rename(here.join("new"), here.join("kernel")).unwrap();
+    diskferry(here, &["machine", "reset", "vm.toml"]).ok();
+    assert_eq!(
+        ask(here, "status", "vm.toml").ok().json()["state"],
+        "running"
+    );
+    running.end();
+}

@@ -102,7 +102,6 @@ pub struct Machine {
 impl Machine {
     /// Make a machine and load its kernel. Nothing runs yet.
     pub fn new(config: &MachineConfig, devices: Devices) -> Result<Self> {
-        threads::begin()?;
         let host = Host::open()?;
         check_vcpus(config, &host)?;
         let memory = Memory::new(config.memory, config.huge_pages)?;
@@ -127,6 +126,7 @@ impl Machine {
 
     /// A machine without virtio devices, whose processors are as KVM makes them.
     fn assemble(vcpus: u8, memory: Memory, serial: Output, host: &Host) -> Result<Self> {
+        threads::begin()?;
         let vm = Arc::new(host.vm(&memory)?);
         let vcpus: Vec<Vcpu> = (0..vcpus)
             .map(|index| vm.vcpu(index))

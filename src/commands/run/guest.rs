@@ -13,6 +13,7 @@ use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
 use vmm::{Devices, Exit as End, MachineConfig};
 
+use super::held::{Held, Status};
 use super::network::Networked;
 use super::{Attached, Ended, Running, cannot};
 use crate::args::RunArgs;
@@ -40,6 +41,7 @@ pub(super) struct Guest {
     pub(super) booting: Mutex<Booting>,
     pub(super) console: Console,
     pub(super) networks: Vec<Networked>,
+    pub(super) status: Status,
     pub(super) site: Arc<Site>,
     /// Where parents of disks that come later are looked for.
     pub(super) search: ParentSearch,
@@ -62,18 +64,15 @@ impl Guest {
     pub(super) fn new(
         args: &RunArgs,
         (plan, restore): (&Machine, Option<&mut Restore>),
-        (site, mut disks): (&Arc<Site>, Vec<Attached>),
+        (site, mut disks, held): (&Arc<Site>, Vec<Attached>, Held),
         report: Report,
     ) -> Result<Self> {
         let export = |place: usize| disks.get(place).map(|disk| disk.export.clone());
         let booting = Booting::new(plan, export, report)?;
-        let saved = restore
-            .as_ref()
-            .map_or(&[][..], |restore| restore.networks());
-        let networks = Networked::open(&args.machine, &plan.vm.networks, saved)?;
+        let networks = held.networks;
         place::make_folder()?;
         let attach = place::console_of(&args.machine)?;
-        let console = Console::open(&plan.vm.console, &attach, report.is_json())?;
+        let console = Console::open((&plan.vm.console, held.console), &attach, report.is_json())?;
         let devices = devices((&mut disks, &networks), console.output());
         let machine = match restore {
             None => made(booting.config(), devices)?,
@@ -85,6 +84,7 @@ impl Guest {
             booting: Mutex::new(booting),
             console,
             networks,
+            status: held.status,
             site: Arc::clone(site),
             search: plan.search.clone(),
             sockets: OnceLock::new(),
@@ -122,7 +122,11 @@ impl Guest {
     }
 
     /// From its first start to the end, through every reset.
-    pub(super) fn live(self: &Arc<Self>, plan: &Machine, report: Report) -> Result<(Ended, Result<End>)> {
+    pub(super) fn live(
+        self: &Arc<Self>,
+        plan: &Machine,
+        report: Report,
+    ) -> Result<(Ended, Result<End>)> {
         self.announce(plan, report)?;
         let watched = Arc::clone(self);
         let stopping = thread::Builder::new().name("stop".into()).spawn(move || {

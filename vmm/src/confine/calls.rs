@@ -6,8 +6,8 @@
 //! may make it; with conditions, one of them must hold.
 
 use libc::{
-    AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, CLONE_THREAD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL,
-    F_SETFD, F_SETFL, PR_GET_NAME, PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PROT_EXEC,
+    CLONE_THREAD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, F_SETFL, PR_GET_NAME, PR_SET_NAME,
+    PROT_EXEC,
 };
 
 use super::Kind;
@@ -60,6 +60,10 @@ macro_rules! calls {
     (@) => { &[] };
     (@ $conditions:expr) => { $conditions };
 }
+
+mod process;
+
+use self::process::{DEVICES, FILES, NOBODYS, SELF, SOCKETS};
 
 /// Memory that cannot be executed.
 const NOT_EXECUTABLE: &[If] = &[If {
@@ -130,6 +134,7 @@ const NARROW: &[Call] = calls![
     SYS_mprotect if NOT_EXECUTABLE,
     SYS_prctl if NAMES,
     SYS_eventfd2,
+    SYS_fcntl if DESCRIPTORS,
 ];
 
 /// To a socket that is connected: the fifth argument, an address, is null.
@@ -152,26 +157,36 @@ const REGISTERS: &[Call] = calls![
         request(0x8090_AE81), // KVM_GET_REGS
         request(0x8138_AE83), // KVM_GET_SREGS
         request(0xAEAD),      // KVM_KVMCLOCK_CTRL
-        request(0x4004_54D0), // TUNSETOFFLOAD
-        request(0x4004_54D8), // TUNSETVNETHDRSZ
-        request(0x4004_54DC), // TUNSETVNETLE
     ],
-    SYS_fcntl if DESCRIPTORS,
     SYS_sendto if CONNECTED,
 ];
 
 /// First, since it is by far the most frequent and conditions are tried in their order.
 const KVM_RUN: If = request(0xAE80);
 
-/// A device with a thread of its own: what is open is read and written.
-const DEVICE: &[Call] = calls![
-    SYS_fcntl if DESCRIPTORS,
-    SYS_sendto if CONNECTED,
+/// A network device: what its tap can leave to the guest, and whether its link is up. The tap was opened before.
+const NETWORK: &[Call] = calls![
+    SYS_ioctl if &[
+        request(0x4004_54D0), // TUNSETOFFLOAD
+        request(0x8004_54D2), // TUNGETIFF
+        request(0x8913),      // SIOCGIFFLAGS
+    ],
     SYS_recvfrom,
-    SYS_epoll_wait,
-    SYS_epoll_pwait,
-    SYS_epoll_ctl,
 ];
+
+/// Brings memory in from a snapshot that is open.
+const MEMORY: &[Call] = calls![
+    SYS_ioctl if &[
+        request(0x8010_AA01), // UFFDIO_UNREGISTER
+        request(0x8010_AA02), // UFFDIO_WAKE
+        request(0xC028_AA03), // UFFDIO_COPY
+        request(0xC020_AA04), // UFFDIO_ZEROPAGE
+    ],
+    SYS_pread64,
+];
+
+/// Writes memory to a snapshot that is open.
+const SAVER: &[Call] = calls![SYS_pread64, SYS_pwritev, SYS_pwritev2];
 
 /// A worker of the block server: its ring, of which `IORING_REGISTER_RESTRICTIONS` says what it may do, and
 /// what cannot be done by a ring.
@@ -225,196 +240,6 @@ const CONSOLE: &[Call] = calls![
     SYS_pselect6,
 ];
 
-/// Files by name and what is in them.
-const FILES: &[Call] = calls![
-    SYS_open,
-    SYS_openat,
-    SYS_openat2,
-    SYS_creat,
-    SYS_stat,
-    SYS_fstat,
-    SYS_lstat,
-    SYS_newfstatat,
-    SYS_statx,
-    SYS_statfs,
-    SYS_fstatfs,
-    SYS_access,
-    SYS_faccessat,
-    SYS_faccessat2,
-    SYS_getcwd,
-    SYS_getdents64,
-    SYS_readlink,
-    SYS_readlinkat,
-    SYS_rename,
-    SYS_renameat,
-    SYS_renameat2,
-    SYS_unlink,
-    SYS_unlinkat,
-    SYS_mkdir,
-    SYS_mkdirat,
-    SYS_rmdir,
-    SYS_symlink,
-    SYS_symlinkat,
-    SYS_link,
-    SYS_linkat,
-    SYS_chmod,
-    SYS_fchmod,
-    SYS_fchmodat,
-    SYS_fchown,
-    SYS_utimensat,
-    SYS_umask,
-    SYS_lseek,
-    SYS_pread64,
-    SYS_pwrite64,
-    SYS_preadv,
-    SYS_preadv2,
-    SYS_pwritev,
-    SYS_pwritev2,
-    SYS_truncate,
-    SYS_ftruncate,
-    SYS_fallocate,
-    SYS_fadvise64,
-    SYS_fsync,
-    SYS_fdatasync,
-    SYS_sync_file_range,
-    SYS_syncfs,
-    SYS_copy_file_range,
-    SYS_sendfile,
-    SYS_splice,
-    SYS_flock,
-    SYS_fcntl,
-    SYS_dup,
-    SYS_dup2,
-    SYS_dup3,
-    SYS_pipe2,
-    SYS_memfd_create,
-    SYS_fgetxattr,
-    SYS_getxattr,
-];
-
-/// Sockets of the kinds that it has: local ones, TCP and UDP (names are looked up), and the kernel's.
-const SOCKETS: &[Call] = calls![
-    SYS_socket if &[
-        is(0, AF_UNIX.cast_unsigned()),
-        is(0, AF_INET.cast_unsigned()),
-        is(0, AF_INET6.cast_unsigned()),
-        is(0, AF_NETLINK.cast_unsigned()),
-    ],
-    SYS_socketpair,
-    SYS_bind,
-    SYS_listen,
-    SYS_accept,
-    SYS_accept4,
-    SYS_connect,
-    SYS_getsockname,
-    SYS_getpeername,
-    SYS_getsockopt,
-    SYS_setsockopt,
-    SYS_shutdown,
-    SYS_sendto,
-    SYS_sendmsg,
-    SYS_sendmmsg,
-    SYS_recvfrom,
-    SYS_recvmsg,
-    SYS_recvmmsg,
-    SYS_select,
-    SYS_pselect6,
-    SYS_epoll_create1,
-    SYS_epoll_ctl,
-    SYS_epoll_wait,
-    SYS_epoll_pwait,
-    SYS_epoll_pwait2,
-    SYS_eventfd2,
-    SYS_signalfd4,
-    SYS_timerfd_create,
-    SYS_timerfd_settime,
-];
-
-/// Threads, memory and limits of this process, and confining it.
-const SELF: &[Call] = calls![
-    SYS_clone if A_THREAD,
-    SYS_mmap,
-    SYS_mprotect,
-    SYS_msync,
-    SYS_mincore,
-    SYS_mlock,
-    SYS_mlock2,
-    SYS_munlock,
-    SYS_set_tid_address,
-    SYS_rt_sigaction,
-    SYS_sched_setaffinity,
-    SYS_sched_getparam,
-    SYS_sched_getscheduler,
-    SYS_getpriority,
-    SYS_getrlimit,
-    SYS_prlimit64,
-    SYS_getrusage,
-    SYS_times,
-    SYS_sysinfo,
-    SYS_uname,
-    SYS_getuid,
-    SYS_geteuid,
-    SYS_getgid,
-    SYS_getegid,
-    SYS_getppid,
-    SYS_capget,
-    SYS_capset,
-    SYS_seccomp,
-    SYS_prctl if &[
-        is(0, PR_SET_NAME.cast_unsigned()),
-        is(0, PR_GET_NAME.cast_unsigned()),
-        is(0, PR_SET_VMA),
-        is(0, PR_SET_NO_NEW_PRIVS.cast_unsigned()),
-    ],
-    SYS_io_uring_setup,
-    SYS_io_uring_enter,
-    SYS_io_uring_register,
-    SYS_userfaultfd,
-];
-
-/// Devices of the host that it drives.
-const DEVICES: &[Call] = calls![
-    SYS_ioctl if &[
-        KVM_RUN,
-        requests(0xAE),       // KVM
-        requests(0xAA),       // userfaultfd
-        request(0x4004_54CA), // TUNSETIFF
-        request(0x8004_54CF), // TUNGETFEATURES
-        request(0x4004_54D0), // TUNSETOFFLOAD
-        request(0x8004_54D2), // TUNGETIFF
-        request(0x8004_54D7), // TUNGETVNETHDRSZ
-        request(0x4004_54D8), // TUNSETVNETHDRSZ
-        request(0x4004_54DC), // TUNSETVNETLE
-        request(0x8913),      // SIOCGIFFLAGS
-        request(0x8914),      // SIOCSIFFLAGS
-        request(0x8921),      // SIOCGIFMTU
-        request(0x8927),      // SIOCGIFHWADDR
-        request(0x8933),      // SIOCGIFINDEX
-        request(0x5401),      // TCGETS
-        request(0x5402),      // TCSETS
-        request(0x5403),      // TCSETSW
-        request(0x5404),      // TCSETSF
-        request(0x5413),      // TIOCGWINSZ
-        request(0x541B),      // FIONREAD
-        request(0x5421),      // FIONBIO
-        request(0x5451),      // FIOCLEX
-        request(0x5441),      // TIOCGPTPEER
-        request(0x8004_5430), // TIOCGPTN
-        request(0x4004_5431), // TIOCSPTLCK
-        request(0x8008_1272), // BLKGETSIZE64
-        request(0x1268),      // BLKSSZGET
-        request(0x127B),      // BLKPBSZGET
-        request(0x125E),      // BLKROGET
-        request(0x1277),      // BLKDISCARD
-        request(0x127F),      // BLKZEROOUT
-        request(0x4004_9409), // FICLONE
-        request(0x4020_940D), // FICLONERANGE
-        request(0xC020_660B), // FS_IOC_FIEMAP
-        request(0x8008_6601), // FS_IOC_GETFLAGS
-        request(0x4008_6602), // FS_IOC_SETFLAGS
-    ],
-];
-
 /// What libraries try and go on without: refused with "permission denied" where a guest reaches, so that an
 /// old C library that counts processors, or a panic that looks for its source, does not end the machine.
 const TRIED: &[Call] = calls![
@@ -447,53 +272,6 @@ const TRIED_BY_WORKERS: &[Call] = calls![
 /// Answered with "no such call" everywhere.
 const UNSEEN: &[Call] = calls![SYS_clone3];
 
-/// Calls that are in no list, so that their names are known when one is refused.
-const NOBODYS: &[Call] = calls![
-    SYS_execve,
-    SYS_execveat,
-    SYS_fork,
-    SYS_vfork,
-    SYS_ptrace,
-    SYS_process_vm_readv,
-    SYS_process_vm_writev,
-    SYS_pidfd_open,
-    SYS_pidfd_getfd,
-    SYS_kill,
-    SYS_tkill,
-    SYS_mount,
-    SYS_umount2,
-    SYS_open_tree,
-    SYS_move_mount,
-    SYS_chroot,
-    SYS_pivot_root,
-    SYS_unshare,
-    SYS_setns,
-    SYS_setuid,
-    SYS_setgid,
-    SYS_setresuid,
-    SYS_setresgid,
-    SYS_setgroups,
-    SYS_bpf,
-    SYS_perf_event_open,
-    SYS_keyctl,
-    SYS_add_key,
-    SYS_request_key,
-    SYS_init_module,
-    SYS_finit_module,
-    SYS_kexec_load,
-    SYS_reboot,
-    SYS_open_by_handle_at,
-    SYS_mknod,
-    SYS_mknodat,
-    SYS_personality,
-    SYS_chown,
-    SYS_wait4,
-    SYS_getsid,
-    SYS_setsid,
-    SYS_inotify_init1,
-    SYS_shmget,
-];
-
 /// The lists of a kind of thread: what it may, what fails with "permission denied", and what fails with "no
 /// such call".
 #[derive(Clone, Debug)]
@@ -520,7 +298,10 @@ pub(super) fn of(kind: Kind) -> Lists {
             unseen: UNSEEN,
         },
         Kind::Vcpu => narrow(&[REGISTERS]),
-        Kind::Device => narrow(&[DEVICE]),
+        Kind::Device | Kind::Reader => narrow(&[]),
+        Kind::Network => narrow(&[NETWORK]),
+        Kind::Memory => narrow(&[MEMORY]),
+        Kind::Saver => narrow(&[SAVER]),
         Kind::Worker => Lists {
             tried: TRIED_BY_WORKERS,
             ..narrow(&[WORKER])
@@ -535,9 +316,9 @@ pub(super) fn of(kind: Kind) -> Lists {
 
 /// The name of a system call, if it is one that is known here.
 pub(super) fn name(number: libc::c_long) -> Option<&'static str> {
-    let lists: [&[Call]; 14] = [
-        EVERY, NARROW, REGISTERS, DEVICE, WORKER, BLOCKING, CONSOLE, FILES, SOCKETS, SELF, DEVICES,
-        TRIED, UNSEEN, NOBODYS,
+    let lists: [&[Call]; 16] = [
+        EVERY, NARROW, REGISTERS, NETWORK, MEMORY, SAVER, WORKER, BLOCKING, CONSOLE, FILES,
+        SOCKETS, SELF, DEVICES, TRIED, UNSEEN, NOBODYS,
     ];
     let mut all = lists.into_iter().flatten();
     let (_, name, _) = all.find(|(known, _, _)| *known == number)?;
@@ -567,7 +348,10 @@ mod tests {
 
     #[test]
     fn what_a_guest_reaches_opens_nothing_and_starts_nothing() {
-        for kind in [Kind::Vcpu, Kind::Device, Kind::Worker, Kind::Console] {
+        for kind in Kind::ALL {
+            if [Kind::Process, Kind::BlockingWorker].contains(&kind) {
+                continue;
+            }
             for number in [
                 libc::SYS_openat,
                 libc::SYS_socket,
@@ -580,6 +364,30 @@ mod tests {
                 libc::SYS_memfd_create,
             ] {
                 assert!(!allowed(kind, number), "{kind:?}: {:?}", name(number));
+            }
+        }
+    }
+
+    /// A thread keeps what the one that started it may not: whatever a kind may, the process has to.
+    #[test]
+    fn no_kind_is_given_what_those_who_start_it_may_not() {
+        let process = of(Kind::Process).allowed.concat();
+        let holds = |condition: &If, call: &Call| {
+            let wider = |known: &If| {
+                known.argument == condition.argument
+                    && known.mask & condition.mask == known.mask
+                    && condition.value & known.mask == known.value
+            };
+            call.2.is_empty() || call.2.iter().any(wider)
+        };
+        for kind in Kind::ALL {
+            for (number, name, conditions) in of(kind).allowed.concat() {
+                let known: Vec<_> = process.iter().filter(|call| call.0 == number).collect();
+                let all = conditions
+                    .iter()
+                    .all(|one| known.iter().any(|call| holds(one, call)));
+                let any = known.iter().any(|call| call.2.is_empty());
+                assert!(any || (!conditions.is_empty() && all), "{kind:?}: {name}");
             }
         }
     }

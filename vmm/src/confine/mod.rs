@@ -43,24 +43,36 @@ pub enum Kind {
     Process,
     /// Runs a processor, and answers its accesses to registers.
     Vcpu,
-    /// Serves a queue of a device: entropy, network.
+    /// Serves the queue of a source of entropy.
     Device,
+    /// Moves frames between a tap and a guest.
+    Network,
     /// Serves queues of disks by a ring.
     Worker,
     /// Serves queues of disks by blocking calls, on threads that it starts.
     BlockingWorker,
+    /// Brings memory in that was saved, while the guest runs.
+    Memory,
+    /// Writes memory to a snapshot.
+    Saver,
+    /// Reads what is installed on a disk: file systems that a guest has written.
+    Reader,
     /// Moves bytes between the serial port and whoever looks at it.
     Console,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 10] = [
         Self::Process,
         Self::Vcpu,
         Self::Device,
+        Self::Network,
         Self::Worker,
         Self::BlockingWorker,
+        Self::Memory,
+        Self::Saver,
+        Self::Reader,
         Self::Console,
     ];
 
@@ -71,8 +83,12 @@ impl Kind {
             Self::Process => "process",
             Self::Vcpu => "vcpu",
             Self::Device => "device",
+            Self::Network => "network",
             Self::Worker => "worker",
             Self::BlockingWorker => "blocking-worker",
+            Self::Memory => "memory",
+            Self::Saver => "saver",
+            Self::Reader => "reader",
             Self::Console => "console",
         }
     }
@@ -85,8 +101,6 @@ pub struct Limits {
     pub mode: Mode,
     /// What may be opened.
     pub paths: Paths,
-    /// Whether memory of the guest is filled on demand.
-    pub faults: bool,
 }
 
 /// How this process is confined.
@@ -141,7 +155,7 @@ pub fn process(limits: &Limits) -> Result<Confinement> {
     });
     let programs = programs.collect::<Result<_>>()?;
     violation::end_on_violation()?;
-    privileges::give_up(limits.faults)?;
+    privileges::give_up()?;
     let landlock = paths::restrict(&limits.paths)?;
     let state = Confinement {
         mode: limits.mode,

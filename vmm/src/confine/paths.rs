@@ -6,8 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
 };
 
 use crate::{Error, Result};
@@ -19,6 +19,8 @@ pub struct Paths {
     pub read: Vec<PathBuf>,
     /// To be read and written; in folders, files, sockets and folders are also made and removed.
     pub write: Vec<PathBuf>,
+    /// Folders in which sockets, and links to them, are made and removed; nothing in them is read or written.
+    pub sockets: Vec<PathBuf>,
 }
 
 /// The newest version of Landlock whose rights are known here.
@@ -29,7 +31,7 @@ const MISSING: [(i32, &str); 6] = [
     (1, "files: any may be opened"),
     (2, "renames between folders, which are all refused"),
     (3, "truncation of files by name"),
-    (4, "TCP: ports may be listened on"),
+    (4, "TCP: any port may be listened on"),
     (5, "ioctl on devices that are open"),
     (6, "signals and abstract sockets of other processes"),
 ];
@@ -50,6 +52,10 @@ fn reading() -> BitFlags<AccessFs> {
     AccessFs::ReadFile | AccessFs::ReadDir
 }
 
+fn listening() -> BitFlags<AccessFs> {
+    AccessFs::MakeSock | AccessFs::MakeSym | AccessFs::RemoveFile
+}
+
 /// Rights that mean something for what is no folder.
 fn of_file(rights: BitFlags<AccessFs>) -> BitFlags<AccessFs> {
     rights & AccessFs::from_file(NEWEST)
@@ -60,7 +66,11 @@ fn failed(what: impl Into<String>) -> impl FnOnce(landlock::RulesetError) -> Err
     move |error| Error::host(what, std::io::Error::other(error))
 }
 
-/// Allow these files and nothing else, no port to listen on, and no process outside of this one. Says which
+/// A port that the kernel chooses: a disk that is mirrored to another path of this host is received by the same
+/// process, which both ends talk to by TCP.
+const ANY_PORT: u16 = 0;
+
+/// Allow these files and nothing else, no port that somebody chooses to listen on, and no process outside of this one. Says which
 /// version of Landlock this host has, 0 for none.
 pub(super) fn restrict(paths: &Paths) -> Result<i32> {
     let cannot = || failed("Landlock cannot be set up");
@@ -69,10 +79,12 @@ pub(super) fn restrict(paths: &Paths) -> Result<i32> {
         .and_then(|rules| rules.handle_access(AccessNet::BindTcp))
         .and_then(|rules| rules.scope(Scope::AbstractUnixSocket | Scope::Signal))
         .and_then(Ruleset::create)
+        .and_then(|rules| rules.add_rule(NetPort::new(ANY_PORT, AccessNet::BindTcp)))
         .map_err(cannot())?;
     let reading = paths.read.iter().map(|path| (path, reading()));
     let writing = paths.write.iter().map(|path| (path, writing()));
-    for (path, rights) in reading.chain(writing) {
+    let sockets = paths.sockets.iter().map(|path| (path, listening()));
+    for (path, rights) in reading.chain(writing).chain(sockets) {
         if let Some(beneath) = beneath(path, rights) {
             let failed = failed(format!("Landlock refuses {}", path.display()));
             rules = rules.add_rule(beneath).map_err(failed)?;

@@ -14,19 +14,14 @@ const KEPT: CapabilitySet = CapabilitySet::DAC_OVERRIDE
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::IPC_LOCK);
 
-/// Get no more privileges by running a program, and give up those that are not needed. `faults`: memory may be
-/// filled on demand for the kernel too, for which root needs one more (`userfaultfd(2)`).
-pub(super) fn give_up(faults: bool) -> Result<()> {
+/// Get no more privileges by running a program, and give up those that are not needed.
+pub(super) fn give_up() -> Result<()> {
     let failed = |error| Error::host("privileges cannot be given up", error);
     set_no_new_privs(true).map_err(failed)?;
-    let mut kept = KEPT;
-    if faults {
-        kept |= CapabilitySet::SYS_PTRACE;
-    }
     let had = capabilities(None).map_err(failed)?;
     let now = CapabilitySets {
-        effective: had.effective & kept,
-        permitted: had.permitted & kept,
+        effective: had.effective & KEPT,
+        permitted: had.permitted & KEPT,
         inheritable: CapabilitySet::empty(),
     };
     set_capabilities(None, now).map_err(failed)
