@@ -14,7 +14,7 @@ NIGHT_FROM ?= $(shell date +%s)000
 help:
 	@echo "make demo    move the 16 TB disk of a busy machine to another site and prove nothing was lost"
 	@echo "make test    everything that is promised, tested, but a stock kernel"
-	@echo "make test-nested  boot Debian's own kernel on our machine, in a host in software; no KVM needed"
+	@echo "make test-nested  boot Debian's own kernel, and a Debian, on our machine, in a host in software; no KVM needed"
 	@echo "make lint    formatting and lints, warnings denied"
 	@echo "make docs    the API documentation, warnings denied"
 	@echo "make bench   the criterion benches, and a comparison with qemu on this machine"
@@ -31,7 +31,7 @@ test: setup
 	$(CARGO) test $(FUZZ)
 
 test-nested:
-	@scripts/setup.sh lz4:lz4 dpkg:dpkg
+	@scripts/setup.sh lz4:lz4 dpkg:dpkg mmdebstrap:mmdebstrap mkfs.vfat:dosfstools
 	scripts/test-nested.sh
 
 demo: setup

@@ -4,11 +4,14 @@
 # Needs no /dev/kvm: the host is a machine of QEMU's in software that has SVM, with the same kernel of Debian
 # and its KVM (scripts/nested/outer), and our machine runs in there (scripts/nested/scenario) with a small root
 # of Debian packages (scripts/nested/initrd, guest). What the guest has left on its disk is looked at here at
-# last. Everything is in target/nested; packages are fetched once a version. NESTED_SECONDS (900) bounds it.
+# last. A second machine there is an installed Debian, made of packages (scripts/nested/debian, installed).
+# Everything is in target/nested; packages are fetched once a version. NESTED_SECONDS (900) bounds it,
+# NESTED_STEPS are those of the scenario's steps that are done, if not all.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 SECONDS_AT_MOST=${NESTED_SECONDS:-900}
+STEPS="${NESTED_STEPS:-boots writes grows pauses plugs pulls keeps goes_back switches_off panics installed_starts installed_stops}"
 HERE=$PWD/target/nested
 SCRIPTS=$PWD/scripts/nested
 FERRY=$(realpath -m "${CARGO_TARGET_DIR:-target}")/debug/diskferry
@@ -117,21 +120,25 @@ outer_disk() {
     for library in $(ldd "$FERRY" | grep -o '/[^ ]*'); do
         cp -L "$library" "$disk/lib/"
     done
-    cp "$SCRIPTS/scenario" "$HERE"/{initrd,root.vhdx,vmlinux} "$disk/"
+    cp "$SCRIPTS"/{scenario,installed} "$HERE"/{command,initrd,debian.vhdx,root.vhdx,vmlinux} "$disk/"
+    rm "$HERE/debian.vhdx"
+    echo "$STEPS" >"$disk/steps"
     cp "$KERNEL" "$disk/vmlinuz"
-    truncate -s 2G "$HERE/disk.img"
+    truncate -s 4G "$HERE/disk.img"
     mkfs.ext4 -q -F -d "$disk" "$HERE/disk.img"
 }
 
 run_outer() {
     local emulator=qemu-system-x86_64
     command -v $emulator >/dev/null || emulator=target/qemu/qemu-system-x86_64
-    # Without XSAVE, because QEMU's SVM does not trap XSETBV: KVM would not learn what its guest enables.
-    timeout --foreground --kill-after=10 "$SECONDS_AT_MOST" "$emulator" -accel tcg,thread=multi -cpu max,+svm,+npt,-xsave -smp 2 -m 1536 \
-        -nodefaults -no-user-config -display none -monitor none -serial stdio -no-reboot \
+    # Without XSAVE, because QEMU's SVM does not trap XSETBV: KVM would not learn what its guest enables. Then
+    # there must be nothing that needs it either: a kernel believes what CPUID says of AVX.
+    local processor=max,+svm,+npt,-xsave,-avx,-avx2,-fma,-f16c,-vaes,-vpclmulqdq
+    timeout --foreground --kill-after=10 "$SECONDS_AT_MOST" "$emulator" -accel tcg,thread=multi \
+        -cpu "$processor" -smp 2 -m 3072 -nodefaults -no-user-config -display none -monitor none -serial stdio -no-reboot \
         -kernel "$KERNEL" -initrd "$HERE/outer" -append "console=ttyS0 panic=-1 quiet" \
         -drive "file=$HERE/disk.img,format=raw,if=virtio,cache=unsafe" </dev/null 2>&1 |
-        tee "$HERE/outer.log" | grep --line-buffered '^nested: ' | tr -d '\r' || true
+        tee "$HERE/outer.log" | grep --line-buffered '^nested: ' | sed -u 's|\r||' || true
     grep -q '^nested: PASSED' "$HERE/outer.log" ||
         fail "the scenario did not pass within $SECONDS_AT_MOST s"
 }
@@ -152,8 +159,10 @@ look_at_disk() {
     # Its own way of quoting is none: paths are seen from here.
     out_of() { (cd "$HERE" && debugfs -R "$1" "$2" 2>/dev/null); }
     out_of "dump /root.vhdx left/root.vhdx" disk.img
+    # What the disk held at its snapshot, which the disk is built on.
+    out_of "dump /root.kept.vhdx left/root.kept.vhdx" disk.img
     out_of "dump /console-disk.log console.log" disk.img
-    "$FERRY" check "$left/root.vhdx" >"$left/check" || fail "the image: $(cat "$left/check")"
+    "$FERRY" check --chain "$left/root.vhdx" >"$left/check" || fail "the image: $(cat "$left/check")"
     say "  $(tail -n 1 "$left/check" | sed 's/.*: //')"
     out_of "dump /data.vhdx left/data.vhdx" disk.img
     file_system "$left/root.vhdx"
@@ -163,9 +172,12 @@ look_at_disk() {
     say "  its files are what it wrote: $(cut -c67- "$left/data/sums" | tr '\n' ' ')"
     # The guest wrote 96 MiB, deleted and discarded them. Were they still there, there would be more blocks of
     # 1 MiB than what the file system holds and a part for its own tables.
-    present=$(sed -n 's/.* \([0-9]*\) blocks present.*/\1/p' "$left/check")
+    present=$("$FERRY" check "$left/root.kept.vhdx" | sed -n 's/.* \([0-9]*\) blocks present.*/\1/p')
     [ "$present" -lt $((BLOCKS_AT_FIRST + 64)) ] || fail "$present blocks: what was discarded is still there"
 }
+
+# shellcheck source=scripts/nested/debian
+. "$SCRIPTS/debian"
 
 say "building diskferry"
 cargo build --quiet --bin diskferry
@@ -192,11 +204,13 @@ ram_disk "$HERE/outer" "$SCRIPTS/outer" $OUTER_MODULES
 ram_disk "$HERE/initrd" "$SCRIPTS/initrd" $INNER_MODULES
 root_disk
 BLOCKS_AT_FIRST=$("$FERRY" check "$HERE/root.vhdx" | sed -n 's/.* \([0-9]*\) blocks present.*/\1/p')
+debian_disk
 outer_disk
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 trap 'exit 130' INT TERM
 say "starting a host in software; its console is target/nested/outer.log"
 run_outer
 say "looking at what it left on its disk"
-look_at_disk
+case " $STEPS " in *" switches_off "*) look_at_disk ;; esac
+case " $STEPS " in *" installed_stops "*) look_at_debian ;; esac
 say "all of it holds, in $SECONDS s"

@@ -6,6 +6,7 @@ mod chain;
 mod check;
 mod compact;
 mod convert;
+mod limit;
 mod machine;
 mod metadata;
 mod run;
@@ -21,9 +22,10 @@ pub(crate) use self::chain::{ChainArgs, CommitArgs, FlattenArgs, RebaseArgs, Sna
 pub(crate) use self::check::CheckArgs;
 pub(crate) use self::compact::CompactArgs;
 pub(crate) use self::convert::{CompareArgs, ConvertArgs, SourceFormat};
+pub(crate) use self::limit::{LimitArgs, LimitDiskArgs};
 pub(crate) use self::machine::{
-    AddDiskArgs, ConsoleArgs, MachineArgs, MachineSnapshotArgs, MachineVerb, RemoveDiskArgs,
-    ResizeDiskArgs, ShutdownArgs,
+    AddDiskArgs, ConsoleArgs, MachineArgs, MachineMoveArgs, MachineSnapshotArgs, MachineVerb,
+    RemoveDiskArgs, ResizeDiskArgs, ShutdownArgs,
 };
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
@@ -138,6 +140,8 @@ pub(crate) enum Verb {
     Compare(CompareArgs),
     /// Make a disk larger or smaller, also while it is served
     Resize(ResizeArgs),
+    /// Limit how much may be asked of a disk that is served, or is a machine's
+    Limit(LimitDiskArgs),
     /// Make a disk's file as short as it can be, also while it is served
     Compact(CompactArgs),
     /// Note which parts of a disk change, or stop that
@@ -324,6 +328,7 @@ pub(crate) struct ResizeArgs {
 #[command(after_help = "Examples:
   diskferry serve disk.vhdx --listen unix:/run/disk.sock
   diskferry serve disk.vhdx --listen tcp:127.0.0.1:10809 --read-only
+  diskferry serve disk.vhdx --listen unix:/run/disk.sock --iops 2000 --bandwidth 100M    for each disk
   diskferry serve root=a.vhdx data=b.vhdx --listen tcp:0.0.0.0:10809 --listen unix:/run/disks.sock
 
 Each disk is an export with the name of its file without the suffix, or the name given. A single
@@ -351,6 +356,8 @@ pub(crate) struct ServeArgs {
     /// Serve also a disk that is marked incomplete or handed over; only if no other host can own it
     #[arg(long)]
     pub(crate) take_over: bool,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
 }

@@ -1,7 +1,7 @@
 //! Ctrl-C and SIGTERM: the first asks the work to stop at a safe point, the second ends the process.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, Once, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
 
 use tokio::runtime::Runtime;
@@ -13,27 +13,39 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 /// Wakes [`wait`]; the flag is [`REQUESTED`].
 static WAKE: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
 static LISTENING: Once = Once::new();
+/// What [`catch`] has caught for [`listen`].
+static CAUGHT: Mutex<Option<Caught>> = Mutex::new(None);
 
 /// Signals that are caught and wait for somebody to heed them.
-pub(crate) struct Caught {
+struct Caught {
     runtime: Runtime,
     interrupt: Signal,
     terminate: Signal,
 }
 
-/// Catches signals from the moment it returns. Called by work that has something to put in order before
-/// it ends.
+fn caught() -> MutexGuard<'static, Option<Caught>> {
+    CAUGHT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Catches signals from the moment it returns, and heeds those that came since [`catch`]. Called by work that has
+/// something to put in order before it ends.
 pub(crate) fn listen() {
     LISTENING.call_once(|| {
-        if let Some(caught) = catch() {
+        let before = caught().take();
+        if let Some(caught) = before.or_else(caught_anew) {
             caught.listen();
         }
     });
 }
 
-/// The same without a thread: nothing comes of signals before [`Caught::listen`]. Where they cannot be caught nobody
-/// says so, and they end the process as ever.
-pub(crate) fn catch() -> Option<Caught> {
+/// The same without a thread: nothing comes of signals before [`listen`]. Where they cannot be caught nobody says
+/// so, and they end the process as ever.
+pub(crate) fn catch() {
+    let anew = caught_anew();
+    *caught() = anew;
+}
+
+fn caught_anew() -> Option<Caught> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -73,7 +85,7 @@ pub(crate) fn check(state: &str) -> Result<()> {
 
 impl Caught {
     /// Heed them from now on, also those that came before.
-    pub(crate) fn listen(self) {
+    fn listen(self) {
         let watching = thread::Builder::new().name("signals".into());
         if let Err(error) = watching.spawn(move || self.watch()) {
             tracing::warn!(%error, "no thread that heeds signals");

@@ -15,6 +15,8 @@ mod interrupt;
 mod latency;
 mod limits;
 mod load;
+mod log;
+mod moving;
 mod plan;
 mod progress;
 mod report;
@@ -34,7 +36,7 @@ pub(crate) use vdisk::size;
 fn main() -> ExitCode {
     let typed = CommandLine::parse();
     let report = Report::new(&typed.global);
-    log_to_stderr(&typed.global);
+    log::to_stderr(&typed.global);
     limits::survive();
     match commands::run(&typed, report) {
         Ok(()) => ExitCode::SUCCESS,
@@ -43,22 +45,4 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit as u8)
         }
     }
-}
-
-/// Logs of the libraries, on stderr; `RUST_LOG` overrules the flags.
-fn log_to_stderr(global: &args::GlobalArgs) {
-    use tracing_subscriber::EnvFilter;
-    let level = match (global.quiet, global.verbose) {
-        (true, _) => "error",
-        (false, 0) => "warn",
-        (false, 1) => "info",
-        (false, 2) => "debug",
-        (false, _) => "trace",
-    };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .init();
 }

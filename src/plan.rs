@@ -5,6 +5,7 @@
 mod chain;
 mod convert;
 mod create;
+mod limit;
 mod machine;
 mod metadata;
 mod new_size;
@@ -14,13 +15,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blockserver::nbd::uri::{Address, AddressError, Endpoint};
+use blockserver::throttle::Limits;
 use vdisk::chain::ParentSearch;
 use vdisk::disk::ImageFormat;
 
 pub(crate) use self::chain::{Commit, Flatten, Rebase, Snapshot, search};
 pub(crate) use self::convert::{Compare, Convert, Input, SourceName, TargetName};
 pub(crate) use self::create::{Content, Create, Preallocation};
-pub(crate) use self::machine::{Machine, disk_format, format_name, mac_of};
+pub(crate) use self::limit::limits;
+pub(crate) use self::machine::{Machine, disk_format, format_name, is_disk, mac_of};
 pub(crate) use self::metadata::{ItemName, SetItem, Source, only_images};
 use crate::args::{BenchArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs, ServeArgs};
 use crate::failure::{Failure, Result};
@@ -103,6 +106,8 @@ pub(crate) struct Serve {
     pub(crate) control: Vec<PathBuf>,
     /// Serve also what another host may own.
     pub(crate) take_over: bool,
+    /// How much may be asked of each disk.
+    pub(crate) limits: Limits,
     pub(crate) search: ParentSearch,
 }
 
@@ -255,6 +260,7 @@ impl Serve {
                 .map(|text| control_path(text))
                 .collect::<Result<_>>()?,
             take_over: args.take_over,
+            limits: limits(&args.limits)?,
             search: search(&args.chain),
         })
     }

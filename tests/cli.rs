@@ -20,5 +20,6 @@ mod cli {
     mod serving;
     mod snapshot;
     mod text;
+    mod throttled;
     mod track;
 }

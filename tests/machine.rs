@@ -13,7 +13,9 @@ mod machine {
     mod disks;
     mod guest;
     mod large;
+    mod limits;
     mod moves;
+    mod moves_whole;
     mod network;
     mod plug;
     #[path = "../mirror/process.rs"]

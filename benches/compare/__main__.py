@@ -249,6 +249,12 @@ TARGETS = [
      "diskferry, with a VHDX", None, "<=", 30),
     ("start of a machine, 512M: KiB besides the guest's", "start of a machine, 512M", "memory_kib",
      "diskferry, with a VHDX", None, "<=", 8192),
+    ("guest's random reads: KiB besides the guest's", "guest's random reads, 1G in full", "memory_kib",
+     "diskferry, VHDX", None, "<=", 8192),
+    ("snapshot of a machine: MiB/s to the disk's own", "snapshot of a machine, 1G in use", "mib_s",
+     "diskferry", "the disk, by fio", ">=", 0.9),
+    ("restore of a machine: ms besides KVM's own", "restore of a machine, 1G in use", "besides_ms",
+     "diskferry", None, "<=", 50),
     *[
         (f"guest's {what}: {name} to bare io_uring", f"guest's {what}, 1G in full", figure,
          "diskferry, VHDX", "bare io_uring", sense, limit)

@@ -33,20 +33,20 @@ def qemu_system():
     return shutil.which("qemu-system-x86_64") or (unpacked if os.path.exists(unpacked) else None)
 
 
-def described(place, words, disk=None):
+def described(place, words, disk=None, memory=MEMORY):
     """The file that describes a machine of ours with one processor; its path."""
     path = os.path.join(place, "machine.toml")
     with open(path, "w", encoding="utf-8") as file:
-        file.write(f'vcpus = 1\nmemory = "{MEMORY}"\n')
+        file.write(f'vcpus = 1\nmemory = "{memory}"\n')
         file.write(f'boot.kernel = "built-in"\nboot.command_line = "{words}"\n')
         if disk:
             file.write(f'[[disk]]\npath = "{disk[0]}"\nformat = "{disk[1]}"\n')
     return path
 
 
-def ours(diskferry, place, words, disk=None):
+def ours(diskferry, place, words, disk=None, memory=MEMORY):
     """Start diskferry's machine; `disk` is a path and a format."""
-    return Guest([diskferry, "run", described(place, words, disk), "--json"], "stderr")
+    return Guest([diskferry, "run", described(place, words, disk, memory), "--json"], "stderr")
 
 
 def qemu(program, elf, words, disk=None):

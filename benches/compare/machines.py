@@ -7,6 +7,7 @@ import sys
 
 from guests import MEMORY, guest_elf, ours, qemu, qemu_system
 from measure import Failed, run
+from snapshots import snapshots
 
 GIB = 1 << 30
 # The disk in full: what is read is there, and what is written has its place.
@@ -157,12 +158,13 @@ def disks(diskferry, place):
 
 
 def machines(diskferry, place, rounds, scale):
-    """A machine's start and its guest's 4 KiB reads and writes at random, 32 at a time. Nothing where there is no KVM."""
+    """A machine's start, its snapshots and its guest's 4 KiB reads and writes at random, 32 at a time. Nothing where there is no KVM."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         print("compare: /dev/kvm cannot be used: without machines", file=sys.stderr)
         return {}
     images = disks(diskferry, place)
     cells = {"start of a machine, 512M": starts(diskferry, place, rounds, images)}
+    cells |= snapshots(diskferry, place, rounds, kvm_alone)
     elf, emulator = guest_elf(diskferry), qemu_system()
     if not (elf and emulator):
         print("compare: no qemu-system-x86_64, or no guest.elf: without qemu", file=sys.stderr)

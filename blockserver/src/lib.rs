@@ -2,7 +2,7 @@
 //!
 //! | floor | modules |
 //! |---|---|
-//! | codec and machine | [`nbd`]: the protocol, without I/O; [`virtio`]: the same for guests |
+//! | codec and machine | [`nbd`]: the protocol, without I/O; [`virtio`]: the same for guests; [`throttle`]: limits |
 //! | driver | [`server`]: the server; [`export`]: what it serves, and what may be done to that |
 //! | driver | `worker`: one thread of it; `uring`: system calls in batches; `forward`; `socket` |
 
@@ -11,6 +11,7 @@ mod forward;
 pub mod nbd;
 pub mod server;
 mod socket;
+pub mod throttle;
 mod uring;
 pub mod virtio;
 mod worker;

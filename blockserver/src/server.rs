@@ -192,6 +192,7 @@ impl Server {
                 mode: Mode::Serve,
                 tap: None,
                 disk,
+                limited: false,
             },
             options,
         )
@@ -212,6 +213,7 @@ impl Server {
                 mode: Mode::Hold,
                 tap,
                 disk,
+                limited: false,
             },
             options,
         )

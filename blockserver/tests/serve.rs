@@ -16,6 +16,8 @@ mod forwarding;
 mod guest;
 #[path = "serve/interop.rs"]
 mod interop;
+#[path = "serve/limits.rs"]
+mod limits;
 #[path = "serve/our_clients.rs"]
 mod our_clients;
 #[path = "serve/programs.rs"]

@@ -8,7 +8,7 @@ use std::path::Path;
 use arbitrary::{Arbitrary, Unstructured};
 use vmm::description::{Description, Kernel, is_interface_name};
 
-const LINES: [&str; 28] = [
+const LINES: [&str; 31] = [
     "vcpus = ",
     "memory = ",
     "huge_pages = ",
@@ -28,6 +28,9 @@ const LINES: [&str; 28] = [
     "format = ",
     "read_only = ",
     "queues = ",
+    "limits.iops = ",
+    "limits.bandwidth = ",
+    "limits = {iops = 1, iops_burst = 2}",
     "disk = [{path='a'}]",
     "[[network]]",
     "tap = ",
@@ -71,7 +74,14 @@ impl Value {
             Self::Text(text) => format!("'''{text}'''"),
             Self::Name(number) => {
                 let names = [
-                    "'a.vhdx'", "'..'", "'/'", "''", "'raw'", "'file:x'", "'stdio'", "'02:00:00:12:34:56'",
+                    "'a.vhdx'",
+                    "'..'",
+                    "'/'",
+                    "''",
+                    "'raw'",
+                    "'file:x'",
+                    "'stdio'",
+                    "'02:00:00:12:34:56'",
                 ];
                 names[usize::from(*number) % names.len()].to_owned()
             }

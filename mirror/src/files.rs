@@ -35,6 +35,15 @@ pub fn load_record(path: &Path) -> Result<Option<Ownership>> {
     decoded(path, load_blocking(path))
 }
 
+/// Make `record` the durable one at `path`. Blocks, and starts no thread.
+///
+/// Fails with [`ErrorKind::Record`]; then it may or may not be durable.
+pub fn write_record(path: &Path, record: &Ownership) -> Result<()> {
+    let bytes = record.to_bytes();
+    let bytes = bytes.map_err(|e| failure(path, "write", io::Error::other(e.to_string())))?;
+    replace_blocking(path, &bytes).map_err(|e| failure(path, "write", e))
+}
+
 fn decoded(path: &Path, bytes: io::Result<Option<Vec<u8>>>) -> Result<Option<Ownership>> {
     let Some(bytes) = bytes.map_err(|e| failure(path, "read", e))? else {
         return Ok(None);

@@ -3,7 +3,7 @@
 //! | floor | modules | may not |
 //! |---|---|---|
 //! | driver | [`net`], [`files`] | hold policy |
-//! | machine | [`session`], [`switchover`], [`tracker`], [`pacing`] | do I/O, read a clock, take randomness, block |
+//! | machine | [`session`], [`switchover`], [`joint`], [`tracker`], [`pacing`] | do I/O, read a clock, take randomness, block |
 //! | codec | [`wire`], [`record`] | anything but bytes to checked types and back |
 //!
 //! The protocol, its phases, the order of the switchover and what a crash in each of them leaves
@@ -14,6 +14,7 @@ pub mod clock;
 pub mod dirty;
 pub mod error;
 pub mod files;
+pub mod joint;
 pub mod net;
 pub mod pacing;
 pub mod record;

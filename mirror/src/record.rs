@@ -47,6 +47,20 @@ pub enum State {
         /// The new owner's address for migration sessions, to grant it again after a restart.
         to: String,
     },
+    /// This host owns the disk or has handed it over, which the record of a machine says that moves with it:
+    /// [`crate::joint`].
+    Bound {
+        /// The new owner's epoch, if it was handed over.
+        epoch: u64,
+        /// The session that moves it.
+        session: Uuid,
+        /// The attempt of that session.
+        attempt: u64,
+        /// The new owner's address, as in a record of a disk that was handed over.
+        to: String,
+        /// Whose record decides.
+        lead: Lead,
+    },
     /// A session is about to empty the disk here: what the image holds means nothing.
     Emptying {
         /// The session.
@@ -70,6 +84,18 @@ pub enum State {
         /// The epoch it will own.
         epoch: u64,
     },
+}
+
+/// The record that decides for a disk that is bound to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lead {
+    /// Where it lies on this host: an absolute path.
+    pub record: String,
+    /// The session that moves it.
+    pub session: Uuid,
+    /// The epoch of its next owner.
+    pub epoch: u64,
 }
 
 /// The file's outer form.
@@ -148,6 +174,7 @@ impl Ownership {
         match self.state {
             State::Owner { epoch, .. }
             | State::Released { epoch, .. }
+            | State::Bound { epoch, .. }
             | State::Emptying { epoch, .. }
             | State::Receiving { epoch, .. }
             | State::Prepared { epoch, .. } => epoch,
@@ -192,6 +219,17 @@ mod tests {
                 session,
                 attempt: 2,
                 to: "tcp:b:9000".into(),
+            },
+            State::Bound {
+                epoch: 5,
+                session,
+                attempt: 2,
+                to: "tcp:b:9000".into(),
+                lead: Lead {
+                    record: "/vm/vm.toml.ownership".into(),
+                    session: Uuid::from_u128(10),
+                    epoch: 3,
+                },
             },
             State::Emptying { session, epoch: 3 },
             State::Receiving { session, epoch: 3 },

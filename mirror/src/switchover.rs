@@ -20,81 +20,20 @@
 //!                                                                                            │ no
 //!                              Forwarding ◄─running─ Released ◄─record durable─ Deciding ◄───┘
 //!
+//!  a disk that moves with others        Marking ─parked─► Binding ─record durable─► Bound ─word─► Released
+//!  the record that decides for them     Marking ─parked─► Bound ─word─► Deciding ─► …
+//!                                       from Bound only a word leads on or back: [`crate::joint`]
+//!
 //!  target  (none) ─► Emptying ─► Receiving ◄─► Prepared ─grant─► Owner ─► served
 //! ```
 
+mod verdict;
+
 use uuid::Uuid;
-use vdisk::engine::Mark;
 
-use crate::record::{Ownership, State};
+pub use self::verdict::{Verdict, verdict};
+use crate::record::{Lead, Ownership, State};
 use crate::wire::{Hello, Refusal, Standing};
-
-/// What a host may do with a disk that it finds, by its record and the mark in the image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Serve it.
-    Serve {
-        /// A mark is still in the image and has to be removed first.
-        remove_mark: bool,
-    },
-    /// It was handed over: never serve it; repeat the grant to the new owner and forward to it.
-    Forward {
-        /// The session that moved it.
-        session: Uuid,
-        /// Its attempt.
-        attempt: u64,
-        /// The new owner's epoch.
-        epoch: u64,
-        /// The new owner's address for migration sessions.
-        to: String,
-    },
-    /// Refuse, and say this.
-    Refuse(String),
-}
-
-/// What this host may do with a disk after a start.
-#[must_use]
-pub fn verdict(record: Option<&Ownership>, mark: Option<Mark>) -> Verdict {
-    let Some(record) = record else {
-        return match mark {
-            None => Verdict::Serve { remove_mark: false },
-            Some(Mark::Incomplete) => Verdict::Refuse(
-                "the image is the incomplete target of a migration and its ownership record is \
-                 missing; mirror it again, or override if you are sure"
-                    .into(),
-            ),
-            Some(Mark::HandedOver) => Verdict::Refuse(
-                "the disk was handed over to another host and its ownership record is missing; \
-                 use the copy there, or override if you are sure"
-                    .into(),
-            ),
-        };
-    };
-    match &record.state {
-        State::Owner { .. } => Verdict::Serve {
-            remove_mark: mark.is_some(),
-        },
-        State::Released {
-            epoch,
-            session,
-            attempt,
-            to,
-        } => Verdict::Forward {
-            session: *session,
-            attempt: *attempt,
-            epoch: *epoch,
-            to: to.clone(),
-        },
-        State::Emptying { .. } | State::Receiving { .. } => Verdict::Refuse(
-            "the disk is the incomplete target of a migration; let the source finish it".into(),
-        ),
-        State::Prepared { .. } => Verdict::Refuse(
-            "the disk is complete but the source has not handed it over yet; let the two hosts \
-             reach each other, or override if the source is lost for good"
-                .into(),
-        ),
-    }
-}
 
 /// Where the source of a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +48,12 @@ pub enum Phase {
     Draining,
     /// Puts the handed-over mark into the image.
     Marking,
+    /// Writes that another record decides from now on.
+    Binding,
+    /// All is done but the decision, which is not its own: no way forth or back without a word.
+    Bound,
+    /// Writes that the disk is this host's own again.
+    Unbinding,
     /// Takes the mark out again after giving up.
     Unmarking,
     /// The deciding record is on its way to the disk: no way back.
@@ -124,10 +69,39 @@ pub enum Phase {
 pub enum Parked {
     /// Write this record: it decides.
     Decide(Ownership),
+    /// Write this record: another one decides.
+    Bind(Ownership),
+    /// Wait for the word.
+    Wait,
     /// Take the mark out again.
     Unmark,
     /// Let the held requests go on here.
     Resume,
+}
+
+/// Who decides about a disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Part {
+    /// It does, by itself.
+    #[default]
+    Alone,
+    /// Another record, with which it moves.
+    Member(Lead),
+    /// It does, for others too, once it is told that all of them are bound.
+    Lead,
+}
+
+/// What is to be done when a record is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// Grant, now.
+    Grant,
+    /// Take the mark out.
+    Unmark,
+    /// Write this one: it was given up meanwhile.
+    Unbind,
+    /// Nothing.
+    Nothing,
 }
 
 /// What giving up came to.
@@ -139,7 +113,7 @@ pub enum GivenUp {
     Resume,
     /// The mark has to be taken out first; [`SourceSwitch::parked`] will say so.
     Later,
-    /// The deciding record may be durable: only forward.
+    /// The deciding record may be durable, or is another one: only forward.
     TooLate,
 }
 
@@ -153,6 +127,9 @@ pub struct SourceSwitch {
     phase: Phase,
     attempt: u64,
     given_up: bool,
+    part: Part,
+    /// The session that had brought the disk here.
+    came: Option<Uuid>,
 }
 
 impl SourceSwitch {
@@ -167,7 +144,15 @@ impl SourceSwitch {
             phase: Phase::Owner,
             attempt: 0,
             given_up: false,
+            part: Part::Alone,
+            came: None,
         }
+    }
+
+    /// The same, not alone; `came` is the session of the record that it has now.
+    #[must_use]
+    pub fn with_part(self, part: Part, came: Option<Uuid>) -> Self {
+        Self { part, came, ..self }
     }
 
     /// The disk that moves.
@@ -196,6 +181,8 @@ impl SourceSwitch {
             phase: Phase::Released,
             attempt: *attempt,
             given_up: false,
+            part: Part::Alone,
+            came: None,
         })
     }
 
@@ -236,6 +223,12 @@ impl SourceSwitch {
         )
     }
 
+    /// Whether it is not this session that could give up now.
+    #[must_use]
+    pub fn committed(&self) -> bool {
+        self.decided() || self.phase == Phase::Bound
+    }
+
     /// Begin an attempt; its number, or `None` when one is under way.
     pub fn prepare(&mut self) -> Option<u64> {
         if self.phase != Phase::Owner {
@@ -273,10 +266,21 @@ impl SourceSwitch {
     /// The image is parked (`ok`) or could not be; `None` when that was not asked for.
     pub fn parked(&mut self, ok: bool) -> Option<Parked> {
         match self.phase {
-            Phase::Marking if ok && !self.given_up => {
-                self.phase = Phase::Deciding;
-                Some(Parked::Decide(self.deciding_record()))
-            }
+            Phase::Marking if ok && !self.given_up => Some(match &self.part {
+                Part::Alone => {
+                    self.phase = Phase::Deciding;
+                    Parked::Decide(self.deciding_record())
+                }
+                Part::Member(lead) => {
+                    let record = self.bound_record(lead.clone());
+                    self.phase = Phase::Binding;
+                    Parked::Bind(record)
+                }
+                Part::Lead => {
+                    self.phase = Phase::Bound;
+                    Parked::Wait
+                }
+            }),
             // A park that failed may have left the mark: it is taken out in any case.
             Phase::Marking => {
                 self.given_up = true;
@@ -307,9 +311,87 @@ impl SourceSwitch {
         }
     }
 
-    /// The deciding record is durable: whether to grant now.
-    pub fn recorded(&mut self) -> bool {
-        self.step(self.attempt, Phase::Deciding, Phase::Released)
+    fn bound_record(&self, lead: Lead) -> Ownership {
+        Ownership {
+            disk: self.disk,
+            state: State::Bound {
+                epoch: self.next_epoch(),
+                session: self.session,
+                attempt: self.attempt,
+                to: self.to.clone(),
+                lead,
+            },
+        }
+    }
+
+    /// The record of a disk that is this host's own again.
+    #[must_use]
+    pub fn owner_record(&self) -> Ownership {
+        Ownership {
+            disk: self.disk,
+            state: State::Owner {
+                epoch: self.epoch,
+                session: self.came,
+            },
+        }
+    }
+
+    /// The record that was asked for last is durable (`ok`), or may be.
+    pub fn recorded(&mut self, ok: bool) -> Recorded {
+        match self.phase {
+            Phase::Deciding if ok => {
+                self.phase = Phase::Released;
+                Recorded::Grant
+            }
+            Phase::Binding if ok && !self.given_up => {
+                self.phase = Phase::Bound;
+                Recorded::Nothing
+            }
+            // What was written may be durable all the same.
+            Phase::Binding => {
+                self.given_up = true;
+                self.phase = Phase::Unbinding;
+                Recorded::Unbind
+            }
+            // If it is not durable the disk stays bound to a record that never hands it over: this host's own.
+            Phase::Unbinding => {
+                self.phase = Phase::Unmarking;
+                Recorded::Unmark
+            }
+            _ => Recorded::Nothing,
+        }
+    }
+
+    /// The word: a lead decides now, a disk that is bound to one that has decided is handed over. The record to
+    /// write; the grant of a disk that is bound need not wait for it.
+    pub fn decide(&mut self) -> Option<Ownership> {
+        if self.phase != Phase::Bound {
+            return None;
+        }
+        self.phase = match self.part {
+            Part::Member(_) => Phase::Released,
+            Part::Alone | Part::Lead => Phase::Deciding,
+        };
+        Some(self.deciding_record())
+    }
+
+    /// The other word: all stays here. Only for a lead that was not told to decide, and what is bound to it.
+    /// What to do; nothing if it is not bound.
+    pub fn undo(&mut self) -> Recorded {
+        if self.phase != Phase::Bound {
+            return Recorded::Nothing;
+        }
+        self.given_up = true;
+        match self.part {
+            Part::Member(_) => {
+                self.phase = Phase::Unbinding;
+                Recorded::Unbind
+            }
+            Part::Alone | Part::Lead => {
+                self.phase = Phase::Unmarking;
+                Recorded::Unmark
+            }
+        }
     }
 
     /// The target runs under `epoch`: whether to forward now.
@@ -325,11 +407,13 @@ impl SourceSwitch {
                 self.phase = Phase::Owner;
                 GivenUp::Resume
             }
-            Phase::Marking | Phase::Unmarking => {
+            Phase::Marking | Phase::Binding | Phase::Unbinding | Phase::Unmarking => {
                 self.given_up = true;
                 GivenUp::Later
             }
-            Phase::Deciding | Phase::Released | Phase::Forwarding => GivenUp::TooLate,
+            Phase::Bound | Phase::Deciding | Phase::Released | Phase::Forwarding => {
+                GivenUp::TooLate
+            }
         }
     }
 }
@@ -398,7 +482,9 @@ impl TargetSwitch {
             State::Owner { epoch, .. } | State::Released { epoch, .. } if *epoch > hello.epoch => {
                 Ok(Standing::Owner { epoch: *epoch })
             }
-            State::Owner { .. } => Err((Refusal::Newer, "this host owns that disk itself".into())),
+            State::Owner { .. } | State::Bound { .. } => {
+                Err((Refusal::Newer, "this host owns that disk itself".into()))
+            }
             State::Emptying { epoch, .. } | State::Receiving { epoch, .. }
                 if *epoch <= hello.epoch =>
             {

@@ -31,6 +31,7 @@ pub(crate) enum SourceFormat {
   diskferry convert /dev/sdb disk.vhdx
   diskferry convert child.vhdx whole.vhdx     a chain of disks becomes one
   diskferry convert nbd://host:10809/ disk.vhdx
+  diskferry convert debian.qcow2 debian.vhdx --size 16T
   ssh host cat /dev/sdb | diskferry convert - disk.vhdx --size 100G
   diskferry convert disk.vhdx - | zstd > disk.img.zst
 
@@ -53,7 +54,8 @@ pub(crate) struct ConvertArgs {
     /// The target's format, whatever its suffix says
     #[arg(long, value_name = "FORMAT")]
     pub(crate) to: Option<FormatName>,
-    /// Bytes that a stream must have, as in 100G; without, it ends where it ends
+    /// Bytes of the new disk, as in 16T: more than the source's are zeros at its end; a stream must have them all
+    /// [default: as the source]
     #[arg(long, value_name = "SIZE")]
     pub(crate) size: Option<String>,
     /// Bytes per block of a VHDX target [default: by the size]

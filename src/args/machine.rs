@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::FormatName;
+use super::{FormatName, LimitArgs};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MachineVerb {
@@ -37,6 +37,25 @@ Latencies are those of the disk's server, in steps of powers of two: half, or 99
     Stats(MachineArgs),
     /// Keep it as it is now in a folder, from which `run --restore` goes on
     Snapshot(MachineSnapshotArgs),
+    /// Move it to another host, with its disks
+    Move(MachineMoveArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry run vm.toml --receive tcp:0.0.0.0:10810       on the other host
+  diskferry machine move vm.toml --to tcp:b.example:10810
+
+Its disks are copied while it runs. Then it stands still, its memory is sent, and machine and disks change hands at
+once. The other host needs a vm.toml of the same machine, with paths and taps of its own; whether the machine
+fits there is asked before anything is begun. Until it is decided, Ctrl-C and whatever fails leave the machine
+running here (8); afterwards it must not be started here, and `run` here does not.")]
+pub(crate) struct MachineMoveArgs {
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+    /// Where `run --receive` waits: tcp:HOST:PORT
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) to: String,
 }
 
 #[derive(Args, Debug)]
@@ -123,6 +142,8 @@ pub(crate) struct AddDiskArgs {
     /// How many queues [default: as many as there are processors]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..))]
     pub(crate) queues: Option<u8>,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
 }
 
 #[derive(Args, Debug)]

@@ -13,6 +13,7 @@ use super::ChainArgs;
   diskferry run debian.vhdx --dry-run                            only say what that is
   diskferry run vm.toml --restore before-upgrade --discard-disks
   diskferry mirror start root.vhdx --to tcp:b.example:10810      while it runs
+  diskferry run vm.toml --receive tcp:0.0.0.0:10810              on b.example: `machine move` sends it there
 
 A machine with two processors and one disk:
 
@@ -58,6 +59,9 @@ pub(crate) struct RunArgs {
     /// What happens when a thread makes a system call that it may not
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub(crate) confine: Confine,
+    /// Wait at this address (tcp:HOST:PORT) until the machine comes from another host, by `machine move`, then run it
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["dry_run", "restore", "take_over"])]
+    pub(crate) receive: Option<String>,
     #[command(flatten)]
     pub(crate) saved: SavedArgs,
     #[command(flatten)]

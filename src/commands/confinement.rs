@@ -13,6 +13,7 @@ use crate::args::{Confine, RunArgs};
 use crate::control::machine::Confinement;
 use crate::control::place;
 use crate::failure::{Exit, Failure, Result};
+use crate::moving;
 use crate::plan::Machine;
 use crate::site::disk::Opened;
 
@@ -30,7 +31,12 @@ const NAMES: [&str; 7] = [
 ];
 
 /// Confine this process, which must not have started a thread yet, to this machine, whose disks are open.
-pub(super) fn begin(args: &RunArgs, plan: &Machine, disks: &[Opened]) -> Result<()> {
+/// `arrived` is its state that has come from another host. A machine that is still to come has neither.
+pub(super) fn begin(
+    args: &RunArgs,
+    plan: &Machine,
+    (disks, arrived): (&[Opened], Option<&Path>),
+) -> Result<()> {
     let mode = match args.confine {
         Confine::Kill => Mode::Kill,
         Confine::Log => Mode::Log,
@@ -42,6 +48,9 @@ pub(super) fn begin(args: &RunArgs, plan: &Machine, disks: &[Opened]) -> Result<
     };
     if mode != Mode::Off {
         alone()?;
+        if args.receive.is_some() || arrived.is_some() {
+            beside(&args.machine, &limits.paths)?;
+        }
     }
     let confined = confine::process(&limits).map_err(|error| {
         super::run::cannot(&error).hint("--confine off runs the machine all the same")
@@ -73,6 +82,26 @@ fn alone() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Refuse a machine that comes from another host where its state and record cannot be: both lie beside the file that
+/// describes it.
+fn beside(machine: &Path, paths: &Paths) -> Result<()> {
+    let described = moving::described(machine)?;
+    let within = |allowed: &PathBuf| {
+        let allowed = allowed.canonicalize();
+        allowed.is_ok_and(|allowed| allowed != described && described.starts_with(allowed))
+    };
+    if paths.write.iter().any(within) {
+        return Ok(());
+    }
+    let what = format!(
+        "{}: what comes of the machine from another host has to be beside it, and its folder is none of those that the \
+         process may write",
+        machine.display()
+    );
+    Err(Failure::usage(what)
+        .hint("put it into the folder of its disks, or add its folder to confine.paths"))
 }
 
 fn paths(args: &RunArgs, plan: &Machine, disks: &[Opened]) -> Result<Paths> {
@@ -109,6 +138,16 @@ fn paths(args: &RunArgs, plan: &Machine, disks: &[Opened]) -> Result<Paths> {
             paths.write.push(place);
         }
     }
+    if args.receive.is_some() {
+        for disk in &plan.vm.disks {
+            let place = of_coming(&disk.path);
+            if disk.read_only {
+                paths.read.push(place);
+            } else {
+                paths.write.push(place);
+            }
+        }
+    }
     Ok(paths)
 }
 
@@ -122,6 +161,18 @@ fn of_disk(disk: &Path) -> PathBuf {
     disk.to_owned()
 }
 
+/// The same for a disk that is not there yet.
+fn of_coming(disk: &Path) -> PathBuf {
+    if let Ok(found) = disk.canonicalize() {
+        return of_disk(&found);
+    }
+    let folder = folder_of(disk).canonicalize();
+    match folder {
+        Ok(folder) if folder.parent().is_some() => folder,
+        _ => disk.to_owned(),
+    }
+}
+
 fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(folder) if folder.as_os_str().is_empty() => PathBuf::from("."),
@@ -131,7 +182,7 @@ fn folder_of(path: &Path) -> PathBuf {
 }
 
 /// Confine a worker of the disks, which has its ring.
-pub(super) fn worker(by_ring: bool) {
+pub(crate) fn worker(by_ring: bool) {
     confine::thread(if by_ring {
         Kind::Worker
     } else {

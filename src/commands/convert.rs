@@ -23,6 +23,7 @@ use crate::interrupt;
 use crate::plan::{Convert, Input, Shape, SourceName, TargetName};
 use crate::progress::Progress;
 use crate::report::Report;
+use crate::size;
 use crate::source::{self, Opened};
 
 /// A raw disk from a stream whose length nobody knows begins with so many bytes, and grows.
@@ -75,7 +76,7 @@ impl Job {
             From::Disk(disk) => {
                 refuse_the_same_file(disk, path)?;
                 self.take_sector(disk.sector);
-                let size = self.whole_sectors(disk.size);
+                let size = self.whole_sectors(self.larger(disk.size)?);
                 work = disk.identity.clone().map(|source| Work {
                     source,
                     size,
@@ -290,6 +291,19 @@ impl Job {
         }
     }
 
+    /// The size of the new disk, whose source has `size` bytes: what was asked for, but none of them is left out.
+    fn larger(&self, size: u64) -> Result<u64> {
+        let wanted = self.plan.size.unwrap_or(size);
+        if wanted < size {
+            let has = size::exact(size);
+            return Err(
+                Failure::usage(format!("--size is less than the source has: {has}"))
+                    .hint("leave it out; `diskferry resize` can make the new disk smaller"),
+            );
+        }
+        Ok(wanted)
+    }
+
     fn refuse_unknown_size(&self) -> Result<()> {
         if self.plan.shape.fixed && self.plan.size.is_none() {
             return Err(Failure::usage("how much space a stream needs is not known")
@@ -367,7 +381,7 @@ fn going_on(failure: Failure, done: u64) -> Failure {
     }
     let kept = format!(
         "{} of the disk are kept: the same command goes on; --restart starts over",
-        crate::size::show(done)
+        size::show(done)
     );
     Failure {
         hint: Some(match failure.hint {

@@ -2,12 +2,13 @@
 
 mod console;
 mod disks;
+mod moving;
 mod shutdown;
 mod stats;
 
 use crate::args::{MachineArgs, MachineSnapshotArgs, MachineVerb};
 use crate::control::client::Client;
-use crate::control::machine::{Life, MachineState};
+use crate::control::machine::MachineState;
 use crate::control::place;
 use crate::failure::{Failure, Result};
 use crate::plan;
@@ -29,6 +30,7 @@ pub(crate) fn run(verb: &MachineVerb, report: Report) -> Result<()> {
         MachineVerb::Console(args) => return console::run(args, report),
         MachineVerb::Stats(args) => return stats::run(args, report),
         MachineVerb::Snapshot(args) => return snapshot(args, report),
+        MachineVerb::Move(args) => return moving::run(args, report),
     };
     let client = client(args)?;
     let state: MachineState = match what {
@@ -72,15 +74,10 @@ fn client(args: &MachineArgs) -> Result<Client> {
 }
 
 fn sentence(state: &MachineState) -> String {
-    let life = match state.state {
-        Life::Running => "runs",
-        Life::Paused => "is paused",
-        Life::Saving => "stands still for a snapshot",
-        Life::Ended => "has ended",
-    };
     format!(
-        "{}: {life}; {} processors, {} of memory, process {}",
+        "{}: {}; {} processors, {} of memory, process {}",
         state.machine,
+        state.state.in_words(),
         state.vcpus,
         size::show(state.memory),
         state.pid

@@ -13,6 +13,7 @@ mod create;
 mod flatten;
 pub(crate) mod image;
 mod info;
+mod limit;
 mod load;
 mod machine;
 mod man;
@@ -49,6 +50,7 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Convert(args) => convert::run(args, &typed.global, report),
         Verb::Compare(args) => compare::run(args, report, typed.global.progress),
         Verb::Resize(args) => resize::run(args, report),
+        Verb::Limit(args) => limit::run(args, report),
         Verb::Compact(args) => compact::run(args, report, typed.global.progress),
         Verb::Track(verb) => track::run(verb, report),
         Verb::Checkpoint(verb) => track::checkpoint(verb, report),

@@ -34,6 +34,15 @@ impl Remote {
         }
     }
 
+    /// The disk of that name.
+    pub(super) fn named(client: Client, name: &str) -> Result<Self> {
+        let disks: Vec<DiskState> = client.get("/v1/disks")?;
+        let none = || Failure::usage(format!("there is no disk called `{name}`"));
+        let state = disks.into_iter().find(|state| state.name == name);
+        let state = state.ok_or_else(none)?;
+        Ok(Self { client, state })
+    }
+
     fn at(client: Client, disk: &Path) -> Result<Self> {
         let disks: Vec<DiskState> = client.get("/v1/disks")?;
         let wanted = std::fs::canonicalize(disk).ok();

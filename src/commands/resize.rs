@@ -15,7 +15,7 @@ use crate::{site, size};
 
 /// What was done.
 #[derive(Serialize)]
-struct Resized {
+pub(super) struct Resized {
     disk: String,
     previous_size: u64,
     virtual_size: u64,
@@ -29,33 +29,52 @@ pub(crate) fn run(args: &ResizeArgs, report: Report) -> Result<()> {
         Some(control) => Some(Remote::find(&args.disk, Some(control))?),
         None => Remote::look(&args.disk)?,
     };
-    let online = remote.is_some();
-    let (previous_size, virtual_size) = match remote {
-        Some(remote) => at_server(&remote, new, args)?,
+    let resized = match &remote {
+        Some(remote) => Resized::at_server(remote, new, args.discard_data)?,
         None => in_file(&args.disk, new, args)?,
     };
     let resized = Resized {
         disk: args.disk.display().to_string(),
-        previous_size,
-        virtual_size,
-        online,
+        ..resized
     };
-    report.result("resized", &resized, sentence)
+    let clients = if resized.online {
+        "; clients see it when they connect again"
+    } else {
+        ""
+    };
+    report.result("resized", &resized, |resized| resized.sentence(clients))
 }
 
-fn at_server(remote: &Remote, new: NewSize, args: &ResizeArgs) -> Result<(u64, u64)> {
-    let before = remote.state.virtual_size;
-    let size = new.of(before)?;
-    let resize = control::Resize {
-        size,
-        discard_data: args.discard_data,
-    };
-    let state: Result<DiskState> = remote.client.post(&remote.resource("resize"), &resize);
-    let state = state.map_err(|failure| advised(failure, (before, size), args))?;
-    Ok((before, state.virtual_size))
+impl Resized {
+    /// Give a disk another size where it is served; it is called as it is there.
+    pub(super) fn at_server(remote: &Remote, new: NewSize, discard_data: bool) -> Result<Self> {
+        let before = remote.state.virtual_size;
+        let size = new.of(before)?;
+        let resize = control::Resize { size, discard_data };
+        let state: Result<DiskState> = remote.client.post(&remote.resource("resize"), &resize);
+        let state = state.map_err(|failure| advised(failure, (before, size), discard_data))?;
+        Ok(Self {
+            disk: remote.state.name.clone(),
+            previous_size: before,
+            virtual_size: state.virtual_size,
+            online: true,
+        })
+    }
+
+    /// What was done, with what follows from it.
+    pub(super) fn sentence(&self, more: &str) -> String {
+        let (now, before) = (
+            size::show(self.virtual_size),
+            size::show(self.previous_size),
+        );
+        if self.virtual_size == self.previous_size {
+            return format!("{}: has {now} already", self.disk);
+        }
+        format!("{}: {now}, was {before}{more}", self.disk)
+    }
 }
 
-fn in_file(path: &Path, new: NewSize, args: &ResizeArgs) -> Result<(u64, u64)> {
+fn in_file(path: &Path, new: NewSize, args: &ResizeArgs) -> Result<Resized> {
     site::disk::refuse_moved(path)?;
     let mut disk = image::open(path, args.format, false)?;
     let before = disk.size();
@@ -64,33 +83,26 @@ fn in_file(path: &Path, new: NewSize, args: &ResizeArgs) -> Result<(u64, u64)> {
     let now = disk.size();
     // Also a disk that keeps its size is closed in order; why it does comes first.
     let closed = disk.close();
-    resized.map_err(|error| advised(error.in_file(path).into(), (before, size), args))?;
+    resized.map_err(|error| {
+        advised(
+            error.in_file(path).into(),
+            (before, size),
+            args.discard_data,
+        )
+    })?;
     closed?;
-    Ok((before, now))
+    Ok(Resized {
+        disk: path.display().to_string(),
+        previous_size: before,
+        virtual_size: now,
+        online: false,
+    })
 }
 
 /// The same failure with what to do about a disk that cannot become smaller.
-fn advised(failure: Failure, (before, size): (u64, u64), args: &ResizeArgs) -> Failure {
-    if failure.exit == Exit::Usage && size < before && !args.discard_data {
+fn advised(failure: Failure, (before, size): (u64, u64), discard_data: bool) -> Failure {
+    if failure.exit == Exit::Usage && size < before && !discard_data {
         return failure.hint("--discard-data throws away what lies beyond the new end");
     }
     failure
-}
-
-fn sentence(resized: &Resized) -> String {
-    let (now, before) = (resized.virtual_size, resized.previous_size);
-    if now == before {
-        return format!("{}: has {} already", resized.disk, size::show(now));
-    }
-    let clients = if resized.online {
-        "; clients see it when they connect again"
-    } else {
-        ""
-    };
-    format!(
-        "{}: {}, was {}{clients}",
-        resized.disk,
-        size::show(now),
-        size::show(before)
-    )
 }

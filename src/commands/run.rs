@@ -3,10 +3,12 @@
 //! The disks are those of a `serve` without clients: whatever can be done to a served disk can be done to a
 //! machine's, by the same control socket, while it runs.
 
+mod begun;
 mod counted;
 mod guest;
 mod held;
 mod keeping;
+mod moving;
 mod network;
 mod plug;
 
@@ -20,9 +22,12 @@ use serde::Serialize;
 use vdisk::chain::ParentSearch;
 use vmm::Exit as End;
 use vmm::description;
+use vmm::text::Text;
 
+use self::begun::Begun;
 use self::guest::Guest;
 use self::held::Held;
+pub(crate) use self::moving::in_words as moved_in_words;
 use self::network::Shown;
 use super::booting;
 use crate::args::RunArgs;
@@ -31,12 +36,13 @@ use crate::control::machine::MachineControl;
 use crate::control::service::Controlled;
 use crate::control::{Control, place};
 use crate::failure::{Exit, Failure, Result};
+use crate::moving::standing::Arrived;
 use crate::plan::{Machine, disk_format};
 use crate::report::Report;
 use crate::saved::restore::{self, Restore};
 use crate::site::disk::Opened;
 use crate::site::source::Site;
-use crate::{interrupt, limits, site};
+use crate::{limits, site};
 
 #[derive(Serialize)]
 struct Running {
@@ -58,7 +64,7 @@ struct Running {
 #[derive(Serialize)]
 struct Ended {
     machine: PathBuf,
-    /// `power_off`, `crash`, `stopped` or `reset_failed`.
+    /// `power_off`, `crash`, `stopped`, `moved` or `reset_failed`.
     end: &'static str,
     /// What the guest switched off with.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,19 +93,17 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
         return booting::dry_run(&plan, report);
     }
     limits::raise_open_files();
-    let signals = interrupt::catch();
-    let restore = args.saved.restore.as_deref();
-    let restore = restore.map(|from| Restore::prepare(from, &plan.vm, args.saved.discard_disks));
-    let mut restore = restore.transpose()?;
+    let text = Text::of_this_process();
+    let Some(begun) = begun::begin(args, &plan, report)? else {
+        return Ok(());
+    };
+    let Begun {
+        arrived,
+        mut restore,
+        disks: opened,
+        held,
+    } = begun;
     let processors = thread::available_parallelism().map_or(1, usize::from);
-    let opened = plan.vm.disks.iter().map(|disk| open(disk, &plan.search));
-    let opened: Vec<Opened> = opened.collect::<Result<_>>()?;
-    let held = Held::open(args, &plan, restore.as_ref())?;
-    // Before any other thread is there.
-    confinement::begin(args, &plan, &opened)?;
-    if let Some(signals) = signals {
-        signals.listen();
-    }
     let config = ServerConfig {
         workers: processors.min(usize::from(plan.vm.vcpus)),
         before_work: Some(confinement::worker),
@@ -113,8 +117,8 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     for (disk, opened) in plan.vm.disks.iter().zip(opened) {
         disks.push(add(&site, disk, (opened, plan.take_over))?);
     }
-    let host = (&site, disks, held);
-    let ended = live(args, (&plan, restore.as_mut()), host, report);
+    let made = (&plan, restore.as_mut(), &arrived);
+    let ended = live(args, made, (&site, disks, held), (text, report));
     site.stop();
     let closed = server.stop();
     site.unlock();
@@ -143,9 +147,9 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
 /// From the machine's first start to its end. Afterwards it touches its disks no more, however it went.
 fn live(
     args: &RunArgs,
-    (plan, mut restore): (&Machine, Option<&mut Restore>),
+    (plan, mut restore, arrived): (&Machine, Option<&mut Restore>, &Arrived),
     (site, disks, held): (&Arc<Site>, Vec<Attached>, Held),
-    report: Report,
+    (text, report): (Text, Report),
 ) -> Result<(Ended, Result<End>)> {
     let made = (plan, restore.as_deref_mut());
     let guest = Guest::new(args, made, (site, disks, held), report)?;
@@ -153,16 +157,19 @@ fn live(
     if let Some(restore) = restore {
         restore.started(&guest.machine(), report)?;
     }
+    arrived.runs();
     let watched = Arc::downgrade(&guest);
     site.when_resized(Box::new(move |disk| {
         if let Some(guest) = watched.upgrade() {
             guest.resized(disk);
         }
     }));
-    let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, report));
+    let ended = controlled(site, &guest, plan).and_then(|_control| guest.live(plan, text, report));
     restore::leave(&guest.machine(), report);
     guest.machine().stop();
     let heard = guest.console.close() || report.is_json();
+    guest.moves.settle();
+    guest.moves.report(heard.then_some(report))?;
     ended.map(|(ended, end)| (Ended { heard, ..ended }, end))
 }
 
@@ -183,6 +190,7 @@ fn add(
         ..ExportOptions::default()
     };
     let export = site.add(&disk.name, opened, (options, take_over))?;
+    export.set_limits(disk.limits);
     Ok(Attached {
         export,
         path: disk.path.clone(),

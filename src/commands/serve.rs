@@ -90,7 +90,9 @@ fn add(site: &Site, served: &Served, plan: &Serve) -> Result<ExportHandle> {
         description: served.path.display().to_string(),
         ..ExportOptions::default()
     };
-    site.add(&served.name, opened, (options, plan.take_over))
+    let export = site.add(&served.name, opened, (options, plan.take_over))?;
+    export.set_limits(plan.limits);
+    Ok(export)
 }
 
 /// Listens for control: where every disk's socket is looked for, and where it was asked to.

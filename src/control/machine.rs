@@ -19,6 +19,7 @@ use self::disks::{MachineDisk, RemoveDisk};
 use self::statistics::MachineStatistics;
 use super::service::{answer, blocking};
 use crate::failure::Result;
+use crate::moving::source::{MoveState, MoveTo, Moved};
 use crate::saved::take::{Taken, Wanted};
 
 /// How a machine is.
@@ -33,6 +34,18 @@ pub(crate) enum Life {
     Saving,
     /// It has been powered off.
     Ended,
+}
+
+impl Life {
+    /// What it does, as the end of a sentence about it.
+    pub(crate) fn in_words(self) -> &'static str {
+        match self {
+            Self::Running => "runs",
+            Self::Paused => "is paused",
+            Self::Saving => "stands still for a snapshot or a move",
+            Self::Ended => "has ended",
+        }
+    }
 }
 
 /// A machine as its process sees it.
@@ -86,6 +99,13 @@ pub(crate) trait MachineControl: Send + Sync + 'static {
     fn statistics(&self) -> Result<MachineStatistics>;
     /// It is kept in a folder, and goes on, or ends. Whatever fails is undone, and it goes on.
     fn snapshot(&self, wanted: &Wanted) -> Result<Taken>;
+    /// It moves to another host, and has ended here. Whatever fails before that is decided is undone, and it goes
+    /// on.
+    fn move_to(&self, to: &MoveTo) -> Result<Moved>;
+    /// How its move stands.
+    fn moving(&self) -> Result<MoveState>;
+    /// It stays, if there is still a way back. Returns at once.
+    fn cancel_move(&self) -> Result<MoveState>;
 }
 
 type Shared = State<Arc<dyn MachineControl>>;
@@ -102,6 +122,8 @@ pub(super) fn router(machine: Arc<dyn MachineControl>) -> Router {
         .route("/v1/machine/console", get(console))
         .merge(disks::router())
         .route("/v1/machine/snapshot", post(snapshot))
+        .route("/v1/machine/move", get(moving).post(move_to))
+        .route("/v1/machine/move/cancel", post(cancel_move))
         .with_state(machine)
 }
 
@@ -135,6 +157,18 @@ async fn stats(State(machine): Shared) -> Response {
 
 async fn console(State(machine): Shared) -> Response {
     answer(blocking(move || machine.console()).await)
+}
+
+async fn move_to(State(machine): Shared, Json(to): Json<MoveTo>) -> Response {
+    answer(blocking(move || machine.move_to(&to)).await)
+}
+
+async fn moving(State(machine): Shared) -> Response {
+    answer(blocking(move || machine.moving()).await)
+}
+
+async fn cancel_move(State(machine): Shared) -> Response {
+    answer(blocking(move || machine.cancel_move()).await)
 }
 
 async fn snapshot(State(machine): Shared, Json(wanted): Json<Wanted>) -> Response {

@@ -6,8 +6,11 @@
 pub(crate) mod client;
 pub(crate) mod machine;
 pub(crate) mod place;
+mod refused;
 pub(crate) mod service;
 
+use blockserver::export::Throttled;
+use blockserver::throttle::Limits;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Result;
@@ -21,8 +24,19 @@ pub(crate) struct DiskState {
     pub(crate) path: String,
     /// Bytes of the disk.
     pub(crate) virtual_size: u64,
+    #[serde(flatten)]
+    pub(crate) limited: Limited,
     /// The newest migration of this disk, if there was one since the server started.
     pub(crate) mirror: Option<serde_json::Value>,
+}
+
+/// How much may be asked of a disk.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Limited {
+    /// What is limited.
+    pub(crate) limits: Limits,
+    /// What has waited for its turn.
+    pub(crate) throttled: Throttled,
 }
 
 /// What to do when a mirror is in step.
@@ -112,6 +126,8 @@ pub(crate) trait Control: Send + Sync + 'static {
     fn disks(&self) -> Vec<DiskState>;
     /// Give a disk another size; its state afterwards.
     fn resize(&self, disk: &str, resize: Resize) -> Result<DiskState>;
+    /// Limit what may be asked of a disk; its state afterwards.
+    fn limit(&self, disk: &str, limits: Limits) -> Result<DiskState>;
     /// Take one step of making a disk's file shorter.
     fn compact(&self, disk: &str, compact: Compact) -> Result<CompactState>;
     /// Take a checkpoint; the disk's state.

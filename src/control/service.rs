@@ -12,8 +12,10 @@ use axum::Json;
 use axum::Router;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
+use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use blockserver::throttle::Limits;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::net::UnixListener;
@@ -23,6 +25,7 @@ use tokio::task::JoinHandle;
 
 use super::machine::{self, MachineControl};
 use super::place;
+use super::refused::in_an_object;
 use super::{Checkpoint, Compact, Control, Resize, StartMirror, TakeSnapshot};
 use crate::commands::confinement;
 use crate::failure::{Exit, Failure, Result};
@@ -126,7 +129,7 @@ impl Controlled {
             router = router.merge(machine::router(Arc::clone(machine)));
         }
         let sockets = Sockets {
-            router,
+            router: router.layer(map_response(in_an_object)),
             handle: runtime.handle().clone(),
             serving: Mutex::default(),
         };
@@ -209,6 +212,7 @@ fn router(control: Arc<dyn Control>) -> Router {
     Router::new()
         .route("/v1/disks", get(disks))
         .route("/v1/disks/{disk}/resize", post(resize))
+        .route("/v1/disks/{disk}/limits", post(limit))
         .route("/v1/disks/{disk}/compact", post(compact))
         .route("/v1/disks/{disk}/checkpoints", post(checkpoint))
         .route("/v1/disks/{disk}/snapshot", post(snapshot))
@@ -228,6 +232,14 @@ async fn resize(
     Json(to): Json<Resize>,
 ) -> Response {
     answer(blocking(move || control.resize(&disk, to)).await)
+}
+
+async fn limit(
+    State(control): Shared,
+    UrlPath(disk): UrlPath<String>,
+    Json(limits): Json<Limits>,
+) -> Response {
+    answer(blocking(move || control.limit(&disk, limits)).await)
 }
 
 async fn compact(

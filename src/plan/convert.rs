@@ -50,7 +50,7 @@ pub(crate) enum TargetName {
 pub(crate) struct Convert {
     pub(crate) source: Input,
     pub(crate) target: TargetName,
-    /// Bytes that a stream must have.
+    /// Bytes of the new disk, if they are not the source's. A stream must have as many.
     pub(crate) size: Option<u64>,
     /// What to make; its sector is 0 if the source's is to be taken.
     pub(crate) shape: Shape,
@@ -159,6 +159,12 @@ impl Convert {
         let size = size.map(|text| bytes("the size", text)).transpose()?;
         if size == Some(0) {
             return Err(Failure::usage("a disk of no bytes is not possible"));
+        }
+        if size.is_some() && target == TargetName::Stdout && name != SourceName::Stdin {
+            return Err(
+                Failure::usage("a disk that goes to stdout has the source's size")
+                    .hint("leave out --size, or give a file's name"),
+            );
         }
         Ok(Self {
             source: Input {
@@ -280,6 +286,7 @@ mod tests {
             &["a.img", "-", "--progress", "json"],
             &["a.img", "-", "--verify"],
             &["-", "b.vhdx", "--from", "qcow2"],
+            &["a.img", "-", "--size", "1G"],
             &["a.img", "b.vhdx", "--jobs", "0"],
             &["-", "b.vhdx", "--size", "0"],
             &["a.img", "b.vhdx", "--sector-size", "1000"],

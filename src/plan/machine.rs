@@ -21,6 +21,8 @@ pub(crate) struct Machine {
     pub(crate) take_over: bool,
     /// Only say what would be started.
     pub(crate) dry_run: bool,
+    /// No file describes it but a disk.
+    pub(crate) is_disk: bool,
     pub(crate) search: ParentSearch,
 }
 
@@ -48,12 +50,14 @@ impl Machine {
             control: control.collect::<Result<_>>()?,
             take_over: args.take_over,
             dry_run: args.dry_run,
+            is_disk: is_disk(&args.machine),
             search: super::search(&args.chain),
         })
     }
 }
 
-fn is_disk(path: &Path) -> bool {
+/// Whether a machine is described by a disk alone.
+pub(crate) fn is_disk(path: &Path) -> bool {
     let ending = path.extension().and_then(|ending| ending.to_str());
     ending.is_some_and(|ending| DISKS.contains(&&*ending.to_ascii_lowercase()))
 }

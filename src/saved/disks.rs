@@ -86,7 +86,7 @@ pub(crate) fn place(saved: &Saved, vm: &Description, discard: bool) -> Result<Pl
 }
 
 /// Refuse an image that is not what it was.
-fn identity(saved: &SavedDisk, format: Option<FormatName>) -> Result<()> {
+pub(crate) fn identity(saved: &SavedDisk, format: Option<FormatName>) -> Result<()> {
     let path = saved.image.display();
     let known = image::know(&saved.image, format).map_err(|failure| {
         let hint = "bring the disk's image back to where it was at the snapshot";

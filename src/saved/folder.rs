@@ -3,8 +3,9 @@
 //! It has another name until everything in it is durable, and the manifest is written last. So a folder without
 //! one, or of the other name, is what a snapshot left that did not end; it is never taken for one.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use vmm::memory::MemoryImage;
@@ -39,7 +40,9 @@ impl Made {
         let mut partial = name.ok_or_else(nameless)?.to_owned();
         partial.push(format!(".partial-{}", std::process::id()));
         let partial = place.with_file_name(partial);
-        fs::create_dir(&partial).map_err(|e| cannot("made", &partial)(e))?;
+        // What a guest keeps in its memory is nobody else's to read.
+        let made = DirBuilder::new().mode(0o700).create(&partial);
+        made.map_err(|e| cannot("made", &partial)(e))?;
         Ok(Self {
             place: place.to_owned(),
             partial,

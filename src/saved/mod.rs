@@ -10,8 +10,8 @@
 //!
 //! The folder and the order of things are described in `docs/vmm.md`, "Snapshots".
 
-mod disks;
-mod folder;
+pub(crate) mod disks;
+pub(crate) mod folder;
 pub(crate) mod manifest;
 pub(crate) mod restore;
 pub(crate) mod take;

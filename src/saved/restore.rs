@@ -16,6 +16,7 @@ use super::folder::Saved;
 use super::manifest::SavedNetwork;
 use crate::commands::run::cannot;
 use crate::failure::{Exit, Failure, Result};
+use crate::moving::arrived;
 use crate::report::Report;
 
 /// How long a machine whose memory is lost may take to end before the process ends without it.
@@ -29,6 +30,8 @@ pub(crate) struct Restore {
     /// Until the machine is made.
     saved: Option<(Saved, Faults)>,
     arrival: Option<Arrival>,
+    /// It is no snapshot, but a state that is used once.
+    once: bool,
 }
 
 #[derive(Serialize)]
@@ -62,6 +65,26 @@ impl Restore {
             placed,
             saved: Some((saved, Faults::open(vm.huge_pages))),
             arrival: None,
+            once: false,
+        })
+    }
+
+    /// The same for a machine whose state has arrived at `path` from another host; its disks are in place. `faults`
+    /// of a process that cannot ask for them any more.
+    pub(crate) fn arrived(path: &Path, vm: &Description, faults: Option<Faults>) -> Result<Self> {
+        let began = Instant::now();
+        let saved = arrived::open(path, vm)?;
+        saved.manifest.fits(vm).map_err(|why| {
+            let what = format!("{}: is of another machine: {why}", path.display());
+            Failure::new(Exit::Mismatch, what)
+        })?;
+        Ok(Self {
+            folder: path.to_owned(),
+            began,
+            placed: Placed::default(),
+            saved: Some((saved, faults.unwrap_or_else(|| Faults::open(vm.huge_pages)))),
+            arrival: None,
+            once: true,
         })
     }
 
@@ -79,7 +102,15 @@ impl Restore {
         let memory = Memory::restored(saved.memory, faults);
         let (memory, arrival) = memory.map_err(|e| cannot(&e))?;
         self.arrival = Some(arrival);
-        Machine::restored(config, &saved.state, memory, devices).map_err(|e| cannot(&e))
+        let machine = Machine::restored(config, &saved.state, memory, devices);
+        let machine = machine.map_err(|e| cannot(&e))?;
+        if self.once {
+            // Before its first step: what it does then must never be undone by doing it again.
+            crate::moving::reached("restored");
+            arrived::use_up(&self.folder)?;
+            crate::moving::reached("used");
+        }
+        Ok(machine)
     }
 
     /// The machine runs: its disks stay, and it is reported.

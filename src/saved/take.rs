@@ -116,14 +116,18 @@ pub(crate) fn take(subject: &Subject<'_>, wanted: &Wanted) -> Result<Taken> {
     let mut taken = saved?;
     let pause_ms = millis(began);
     taken.snapshot.clone_from(&wanted.into);
-    taken.disks_ms = pause_ms - taken.state_ms - taken.memory_ms;
+    taken.disks_ms = rounded(pause_ms - taken.state_ms - taken.memory_ms);
     taken.pause_ms = pause_ms;
     taken.stopped = stops;
     Ok(taken)
 }
 
 fn millis(since: Instant) -> f64 {
-    (since.elapsed().as_secs_f64() * 1e6).round() / 1e3
+    rounded(since.elapsed().as_secs_f64() * 1e3)
+}
+
+fn rounded(millis: f64) -> f64 {
+    (millis * 1e3).round() / 1e3
 }
 
 /// What each disk that is written will be kept as: beside it, with the snapshot's name in its own. Refuses
@@ -211,7 +215,7 @@ fn save(
 }
 
 /// A disk that the machine does not write: it is named, and its version remembered.
-fn read_only(disk: &Disk, path: &Path) -> Result<SavedDisk> {
+pub(crate) fn read_only(disk: &Disk, path: &Path) -> Result<SavedDisk> {
     let known = image::know(path, disk.format.map(plan::format_name))?;
     let version = match &known {
         Known::Vhdx(info) => Some(info.ids.data_write.to_string()),

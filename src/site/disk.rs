@@ -14,6 +14,7 @@ use vdisk::engine::Mark;
 use vdisk::info::info;
 use vdisk::storage::FileStorage;
 
+use super::bound;
 use crate::commands::image;
 use crate::failure::{Exit, Failure, Result};
 
@@ -85,6 +86,7 @@ pub(crate) fn refuse_recorded(path: &Path) -> Result<()> {
     // Without a thread: the process of a machine is not confined yet.
     let record = load_record(&sidecar_path(path));
     let record = record.map_err(|error| failed(error.to_string()))?;
+    let record = bound::told(record).map_err(failed)?;
     match verdict(record.as_ref(), None) {
         Verdict::Serve { .. } => Ok(()),
         Verdict::Forward { .. } => Err(failed("the disk was handed over".to_owned())),
@@ -149,6 +151,7 @@ impl Opened {
                 remove_mark: self.mark.is_some(),
             });
         }
+        let record = bound::settle(&store, record.as_ref()).map_err(|why| self.refused(&why))?;
         match (verdict(record.as_ref(), self.mark), record) {
             (Verdict::Serve { remove_mark }, _) => Ok(Standing::Ours { remove_mark }),
             (Verdict::Forward { .. }, Some(record)) => Ok(Standing::HandedOver(record)),
@@ -167,4 +170,10 @@ impl Opened {
     pub(crate) fn unlock(&self) {
         self.disk.unlock();
     }
+}
+
+/// Whether a disk of a machine is a VHDX.
+pub(crate) fn is_vhdx(disk: &vmm::description::Disk) -> bool {
+    let format = disk.format.map(crate::plan::disk_format);
+    format.unwrap_or_else(|| ImageFormat::of_path(&disk.path)) == ImageFormat::Vhdx
 }

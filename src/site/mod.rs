@@ -3,12 +3,14 @@
 //! | module | what |
 //! |---|---|
 //! | [`beside`] | both ends of a move to another path of this host |
+//! | [`bound`] | whose a disk is that was about to move with a machine |
 //! | [`disk`] | opens a disk for a server and finds out who may serve it |
 //! | [`port`] | an export as a migration session reaches it |
 //! | [`source`] | the disks of `serve`, their migrations, what the control socket can ask |
 //! | [`target`] | the disks of `receive`: made, opened and served as sessions ask |
 
 pub(crate) mod beside;
+pub(crate) mod bound;
 pub(crate) mod disk;
 pub(crate) mod port;
 mod snapshot;

@@ -1,6 +1,7 @@
 //! The disks of a `serve`, their migrations, and what its control socket can ask.
 
 pub(crate) mod freezing;
+pub(crate) mod joining;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use blockserver::export::{ExportHandle, ExportOptions, LocalReply, LocalRequest};
 use blockserver::server::Server;
+use blockserver::throttle::Limits;
 use mirror::Micros;
 use mirror::net::{ServedDisk, SourceDriver, SourceHandle};
 use mirror::record::{Ownership, State};
@@ -23,7 +25,7 @@ use super::port::ExportPort;
 use super::snapshot;
 use crate::control::place;
 use crate::control::{
-    Checkpoint, Compact, CompactState, Control, Cutover, DiskState, Resize, StartMirror,
+    Checkpoint, Compact, CompactState, Control, Cutover, DiskState, Limited, Resize, StartMirror,
     TakeSnapshot,
 };
 use crate::failure::{Exit, Failure, Result};
@@ -149,6 +151,7 @@ impl Site {
 
     /// Go on with a disk that was handed over, for the clients that still come here.
     fn follow(&self, export: &ExportHandle, opened: &Opened, record: &Ownership) -> Result<Moving> {
+        joining::refuse_gone(opened, record)?;
         let mut config = SourceConfig::new(Uuid::nil(), String::new(), opened.description.clone());
         let export = export.clone();
         let moved_to = match &record.state {
@@ -443,6 +446,10 @@ impl SiteDisk {
             name: self.export.name().to_owned(),
             path: self.opened().path.display().to_string(),
             virtual_size: self.export.size(),
+            limited: Limited {
+                limits: self.export.limits(),
+                throttled: self.export.throttled(),
+            },
             mirror: moving.as_ref().and_then(|moving| state_of(moving).ok()),
         }
     }
@@ -518,6 +525,12 @@ impl Control for Site {
             call(disk);
         }
         Ok(found.state())
+    }
+
+    fn limit(&self, disk: &str, limits: Limits) -> Result<DiskState> {
+        let disk = self.disk(disk)?;
+        disk.export.set_limits(limits);
+        Ok(disk.state())
     }
 
     fn compact(&self, disk: &str, compact: Compact) -> Result<CompactState> {

@@ -329,3 +329,41 @@ fn a_target_that_is_damaged_while_it_is_made_is_found_by_verify() {
     assert!(found.stderr.contains("byte 1000 "), "{}", found.stderr);
     assert_eq!(names(here), ["a.img"]);
 }
+
+#[test]
+fn a_copy_may_be_a_larger_disk_than_its_source() {
+    let here = folder();
+    let here = here.path();
+    raw(&here.join("a.img"), 40 << 20);
+    for (source, target, size) in [
+        ("a.img", "a.vhdx", "16T"),
+        ("a.vhdx", "b.vhdx", "64T"),
+        ("a.img", "b.img", "1T"),
+    ] {
+        let bytes = size[..size.len() - 1].parse::<u64>().unwrap() << 40;
+        let words = [
+            "--json", "--quiet", "convert", source, target, "--size", size,
+        ];
+        let said = diskferry(here, &words).ok().json_lines().pop().unwrap();
+        assert_eq!(said["virtual_size"], bytes, "{said}");
+        let info = diskferry(here, &["--json", "info", target]).ok().json();
+        assert_eq!(info["virtual_size"], bytes, "{info}");
+        if target != "b.img" {
+            let same = ["--json", "create", "same.vhdx", size, "--force"];
+            let same = diskferry(here, &same).ok().json();
+            assert_eq!(info["block_size"], same["block_size"], "by the new size");
+        }
+        diskferry(here, &["compare", "a.img", target]).ok();
+        let taken = on_disk(&here.join(target));
+        assert!(taken < 192 << 20, "{words:?} has taken {taken}");
+    }
+    diskferry(
+        here,
+        &["convert", "a.img", "c.vhdx", "--size", "60M", "--verify"],
+    )
+    .ok();
+    let words = ["convert", "a.img", "d.vhdx", "--size", "39M"];
+    let less = diskferry(here, &words).fails(2);
+    assert!(less.stderr.contains("has: 40M"), "{}", less.stderr);
+    assert!(!here.join("d.vhdx").exists());
+}

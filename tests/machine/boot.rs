@@ -65,15 +65,19 @@ fn of_type<'a>(lines: &'a [Value], kind: &str) -> Vec<&'a Value> {
     lines.iter().filter(|line| line["type"] == kind).collect()
 }
 
-const RUN: [&str; 7] = [
-    "run",
-    "debian.vhdx",
-    "--memory",
-    "64M",
-    "--vcpus",
-    "2",
-    "--json",
-];
+/// The two commands with which `docs/vmm.md` starts an installed disk, as words after `diskferry`.
+fn documented() -> [Vec<String>; 2] {
+    let text = include_str!("../../docs/vmm.md");
+    let (_, section) = text.split_once("\n## Booting an installed disk\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let mut commands = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("    diskferry "));
+    let words = |command: &str| command.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let commands = [commands.next(), commands.next()].map(|command| words(command.unwrap()));
+    assert_eq!((&*commands[0][0], &*commands[1][0]), ("convert", "run"));
+    commands
+}
 
 #[test]
 fn a_disk_with_a_system_on_it_is_started_with_two_commands() {
@@ -84,8 +88,20 @@ fn a_disk_with_a_system_on_it_is_started_with_two_commands() {
     let here = here.path();
     let line = "console=ttyS0,115200 do=hello do=verify from=40M length=8M";
     install(here, line, vmm::guest::IMAGE);
-    diskferry(here, &["convert", "debian.img", "debian.vhdx"]).ok();
-    let ran = diskferry(here, &RUN).ok();
+    let [convert, run] = documented();
+    let image = convert[1].as_str();
+    program(
+        here,
+        "qemu-img",
+        &["convert", "-c", "-O", "qcow2", "debian.img", image],
+    )
+    .ok();
+    diskferry(here, &convert).ok();
+    let info = diskferry(here, &["--json", "info", "debian.vhdx"])
+        .ok()
+        .json();
+    assert_eq!(info["virtual_size"], 16_u64 << 40);
+    let ran = diskferry(here, &[&run[..], &["--json".to_owned()]].concat()).ok();
     let lines = ran.json_lines();
     let [boot] = of_type(&lines, "boot")[..] else {
         panic!("{}", ran.stdout)

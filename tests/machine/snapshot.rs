@@ -1,7 +1,7 @@
 //! Machines are saved with their disks, go on, and come back; whatever breaks in between.
 
 use std::fs;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use serde_json::Value;
@@ -134,6 +134,36 @@ fn what_is_only_in_memory_goes_on() {
     assert!(said.iter().all(|said| said["round"].as_u64().unwrap() >= 5));
     assert!(highest(&said, "round") > rounds, "{rounds}: {said:?}");
     running.end();
+}
+
+#[test]
+fn every_word_of_memory_is_as_it_was() {
+    if without_kvm() {
+        return;
+    }
+    let here = folder();
+    let here = here.path();
+    let line = "do=fill do=spin every=10M rounds=400 do=fill-check";
+    describe(here, "vm.toml", (line, &[]));
+    let running = start(here, "vm.toml");
+    until(here, "vm.toml", ("spin", 1));
+    let taken = snapshot(here, "asleep", &["--stop"]).ok().json();
+    drop(running);
+    let filled = highest(&later(here, "fill"), "bytes");
+    for (path, mode) in [("asleep", 0o700), ("asleep/memory", 0o600)] {
+        let mode_of = fs::metadata(here.join(path)).unwrap().permissions().mode();
+        assert_eq!(
+            mode_of & 0o777,
+            mode,
+            "{path}: its guest's secrets are in it"
+        );
+    }
+    assert!(taken["memory_bytes"].as_u64().unwrap() >= filled, "{taken}");
+    let (mut running, _) = restore(here, "asleep", &[]);
+    assert_eq!(running.says("summary")["end"], "power_off");
+    let checked = &later(here, "fill-check")[0];
+    assert_eq!(checked["wrong"], 0);
+    assert_eq!(checked["bytes"], filled);
 }
 
 #[test]

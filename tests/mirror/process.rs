@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -37,10 +37,16 @@ pub(crate) struct Running {
 impl Running {
     /// Starts it in `here`; its stderr goes to a file there that a failing test shows.
     pub(crate) fn start(here: &Path, words: &[&str]) -> Self {
+        Self::start_with(here, words, None)
+    }
+
+    /// The same, with something in its environment.
+    pub(crate) fn start_with(here: &Path, words: &[&str], with: Option<(&str, &str)>) -> Self {
         let log = here.join(format!("{}.log", words[0]));
         let stderr = OpenOptions::new().append(true).create(true).open(&log);
         let mut child = command(here, "diskferry", words)
             .args(["--json", "-v"])
+            .envs(with)
             .stdout(Stdio::piped())
             .stderr(stderr.expect("a log can be made"))
             .spawn()
@@ -91,17 +97,28 @@ impl Running {
         self.child.wait().expect("it ends");
     }
 
+    /// Its number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it in order; it has to come to its end, and well.
     #[track_caller]
     pub(crate) fn end(mut self) {
-        let pid = self.child.id().to_string();
+        let pid = self.pid().to_string();
         let told = Command::new("kill").args(["-TERM", &pid]).status();
         told.expect("kill can be run");
+        let status = self.ended();
+        assert!(status.success(), "{status}: {}", self.log());
+    }
+
+    /// Waits until it has ended; how.
+    #[track_caller]
+    pub(crate) fn ended(&mut self) -> ExitStatus {
         let since = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("it can be looked at") {
-                assert!(status.success(), "{status}: {}", self.log());
-                return;
+                return status;
             }
             assert!(since.elapsed() < STUCK, "it does not end: {}", self.log());
             std::thread::sleep(Duration::from_millis(20));

@@ -6,6 +6,7 @@
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use blockserver::throttle::Limits;
 use serde::{Deserialize, Serialize};
 use vdisk::size;
 
@@ -97,6 +98,8 @@ pub struct Disk {
     pub read_only: bool,
     /// How many queues, at least one; as many as there are processors if nothing was said.
     pub queues: u8,
+    /// How much the guest may ask of it.
+    pub limits: Limits,
 }
 
 /// A disk as somebody writes it down: in `vm.toml`, or for a machine that runs.
@@ -117,6 +120,9 @@ pub struct DiskEntry {
     /// Queues; as many as there are processors if nothing is said.
     #[serde(default)]
     pub queues: Option<u8>,
+    /// How much may be asked of it; nothing is limited that is not said.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
 }
 
 impl DiskEntry {
@@ -129,6 +135,7 @@ impl DiskEntry {
             format: None,
             read_only: false,
             queues: None,
+            limits: Limits::default(),
         }
     }
 
@@ -156,6 +163,7 @@ impl DiskEntry {
             format: self.format,
             read_only: self.read_only,
             queues,
+            limits: self.limits,
         })
     }
 }

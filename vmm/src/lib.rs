@@ -25,6 +25,7 @@ mod pci;
 mod slots;
 pub mod snapshot;
 pub mod statistics;
+pub mod text;
 mod threads;
 mod vcpus;
 pub mod virtio;

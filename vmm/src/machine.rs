@@ -97,6 +97,8 @@ pub struct Machine {
     started: bool,
     vm: Arc<Vm>,
     host: HostFacts,
+    /// The same, as its processors were told of it.
+    given: HostFacts,
 }
 
 impl Machine {
@@ -105,7 +107,7 @@ impl Machine {
         let host = Host::open()?;
         check_vcpus(config, &host)?;
         let memory = Memory::new(config.memory, config.huge_pages)?;
-        let machine = Self::assemble(config.vcpus, memory, devices.serial, &host)?;
+        let mut machine = Self::assemble(config.vcpus, memory, devices.serial, &host)?;
         for device in devices.virtio {
             machine.slots.fit(device)?;
         }
@@ -120,6 +122,9 @@ impl Machine {
             let cpuid = host.cpuid(index, config.vcpus);
             let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
             vcpu.prepare(cpuid, &entry.start(index, config.vcpus))?;
+            if index == 0 {
+                machine.given.cpuid = vcpu.leaves();
+            }
         }
         Ok(machine)
     }
@@ -146,6 +151,7 @@ impl Machine {
             slots,
             started: false,
             vm,
+            given: facts.clone(),
             host: facts,
         })
     }
@@ -258,6 +264,12 @@ impl Machine {
     #[must_use]
     pub fn tsc_khz(&self) -> Option<u32> {
         Some(self.host.tsc_khz).filter(|khz| *khz > 0)
+    }
+
+    /// What a host has to be for this machine to go on there: ask [`HostFacts::takes`] of it.
+    #[must_use]
+    pub fn given(&self) -> &HostFacts {
+        &self.given
     }
 
     /// The machine's memory.

@@ -29,9 +29,10 @@ use std::sync::Arc;
 
 use blockserver::virtio::GuestMemory;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags};
 use vm_memory::{
     Bytes as _, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap,
+    GuestRegionMmap, MmapRegion,
 };
 
 use self::buffer::Buffer;
@@ -40,7 +41,7 @@ pub use self::read::MemoryImage;
 use self::userfault::UserFaults;
 pub use self::write::Written;
 use crate::layout::{self, GIB, PAGE};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Least and greatest memory of a machine, in bytes.
 pub const MEMORY_BYTES: Range<u64> = 0x20_0000..1024 * GIB + 1;
@@ -113,7 +114,17 @@ impl Memory {
         let mut regions = Vec::new();
         for range in layout::memory_ranges(bytes) {
             let size = range.end - range.start;
-            regions.push(map(&file, offset, &range)?);
+            let mapped = map(&file, (offset, huge), &range);
+            regions.push(mapped.map_err(|error| {
+                if !huge {
+                    return error;
+                }
+                let pages = bytes / HUGE;
+                let what = format!(
+                    "{error}; it takes {pages} free huge pages of 2 MiB, which `sysctl vm.nr_hugepages` sets aside"
+                );
+                Error::new(error.kind(), what)
+            })?);
             offset += size;
         }
         let guest = GuestMemoryMmap::from_regions(regions)
@@ -269,13 +280,31 @@ fn sealed(bytes: u64, huge: bool) -> Result<File> {
     Ok(File::from(file))
 }
 
-fn map(file: &Arc<File>, offset: u64, range: &Range<u64>) -> Result<GuestRegionMmap<()>> {
+/// Huge pages are reserved here, since whoever touched one that the host does not have would be killed.
+fn map(
+    file: &Arc<File>,
+    (offset, huge): (u64, bool),
+    range: &Range<u64>,
+) -> Result<GuestRegionMmap<()>> {
     let size = usize::try_from(range.end - range.start)
         .map_err(|_| Error::invalid("memory larger than this host can address"))?;
     let part = FileOffset::from_arc(Arc::clone(file), offset);
-    GuestRegionMmap::from_range(GuestAddress(range.start), size, Some(part)).map_err(|error| {
-        Error::invalid(format!("{size} bytes of memory cannot be mapped: {error}"))
-    })
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    let mut flags = MapFlags::SHARED;
+    flags.set(MapFlags::NORESERVE, !huge);
+    let mapped = MmapRegion::build(
+        Some(part),
+        size,
+        access.bits().cast_signed(),
+        flags.bits().cast_signed(),
+    );
+    let region = mapped.map_err(|error| {
+        let what = format!("{size} bytes of memory cannot be mapped: {error}");
+        Error::new(ErrorKind::Host, what)
+    })?;
+    let address = GuestAddress(range.start);
+    GuestRegionMmap::new(region, address)
+        .ok_or_else(|| Error::invalid("memory that ends beyond all addresses"))
 }
 
 #[cfg(test)]
@@ -308,6 +337,17 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_that_the_host_does_not_have_are_missed_before_they_are_touched() {
+        // More than any host has set aside.
+        let error = Memory::new(1024 * GIB, true).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Host);
+        assert!(
+            error.to_string().contains("524288 free huge pages"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn the_size_of_memory_is_sealed() {
         let memory = Memory::new(4 << 20, false).unwrap();
         assert!(memory.file().set_len(0).is_err());
@@ -325,7 +365,7 @@ mod tests {
         ] {
             assert_eq!(
                 Memory::new(bytes, huge).unwrap_err().kind(),
-                crate::ErrorKind::InvalidArgument
+                ErrorKind::InvalidArgument
             );
         }
     }

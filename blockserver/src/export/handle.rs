@@ -11,9 +11,10 @@ use vdisk::format::track::CheckpointName;
 use vdisk::tap::WriteTap;
 
 use super::policy::Passed;
-use super::{Disk, Export, Mode, QueueHandle, QueueShared, Statistics};
+use super::{Disk, Export, Mode, QueueHandle, QueueShared, Statistics, Throttled};
 use crate::forward::Forwarder;
 use crate::nbd::uri::Address;
+use crate::throttle::Limits;
 use crate::virtio::block::BlockDevice;
 use crate::virtio::ring::SplitQueue;
 use crate::virtio::{GuestMemory, QueueOptions, QueueSetup};
@@ -300,6 +301,28 @@ impl ExportHandle {
             self.export.policy().mode = Mode::Closed;
             self.announce(Box::new(passed));
         });
+    }
+
+    /// How much clients and guests may ask of it.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.export.throttle.limits()
+    }
+
+    /// Other limits from now on, also for what waits already. Flushes are free, and so is what is sent elsewhere
+    /// (see [`Self::forward`]) and what this process asks for.
+    pub fn set_limits(&self, limits: Limits) {
+        let mut policy = self.export.policy();
+        self.export.throttle.change(limits);
+        policy.limited = !limits.is_none();
+        drop(policy);
+        self.announce(Box::new(|| {}));
+    }
+
+    /// What has waited under its limits.
+    #[must_use]
+    pub fn throttled(&self) -> Throttled {
+        self.export.throttle.throttled()
     }
 
     /// Have every worker take the policy on; call back when all of them live by it.

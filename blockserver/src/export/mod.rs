@@ -9,6 +9,7 @@
 //! | `queue` | a virtqueue attached to one, as its holder sees it |
 //! | `table` | all exports, as a client's handshake sees them |
 //! | `stats` | counters |
+//! | `throttle` | its limits, and what they cost |
 
 mod disk;
 mod handle;
@@ -17,11 +18,13 @@ mod queue;
 mod ranges;
 mod stats;
 mod table;
+mod throttle;
 
 pub use disk::Disk;
 pub use handle::{ExportHandle, LocalReply, LocalRequest};
 pub use queue::QueueHandle;
 pub use stats::{Kind, LATENCY_BUCKETS, Statistics, Totals};
+pub use throttle::Throttled;
 
 pub(crate) use handle::LocalDone;
 pub(crate) use policy::{Barrier, Mode, Policy};
@@ -29,6 +32,7 @@ pub(crate) use queue::QueueShared;
 pub(crate) use ranges::RangeLocks;
 pub(crate) use stats::Counters;
 pub(crate) use table::ExportIndex;
+pub(crate) use throttle::Throttle;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -61,6 +65,7 @@ pub(crate) struct Export {
     pub(crate) options: ExportOptions,
     pub(crate) locks: RangeLocks,
     pub(crate) counters: Box<[Counters]>,
+    pub(crate) throttle: Throttle,
     policy: Mutex<Policy>,
 }
 
@@ -78,6 +83,7 @@ impl Export {
             options,
             locks: RangeLocks::default(),
             counters: (0..workers).map(|_| Counters::default()).collect(),
+            throttle: Throttle::default(),
             policy: Mutex::new(policy),
         }
     }

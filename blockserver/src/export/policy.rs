@@ -33,6 +33,8 @@ pub(crate) struct Policy {
     pub(crate) mode: Mode,
     pub(crate) tap: Option<Arc<dyn WriteTap>>,
     pub(crate) disk: Arc<Disk>,
+    /// Whether requests that are served have to wait for their turn.
+    pub(crate) limited: bool,
 }
 
 impl fmt::Debug for Policy {
@@ -44,7 +46,8 @@ impl fmt::Debug for Policy {
             Mode::Closed => "closed",
         };
         let tap = if self.tap.is_some() { ", tapped" } else { "" };
-        write!(f, "{mode}{tap}")
+        let limited = if self.limited { ", limited" } else { "" };
+        write!(f, "{mode}{tap}{limited}")
     }
 }
 

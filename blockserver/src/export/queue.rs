@@ -1,7 +1,7 @@
 //! A virtqueue that is served, as whoever attached it holds it.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use crate::virtio::QueueState;
@@ -14,8 +14,17 @@ pub(crate) struct QueueShared {
     state: Mutex<Option<QueueState>>,
     given_back: Condvar,
     broken: AtomicBool,
-    /// Whether its worker was asked to let go of it.
-    asked: AtomicBool,
+    /// Whether its worker was asked to let go of it, and how: a [`Haste`], or 0.
+    asked: AtomicU8,
+}
+
+/// How a worker is asked to let go of a queue.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    /// Requests wait for their turn as others do.
+    Patience = 1,
+    /// None of them waits.
+    Hurry = 2,
 }
 
 impl QueueShared {
@@ -83,33 +92,44 @@ impl QueueHandle {
     /// callbacks included.
     #[must_use]
     pub fn stop(self) -> QueueState {
-        self.ask_to_stop();
+        self.hurry();
         self.shared.wait()
     }
 
-    /// [`Self::stop`] without waiting: ask for it, and say how far the queue is once it has stopped. To be
-    /// called again until then.
+    /// [`Self::stop`] without waiting and in patience: ask for it, and say how far the queue is once it has
+    /// stopped. To be called again until then.
     #[must_use]
     pub fn try_stop(&self) -> Option<QueueState> {
         self.ask_to_stop();
         self.shared.given_back()
     }
 
+    /// [`Self::try_stop`] for the host's own sake: what waits for its turn under the export's limits begins now, and
+    /// whoever comes after it waits for that.
+    pub fn hurry(&self) {
+        self.ask_to_stop_and(Haste::Hurry);
+    }
+
     fn ask_to_stop(&self) {
-        if self.shared.asked.swap(true, Ordering::AcqRel) {
+        self.ask_to_stop_and(Haste::Patience);
+    }
+
+    fn ask_to_stop_and(&self, haste: Haste) {
+        if self.shared.asked.fetch_max(haste as u8, Ordering::AcqRel) >= haste as u8 {
             return;
         }
+        let hurry = haste == Haste::Hurry;
         let queue = Arc::clone(&self.shared);
         // A worker that has ended has given the queue back.
         let _ = self
             .crew
             .inbox(self.worker)
-            .post(Message::StopQueue { queue });
+            .post(Message::StopQueue { queue, hurry });
     }
 }
 
 impl Drop for QueueHandle {
     fn drop(&mut self) {
-        self.ask_to_stop();
+        self.hurry();
     }
 }

@@ -283,6 +283,33 @@ fn pieces_of_a_guest_s_memory_are_written_and_read_in_one_go() {
 }
 
 #[test]
+fn a_timer_is_not_forgotten_by_a_ring_that_is_always_busy() {
+    both(|mut ring| {
+        let file: File = tempfile::tempfile().expect("a temporary file");
+        let after = Duration::from_millis(1);
+        ring.submit(Op::Timer { after }, 1);
+        let mut finished = Vec::new();
+        for _ in 0..200 {
+            let read = Op::Read {
+                file: Descriptor::of(&file),
+                buffer: IoBuffer::zeroed(512),
+                range: 0..512,
+                at: 0,
+            };
+            ring.submit(read, 2);
+            // Something has always completed when the ring is entered.
+            std::thread::sleep(Duration::from_millis(2));
+            ring.enter().expect("the ring works");
+            ring.reap(&mut finished);
+            if finished.iter().any(|one| one.context == 1) {
+                return;
+            }
+        }
+        panic!("the timer never went off");
+    });
+}
+
+#[test]
 fn a_ring_does_nothing_but_the_operations_of_this_module() {
     let mut ring = match set_up() {
         Ok(ring) => ring,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::export::{Barrier, Export, Mode, Policy};
 
 use super::Worker;
+use super::line::Line;
 use super::task;
 
 /// Requests that began under one policy.
@@ -89,6 +90,8 @@ pub(super) struct ExportHere {
     pub(super) attached: usize,
     /// Tasks that wait for the export to be served again.
     pub(super) waiting: VecDeque<u32>,
+    /// Tasks that wait for their turn.
+    pub(super) line: Line,
     eras: Eras,
 }
 
@@ -124,6 +127,7 @@ impl Worker {
             disk,
             attached: 0,
             waiting: VecDeque::new(),
+            line: Line::default(),
             eras: Eras::new(),
         })
     }
@@ -133,6 +137,7 @@ impl Worker {
         let index = self.export_here(export);
         let policy = export.policy().clone();
         let disk = self.use_disk(&policy.disk);
+        let lined_up = self.clear_line(index);
         let Some(here) = self.exports.get_mut(index) else {
             return;
         };
@@ -145,7 +150,7 @@ impl Worker {
         };
         let closed = matches!(here.policy.mode, Mode::Closed);
         self.unuse_disk(before);
-        for task in waiting {
+        for task in lined_up.into_iter().chain(waiting) {
             self.admit(task);
         }
         if closed {
@@ -194,6 +199,7 @@ impl Worker {
             matches!(here.policy.mode, Mode::Closed)
                 && here.attached == 0
                 && here.waiting.is_empty()
+                && here.line.is_empty()
                 && here.eras.is_idle()
         });
         if unused && let Some(here) = self.exports.remove(export) {

@@ -23,8 +23,12 @@ pub(crate) enum Message {
     Listen(Listener),
     /// Serve this virtqueue.
     Attach(Box<Attachment>),
-    /// Give this virtqueue back when what is in flight of it has ended.
-    StopQueue { queue: Arc<QueueShared> },
+    /// Give this virtqueue back when what is in flight of it has ended; in a hurry nothing of it waits for its
+    /// turn.
+    StopQueue {
+        queue: Arc<QueueShared>,
+        hurry: bool,
+    },
     /// Take on the policy of an export.
     Policy {
         export: Arc<Export>,

@@ -20,6 +20,7 @@
 //! | `metadata` | holes and lengths of files |
 //! | `layers` | what a disk that is built on another asks of it |
 //! | `disks` | an engine's words exchanged, flushes coalesced |
+//! | `line` | what waits for its turn under an export's limits |
 //! | `exports` | policy of each export here; what waits while one is held |
 //! | `inbox` | what workers share, and letters to them |
 
@@ -30,6 +31,7 @@ mod disks;
 mod exports;
 mod inbox;
 mod layers;
+mod line;
 mod local;
 mod merge;
 mod metadata;
@@ -85,6 +87,8 @@ enum Token {
     Transfer(u32),
     /// A disk's coalesced flush ended.
     Sync(u32),
+    /// It may be the turn of what waits under an export's limits.
+    Turn { export: u32, timer: u64 },
     /// Clients had their time to leave.
     DrainLimit,
 }
@@ -232,6 +236,7 @@ impl Worker {
             Token::Accept(listener) => self.accepted(listener, one.accepted()),
             Token::AcceptAgain(listener) => self.accept(listener),
             Token::Handshake { session, serial } => self.handshake_limit(session, serial),
+            Token::Turn { export, timer } => self.ask_again(export, timer),
             Token::DrainLimit => self.drain_limit(),
         }
     }
@@ -241,9 +246,12 @@ impl Worker {
             Message::Connection(socket) => self.open_session(socket),
             Message::Listen(listener) => self.listen(listener),
             Message::Attach(attachment) => self.attach_queue(*attachment),
-            Message::StopQueue { queue } => {
+            Message::StopQueue { queue, hurry } => {
                 if let Some(queue) = self.queue_of(&queue) {
                     self.stop_queue(queue);
+                    if hurry {
+                        self.hurry_queue(queue);
+                    }
                 }
             }
             Message::Policy { export, barrier } => self.take_policy(&export, barrier),
@@ -377,6 +385,9 @@ impl Worker {
         }
         for export in self.exports.indices() {
             self.fail_waiting(export);
+            for task in self.clear_line(export) {
+                self.admit(task);
+            }
         }
         for session in self.sessions.indices() {
             self.see_off(session);

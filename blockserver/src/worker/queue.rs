@@ -114,6 +114,8 @@ pub(super) struct QueueHere {
     carried: usize,
     turn: Turn,
     end: End,
+    /// Whether its requests wait for nobody's limits: the host wants it back.
+    hurried: bool,
     shared: Arc<QueueShared>,
 }
 
@@ -169,6 +171,7 @@ impl Worker {
             carried: 0,
             turn: Turn::default(),
             end: End::Open,
+            hurried: false,
             shared,
         });
         self.note_queue(queue);
@@ -197,6 +200,21 @@ impl Worker {
             }
             self.note_queue(queue);
         }
+    }
+
+    /// Nothing of a queue that is stopped waits for its turn any more.
+    pub(super) fn hurry_queue(&mut self, queue: u32) {
+        if let Some(q) = self.entrances.queues.get_mut(queue) {
+            q.hurried = true;
+            let export = q.export;
+            self.begin_all_of_queue(export, queue);
+        }
+    }
+
+    /// Whether nothing of a queue waits for its turn.
+    pub(super) fn is_hurried(&self, queue: u32) -> bool {
+        let q = self.entrances.queues.get(queue);
+        q.is_none_or(|q| q.hurried)
     }
 
     /// Put a queue on the agenda.

@@ -37,6 +37,7 @@ fn export() -> Arc<Export> {
         mode: Mode::Serve,
         tap: None,
         disk,
+        limited: false,
     };
     Arc::new(Export::new(
         1,

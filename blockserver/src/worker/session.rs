@@ -186,7 +186,11 @@ impl Worker {
         {
             s.end = End::Broken;
             let _ = shutdown(&s.socket, Shutdown::Both);
+            let export = s.export();
             self.note(session);
+            if let Some(export) = export {
+                self.fail_all_of_session(export, session);
+            }
         }
     }
 

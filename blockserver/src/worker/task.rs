@@ -4,7 +4,7 @@
 //!   admit ─► start ─► run_task ─► parts of it ─► ran ─► (sync) ─► finish
 //!     │        │          └─────► the engine ────┘
 //!     │        └ waits for its range, while a tap is on
-//!     └ waits while the export is held; goes elsewhere while it is forwarded
+//!     └ waits while the export is held, or for its turn; goes elsewhere while it is forwarded
 //! ```
 
 use std::io;
@@ -94,13 +94,13 @@ pub(super) struct Asked {
 /// A request.
 pub(super) struct Task {
     pub(super) asked: Asked,
-    export: u32,
+    pub(super) export: u32,
     /// The disk and the era it was started in; before that nothing.
     place: Option<(u32, u64)>,
     /// Sees the change when it has been made; its range is locked until then.
     tap: Option<Arc<dyn WriteTap>>,
     pub(super) run: Run,
-    began: Instant,
+    pub(super) began: Instant,
 }
 
 impl Task {
@@ -159,6 +159,7 @@ impl Worker {
         match here.policy.mode.clone() {
             _ if late => self.fail(id, shut_down()),
             Mode::Closed => self.fail(id, shut_down()),
+            Mode::Serve if here.policy.limited && !self.life.draining => self.line_up(id),
             Mode::Serve => self.start(id),
             Mode::Hold if self.life.draining => self.fail(id, shut_down()),
             Mode::Hold => here.waiting.push_back(id),
@@ -187,7 +188,7 @@ impl Worker {
         Some(place)
     }
 
-    fn start(&mut self, id: u32) {
+    pub(super) fn start(&mut self, id: u32) {
         self.place(id);
         let Some(task) = self.tasks.get_mut(id) else {
             return;

@@ -10,18 +10,21 @@
 //! | [`port`] | what is needed of the disk and the site, as traits |
 //! | [`source`] | drives one source session, on a thread of its own |
 //! | [`target`] | listens, and drives one target machine for each disk, on one thread |
+//! | `offer` | asks a target whether it would take a machine |
 //! | `lane` | one connection: frames in, frames out |
 //! | `socket` | addresses and socket options |
 
 mod lane;
+mod offer;
 pub mod port;
 mod socket;
 pub mod source;
 pub mod target;
 
+pub use offer::offer;
 pub use port::{DiskPort, Done, ReadDone, ServedDisk, Signal, StatusDone, TargetHost};
 pub use source::{SourceDriver, SourceHandle, SourceStatus};
-pub use target::{TargetDriver, TargetHandle, TargetStatus};
+pub use target::{TargetDriver, TargetHandle, TargetListener, TargetStatus};
 
 use std::time::Instant;
 

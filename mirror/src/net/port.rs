@@ -78,6 +78,11 @@ pub trait ServedDisk: DiskPort {
 /// driver refuses those that end like an ownership record. Calls may block; they come on threads
 /// meant for that, for one disk one after the other.
 pub trait TargetHost: Send + Sync + 'static {
+    /// Whether it would take the machine that a source offers; if not, why. Nothing has begun yet.
+    fn offered(&self, _offer: &[u8]) -> Result<(), String> {
+        Err("only disks are received here, no machine".to_owned())
+    }
+
     /// The disks whose record has to be looked at when the driver starts: those that were being
     /// received, are prepared, or came here and are to be served again. One whose record says that
     /// it is owned here is opened, its mark removed, and served, unless it is

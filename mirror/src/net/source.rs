@@ -153,6 +153,7 @@ impl Parts {
         let state = SharedState {
             status,
             failed: None,
+            phase: self.machine.phase(),
             stopped: false,
         };
         let shared = Arc::new(Shared {
@@ -437,6 +438,7 @@ impl Session {
         let failed = outcome.and_then(|result| result.as_ref().err());
         let mut state = self.shared.lock();
         state.failed = failed.map(Error::kind);
+        state.phase = self.parts.machine.phase();
         state.status.progress = self.parts.machine.progress();
         state.status.sent = self.sent.load(Ordering::Relaxed);
         state.status.elapsed = self.clock.now().since(self.started).0;

@@ -16,6 +16,8 @@ pub enum Stage {
     Synced,
     /// Switching over: requests are held.
     Switching,
+    /// All is there, and others decide.
+    Bound,
     /// Handed over: waiting for the target to run.
     Released,
     /// The target runs; requests are forwarded.

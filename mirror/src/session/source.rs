@@ -77,14 +77,15 @@ impl Source {
     ///
     /// Fails with [`ErrorKind::NotOwned`] when it does not.
     pub fn new(config: SourceConfig, record: &Ownership, tracker: Arc<Tracker>) -> Result<Self> {
-        let State::Owner { epoch, .. } = record.state else {
+        let State::Owner { epoch, session } = record.state else {
             return Err(Error::new(
                 ErrorKind::NotOwned,
                 "this host does not own the disk",
             ));
         };
         let to = config.recorded.as_ref().unwrap_or(&config.to).clone();
-        let switch = SourceSwitch::new(record.disk, epoch, config.session, to);
+        let switch = SourceSwitch::new(record.disk, epoch, config.session, to)
+            .with_part(config.part.clone(), session);
         Ok(Self::with(config, tracker, switch))
     }
 
@@ -135,7 +136,7 @@ impl Source {
                 self.switch.held(attempt);
             }
             SourceEvent::Parked(result) => self.on_parked(now, &result),
-            SourceEvent::Persisted(result) => self.on_persisted(now, result),
+            SourceEvent::Persisted(result) => self.on_persisted(now, &result),
             SourceEvent::Command(command) => self.on_command(now, command),
         }
         self.pump(now);
@@ -185,6 +186,7 @@ impl Source {
         let remaining = figures.dirty + self.copy.flying();
         let stage = match self.switch.phase() {
             Phase::Forwarding => Stage::Forwarding,
+            Phase::Bound if self.end.outcome.is_none() => Stage::Bound,
             Phase::Released => Stage::Released,
             _ if self.end.outcome.is_some() => Stage::Ended,
             Phase::Owner | Phase::Preparing if !self.end.begun => Stage::Connecting,
@@ -458,7 +460,10 @@ impl Source {
     }
 
     fn pump_copy(&mut self, now: Micros) {
-        if matches!(self.switch.phase(), Phase::Marking | Phase::Unmarking) {
+        if matches!(
+            self.switch.phase(),
+            Phase::Marking | Phase::Binding | Phase::Bound | Phase::Unbinding | Phase::Unmarking
+        ) {
             return;
         }
         if let Some((op, offset, len)) = self.copy.ask(&self.tracker) {
@@ -515,7 +520,7 @@ impl Source {
             self.local.held_since = None;
             self.actions.push_back(SourceAction::Release);
         }
-        if waited && !self.switch.decided() {
+        if waited && !self.switch.committed() {
             self.end.trouble = Some("the switchover took too long and was given up".into());
             self.give_up(now);
         }

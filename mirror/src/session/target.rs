@@ -426,7 +426,10 @@ impl Target {
                 session, attempt, ..
             } => self.on_prepared(now, session, attempt),
             State::Owner { .. } => self.takeover.recorded(),
-            State::Emptying { .. } | State::Receiving { .. } | State::Released { .. } => {}
+            State::Emptying { .. }
+            | State::Receiving { .. }
+            | State::Released { .. }
+            | State::Bound { .. } => {}
         }
     }
 

@@ -28,6 +28,6 @@ mod drive;
 mod host;
 mod ledger;
 mod network;
-mod rng;
+pub(crate) mod rng;
 mod tests;
 mod world;

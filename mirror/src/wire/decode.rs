@@ -96,8 +96,9 @@ pub(super) fn check_of(raw: &[u8], fixed: &[u8]) -> [u8; 4] {
 /// The longest payload a kind may carry; `None` for an unknown kind.
 fn payload_bound(kind: u8) -> Option<usize> {
     match kind {
-        kind::RECORD_DATA | kind::CHUNK_DATA => Some(MAX_PAYLOAD),
+        kind::RECORD_DATA | kind::CHUNK_DATA | kind::OFFER => Some(MAX_PAYLOAD),
         kind::HELLO..=kind::BEAT
+        | kind::TAKEN
         | kind::RECORD_ZERO
         | kind::CHUNK_ZERO..=kind::DURABLE
         | kind::PREPARE..=kind::RUNNING
@@ -171,6 +172,10 @@ pub fn decode_body(head: &FrameHead, mut body: Bytes) -> Result<Message, DecodeE
     };
     let message = match head.kind {
         kind::HELLO => Message::Hello(hello(&mut r)?),
+        kind::OFFER => {
+            greeting(&mut r)?;
+            Message::Offer(body)
+        }
         kind::JOIN => Message::Join(Join {
             session: r.uuid("session")?,
             incarnation: r.nonzero("incarnation")?,
@@ -235,6 +240,7 @@ fn short(r: &mut Reader, kind: u8) -> Result<Message, DecodeError> {
             text: r.text("text", MAX_TEXT)?,
         },
         kind::BEAT => Message::Beat,
+        kind::TAKEN => Message::Taken,
         _ => {
             return Err(DecodeError {
                 field: "kind",
@@ -245,7 +251,8 @@ fn short(r: &mut Reader, kind: u8) -> Result<Message, DecodeError> {
     })
 }
 
-fn hello(r: &mut Reader) -> Result<Hello, DecodeError> {
+/// What a greeting of any kind begins with.
+fn greeting(r: &mut Reader) -> Result<(), DecodeError> {
     if r.u32("magic")? != MAGIC {
         return Err(r.bad("magic", 4));
     }
@@ -255,6 +262,11 @@ fn hello(r: &mut Reader) -> Result<Hello, DecodeError> {
             ..r.bad("version", 2)
         });
     }
+    Ok(())
+}
+
+fn hello(r: &mut Reader) -> Result<Hello, DecodeError> {
+    greeting(r)?;
     Ok(Hello {
         session: r.uuid("session")?,
         disk: r.uuid("disk")?,

@@ -75,6 +75,11 @@ fn put_message(out: &mut BytesMut, message: &Message) -> (u8, Bytes) {
             out.put_u64_le(begin.aborted);
             kind::BEGIN
         }
+        Message::Offer(offer) => {
+            out.put_u32_le(MAGIC);
+            out.put_u16_le(VERSION);
+            return (kind::OFFER, offer.clone());
+        }
         Message::Record(record) => return put_record(out, record),
         Message::Chunk(chunk) => return put_chunk(out, chunk),
         Message::Marker(marker) => {
@@ -128,6 +133,7 @@ fn put_short(out: &mut BytesMut, message: &Message) -> u8 {
             put_text(out, text);
             kind::FAILED
         }
+        Message::Taken => kind::TAKEN,
         _ => kind::BEAT,
     }
 }

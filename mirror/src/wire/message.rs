@@ -187,6 +187,11 @@ pub enum Refusal {
 /// Everything the two hosts say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
+    /// Source: would you take a machine that is so? The only message of its connection. What it says is opaque here;
+    /// at most [`super::MAX_PAYLOAD`] bytes.
+    Offer(Bytes),
+    /// Target: I would. The connection ends.
+    Taken,
     /// Source: who I am (ordered lane).
     Hello(Hello),
     /// Source: this is a bulk lane.

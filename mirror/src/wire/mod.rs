@@ -61,6 +61,8 @@ pub(crate) mod kind {
     pub(crate) const BEGIN: u8 = 0x05;
     pub(crate) const BEGUN: u8 = 0x06;
     pub(crate) const BEAT: u8 = 0x07;
+    pub(crate) const OFFER: u8 = 0x08;
+    pub(crate) const TAKEN: u8 = 0x09;
     pub(crate) const RECORD_DATA: u8 = 0x10;
     pub(crate) const RECORD_ZERO: u8 = 0x11;
     pub(crate) const CHUNK_DATA: u8 = 0x12;

@@ -115,6 +115,9 @@ fn greeting() -> impl Strategy<Value = Message> {
         }),
         number.clone().prop_map(|window| Message::Begun { window }),
         Just(Message::Beat),
+        Just(Message::Taken),
+        proptest::collection::vec(any::<u8>(), 0..2000)
+            .prop_map(|bytes| Message::Offer(bytes.into())),
     ]
 }
 

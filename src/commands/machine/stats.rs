@@ -6,7 +6,6 @@ use blockserver::export::Totals;
 
 use super::client;
 use crate::args::MachineArgs;
-use crate::control::machine::Life;
 use crate::control::machine::statistics::{DiskStatistics, MachineStatistics};
 use crate::failure::Result;
 use crate::report::Report;
@@ -14,20 +13,15 @@ use crate::size;
 
 pub(super) fn run(args: &MachineArgs, report: Report) -> Result<()> {
     let counted: MachineStatistics = client(args)?.get("/v1/machine/stats")?;
-    report.result("machine_stats", &counted, table)
+    report.result("machine-stats", &counted, table)
 }
 
 fn table(counted: &MachineStatistics) -> String {
-    let life = match counted.state {
-        Life::Running => "runs",
-        Life::Paused => "is paused",
-        Life::Saving => "stands still for a snapshot",
-        Life::Ended => "has ended",
-    };
     let mut text = format!(
-        "{}: {life}; {} since it began, {} of it paused; {} resets\n\
+        "{}: {}; {} since it began, {} of it paused; {} resets\n\
          memory of the host: {}, of it {} the guest's\n\n",
         counted.machine,
+        counted.state.in_words(),
         seconds(counted.uptime_ms),
         seconds(counted.paused_ms),
         counted.resets,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::guest::Guest;
+use crate::control::Limited;
 use crate::control::machine::statistics::{DiskStatistics, MachineStatistics};
 use crate::failure::{Failure, Result};
 
@@ -16,6 +17,10 @@ impl Guest {
             name: disk.export.name().to_owned(),
             virtual_size: disk.export.size(),
             counted: disk.export.statistics(),
+            limited: Limited {
+                limits: disk.export.limits(),
+                throttled: disk.export.throttled(),
+            },
         });
         Ok(MachineStatistics {
             machine: self.described.display().to_string(),

@@ -8,12 +8,14 @@ use std::thread;
 
 use vdisk::chain::ParentSearch;
 use vmm::description::{self, Description, DiskEntry};
+use vmm::text::Text;
 use vmm::virtio::VirtioDevice;
 use vmm::virtio::block::Block;
 use vmm::virtio::rng::Rng;
 use vmm::{Devices, Exit as End, MachineConfig};
 
 use super::held::{Held, Status};
+use super::moving::Moves;
 use super::network::Networked;
 use super::{Attached, Ended, Running, cannot};
 use crate::args::RunArgs;
@@ -27,6 +29,7 @@ use crate::control::machine::{Life, MachineControl, MachineState};
 use crate::control::place;
 use crate::control::service::Sockets;
 use crate::failure::{Exit, Failure, Result};
+use crate::moving::source::{MoveState, MoveTo, Moved};
 use crate::plan::Machine;
 use crate::report::Report;
 use crate::saved::restore::Restore;
@@ -50,6 +53,7 @@ pub(super) struct Guest {
     pub(super) now: Mutex<Now>,
     /// It has begun anew, or has ended.
     pub(super) turned: Condvar,
+    pub(super) moves: Moves,
 }
 
 pub(super) struct Now {
@@ -95,6 +99,7 @@ impl Guest {
                 resets: 0,
             }),
             turned: Condvar::new(),
+            moves: Moves::default(),
         })
     }
 
@@ -125,6 +130,7 @@ impl Guest {
     pub(super) fn live(
         self: &Arc<Self>,
         plan: &Machine,
+        text: Text,
         report: Report,
     ) -> Result<(Ended, Result<End>)> {
         self.announce(plan, report)?;
@@ -142,6 +148,7 @@ impl Guest {
             typed.end();
             0
         })?;
+        text.let_go();
         loop {
             let end = match self.machine().wait() {
                 End::Reset => match self.again() {
@@ -210,7 +217,7 @@ impl Guest {
         began.map(|()| true)
     }
 
-    fn end(&self) {
+    pub(super) fn end(&self) {
         let mut now = self.now();
         now.life = Life::Ended;
         let machine = Arc::clone(&now.machine);
@@ -225,6 +232,7 @@ impl Guest {
         self.turned.notify_all();
         let (end, code) = match end {
             Ok(End::PowerOff(code)) => ("power_off", Some(*code)),
+            Ok(End::Stopped) if self.moves.moved() => ("moved", None),
             Ok(End::Stopped) => ("stopped", None),
             Ok(_) => ("crash", None),
             Err(_) => ("reset_failed", None),
@@ -355,6 +363,18 @@ impl MachineControl for Guest {
 
     fn snapshot(&self, wanted: &Wanted) -> Result<Taken> {
         self.keep(wanted)
+    }
+
+    fn move_to(&self, to: &MoveTo) -> Result<Moved> {
+        self.go(to)
+    }
+
+    fn moving(&self) -> Result<MoveState> {
+        self.moves.state()
+    }
+
+    fn cancel_move(&self) -> Result<MoveState> {
+        self.moves.cancel()
     }
 }
 

@@ -20,14 +20,22 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Open all of it. The disks are open and locked: nobody else has the taps of this machine.
-    pub(super) fn open(args: &RunArgs, plan: &Machine, restore: Option<&Restore>) -> Result<Self> {
-        let saved = restore.map_or(&[][..], Restore::networks);
+    /// Open all of it.
+    pub(super) fn open(args: &RunArgs, plan: &Machine) -> Result<Self> {
         Ok(Self {
-            networks: Networked::open(&args.machine, &plan.vm.networks, saved)?,
+            networks: Networked::open(&args.machine, &plan.vm.networks)?,
             console: Place::open(&plan.vm.console)?,
             status: Status(File::open("/proc/self/status").ok()),
         })
+    }
+
+    /// The machine goes on from this, if from anything.
+    pub(super) fn go_on(&mut self, plan: &Machine, restore: Option<&Restore>) {
+        let saved = restore.map_or(&[][..], Restore::networks);
+        let described = self.networks.iter_mut().zip(&plan.vm.networks);
+        for ((network, described), saved) in described.zip(saved) {
+            network.go_on(described, saved);
+        }
     }
 }
 

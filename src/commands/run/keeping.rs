@@ -12,7 +12,7 @@ impl Guest {
     /// Why something else has to wait.
     pub(super) fn saving(&self) -> Failure {
         let what = format!(
-            "{}: a snapshot of it is being taken",
+            "{}: stands still for a snapshot or a move",
             self.described.display()
         );
         Failure::new(Exit::InUse, what)
@@ -43,7 +43,7 @@ impl Guest {
     }
 
     /// From now on nobody else has it pause or run; the machine, and how it was.
-    fn begin_to_save(&self) -> Result<(Arc<vmm::Machine>, Life)> {
+    pub(super) fn begin_to_save(&self) -> Result<(Arc<vmm::Machine>, Life)> {
         let mut now = self.now();
         match now.life {
             Life::Saving => Err(self.saving()),
@@ -57,7 +57,7 @@ impl Guest {
     }
 
     /// Only a machine with the disks that its file describes can be gone back to by that file.
-    fn as_described(&self, now: &Now) -> Result<()> {
+    pub(super) fn as_described(&self, now: &Now) -> Result<()> {
         let described = (1..).zip(self.vm.disks.iter().map(|disk| disk.name.as_str()));
         let here = now.disks.iter();
         if here

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use vmm::statistics::{VcpuState, VcpuStatistics};
 
 use super::Life;
+use crate::control::Limited;
 
 /// A machine's numbers since it began, or began anew.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,4 +64,6 @@ pub(crate) struct DiskStatistics {
     pub(crate) virtual_size: u64,
     #[serde(flatten)]
     pub(crate) counted: Statistics,
+    #[serde(flatten)]
+    pub(crate) limited: Limited,
 }

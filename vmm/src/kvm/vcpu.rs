@@ -127,6 +127,11 @@ impl Vcpu {
         Arc::clone(&self.kick)
     }
 
+    /// What it was told that it is, as it is saved.
+    pub(crate) fn leaves(&self) -> Vec<crate::snapshot::CpuidLeaf> {
+        self.cpuid.iter().map(super::state::leaf).collect()
+    }
+
     /// What was said that it is.
     pub(super) fn cpuid(&self) -> &[kvm_cpuid_entry2] {
         &self.cpuid

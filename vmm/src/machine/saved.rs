@@ -109,7 +109,7 @@ impl Machine {
         check_vcpus(config, &host)?;
         check_shape(config, state, &memory)?;
         check_devices(state, &devices.virtio)?;
-        let machine = Self::assemble(config.vcpus, memory, devices.serial, &host)?;
+        let mut machine = Self::assemble(config.vcpus, memory, devices.serial, &host)?;
         for (device, saved) in devices.virtio.into_iter().zip(&state.functions) {
             machine.slots.fit_into(saved.slot, device)?;
         }
@@ -118,6 +118,10 @@ impl Machine {
         // Registers of devices before the interrupt controllers: what they raise on the way is overwritten.
         machine.restore_devices(state)?;
         machine.restore_kvm(state)?;
+        if let Some(first) = state.processors.first() {
+            machine.given.cpuid.clone_from(&first.cpuid);
+            machine.given.tsc_khz = first.tsc.khz;
+        }
         for (function, saved) in machine.slots.functions().iter().zip(&state.functions) {
             lock(function).signal_again(&saved.transport);
         }

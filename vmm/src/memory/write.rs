@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -65,7 +65,13 @@ fn partial(path: &Path) -> PathBuf {
 
 fn write_to(memory: &File, bytes: u64, (path, id): (&Path, [u8; 16])) -> io::Result<Written> {
     let extents = existing(memory, bytes)?;
-    let plain = File::create(path)?;
+    // What a guest keeps in its memory is nobody else's to read.
+    let plain = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
     let direct = open_direct(path, OpenOptions::new().write(true))?;
     // Writes into reserved space run beside one another; without it file systems do one after the other. What it
     // may take at most is known; if there is not as much, less may still do.

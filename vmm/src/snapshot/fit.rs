@@ -100,17 +100,29 @@ fn vendor(name: &[u8; 12]) -> String {
 impl HostFacts {
     /// Whether the machine of `state` can go on at this host; the first reason why not.
     pub fn carries(&self, state: &MachineState) -> Result<(), Misfit> {
-        let saved = &state.host;
+        self.is_like(&state.host)?;
+        for processor in &state.processors {
+            self.has_features(&processor.cpuid)?;
+            self.has_frequency(processor.tsc.khz)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a machine that was told `given` of its host can go on at this one; the first reason why not. Its state
+    /// may still be refused for what only the state says.
+    pub fn takes(&self, given: &HostFacts) -> Result<(), Misfit> {
+        self.is_like(given)?;
+        self.has_features(&given.cpuid)?;
+        self.has_frequency(given.tsc_khz)
+    }
+
+    fn is_like(&self, saved: &HostFacts) -> Result<(), Misfit> {
         if saved.vendor != self.vendor {
             return Err(Misfit::Vendor(vendor(&saved.vendor), vendor(&self.vendor)));
         }
         let families = (family(saved.signature), family(self.signature));
         if families.0 != families.1 {
             return Err(Misfit::Family(families.0, families.1));
-        }
-        for processor in &state.processors {
-            self.has_features(&processor.cpuid)?;
-            self.has_frequency(processor.tsc.khz)?;
         }
         Ok(())
     }

@@ -101,5 +101,24 @@ impl MachineState {
     }
 }
 
+impl HostFacts {
+    /// The bytes of them, in the form of a state that says nothing else.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = container::begin();
+        container::append(&mut bytes, Kind::Host, self);
+        container::finish(bytes)
+    }
+
+    /// What these bytes say.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let messages = container::messages(bytes)?;
+        let mut order = Order::new(&messages, bytes.len() as u64);
+        let facts = order.one(Kind::Host)?;
+        order.end()?;
+        Ok(facts)
+    }
+}
+
 #[cfg(test)]
 mod tests;

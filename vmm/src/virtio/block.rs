@@ -146,6 +146,12 @@ impl VirtioDevice for Block {
             .collect()
     }
 
+    fn hurry(&mut self) {
+        for (_, queue) in &self.serving {
+            queue.hurry();
+        }
+    }
+
     /// Requests of an export that is held wait for as long as it is, and with them whoever waits for a reset.
     fn try_reset(&mut self) -> Option<Vec<(u16, QueueState)>> {
         // All are asked before the first is waited for.

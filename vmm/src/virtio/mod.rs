@@ -68,6 +68,9 @@ pub trait VirtioDevice: Send + fmt::Debug {
     fn try_reset(&mut self) -> Option<Vec<(u16, QueueState)>> {
         Some(self.reset())
     }
+
+    /// The host wants it to stop: what waits for its turn under a limit begins. A driver that resets it waits.
+    fn hurry(&mut self) {}
 }
 
 /// By which a device at work says something of itself, from any thread: that it cannot go on without a reset

@@ -205,6 +205,9 @@ impl VirtioFunction {
     /// must be off the bus. Says how far its queues are; nothing as long as it has not stopped, and is to be
     /// asked again then.
     pub(crate) fn try_stop(&mut self) -> Option<Vec<(u16, QueueState)>> {
+        if self.active {
+            self.device.hurry();
+        }
         self.settle();
         if self.resetting {
             return None;

@@ -10,7 +10,9 @@ use uuid::Uuid;
 use super::Order;
 use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
+use crate::joint::Seen;
 use crate::session::{Command, Progress, SourceEvent};
+use crate::switchover::Phase;
 
 /// What is known of a session at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -58,6 +60,30 @@ impl SourceHandle {
     /// End the session; the disk stays here. Without effect once it is handed over.
     pub fn cancel(&self) {
         self.command(Command::Cancel);
+    }
+
+    /// All that moves with it is bound: see [`crate::joint`].
+    pub fn decide(&self) {
+        self.command(Command::Decide);
+    }
+
+    /// What moves with it stays here: take back what was done, and end.
+    pub fn undo(&self) {
+        self.command(Command::Undo);
+    }
+
+    /// What [`crate::joint`] has to know of it. It is near if at most `near` bytes are left.
+    #[must_use]
+    pub fn seen(&self, near: u64) -> Seen {
+        let state = self.shared.lock();
+        let progress = &state.status.progress;
+        let left = progress.remaining.saturating_add(progress.unacknowledged);
+        Seen {
+            near: progress.connected && progress.scanned >= progress.size && left <= near,
+            phase: state.phase,
+            failed: state.status.error.is_some() || progress.given_up > 0,
+            over: state.status.ended || state.stopped,
+        }
     }
 
     /// Copy at most so many bytes a second.
@@ -121,6 +147,7 @@ pub(super) struct Shared {
 pub(super) struct SharedState {
     pub(super) status: SourceStatus,
     pub(super) failed: Option<ErrorKind>,
+    pub(super) phase: Phase,
     /// The thread does nothing more.
     pub(super) stopped: bool,
 }

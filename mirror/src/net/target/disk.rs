@@ -103,7 +103,7 @@ impl DiskTask {
             && self.machine.poll_timeout().is_none()
             && matches!(
                 state,
-                None | Some(State::Owner { .. } | State::Released { .. })
+                None | Some(State::Owner { .. } | State::Released { .. } | State::Bound { .. })
             )
     }
 
@@ -332,6 +332,7 @@ fn state_name(record: &Ownership) -> &'static str {
     match record.state {
         State::Owner { .. } => "owner",
         State::Released { .. } => "released",
+        State::Bound { .. } => "bound",
         State::Emptying { .. } => "emptying",
         State::Receiving { .. } => "receiving",
         State::Prepared { .. } => "prepared",

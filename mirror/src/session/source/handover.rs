@@ -3,7 +3,7 @@
 use super::{Command, Control, Error, ErrorKind, Micros, Phase, Source, SourceAction};
 use vdisk::engine::Mark;
 
-use crate::switchover::{GivenUp, Parked};
+use crate::switchover::{GivenUp, Parked, Recorded};
 use crate::wire::{Final, Message};
 
 /// How often the grant is repeated.
@@ -21,6 +21,21 @@ impl Source {
             Command::SetRate(rate) => self.bucket.set_rate(rate),
             Command::Cancel => {
                 let what = "the migration was cancelled; the disk stays here";
+                if !self.switch.committed() {
+                    self.fail(now, Error::new(ErrorKind::Cancelled, what));
+                }
+            }
+            Command::Decide => {
+                if let Some(record) = self.switch.decide() {
+                    self.actions.push_back(SourceAction::Persist(record));
+                    self.local.granted_at = None;
+                    self.pump_grant(now);
+                }
+            }
+            Command::Undo => {
+                let next = self.switch.undo();
+                self.after_record(next);
+                let what = "the move was given up; the disk stays here";
                 if !self.switch.decided() {
                     self.fail(now, Error::new(ErrorKind::Cancelled, what));
                 }
@@ -47,10 +62,13 @@ impl Source {
             return;
         }
         let left = self.tracker.figures().dirty + self.copy.flying() + self.stream.outstanding();
-        let short = self
-            .meter
-            .time_for(left)
-            .is_some_and(|pause| pause <= max_pause);
+        // Whatever it takes: what is held is not this session's to care for.
+        let any = max_pause == Micros(u64::MAX);
+        let short = any
+            || self
+                .meter
+                .time_for(left)
+                .is_some_and(|pause| pause <= max_pause);
         if short && let Some(attempt) = self.switch.prepare() {
             self.local.final_sent = false;
             self.send_control(now, Message::Prepare { attempt });
@@ -113,28 +131,41 @@ impl Source {
                     self.send_grant(now);
                 }
             }
+            Some(Parked::Bind(record)) => self.actions.push_back(SourceAction::Persist(record)),
             Some(Parked::Unmark) => {
                 self.actions.push_back(SourceAction::Park(None));
             }
             Some(Parked::Resume) => self.resume(now),
-            None => {}
+            Some(Parked::Wait) | None => {}
         }
     }
 
-    pub(super) fn on_persisted(&mut self, now: Micros, result: std::io::Result<()>) {
-        match result {
-            Ok(()) => {
-                self.switch.recorded();
-                self.local.granted_at = None;
-            }
-            // It may be durable or not: only writing it again leads anywhere.
-            Err(e) => {
-                self.end.trouble = Some(format!("cannot write the deciding record: {e}"));
+    pub(super) fn on_persisted(&mut self, now: Micros, result: &std::io::Result<()>) {
+        if let Err(e) = result {
+            self.end.trouble = Some(format!("cannot write the deciding record: {e}"));
+            if self.switch.decided() {
+                // It may be durable or not: only writing it again leads anywhere.
                 let record = self.switch.deciding_record();
                 self.actions.push_back(SourceAction::Persist(record));
+                return;
             }
         }
+        let next = self.switch.recorded(result.is_ok());
+        self.after_record(next);
         self.pump_grant(now);
+    }
+
+    fn after_record(&mut self, next: Recorded) {
+        let action = match next {
+            Recorded::Grant => {
+                self.local.granted_at = None;
+                return;
+            }
+            Recorded::Unbind => SourceAction::Persist(self.switch.owner_record()),
+            Recorded::Unmark => SourceAction::Park(None),
+            Recorded::Nothing => return,
+        };
+        self.actions.push_back(action);
     }
 
     /// Repeat the grant for as long as the target does not run.

@@ -8,6 +8,7 @@ use crate::clock::Micros;
 use crate::pacing::Limits;
 use crate::record::Ownership;
 use crate::session::{ConnId, OpId};
+use crate::switchover::Part;
 use crate::wire::{DiskDescription, Message};
 
 /// What a session is to do.
@@ -24,6 +25,8 @@ pub struct SourceConfig {
     pub description: DiskDescription,
     /// Bulk lanes.
     pub lanes: u16,
+    /// Who decides.
+    pub part: Part,
     /// How hard to work.
     pub limits: Limits,
     /// Switch over without being asked, once the pause would be short enough.
@@ -47,6 +50,7 @@ impl SourceConfig {
             recorded: None,
             description,
             lanes: 2,
+            part: Part::Alone,
             limits: Limits::default(),
             automatic: false,
             max_pause: Micros::from_millis(300),
@@ -67,6 +71,10 @@ pub enum Command {
     },
     /// End the session; the disk stays here.
     Cancel,
+    /// All that moves together is bound: decide, or be handed over with it.
+    Decide,
+    /// What moves together stays here: take back all that was done, and end the session.
+    Undo,
     /// Copy at most so many bytes a second.
     SetRate(Option<u64>),
 }

@@ -3,6 +3,7 @@
 mod discard;
 mod echo;
 mod entropy;
+mod fill;
 mod histogram;
 mod ledger;
 mod load;
@@ -37,6 +38,8 @@ pub(crate) fn run(vcpu: &Vcpu, boot: &Boot, step: &Step) {
         "spin" => machine::spin(vcpu, step),
         "crash" => machine::crash(vcpu, step),
         "touch" => touch::touch(vcpu, boot, step),
+        "fill" => fill::fill(vcpu, boot, step),
+        "fill-check" => fill::check(vcpu, boot, step),
         "rng" => entropy::read(vcpu, boot, step),
         "disk" => refusals::describe(vcpu, boot, step),
         "refusals" => refusals::refusals(vcpu, boot, step),
