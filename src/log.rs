@@ -8,11 +8,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::callsite::Identifier;
-use tracing::subscriber::Interest;
-use tracing::{Event, Level, Metadata, Subscriber};
-use tracing_subscriber::layer::{Context, Filter, SubscriberExt as _};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _, fmt};
+use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 use crate::args::GlobalArgs;
 
@@ -31,12 +30,10 @@ pub(crate) fn to_stderr(global: &GlobalArgs) {
         (false, _) => "trace",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let lines = fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_filter(Sparing::default());
+    let lines = fmt::layer().with_writer(std::io::stderr).with_target(false);
     tracing_subscriber::registry()
         .with(filter)
+        .with(Sparing::default())
         .with(lines)
         .init();
 }
@@ -47,16 +44,10 @@ struct Sparing {
     places: Mutex<HashMap<Identifier, Place>>,
 }
 
-impl<S: Subscriber> Filter<S> for Sparing {
-    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
-        true
-    }
-
-    fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
-        Interest::always()
-    }
-
-    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+// A layer of its own: a filter of one layer that decides by events leaves the subscriber's state inconsistent when it
+// refuses one.
+impl<S: Subscriber> Layer<S> for Sparing {
+    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let place = event.metadata();
         if *place.level() > Level::WARN {
             return true;
