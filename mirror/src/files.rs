@@ -334,6 +334,8 @@ mod tests {
                 assert_eq!(store.load().unwrap(), Some(record(epoch)));
             }
             assert_eq!(load_record(&path).unwrap(), Some(record(19)));
+            write_record(&path, &record(20)).unwrap();
+            assert_eq!(store.load().unwrap(), Some(record(20)));
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         });
     }

@@ -154,6 +154,65 @@ fn every_thread_of_a_machine_is_under_a_filter_and_what_a_guest_reaches_under_mo
 }
 
 #[test]
+fn a_machine_that_is_received_is_confined_before_anything_listens_for_it() {
+    if without_kvm() {
+        return;
+    }
+    let (here, disks) = (folder(), folder());
+    let (here, disks) = (here.path(), disks.path());
+    let disk = disks.join("a.vhdx").display().to_string();
+    let words = ["run", "vm.toml", "--receive", "tcp:127.0.0.1:0"];
+    // What comes of it would lie beside the file that describes it.
+    describe(here, "vm.toml", ("do=ledger", &[&disk]));
+    let refused = diskferry(here, &words).fails(2);
+    let told = &refused.stderr;
+    assert!(told.contains("confine.paths"), "{told}");
+    let text = fs::read_to_string(here.join("vm.toml")).unwrap();
+    fs::write(
+        here.join("vm.toml"),
+        format!("confine.paths = [\".\"]\n{text}"),
+    )
+    .unwrap();
+    let mut receiving = Running::start(here, &words);
+    receiving.says("receiving");
+    let mut names = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{}/task", receiving.pid())).unwrap() {
+        let Ok(status) = fs::read_to_string(thread.unwrap().path().join("status")) else {
+            continue;
+        };
+        let name = field(&status, "Name:");
+        assert_eq!(field(&status, "Seccomp:"), "2", "{name}");
+        names.push(name);
+    }
+    assert!(names.contains(&"mirror-target".to_owned()), "{names:?}");
+}
+
+#[test]
+fn a_machine_whose_record_may_not_be_written_stays_and_names_the_key_to_add() {
+    if without_kvm() {
+        return;
+    }
+    let (here, disks, away) = (folder(), folder(), folder());
+    let (here, disks, away) = (here.path(), disks.path(), away.path());
+    diskferry(disks, &["create", "a.vhdx", "1G"]).ok();
+    let disk = disks.join("a.vhdx").display().to_string();
+    describe(here, "vm.toml", ("do=ledger", &[&disk]));
+    describe(away, "vm.toml", ("do=ledger", &["a.vhdx"]));
+    let running = start(here, "vm.toml");
+    until(here, "vm.toml", ("ledger", 1));
+    let words = ["run", "vm.toml", "--receive", "tcp:127.0.0.1:0"];
+    let mut receiving = Running::start(away, &words);
+    let to = receiving.says("receiving")["listen"].clone();
+    let to = to.as_str().unwrap();
+    let stayed = diskferry(here, &["machine", "move", "vm.toml", "--to", to]);
+    assert_ne!(stayed.code, 0);
+    assert!(stayed.stderr.contains("confine.paths"), "{}", stayed.stderr);
+    let said = until(here, "vm.toml", ("ledger", 4));
+    assert!(said.iter().all(|said| said["wrong"] == 0), "{said:?}");
+    running.end();
+}
+
+#[test]
 fn a_kernel_that_was_replaced_does_not_keep_a_machine_from_beginning_anew() {
     if without_kvm() {
         return;
