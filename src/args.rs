@@ -30,7 +30,7 @@ pub(crate) use self::machine::{
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
 };
-pub(crate) use self::run::RunArgs;
+pub(crate) use self::run::{Confine, RunArgs};
 pub(crate) use self::track::{
     ChangedArgs, CheckpointAddArgs, CheckpointRemoveArgs, CheckpointVerb, TrackOnArgs, TrackVerb,
 };

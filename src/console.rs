@@ -20,6 +20,7 @@ use std::thread::{self, JoinHandle};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use vmm::confine::{self, Kind};
 use vmm::description;
 
 use self::kept::Kept;
@@ -48,6 +49,34 @@ enum Sink {
     /// Has every byte, at once: a file takes what it gets.
     File(File),
     Slow(Slow),
+}
+
+/// Where the output goes besides to those who attach, open before the process is confined. Nothing is changed there
+/// yet: another process may run this machine.
+pub(crate) enum Place {
+    Nowhere,
+    Standard,
+    File(PathBuf, File),
+    Pty(Pty),
+}
+
+impl Place {
+    /// The place that is asked for.
+    pub(crate) fn open(to: &description::Console) -> Result<Self> {
+        use description::Console;
+        Ok(match to {
+            Console::Nowhere | Console::Socket(_) => Self::Nowhere,
+            Console::Stdio => Self::Standard,
+            Console::File(path) => {
+                let opened = opened(path).map_err(|e| unwritable(path, &e))?;
+                Self::File(path.clone(), opened)
+            }
+            Console::Pty => {
+                let pty = Pty::open();
+                Self::Pty(pty.map_err(|e| Failure::io("no pseudoterminal for the console", &e))?)
+            }
+        })
+    }
 }
 
 impl Sink {
@@ -142,13 +171,15 @@ struct Ready {
 }
 
 impl Console {
-    /// The console that is asked for, to which one attaches at `attach` too. A file is emptied, once
-    /// it is certain that no other process runs the machine. Where stdout is for
-    /// JSON the console is on stderr.
-    pub(crate) fn open(to: &description::Console, attach: &Path, json: bool) -> Result<Self> {
-        use description::Console::{File, Nowhere, Pty as OnPty, Socket, Stdio};
+    /// The console that is asked for, whose place is open, to which one attaches at `attach` too. A file is emptied,
+    /// once it is certain that no other process runs the machine. Where stdout is for JSON the console is on stderr.
+    pub(crate) fn open(
+        (to, place): (&description::Console, Place),
+        attach: &Path,
+        json: bool,
+    ) -> Result<Self> {
         let mut paths = vec![attach.to_owned()];
-        if let Socket(path) = to {
+        if let description::Console::Socket(path) = to {
             paths.push(path.clone());
         }
         let (mut sockets, mut listeners) = (Vec::new(), Vec::new());
@@ -157,13 +188,12 @@ impl Console {
             sockets.push(Bound(path));
         }
         let mut pty = None;
-        let sink = match to {
-            Stdio => Sink::standard(json)?,
-            File(path) => emptied(path)?,
-            Nowhere | Socket(_) => Sink::Nowhere,
-            OnPty => {
-                let failed = |e| Failure::io("no pseudoterminal for the console", &e);
-                pty = Some(Pty::open().map_err(failed)?);
+        let sink = match place {
+            Place::Standard => Sink::standard(json)?,
+            Place::File(path, file) => emptied(file).map_err(|e| unwritable(&path, &e))?,
+            Place::Nowhere => Sink::Nowhere,
+            Place::Pty(opened) => {
+                pty = Some(opened);
                 Sink::Nowhere
             }
         };
@@ -173,7 +203,7 @@ impl Console {
         let ready = Ready {
             listeners,
             pty,
-            stdin: *to == Stdio,
+            stdin: *to == description::Console::Stdio,
         };
         let printed = Printed {
             kept: Kept::default(),
@@ -221,7 +251,10 @@ impl Console {
         let pump = Pump::new(Arc::clone(&self.shared), ready, Box::new(guest));
         let started = thread::Builder::new()
             .name("console".into())
-            .spawn(move || pump.run());
+            .spawn(move || {
+                confine::thread(Kind::Console);
+                pump.run();
+            });
         let started = started.map_err(|e| Failure::io("no thread for the console", &e))?;
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(started);
         Ok(raw)
@@ -258,18 +291,27 @@ impl Drop for Console {
     }
 }
 
-/// A file with nothing in it, or a FIFO or device as it is.
-fn emptied(path: &Path) -> Result<Sink> {
+/// A file that is there or made, or a FIFO or device.
+fn opened(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    let opened = if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         // A FIFO that can be read here too is open at once, and waits for nobody to read it.
         options.read(true).write(true).open(path)
     } else {
-        let opened = options.create(true).append(true).open(path);
-        opened.and_then(|file| file.set_len(0).map(|()| file))
-    };
-    let opened = opened.and_then(Sink::to);
-    opened.map_err(|e| Failure::io(format!("{}: cannot be written", path.display()), &e))
+        options.create(true).append(true).open(path)
+    }
+}
+
+/// A file with nothing in it, or a FIFO or device as it is.
+fn emptied(place: File) -> io::Result<Sink> {
+    if place.metadata()?.is_file() {
+        place.set_len(0)?;
+    }
+    Sink::to(place)
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Failure {
+    Failure::io(format!("{}: cannot be written", path.display()), error)
 }
 
 /// The terminal as it was; put back when this is dropped.

@@ -33,11 +33,13 @@ pub(crate) enum Exit {
     TookOver = 10,
     /// Ctrl-C.
     Interrupted = 130,
+    /// A thread of a machine made a system call that it may not (128 and SIGSYS).
+    Confined = vmm::confine::EXIT_CODE,
 }
 
 impl Exit {
     /// All of them but success, with what `--help` says of each.
-    pub(crate) const ALL: [(Self, &'static str); 11] = [
+    pub(crate) const ALL: [(Self, &'static str); 12] = [
         (Self::Failed, "failed"),
         (Self::Usage, "usage: what was typed makes no sense"),
         (Self::Corrupt, "the disk is corrupt"),
@@ -55,6 +57,10 @@ impl Exit {
             "the destination took over: do not start the source",
         ),
         (Self::Interrupted, "interrupted by Ctrl-C"),
+        (
+            Self::Confined,
+            "a thread of a machine made a system call that it may not",
+        ),
     ];
 }
 

@@ -7,6 +7,7 @@ mod run;
 
 mod machine {
     mod boot;
+    mod confinement;
     mod console;
     mod control;
     mod disks;

@@ -44,6 +44,9 @@ pub struct ServerConfig {
     pub bytes_in_flight: usize,
     /// Use blocking system calls on threads also where `io_uring` is allowed.
     pub force_blocking: bool,
+    /// Called by each worker on its thread, once it has its ring and before it does any work; told whether
+    /// `io_uring` is what it works with.
+    pub before_work: Option<fn(bool)>,
 }
 
 impl Default for ServerConfig {
@@ -58,6 +61,7 @@ impl Default for ServerConfig {
             bytes_per_connection: 64 << 20,
             bytes_in_flight: 1 << 30,
             force_blocking: false,
+            before_work: None,
         }
     }
 }
@@ -108,19 +112,22 @@ impl Server {
             crew,
             backend,
         };
-        server.start_workers()?;
+        server.start_workers(config.before_work)?;
         for endpoint in config.listen {
             server.listen(&endpoint)?;
         }
         Ok(server)
     }
 
-    fn start_workers(&mut self) -> io::Result<()> {
+    fn start_workers(&mut self, before_work: Option<fn(bool)>) -> io::Result<()> {
         let (sender, receiver) = mpsc::channel();
         for number in 0..self.crew.workers() as u16 {
             let (crew, sender, backend) = (Arc::clone(&self.crew), sender.clone(), self.backend);
             let body = move || match Worker::new(number, crew, backend) {
                 Ok(worker) => {
+                    if let Some(prepare) = before_work {
+                        prepare(backend == Backend::Uring);
+                    }
                     let _ = sender.send(Ok(()));
                     drop(sender);
                     run_or_abort(worker);

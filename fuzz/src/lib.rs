@@ -15,6 +15,8 @@
 //! | [`boot_from_disk`] | an installed disk with bytes changed | reading it ends, and keeps the limits |
 //! | [`description`] | a `vm.toml` | what is read keeps the promises of its fields |
 //! | [`machine_state`] | the state of a machine, whole or harmed | what is read is written again alike, or refused |
+//! | [`pci`] | what a guest does to configuration space and base addresses | both ways agree, identities stay, nothing is decoded outside of the window |
+//! | [`registers`] | what a guest does to every register | devices get queues that keep the rules, and give them back |
 //! | [`virtqueue`] | what a guest and its device do to a virtqueue | what is taken keeps the rules, the rest is refused |
 
 pub mod boot_from_disk;
@@ -25,8 +27,11 @@ pub mod metadata;
 pub mod open;
 pub mod operations;
 pub mod parent_locator;
+pub mod pci;
+pub mod registers;
 pub mod virtqueue;
 
+mod device;
 mod file;
 mod images;
 
@@ -42,7 +47,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 11] = [
     Target {
         name: "open",
         run: open::run,
@@ -86,6 +91,16 @@ pub const TARGETS: [Target; 9] = [
     Target {
         name: "machine_state",
         run: machine_state::run,
+        most: 512,
+    },
+    Target {
+        name: "pci",
+        run: pci::run,
+        most: 512,
+    },
+    Target {
+        name: "registers",
+        run: registers::run,
         most: 512,
     },
 ];

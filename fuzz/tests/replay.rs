@@ -119,3 +119,13 @@ fn installed_disks_are_read_to_an_end_whatever_they_say() {
 fn states_of_machines_are_refused_or_written_again_alike() {
     replay("machine_state");
 }
+
+#[test]
+fn configuration_space_is_the_same_by_both_ways_and_moves_nothing_out_of_its_window() {
+    replay("pci");
+}
+
+#[test]
+fn devices_get_sound_queues_whatever_is_written_to_registers() {
+    replay("registers");
+}

@@ -27,12 +27,35 @@ pub fn sidecar_path(disk: &Path) -> PathBuf {
     with_suffix(disk, RECORD_SUFFIX)
 }
 
-/// The ownership record at `path`, `None` when there is none. Blocks.
+/// The ownership record at `path`, `None` when there is none. Blocks, and starts no thread.
 ///
 /// Fails with [`ErrorKind::Record`] when it cannot be read or is damaged; then the disk may not be
 /// served without the user's explicit word.
 pub fn load_record(path: &Path) -> Result<Option<Ownership>> {
-    RecordStore::open(path).load()
+    decoded(path, load_blocking(path))
+}
+
+/// Make `record` the durable one at `path`. Blocks, and starts no thread.
+///
+/// Fails with [`ErrorKind::Record`]; then it may or may not be durable.
+pub fn write_record(path: &Path, record: &Ownership) -> Result<()> {
+    let bytes = record.to_bytes();
+    let bytes = bytes.map_err(|e| failure(path, "write", io::Error::other(e.to_string())))?;
+    replace_blocking(path, &bytes).map_err(|e| failure(path, "write", e))
+}
+
+fn decoded(path: &Path, bytes: io::Result<Option<Vec<u8>>>) -> Result<Option<Ownership>> {
+    let Some(bytes) = bytes.map_err(|e| failure(path, "read", e))? else {
+        return Ok(None);
+    };
+    Ownership::from_bytes(&bytes)
+        .map(Some)
+        .map_err(|e| Error::new(ErrorKind::Record, format!("{}: {e}", path.display())))
+}
+
+fn failure(path: &Path, doing: &str, e: io::Error) -> Error {
+    let what = format!("cannot {doing} the ownership record {}", path.display());
+    Error::io(ErrorKind::Record, what, e)
 }
 
 /// The place of one ownership record.
@@ -82,7 +105,7 @@ impl RecordStore {
         answer
             .recv()
             .unwrap_or_else(|_| Err(gone()))
-            .map_err(|e| self.failure("write", e))
+            .map_err(|e| failure(&self.path, "write", e))
     }
 
     /// The record, `None` when there is none. Waits; see [`load_record`].
@@ -95,21 +118,7 @@ impl RecordStore {
             path: self.path.clone(),
             done,
         });
-        let bytes = answer.recv().unwrap_or_else(|_| Err(gone()));
-        let Some(bytes) = bytes.map_err(|e| self.failure("read", e))? else {
-            return Ok(None);
-        };
-        Ownership::from_bytes(&bytes)
-            .map(Some)
-            .map_err(|e| Error::new(ErrorKind::Record, format!("{}: {e}", self.path.display())))
-    }
-
-    fn failure(&self, doing: &str, e: io::Error) -> Error {
-        let what = format!(
-            "cannot {doing} the ownership record {}",
-            self.path.display()
-        );
-        Error::io(ErrorKind::Record, what, e)
+        decoded(&self.path, answer.recv().unwrap_or_else(|_| Err(gone())))
     }
 }
 
@@ -325,6 +334,8 @@ mod tests {
                 assert_eq!(store.load().unwrap(), Some(record(epoch)));
             }
             assert_eq!(load_record(&path).unwrap(), Some(record(19)));
+            write_record(&path, &record(20)).unwrap();
+            assert_eq!(store.load().unwrap(), Some(record(20)));
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         });
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::ChainArgs;
 
@@ -56,6 +56,9 @@ pub(crate) struct RunArgs {
     /// Run also from a disk that is marked incomplete or handed over; only if no other host can own it
     #[arg(long)]
     pub(crate) take_over: bool,
+    /// What happens when a thread makes a system call that it may not
+    #[arg(long, value_name = "HOW", value_enum, default_value_t)]
+    pub(crate) confine: Confine,
     /// Wait at this address (tcp:HOST:PORT) until the machine comes from another host, by `machine move`, then run it
     #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["dry_run", "restore", "take_over"])]
     pub(crate) receive: Option<String>,
@@ -63,6 +66,18 @@ pub(crate) struct RunArgs {
     pub(crate) saved: SavedArgs,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
+}
+
+/// How a machine's process is confined.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Confine {
+    /// It is said on stderr, and the process ends with 159; files are those of the machine
+    #[default]
+    Kill,
+    /// It passes, and the kernel logs it; files are those of the machine
+    Log,
+    /// The process may do all that its user may
+    Off,
 }
 
 /// A snapshot that a machine goes on from.

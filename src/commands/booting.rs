@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -52,6 +52,41 @@ pub(super) struct Booting {
     /// Files in memory that `config` names by their descriptors.
     held: Vec<OwnedFd>,
     from: Option<FromDisk>,
+    /// The kernel and the initrd, where they are files that have names.
+    named: Option<Named>,
+}
+
+/// Files that a machine starts with, as they were when it started first; none that cannot be opened, of which the
+/// start tells.
+struct Named {
+    kernel: Option<File>,
+    initrd: Option<File>,
+    report: Report,
+}
+
+impl Named {
+    fn open(boot: &description::Boot, kernel: &Path, report: Report) -> Self {
+        let initrd = boot.initrd.as_deref();
+        Self {
+            kernel: File::open(kernel).ok(),
+            initrd: initrd.and_then(|path| File::open(path).ok()),
+            report,
+        }
+    }
+
+    /// Where a file has another in its place that this process may not open, the one from before is started.
+    fn again(&self, config: &mut MachineConfig) {
+        let kernel = Some(&mut config.kernel).zip(self.kernel.as_ref());
+        let initrd = config.initrd.as_mut().zip(self.initrd.as_ref());
+        for (path, before) in kernel.into_iter().chain(initrd) {
+            if let Err(error) = File::open(&*path) {
+                let shown = path.display();
+                let what = format!("{shown}: {error}; the one from before is started");
+                self.report.warn(&what);
+                *path = path_of(before);
+            }
+        }
+    }
 }
 
 /// The disk that is started from.
@@ -82,9 +117,13 @@ impl Booting {
             },
             held: Vec::new(),
             from: None,
+            named: None,
         };
         match &vm.boot.kernel {
-            Kernel::File(path) => booting.config.kernel.clone_from(path),
+            Kernel::File(path) => {
+                booting.named = Some(Named::open(&vm.boot, path, report));
+                booting.config.kernel.clone_from(path);
+            }
             Kernel::BuiltIn => {
                 let held = built_in().map_err(|e| Failure::io("no memory for the guest", &e))?;
                 booting.config.kernel = path_of(&held);
@@ -118,6 +157,9 @@ impl Booting {
     /// The machine begins anew: look again at what its disk starts. A disk that has moved meanwhile is not read
     /// from here, and what it started before is started again.
     pub(super) fn again(&mut self) -> Result<()> {
+        if let Some(named) = &self.named {
+            named.again(&mut self.config);
+        }
         let Some(from) = &self.from else {
             return Ok(());
         };
@@ -335,6 +377,6 @@ fn another(file: &OwnedFd) -> Result<File> {
 }
 
 /// How this process opens it by a path.
-fn path_of(file: &OwnedFd) -> PathBuf {
+fn path_of(file: &impl AsRawFd) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }

@@ -7,6 +7,7 @@ pub(crate) mod commit;
 mod compact;
 mod compare;
 mod completions;
+pub(crate) mod confinement;
 mod convert;
 mod create;
 mod flatten;

@@ -3,48 +3,46 @@
 //! The disks are those of a `serve` without clients: whatever can be done to a served disk can be done to a
 //! machine's, by the same control socket, while it runs.
 
+mod begun;
 mod counted;
+mod guest;
+mod held;
 mod keeping;
 mod moving;
 mod network;
 mod plug;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::Arc;
 use std::thread;
 
 use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::{Server, ServerConfig};
 use serde::Serialize;
 use vdisk::chain::ParentSearch;
-use vmm::description::{self, Description, DiskEntry};
+use vmm::Exit as End;
+use vmm::description;
 use vmm::text::Text;
-use vmm::virtio::VirtioDevice;
-use vmm::virtio::block::Block;
-use vmm::virtio::rng::Rng;
-use vmm::{Devices, Exit as End, MachineConfig};
 
-use self::moving::Moves;
+use self::begun::Begun;
+use self::guest::Guest;
+use self::held::Held;
 pub(crate) use self::moving::in_words as moved_in_words;
-use self::network::{Networked, Shown};
-use super::booting::{self, Booting};
+use self::network::Shown;
+use super::booting;
 use crate::args::RunArgs;
-use crate::console::Console;
-use crate::control::machine::console::ConsoleState;
-use crate::control::machine::disks::{MachineDisk, RemoveDisk};
-use crate::control::machine::statistics::MachineStatistics;
-use crate::control::machine::{Life, MachineControl, MachineState};
-use crate::control::service::{Controlled, Sockets};
+use crate::commands::confinement;
+use crate::control::machine::MachineControl;
+use crate::control::service::Controlled;
 use crate::control::{Control, place};
 use crate::failure::{Exit, Failure, Result};
-use crate::moving::source::{MoveState, MoveTo, Moved};
 use crate::moving::standing::Arrived;
 use crate::plan::{Machine, disk_format};
 use crate::report::Report;
 use crate::saved::restore::{self, Restore};
-use crate::saved::take::{Taken, Wanted};
+use crate::site::disk::Opened;
 use crate::site::source::Site;
-use crate::{interrupt, limits, site, size};
+use crate::{limits, site};
 
 #[derive(Serialize)]
 struct Running {
@@ -96,14 +94,19 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     }
     limits::raise_open_files();
     let text = Text::of_this_process();
-    interrupt::listen();
-    let Some(arrived) = moving::begin(args, &plan, report)? else {
+    let Some(begun) = begun::begin(args, &plan, report)? else {
         return Ok(());
     };
-    let mut restore = moving::restore(args, &plan, &arrived)?;
+    let Begun {
+        arrived,
+        mut restore,
+        disks: opened,
+        held,
+    } = begun;
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let config = ServerConfig {
         workers: processors.min(usize::from(plan.vm.vcpus)),
+        before_work: Some(confinement::worker),
         ..ServerConfig::default()
     };
     let server = Server::start(config);
@@ -111,11 +114,11 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
         Arc::new(server.map_err(|e| Failure::io("the disks' workers cannot be started", &e))?);
     let site = Arc::new(Site::new(&server));
     let mut disks = Vec::new();
-    for disk in &plan.vm.disks {
-        disks.push(add(&site, disk, (&plan.search, plan.take_over))?);
+    for (disk, opened) in plan.vm.disks.iter().zip(opened) {
+        disks.push(add(&site, disk, (opened, plan.take_over))?);
     }
     let made = (&plan, restore.as_mut(), &arrived);
-    let ended = live(args, made, (&site, disks), (text, report));
+    let ended = live(args, made, (&site, disks, held), (text, report));
     site.stop();
     let closed = server.stop();
     site.unlock();
@@ -145,11 +148,11 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
 fn live(
     args: &RunArgs,
     (plan, mut restore, arrived): (&Machine, Option<&mut Restore>, &Arrived),
-    (site, disks): (&Arc<Site>, Vec<Attached>),
+    (site, disks, held): (&Arc<Site>, Vec<Attached>, Held),
     (text, report): (Text, Report),
 ) -> Result<(Ended, Result<End>)> {
     let made = (plan, restore.as_deref_mut());
-    let guest = Guest::new(args, made, (site, disks), report)?;
+    let guest = Guest::new(args, made, (site, disks, held), report)?;
     let guest = Arc::new(guest);
     if let Some(restore) = restore {
         restore.started(&guest.machine(), report)?;
@@ -170,14 +173,17 @@ fn live(
     ended.map(|(ended, end)| (Ended { heard, ..ended }, end))
 }
 
-/// Opens a disk and makes it an export.
+fn open(disk: &description::Disk, search: &ParentSearch) -> Result<Opened> {
+    let format = disk.format.map(disk_format);
+    site::disk::open(&disk.path, format, disk.read_only, search)
+}
+
+/// Makes a disk an export.
 fn add(
     site: &Site,
     disk: &description::Disk,
-    (search, take_over): (&ParentSearch, bool),
+    (opened, take_over): (Opened, bool),
 ) -> Result<Attached> {
-    let format = disk.format.map(disk_format);
-    let opened = site::disk::open(&disk.path, format, disk.read_only, search)?;
     let options = ExportOptions {
         read_only: disk.read_only,
         description: disk.path.display().to_string(),
@@ -221,368 +227,4 @@ pub(crate) fn cannot(error: &vmm::Error) -> Failure {
         _ => Exit::Failed,
     };
     Failure::new(exit, error.to_string())
-}
-
-/// The machine as this process has it: made anew when the guest asks for a reset.
-struct Guest {
-    described: PathBuf,
-    vm: Description,
-    booting: Mutex<Booting>,
-    console: Console,
-    networks: Vec<Networked>,
-    site: Arc<Site>,
-    /// Where parents of disks that come later are looked for.
-    search: ParentSearch,
-    /// Where it is controlled.
-    sockets: OnceLock<Weak<Sockets>>,
-    now: Mutex<Now>,
-    /// It has begun anew, or has ended.
-    turned: Condvar,
-    moves: Moves,
-}
-
-struct Now {
-    machine: Arc<vmm::Machine>,
-    life: Life,
-    disks: Vec<Attached>,
-    /// How often it began anew.
-    resets: u64,
-}
-
-impl Guest {
-    fn new(
-        args: &RunArgs,
-        (plan, restore): (&Machine, Option<&mut Restore>),
-        (site, mut disks): (&Arc<Site>, Vec<Attached>),
-        report: Report,
-    ) -> Result<Self> {
-        let export = |place: usize| disks.get(place).map(|disk| disk.export.clone());
-        let booting = Booting::new(plan, export, report)?;
-        let saved = restore
-            .as_ref()
-            .map_or(&[][..], |restore| restore.networks());
-        let networks = Networked::open(&args.machine, &plan.vm.networks, saved)?;
-        place::make_folder()?;
-        let attach = place::console_of(&args.machine)?;
-        let console = Console::open(&plan.vm.console, &attach, report.is_json())?;
-        let devices = devices((&mut disks, &networks), console.output());
-        let machine = match restore {
-            None => made(booting.config(), devices)?,
-            Some(restore) => started(restore.machine(booting.config(), devices)?)?,
-        };
-        Ok(Self {
-            described: args.machine.clone(),
-            vm: plan.vm.clone(),
-            booting: Mutex::new(booting),
-            console,
-            networks,
-            site: Arc::clone(site),
-            search: plan.search.clone(),
-            sockets: OnceLock::new(),
-            now: Mutex::new(Now {
-                machine: Arc::new(machine),
-                life: Life::Running,
-                disks,
-                resets: 0,
-            }),
-            turned: Condvar::new(),
-            moves: Moves::default(),
-        })
-    }
-
-    fn now(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn booting(&self) -> MutexGuard<'_, Booting> {
-        self.booting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn sockets(&self) -> Option<Arc<Sockets>> {
-        self.sockets.get()?.upgrade()
-    }
-
-    fn over(&self) -> Failure {
-        Failure::usage(format!(
-            "{}: the machine has ended",
-            self.described.display()
-        ))
-    }
-
-    fn machine(&self) -> Arc<vmm::Machine> {
-        Arc::clone(&self.now().machine)
-    }
-
-    /// From its first start to the end, through every reset.
-    fn live(
-        self: &Arc<Self>,
-        plan: &Machine,
-        text: Text,
-        report: Report,
-    ) -> Result<(Ended, Result<End>)> {
-        self.announce(plan, report)?;
-        let watched = Arc::clone(self);
-        let stopping = thread::Builder::new().name("stop".into()).spawn(move || {
-            interrupt::wait();
-            watched.end();
-        });
-        stopping.map_err(|e| Failure::io("no thread that waits for signals", &e))?;
-        let typed = Arc::clone(self);
-        let _raw = self.console.feed(move |typed_in| {
-            if let Some(bytes) = typed_in {
-                return typed.machine().serial_input(bytes);
-            }
-            typed.end();
-            0
-        })?;
-        text.let_go();
-        loop {
-            let end = match self.machine().wait() {
-                End::Reset => match self.again() {
-                    Ok(true) => continue,
-                    // It was ended from outside before it could begin anew.
-                    Ok(false) => Ok(End::Stopped),
-                    Err(why) => Err(why),
-                },
-                end => Ok(end),
-            };
-            return Ok((self.ended(&end), end));
-        }
-    }
-
-    fn announce(&self, plan: &Machine, report: Report) -> Result<()> {
-        let running = Running {
-            machine: self.described.clone(),
-            vcpus: plan.vm.vcpus,
-            memory: plan.vm.memory,
-            disks: plan.vm.disks.iter().map(|disk| disk.name.clone()).collect(),
-            networks: self.networks.iter().map(Networked::shown).collect(),
-            pid: std::process::id(),
-            tsc_khz: self.machine().tsc_khz(),
-            terminal: self.console.terminal().map(str::to_owned),
-        };
-        let terminal = self.console.terminal();
-        let people = format!(
-            "running {}: {} processors, {} of memory{}",
-            self.described.display(),
-            plan.vm.vcpus,
-            size::show(plan.vm.memory),
-            terminal.map_or_else(String::new, |name| format!(", console on {name}"))
-        );
-        // The console may be on stdout.
-        if report.is_json() || plan.vm.console != description::Console::Stdio {
-            report.event("running", &running, &people)?;
-        }
-        Ok(())
-    }
-
-    /// Begin anew after a reset, unless it was ended meanwhile. Whoever asks while the disk is read is answered.
-    fn again(&self) -> Result<bool> {
-        // Its devices let go of the disks first.
-        self.machine().stop();
-        let mut booting = self.booting();
-        let read = booting.again();
-        let mut now = self.now();
-        if now.life == Life::Ended {
-            return Ok(false);
-        }
-        let made = read.and_then(|()| {
-            let devices = (&mut now.disks[..], &self.networks[..]);
-            made(
-                booting.config(),
-                self::devices(devices, self.console.output()),
-            )
-        });
-        let began = made.map(|machine| now.machine = Arc::new(machine));
-        if began.is_ok() {
-            now.life = Life::Running;
-            now.resets += 1;
-        } else {
-            now.life = Life::Ended;
-        }
-        self.turned.notify_all();
-        began.map(|()| true)
-    }
-
-    fn end(&self) {
-        let mut now = self.now();
-        now.life = Life::Ended;
-        let machine = Arc::clone(&now.machine);
-        drop(now);
-        self.turned.notify_all();
-        machine.stop();
-    }
-
-    fn ended(&self, end: &Result<End>) -> Ended {
-        let mut now = self.now();
-        now.life = Life::Ended;
-        self.turned.notify_all();
-        let (end, code) = match end {
-            Ok(End::PowerOff(code)) => ("power_off", Some(*code)),
-            Ok(End::Stopped) if self.moves.moved() => ("moved", None),
-            Ok(End::Stopped) => ("stopped", None),
-            Ok(_) => ("crash", None),
-            Err(_) => ("reset_failed", None),
-        };
-        Ended {
-            machine: self.described.clone(),
-            end,
-            code,
-            resets: now.resets,
-            heard: true,
-        }
-    }
-
-    /// A disk has another size: its driver is told.
-    fn resized(&self, disk: &str) {
-        let now = self.now();
-        let resized = now.disks.iter().find(|one| one.export.name() == disk);
-        if let Some(resized) = resized {
-            now.machine.config_changed(resized.slot);
-        }
-    }
-
-    /// Do something to the machine as it is, unless it has ended.
-    fn change(&self, life: Life, change: impl FnOnce(&vmm::Machine)) -> Result<MachineState> {
-        let mut now = self.now();
-        if now.life == Life::Ended || now.machine.exit().is_some() {
-            return Err(self.over());
-        }
-        if now.life == Life::Saving {
-            return Err(self.saving());
-        }
-        change(&now.machine);
-        now.life = life;
-        drop(now);
-        Ok(self.state())
-    }
-}
-
-impl MachineControl for Guest {
-    fn state(&self) -> MachineState {
-        MachineState {
-            machine: self.described.display().to_string(),
-            state: self.now().life,
-            vcpus: self.vm.vcpus,
-            memory: self.vm.memory,
-            pid: std::process::id(),
-        }
-    }
-
-    fn pause(&self) -> Result<MachineState> {
-        self.change(Life::Paused, vmm::Machine::pause)
-    }
-
-    fn resume(&self) -> Result<MachineState> {
-        self.change(Life::Running, vmm::Machine::resume)
-    }
-
-    fn power_off(&self) -> Result<MachineState> {
-        self.end();
-        Ok(self.state())
-    }
-
-    fn shutdown(&self) -> Result<MachineState> {
-        let now = self.now();
-        match now.life {
-            Life::Ended => return Err(self.over()),
-            Life::Paused => {
-                let what = format!(
-                    "{}: is paused and would not notice",
-                    self.described.display()
-                );
-                return Err(Failure::usage(what).hint("resume it first"));
-            }
-            Life::Saving => return Err(self.saving()),
-            Life::Running => now.machine.power_button(),
-        }
-        drop(now);
-        Ok(self.state())
-    }
-
-    fn reset(&self) -> Result<MachineState> {
-        let now = self.now();
-        match now.life {
-            Life::Ended => return Err(self.over()),
-            Life::Saving => return Err(self.saving()),
-            Life::Running | Life::Paused => {}
-        }
-        let before = now.resets;
-        now.machine.reset();
-        let waits = |now: &mut Now| now.resets == before && now.life != Life::Ended;
-        let waited = self.turned.wait_while(now, waits);
-        let now = waited.unwrap_or_else(PoisonError::into_inner);
-        if now.resets == before {
-            let what = format!(
-                "{}: did not begin anew, and has ended",
-                self.described.display()
-            );
-            return Err(Failure::new(Exit::Failed, what));
-        }
-        drop(now);
-        Ok(self.state())
-    }
-
-    fn console(&self) -> Result<ConsoleState> {
-        let socket = place::console_of(&self.described)?;
-        Ok(ConsoleState {
-            socket: socket.display().to_string(),
-            terminal: self.console.terminal().map(str::to_owned),
-        })
-    }
-
-    fn disks(&self) -> Vec<MachineDisk> {
-        self.machine_disks()
-    }
-
-    fn add_disk(&self, disk: &DiskEntry) -> Result<MachineDisk> {
-        self.plug(disk)
-    }
-
-    fn remove_disk(&self, name: &str, how: RemoveDisk) -> Result<MachineDisk> {
-        self.unplug(name, how)
-    }
-
-    fn statistics(&self) -> Result<MachineStatistics> {
-        self.counted()
-    }
-
-    fn snapshot(&self, wanted: &Wanted) -> Result<Taken> {
-        self.keep(wanted)
-    }
-
-    fn move_to(&self, to: &MoveTo) -> Result<Moved> {
-        self.go(to)
-    }
-
-    fn moving(&self) -> Result<MoveState> {
-        self.moves.state()
-    }
-
-    fn cancel_move(&self) -> Result<MoveState> {
-        self.moves.cancel()
-    }
-}
-
-/// The disks in their order, then the networks, then a source of entropy.
-fn devices((disks, networks): (&mut [Attached], &[Networked]), serial: vmm::Output) -> Devices {
-    let mut virtio: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    for (slot, disk) in (1..).zip(disks) {
-        disk.slot = slot;
-        let block = Block::new(disk.export.clone(), disk.queues);
-        virtio.push(Box::new(block));
-    }
-    virtio.extend(networks.iter().map(Networked::device));
-    virtio.push(Box::new(Rng::default()));
-    Devices { serial, virtio }
-}
-
-/// A machine that runs, from its kernel.
-fn made(config: &MachineConfig, devices: Devices) -> Result<vmm::Machine> {
-    started(vmm::Machine::new(config, devices).map_err(|error| cannot(&error))?)
-}
-
-fn started(mut machine: vmm::Machine) -> Result<vmm::Machine> {
-    machine.start().map_err(|error| cannot(&error))?;
-    Ok(machine)
 }

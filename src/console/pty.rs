@@ -12,7 +12,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 /// The side that this process has.
-pub(super) struct Pty {
+pub(crate) struct Pty {
     master: OwnedFd,
     name: String,
 }

@@ -10,6 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use vmm::confine::{self, Kind};
+
 /// Most bytes that wait: seconds of a guest that does nothing but print.
 const MOST: usize = 4 << 20;
 /// Bytes that are written at once.
@@ -76,7 +78,10 @@ impl Slow {
         let queue = Arc::new(Queue::default());
         let writing = Arc::clone(&queue);
         let thread = thread::Builder::new().name("console out".into());
-        thread.spawn(move || writing.write(to))?;
+        thread.spawn(move || {
+            confine::thread(Kind::Console);
+            writing.write(to);
+        })?;
         Ok(Self(queue))
     }
 

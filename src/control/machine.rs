@@ -59,6 +59,18 @@ pub(crate) struct MachineState {
     pub(crate) memory: u64,
     /// The process that it runs in.
     pub(crate) pid: u32,
+    pub(crate) confinement: Confinement,
+}
+
+/// How its process is confined.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Confinement {
+    /// What is done to system calls that are not allowed: `kill`, `log`, or `off` when nothing is confined.
+    pub(crate) system_calls: String,
+    /// The version of Landlock by which files are confined; 0 where the host has none.
+    pub(crate) landlock: i32,
+    /// What the host's Landlock does not hold.
+    pub(crate) missing: Vec<String>,
 }
 
 /// What can be asked of a running machine. Calls return when it has been done.

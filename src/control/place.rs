@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::failure::{Failure, Result};
 
 /// The folder of this user's control sockets.
-fn folder() -> Result<PathBuf> {
+pub(crate) fn folder() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("DISKFERRY_RUN_DIR") {
         return Ok(PathBuf::from(folder));
     }

@@ -27,6 +27,7 @@ use super::machine::{self, MachineControl};
 use super::place;
 use super::refused::in_an_object;
 use super::{Checkpoint, Compact, Control, Resize, StartMirror, TakeSnapshot};
+use crate::commands::confinement;
 use crate::failure::{Exit, Failure, Result};
 
 /// What a request that failed brings.
@@ -311,9 +312,10 @@ pub(super) fn answer<T: Serialize>(result: Result<T>) -> Response {
         Exit::Network => StatusCode::BAD_GATEWAY,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
+    let outside = confinement::hint(&failure.what);
     let body = ErrorBody {
         error: failure.what,
-        hint: failure.hint,
+        hint: failure.hint.or(outside),
         exit_code: failure.exit as u8,
     };
     (status, Json(body)).into_response()

@@ -12,13 +12,14 @@ use std::time::Duration;
 use blockserver::nbd::uri::Endpoint;
 use blockserver::server::{Server, ServerConfig};
 use mirror::files::sidecar_path;
-use mirror::net::{DiskPort, TargetDriver, TargetHandle, TargetHost};
+use mirror::net::{DiskPort, TargetDriver, TargetHandle, TargetHost, TargetListener};
 use mirror::wire::DiskDescription;
 use vmm::description::Description;
 
 use super::arrived::{self, Receiving};
 use super::passport::Passport;
 use super::{STATE, disk_name, disk_of, reached, volume};
+use crate::commands::confinement;
 use crate::failure::{Exit, Failure, Result};
 use crate::interrupt;
 use crate::site::Reachable;
@@ -65,9 +66,17 @@ pub(crate) struct Reception {
 }
 
 impl Reception {
-    /// Listen at `listen` for the machine that the file `described` describes as `vm`.
-    pub(crate) fn start(listen: &str, described: &Path, vm: &Description) -> Result<Self> {
-        let server = Server::start(ServerConfig::default());
+    /// Answer at `listen` for the machine that the file `described` describes as `vm`.
+    pub(crate) fn start(
+        listen: TargetListener,
+        described: &Path,
+        vm: &Description,
+    ) -> Result<Self> {
+        let config = ServerConfig {
+            before_work: Some(confinement::worker),
+            ..ServerConfig::default()
+        };
+        let server = Server::start(config);
         let server = server.map_err(|e| Failure::io("the disks' workers cannot be started", &e))?;
         let server = Arc::new(server);
         let mut disks = BTreeMap::new();
@@ -82,7 +91,7 @@ impl Reception {
             now: Mutex::default(),
             changed: Condvar::new(),
         });
-        let target = TargetDriver::start(listen, arrivals.clone());
+        let target = TargetDriver::start_at(listen, arrivals.clone());
         let target = target.map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
         Ok(Self {
             arrivals,

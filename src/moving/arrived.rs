@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use mirror::net::{DiskPort, Done, ReadDone, StatusDone};
@@ -41,11 +41,15 @@ pub(crate) fn place(described: &Path) -> PathBuf {
     name.into()
 }
 
-/// Names this start of the host.
-fn this_start() -> io::Result<Vec<u8>> {
+/// Names this start of the host. Asked for once: who is confined later may not ask.
+pub(crate) fn this_start() -> io::Result<&'static [u8]> {
+    static START: OnceLock<Vec<u8>> = OnceLock::new();
+    if let Some(known) = START.get() {
+        return Ok(known);
+    }
     let mut id = fs::read("/proc/sys/kernel/random/boot_id")?;
     id.resize(TRAILER as usize, 0);
-    Ok(id)
+    Ok(START.get_or_init(|| id))
 }
 
 /// What is behind the volume, if the file is as long as it has to be.
@@ -183,7 +187,8 @@ pub(crate) fn open(path: &Path, vm: &Description) -> Result<Saved> {
 
 /// The file as a session writes it.
 pub(crate) struct Receiving {
-    file: File,
+    /// None when it was used: there is nothing to go on with, and nothing that would be.
+    file: Option<File>,
     size: u64,
 }
 
@@ -203,7 +208,8 @@ impl Receiving {
             .mode(0o600)
             .open(path)?;
         file.set_len(size + TRAILER)?;
-        file.write_all_at(&this_start()?, size)?;
+        file.write_all_at(this_start()?, size)?;
+        let file = Some(file);
         Ok(Arc::new(Self { file, size }))
     }
 
@@ -212,20 +218,29 @@ impl Receiving {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
         let file = match options.open(path) {
-            // It was used: there is nothing to go on with, and nothing that would be.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => options.open("/dev/null")?,
-            result => result?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            result => Some(result?),
         };
-        let size = file.metadata()?.len().saturating_sub(TRAILER);
+        let len = file
+            .as_ref()
+            .map_or(Ok(0), |file| file.metadata().map(|found| found.len()));
+        let size = len?.saturating_sub(TRAILER);
         Ok(Arc::new(Self { file, size }))
+    }
+
+    /// Its file, if it was not used.
+    fn unused(&self) -> io::Result<&File> {
+        let used = || io::Error::other("the state of the machine was used");
+        self.file.as_ref().ok_or_else(used)
     }
 
     /// Write what is not zero; what was not written is.
     fn put(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let file = self.unused()?;
         let mut at = 0;
         for (bytes, zero) in pages(data) {
             if !zero {
-                self.file.write_all_at(bytes, offset + at)?;
+                file.write_all_at(bytes, offset + at)?;
             }
             at += bytes.len() as u64;
         }
@@ -256,7 +271,8 @@ impl DiskPort for Receiving {
 
     fn read(&self, offset: u64, len: u32, done: ReadDone) {
         let mut bytes = vec![0; len as usize];
-        let read = self.file.read_exact_at(&mut bytes, offset);
+        let file = self.unused();
+        let read = file.and_then(|file| file.read_exact_at(&mut bytes, offset));
         done(read.map(|()| bytes.into()));
     }
 
@@ -267,7 +283,8 @@ impl DiskPort for Receiving {
 
     fn zero(&self, offset: u64, len: u64, done: Done) {
         let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        done(fallocate(&self.file, how, offset, len).map_err(Into::into));
+        let file = self.unused();
+        done(file.and_then(|file| Ok(fallocate(file, how, offset, len)?)));
     }
 
     /// See the module: it lives as long as the host does.

@@ -5,7 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mirror::net::{SourceDriver, SourceHandle};
+use mirror::files::{load_record, sidecar_path, write_record};
+use mirror::net::{SourceDriver, SourceHandle, TargetListener};
 use mirror::record::{Ownership, State};
 use mirror::session::SourceConfig;
 use mirror::switchover::Phase;
@@ -61,10 +62,9 @@ struct WentElsewhere<'a> {
 }
 
 /// What is wanted of a machine.
-#[derive(Clone, Copy)]
-pub(crate) struct Wish<'a> {
-    /// Receive it at this address, and then run it.
-    pub(crate) receive: Option<&'a str>,
+pub(crate) struct Wish {
+    /// Receive it there, and then run it.
+    pub(crate) receive: Option<TargetListener>,
     /// Run it whatever its record says.
     pub(crate) take_over: bool,
 }
@@ -73,19 +73,20 @@ pub(crate) struct Wish<'a> {
 pub(crate) fn begin(
     machine: &Path,
     vm: &Description,
-    wish: Wish<'_>,
+    wish: Wish,
     report: Report,
 ) -> Result<Beginning> {
     let described = super::described(machine)?;
-    let store = super::record(&described);
-    let record = store.load();
+    // No thread yet: what confines this process confines none that is there already.
+    let place = sidecar_path(&described);
+    let record = load_record(&place);
     let state = arrived::place(&described);
     let in_use = |what: String| Failure::new(Exit::InUse, what);
     if wish.take_over {
         if let Ok(Some(record)) = &record
             && !matches!(record.state, State::Owner { .. })
         {
-            let forced = store.persist_and_wait(&record.forced());
+            let forced = write_record(&place, &record.forced());
             forced.map_err(|e| in_use(e.to_string()))?;
         }
         // What it does now is newer.
@@ -121,7 +122,7 @@ pub(crate) fn begin(
 }
 
 fn receive(
-    listen: &str,
+    listen: TargetListener,
     (machine, described): (&Path, &Path),
     vm: &Description,
     report: Report,
@@ -161,6 +162,7 @@ fn repeat(
     (record, to): (Option<&Ownership>, &str),
     report: Report,
 ) -> Result<()> {
+    interrupt::listen();
     let mut sessions = Vec::new();
     if let Some(record) = record {
         sessions.push(grant(record, STATE.to_owned(), to)?);

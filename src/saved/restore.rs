@@ -6,8 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use vmm::confine::{self, Kind};
 use vmm::description::Description;
-use vmm::memory::{Arrival, Memory};
+use vmm::memory::{Arrival, Faults, Memory};
 use vmm::{Devices, Machine, MachineConfig};
 
 use super::disks::{self, Placed};
@@ -27,7 +28,7 @@ pub(crate) struct Restore {
     began: Instant,
     placed: Placed,
     /// Until the machine is made.
-    saved: Option<Saved>,
+    saved: Option<(Saved, Faults)>,
     arrival: Option<Arrival>,
     /// It is no snapshot, but a state that is used once.
     once: bool,
@@ -62,14 +63,15 @@ impl Restore {
             folder: folder.to_owned(),
             began,
             placed,
-            saved: Some(saved),
+            saved: Some((saved, Faults::open(vm.huge_pages))),
             arrival: None,
             once: false,
         })
     }
 
-    /// The same for a machine whose state has arrived at `path` from another host; its disks are in place.
-    pub(crate) fn arrived(path: &Path, vm: &Description) -> Result<Self> {
+    /// The same for a machine whose state has arrived at `path` from another host; its disks are in place. `faults`
+    /// of a process that cannot ask for them any more.
+    pub(crate) fn arrived(path: &Path, vm: &Description, faults: Option<Faults>) -> Result<Self> {
         let began = Instant::now();
         let saved = arrived::open(path, vm)?;
         saved.manifest.fits(vm).map_err(|why| {
@@ -80,7 +82,7 @@ impl Restore {
             folder: path.to_owned(),
             began,
             placed: Placed::default(),
-            saved: Some(saved),
+            saved: Some((saved, faults.unwrap_or_else(|| Faults::open(vm.huge_pages)))),
             arrival: None,
             once: true,
         })
@@ -89,14 +91,15 @@ impl Restore {
     /// The network devices that the machine had.
     pub(crate) fn networks(&self) -> &[SavedNetwork] {
         let saved = self.saved.as_ref();
-        saved.map_or(&[], |saved| &saved.manifest.networks)
+        saved.map_or(&[], |(saved, _)| &saved.manifest.networks)
     }
 
     /// The machine, before its start; once.
     pub(crate) fn machine(&mut self, config: &MachineConfig, devices: Devices) -> Result<Machine> {
         let saved = self.saved.take();
-        let saved = saved.ok_or_else(|| Failure::usage("a snapshot is used once for each run"))?;
-        let memory = Memory::restored(saved.memory, config.huge_pages);
+        let (saved, faults) =
+            saved.ok_or_else(|| Failure::usage("a snapshot is used once for each run"))?;
+        let memory = Memory::restored(saved.memory, faults);
         let (memory, arrival) = memory.map_err(|e| cannot(&e))?;
         self.arrival = Some(arrival);
         let machine = Machine::restored(config, &saved.state, memory, devices);
@@ -140,6 +143,7 @@ impl Restore {
 fn end_if_lost(machine: &Arc<Machine>, report: Report) -> Result<()> {
     let machine = Arc::clone(machine);
     let watching = thread::Builder::new().name("memory".into()).spawn(move || {
+        confine::thread(Kind::Memory);
         if machine.memory().wait().is_err() && machine.memory().lost().is_some() {
             thread::sleep(PATIENCE);
             leave(&machine, report);

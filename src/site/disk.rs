@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockserver::export::Disk;
-use mirror::files::{RecordStore, sidecar_path};
+use mirror::files::{RecordStore, load_record, sidecar_path};
 use mirror::record::Ownership;
 use mirror::switchover::{Verdict, verdict};
 use mirror::wire::{DiskDescription, DiskFormat};
@@ -83,7 +83,8 @@ pub(crate) fn refuse_recorded(path: &Path) -> Result<()> {
         Failure::new(Exit::InUse, format!("{}: {why}", path.display()))
             .hint("do that where it is owned")
     };
-    let record = RecordStore::open(sidecar_path(path)).load();
+    // Without a thread: the process of a machine is not confined yet.
+    let record = load_record(&sidecar_path(path));
     let record = record.map_err(|error| failed(error.to_string()))?;
     let record = bound::told(record).map_err(failed)?;
     match verdict(record.as_ref(), None) {

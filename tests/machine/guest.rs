@@ -19,12 +19,16 @@ pub(crate) fn without_kvm() -> bool {
     without
 }
 
-/// Describes a machine of two processors with these disks, which does what `line` says.
+/// Describes a machine of two processors with these disks, which does what `line` says. It may use this folder.
 pub(crate) fn describe(here: &Path, name: &str, (line, disks): (&str, &[&str])) {
     let mut text = format!(
         "vcpus = 2\nmemory = \"64M\"\nboot.kernel = \"built-in\"\nboot.command_line = \"{line}\"\n\
          console.to = \"file:{name}.console\"\n"
     );
+    if disks.is_empty() {
+        // Without disks there is no folder that is its own; snapshots and disks that come go here.
+        text.push_str("confine.paths = [\".\"]\n");
+    }
     for disk in disks {
         write!(text, "[[disk]]\npath = \"{disk}\"\n").unwrap();
     }

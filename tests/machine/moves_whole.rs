@@ -128,10 +128,18 @@ fn dying(host: &Path, words: &[&str], step: Option<&str>) -> Running {
 /// Steps of the target after which the machine's memory is gone, as by a power cut.
 const BEGINS_ANEW: [&str; 2] = ["used", "runs"];
 
+/// What ends a process at its step.
+const SIGABRT: i32 = 6;
+
 #[track_caller]
 fn was_killed(process: &mut Running) {
     let status = process.ended();
-    assert_eq!(status.signal(), Some(9), "{status}: {}", process.log());
+    assert_eq!(
+        status.signal(),
+        Some(SIGABRT),
+        "{status}: {}",
+        process.log()
+    );
 }
 
 /// A move in which the process at the source, or at the target, dies at that step.

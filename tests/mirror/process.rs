@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ pub(crate) fn last_json(ran: &Ran) -> Value {
 struct Said {
     lines: Mutex<Vec<Value>>,
     more: Condvar,
+    /// Nothing comes any more.
+    all: AtomicBool,
 }
 
 /// `diskferry VERB --json …` that runs until it is ended.
@@ -60,6 +63,7 @@ impl Running {
                 listener.lines.lock().unwrap().push(line);
                 listener.more.notify_all();
             }
+            listener.all.store(true, Ordering::SeqCst);
         });
         Self { child, said, log }
     }
@@ -73,9 +77,11 @@ impl Running {
             if let Some(line) = lines.iter().find(|line| line["type"] == kind) {
                 return line.clone();
             }
+            // What it said last may be heard after it has ended.
+            let all = self.said.all.load(Ordering::SeqCst);
             let ended = self.child.try_wait().expect("it can be looked at");
             assert!(
-                ended.is_none() && since.elapsed() < STUCK,
+                !(all && ended.is_some()) && since.elapsed() < STUCK,
                 "no `{kind}` ({ended:?}): {}",
                 self.log()
             );

@@ -20,6 +20,7 @@ const MIB: u64 = 1 << 20;
 const LEAST_MEMORY: u64 = 16 * MIB;
 const MOST_MEMORY: u64 = 1 << 40;
 const MOST_DISKS: usize = 24;
+const MOST_ALLOWED: usize = 64;
 const MOST_NETWORKS: usize = 4;
 /// Most bytes of the name of an interface of the host.
 const INTERFACE_NAME: usize = 15;
@@ -43,6 +44,8 @@ pub struct Description {
     pub disks: Vec<Disk>,
     /// Its network devices in their order, on taps that differ.
     pub networks: Vec<Network>,
+    /// What the process may open besides the disks' folders: see `docs/vmm.md`, "Confinement".
+    pub allowed: Vec<PathBuf>,
 }
 
 /// What runs first.
@@ -198,6 +201,8 @@ struct Typed {
     boot: TypedBoot,
     #[serde(default)]
     console: TypedConsole,
+    #[serde(default)]
+    confine: TypedConfine,
     #[serde(default, rename = "disk")]
     disks: Vec<DiskEntry>,
     #[serde(default, rename = "network")]
@@ -226,6 +231,13 @@ enum TypedSource {
 #[serde(deny_unknown_fields)]
 struct TypedConsole {
     to: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TypedConfine {
+    #[serde(default)]
+    paths: Vec<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -273,6 +285,7 @@ impl Description {
             console: Console::Stdio,
             disks: disks(&[DiskEntry::of(path)], Path::new(""), vcpus)?,
             networks: Vec::new(),
+            allowed: Vec::new(),
         })
     }
 
@@ -294,6 +307,7 @@ impl Description {
             console: console(typed.console.to.as_deref(), folder)?,
             disks,
             networks: networks(&typed.networks)?,
+            allowed: allowed(&typed.confine.paths, folder)?,
         })
     }
 }
@@ -375,6 +389,14 @@ fn console(to: Option<&str>, folder: &Path) -> Result<Console> {
             }
         }
     }
+}
+
+fn allowed(typed: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>> {
+    if typed.len() > MOST_ALLOWED {
+        let what = format!("confine.paths: at most {MOST_ALLOWED}");
+        return Err(Error::invalid(what));
+    }
+    Ok(typed.iter().map(|path| folder.join(path)).collect())
 }
 
 fn disks(typed: &[DiskEntry], folder: &Path, vcpus: u8) -> Result<Vec<Disk>> {

@@ -15,6 +15,9 @@ command_line = "console=ttyS0"
 [console]
 to = "file:console.log"
 
+[confine]
+paths = ["snapshots", "/backup"]
+
 [[disk]]
 path = "root.vhdx"
 
@@ -49,6 +52,10 @@ fn paths_are_seen_from_the_file_and_queues_are_as_many_as_processors() {
     assert_eq!((root.name.as_str(), root.queues), ("root", 4));
     assert_eq!((data.name.as_str(), data.queues), ("data", 1));
     assert!(data.read_only && !root.read_only);
+    assert_eq!(
+        machine.allowed,
+        [Path::new("/vm/snapshots"), Path::new("/backup")]
+    );
 }
 
 #[test]
@@ -71,6 +78,7 @@ fn what_cannot_be_is_refused_with_its_name() {
         ("memory='much'\nboot.kernel='k'".to_owned(), "much"),
         (with("console.to = 'tty'"), "console.to"),
         (with("console.to = 'socket:'"), "console.to"),
+        (with("confine.path = ['a']"), "path"),
         (with("disk = [{path='a.vhdx'}, {path='b/a.vhdx'}]"), "`a`"),
         (with("disk = [{path='a.vhdx', queues=0}]"), "queues"),
         (with("disk = [{path='a.vhdx', format='vmdk'}]"), "vmdk"),

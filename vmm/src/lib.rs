@@ -8,9 +8,13 @@
 mod acpi;
 mod boot;
 mod bus;
+pub mod confine;
 pub mod description;
 mod devices;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guest;
 pub mod installed;
 mod kvm;
@@ -22,6 +26,7 @@ mod slots;
 pub mod snapshot;
 pub mod statistics;
 pub mod text;
+mod threads;
 mod vcpus;
 pub mod virtio;
 mod wiring;

@@ -22,6 +22,7 @@ use crate::memory::Memory;
 use crate::slots::{DeviceLeaving, Slots, lock};
 use crate::snapshot::HostFacts;
 use crate::statistics::Statistics;
+use crate::threads;
 use crate::vcpus::Control;
 use crate::virtio::VirtioDevice;
 use crate::{Error, Result};
@@ -130,6 +131,7 @@ impl Machine {
 
     /// A machine without virtio devices, whose processors are as KVM makes them.
     fn assemble(vcpus: u8, memory: Memory, serial: Output, host: &Host) -> Result<Self> {
+        threads::begin()?;
         let vm = Arc::new(host.vm(&memory)?);
         let vcpus: Vec<Vcpu> = (0..vcpus)
             .map(|index| vm.vcpu(index))

@@ -22,6 +22,7 @@ mod userfault;
 mod write;
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -66,6 +67,25 @@ pub enum Arrival {
     Lazy,
     /// It is there already, and why it did not come while the machine runs.
     Eager(String),
+}
+
+/// What faults of a machine's memory come to, or why they cannot be had. A process that is confined gets none any
+/// more, and opens it before.
+#[derive(Debug)]
+pub struct Faults {
+    opened: io::Result<UserFaults>,
+    huge: bool,
+}
+
+impl Faults {
+    /// Have it for one memory; with `huge`, of huge pages.
+    #[must_use]
+    pub fn open(huge: bool) -> Self {
+        Self {
+            opened: UserFaults::open(huge),
+            huge,
+        }
+    }
 }
 
 /// A part of memory as the kernel is told of it: a slot.
@@ -118,15 +138,16 @@ impl Memory {
         })
     }
 
-    /// The memory that `image` holds, of huge pages if asked so. It comes in while it is used, where this process
-    /// may answer its own faults; else it is there when this returns.
+    /// The memory that `image` holds, of the pages that `faults` is for. It comes in while it is used, where this
+    /// process may answer its own faults; else it is there when this returns.
     ///
     /// Until [`Self::wait`] has returned it must not be reached through [`Self::file`]: only touches of its
     /// mapping wait for what is to come. What cannot be had ends no call here; see [`Self::lost`].
-    pub fn restored(image: MemoryImage, huge: bool) -> Result<(Self, Arrival)> {
+    pub fn restored(image: MemoryImage, faults: Faults) -> Result<(Self, Arrival)> {
+        let Faults { opened, huge } = faults;
         let mut memory = Self::new(image.memory(), huge)?;
         memory.restored = image.stored();
-        let arrival = match UserFaults::open(huge) {
+        let arrival = match opened {
             Ok(faults) => {
                 let place = (memory.slots(), huge);
                 memory.lazy = Some(Lazy::start(image, place, faults)?);

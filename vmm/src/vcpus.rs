@@ -14,9 +14,11 @@ use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Ports;
+use crate::confine::Kind;
 use crate::kvm::{Kick, Ran, Vcpu};
 use crate::machine::Exit;
 use crate::statistics::{Statistics, VcpuCounters, VcpuState};
+use crate::threads;
 use crate::{Error, Result};
 
 /// What the threads shall do.
@@ -200,9 +202,9 @@ impl Control {
         for index in 0..vcpus.len() {
             let (control, vcpus, ports) = (Arc::clone(self), Arc::clone(vcpus), Arc::clone(ports));
             self.progress().alive += 1;
-            let thread = thread::Builder::new()
-                .name(format!("vcpu-{index}"))
-                .spawn(move || control.run(&vcpus, index, ports.as_ref()));
+            let thread = threads::spawn(&format!("vcpu-{index}"), Kind::Vcpu, move || {
+                control.run(&vcpus, index, ports.as_ref());
+            });
             match thread {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {

@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::io;
 
+use io_uring::register::{Probe, Restriction};
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
@@ -218,7 +219,7 @@ fn finish<C>(
 }
 
 /// The best ring that this kernel gives: completions run when we ask for them (6.1), else without
-/// interrupting us (5.19), else as they come.
+/// interrupting us (5.19), else as they come. It is restricted to what [`entry`] makes (5.10).
 fn set_up() -> io::Result<IoUring> {
     let mut best = IoUring::builder();
     best.setup_single_issuer().setup_defer_taskrun();
@@ -229,9 +230,10 @@ fn set_up() -> io::Result<IoUring> {
         builder
             .setup_clamp()
             .setup_cqsize(COMPLETIONS)
-            .setup_submit_all();
+            .setup_submit_all()
+            .setup_r_disabled();
         match builder.build(ENTRIES) {
-            Ok(ring) => return Ok(ring),
+            Ok(ring) => return restrict(&ring).map(|()| ring),
             // A flag that this kernel does not know.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = Some(error),
             Err(error) => return Err(error),
@@ -242,6 +244,42 @@ fn set_up() -> io::Result<IoUring> {
     plain
         .build(ENTRIES)
         .map_err(|error| refused.unwrap_or(error))
+}
+
+/// The operations that [`entry`] makes.
+const OPERATIONS: [u8; 12] = [
+    opcode::Read::CODE,
+    opcode::Write::CODE,
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+    opcode::Ftruncate::CODE,
+    opcode::Fallocate::CODE,
+    opcode::Recv::CODE,
+    opcode::Send::CODE,
+    opcode::SendMsg::CODE,
+    opcode::Accept::CODE,
+    opcode::Timeout::CODE,
+];
+/// `IORING_REGISTER_SYNC_CANCEL` (6.0), which ends what waits.
+const CANCEL: u8 = 24;
+
+/// Have a ring do nothing but these, and start it: filters of system calls do not see what a ring is asked for,
+/// so that whoever gets hold of a worker could else open files by it.
+fn restrict(ring: &IoUring) -> io::Result<()> {
+    let ring = ring.submitter();
+    let mut known = Probe::new();
+    ring.register_probe(&mut known)?;
+    let operations = || {
+        let known = OPERATIONS.into_iter().filter(|op| known.is_supported(*op));
+        known.map(Restriction::sqe_op)
+    };
+    let cancel = Restriction::register_op(CANCEL);
+    let mut all: Vec<_> = operations().chain([cancel]).collect();
+    // An older kernel has no such cancelling, and refuses the whole list for it.
+    ring.register_restrictions(&mut all)
+        .or_else(|_| ring.register_restrictions(&mut operations().collect::<Vec<_>>()))?;
+    ring.register_enable_rings()
 }
 
 /// The submission entry of a call.

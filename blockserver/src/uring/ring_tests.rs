@@ -308,3 +308,32 @@ fn a_timer_is_not_forgotten_by_a_ring_that_is_always_busy() {
         panic!("the timer never went off");
     });
 }
+
+#[test]
+fn a_ring_does_nothing_but_the_operations_of_this_module() {
+    let mut ring = match set_up() {
+        Ok(ring) => ring,
+        Err(error) => {
+            eprintln!("io_uring is refused here ({error}): not tested");
+            return;
+        }
+    };
+    let open = opcode::OpenAt::new(Fd(libc::AT_FDCWD), c"/etc/passwd".as_ptr()).build();
+    let connect = opcode::Connect::new(Fd(0), std::ptr::null(), 0).build();
+    let linked = opcode::Timeout::new(&raw const TICK).build();
+    let linked = linked.flags(squeue::Flags::IO_LINK);
+    for entry in [open, connect, linked] {
+        // SAFETY: what the entries point to is not freed before the program ends.
+        unsafe { ring.submission().push(&entry) }.expect("there is room");
+        ring.submit_and_wait(1).expect("a completion comes");
+        let done = ring.completion().next().expect("it has come");
+        assert_eq!(done.result(), -libc::EACCES, "{entry:?}");
+    }
+    let ring = ring.submitter();
+    assert!(ring.register_files(&[0]).is_err());
+    let cancelled = ring.register_sync_cancel(None, CancelBuilder::any());
+    let refused = |error: &io::Error| error.raw_os_error() == Some(libc::EACCES);
+    assert!(!cancelled.is_err_and(|error| refused(&error)));
+}
+
+static TICK: Timespec = Timespec::new();

@@ -243,8 +243,8 @@ impl Worker {
                 copying.write_zeros();
                 false
             }
-            // Kernels before 6.9 have no such operation in their rings.
-            (Step::SetLength(len), Err(error)) if is_invalid(&error) => {
+            // Kernels before 6.9 have no such operation in their rings, which then are not allowed it either.
+            (Step::SetLength(len), Err(error)) if is_not_there(&error) => {
                 let len = *len;
                 let result = self.set_length(disk, len);
                 return self.transfer_ended(id, result.map(|()| Outcome::Done));
@@ -374,8 +374,8 @@ fn is_transient(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
 }
 
-fn is_invalid(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EINVAL)
+fn is_not_there(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EACCES))
 }
 
 fn is_unsupported(error: &io::Error) -> bool {

@@ -24,7 +24,7 @@ pub mod target;
 pub use offer::offer;
 pub use port::{DiskPort, Done, ReadDone, ServedDisk, Signal, StatusDone, TargetHost};
 pub use source::{SourceDriver, SourceHandle, SourceStatus};
-pub use target::{TargetDriver, TargetHandle, TargetStatus};
+pub use target::{TargetDriver, TargetHandle, TargetListener, TargetStatus};
 
 use std::time::Instant;
 

@@ -66,11 +66,14 @@ impl TargetDriver {
     /// Fails with [`ErrorKind::InvalidArgument`] or [`ErrorKind::Io`] (the address is in use, the
     /// site cannot be listed). A record that cannot be read only concerns its disk, and is logged.
     pub fn start(listen: &str, host: Arc<dyn TargetHost>) -> Result<TargetHandle> {
-        let at = host_and_port(listen)?;
-        let failure = |e| Error::io(ErrorKind::Io, format!("cannot listen at {listen}"), e);
-        let listener = std::net::TcpListener::bind(at).map_err(failure)?;
-        listener.set_nonblocking(true).map_err(failure)?;
-        let address = listener.local_addr().map_err(failure)?;
+        Self::start_at(TargetListener::bind(listen)?, host)
+    }
+
+    /// The same where somebody listens already.
+    ///
+    /// Fails with [`ErrorKind::Io`].
+    pub fn start_at(at: TargetListener, host: Arc<dyn TargetHost>) -> Result<TargetHandle> {
+        let TargetListener { listener, address } = at;
         let names = host
             .disks()
             .map_err(|e| Error::io(ErrorKind::Io, "cannot list the disks of this site", e))?;
@@ -106,6 +109,27 @@ impl TargetDriver {
             stop: Some(stop),
             thread: Some(thread),
         })
+    }
+}
+
+/// Where sources are to come, before anybody answers them there.
+#[derive(Debug)]
+pub struct TargetListener {
+    listener: std::net::TcpListener,
+    address: SocketAddr,
+}
+
+impl TargetListener {
+    /// Listen at `listen` (`tcp:HOST:PORT`; port 0 for any). Starts no thread.
+    ///
+    /// Fails with [`ErrorKind::InvalidArgument`] or [`ErrorKind::Io`] (the address is in use).
+    pub fn bind(listen: &str) -> Result<Self> {
+        let at = host_and_port(listen)?;
+        let failure = |e| Error::io(ErrorKind::Io, format!("cannot listen at {listen}"), e);
+        let listener = std::net::TcpListener::bind(at).map_err(failure)?;
+        listener.set_nonblocking(true).map_err(failure)?;
+        let address = listener.local_addr().map_err(failure)?;
+        Ok(Self { listener, address })
     }
 }
 

@@ -1,16 +1,15 @@
 //! What a machine and its disks have done so far.
 
-use std::fs::read_to_string;
 use std::time::Duration;
 
-use super::Guest;
+use super::guest::Guest;
 use crate::control::Limited;
 use crate::control::machine::statistics::{DiskStatistics, MachineStatistics};
 use crate::failure::{Failure, Result};
 
 impl Guest {
     pub(super) fn counted(&self) -> Result<MachineStatistics> {
-        let status = read_to_string("/proc/self/status");
+        let status = self.status.read();
         let status = status.map_err(|e| Failure::io("the process cannot be looked at", &e))?;
         let now = self.now();
         let counted = now.machine.statistics();

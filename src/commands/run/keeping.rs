@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use super::guest::{Guest, Now};
 use super::network::Networked;
-use super::{Guest, Now};
 use crate::control::machine::Life;
 use crate::failure::{Exit, Failure, Result};
 use crate::saved::take::{Subject, Taken, Wanted, take};

@@ -3,13 +3,17 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use mirror::net::TargetListener;
 use uuid::Uuid;
+use vmm::memory::Faults;
 
+use super::cannot;
+use super::guest::{Guest, Now};
 use super::network::Networked;
-use super::{Guest, Now, cannot};
 use crate::args::RunArgs;
 use crate::control::machine::Life;
 use crate::failure::{Exit, Failure, Result};
+use crate::moving::arrived;
 use crate::moving::source::{self, MoveState, MoveTo, Moved, Mover, Still, Subject};
 use crate::moving::standing::{self, Arrived, Beginning, Wish};
 use crate::plan::Machine;
@@ -102,17 +106,29 @@ pub(crate) fn in_words(moved: &Moved) -> String {
     )
 }
 
-/// What has arrived of the machine; nothing if it went elsewhere and runs there.
-pub(super) fn begin(args: &RunArgs, plan: &Machine, report: Report) -> Result<Option<Arrived>> {
+/// Listen for the machine at `address`. Starts no thread.
+pub(super) fn listen(plan: &Machine, address: &str) -> Result<TargetListener> {
     if plan.is_disk {
-        if args.receive.is_some() {
-            let what = "a machine that is only a disk cannot be received";
-            return Err(Failure::usage(what).hint("describe it in a file"));
-        }
+        let what = "a machine that is only a disk cannot be received";
+        return Err(Failure::usage(what).hint("describe it in a file"));
+    }
+    let cannot = |e| Failure::io("this start of the host is not known", &e);
+    arrived::this_start().map_err(cannot)?;
+    TargetListener::bind(address).map_err(|e| Failure::new(Exit::Failed, e.to_string()))
+}
+
+/// What has arrived of the machine; nothing if it went elsewhere and runs there.
+pub(super) fn begin(
+    args: &RunArgs,
+    plan: &Machine,
+    receive: Option<TargetListener>,
+    report: Report,
+) -> Result<Option<Arrived>> {
+    if plan.is_disk {
         return Ok(Some(Arrived::default()));
     }
     let wish = Wish {
-        receive: args.receive.as_deref(),
+        receive,
         take_over: args.take_over,
     };
     match standing::begin(&args.machine, &plan.vm, wish, report)? {
@@ -121,11 +137,12 @@ pub(super) fn begin(args: &RunArgs, plan: &Machine, report: Report) -> Result<Op
     }
 }
 
-/// What the machine goes on from, if not from its kernel.
+/// What the machine goes on from, if not from its kernel; `faults` of a process that cannot ask for them any more.
 pub(super) fn restore(
     args: &RunArgs,
     plan: &Machine,
     arrived: &Arrived,
+    faults: Option<Faults>,
 ) -> Result<Option<Restore>> {
     let snapshot = args.saved.restore.as_deref();
     match (&arrived.state, snapshot) {
@@ -133,7 +150,7 @@ pub(super) fn restore(
             let what = format!("{}: has arrived, and not been used yet", state.display());
             Err(Failure::usage(what).hint("run the machine without --restore first"))
         }
-        (Some(state), None) => Restore::arrived(state, &plan.vm).map(Some),
+        (Some(state), None) => Restore::arrived(state, &plan.vm, faults).map(Some),
         (None, Some(from)) => Restore::prepare(from, &plan.vm, args.saved.discard_disks).map(Some),
         (None, None) => Ok(None),
     }

@@ -28,24 +28,24 @@ pub(super) struct Shown {
 }
 
 impl Networked {
-    /// Opens the taps of the machine that the file `machine` describes, or makes them. A machine that goes on keeps
-    /// the addresses that were `saved`.
-    pub(super) fn open(
-        machine: &Path,
-        networks: &[description::Network],
-        saved: &[SavedNetwork],
-    ) -> Result<Vec<Self>> {
+    /// Opens the taps of the machine that the file `machine` describes, or makes them.
+    pub(super) fn open(machine: &Path, networks: &[description::Network]) -> Result<Vec<Self>> {
         let machine = std::path::absolute(machine);
         let machine = machine.map_err(|e| Failure::io("the working folder is not known", &e))?;
-        let opened = networks.iter().enumerate().map(|(place, network)| {
+        let opened = networks.iter().map(|network| {
             let tap = Tap::open(&network.tap, network.mtu).map_err(|error| cannot(&error))?;
-            let kept = saved.get(place).map(|saved| saved.mac);
-            let given = network.mac.or(kept);
-            let mac = given.unwrap_or_else(|| mac_of(&machine, &network.tap));
+            let mac = network
+                .mac
+                .unwrap_or_else(|| mac_of(&machine, &network.tap));
             let tap = Arc::new(tap);
             Ok(Self { tap, mac })
         });
         opened.collect()
+    }
+
+    /// A machine that goes on keeps the address that was saved, unless it is described with one.
+    pub(super) fn go_on(&mut self, described: &description::Network, saved: &SavedNetwork) {
+        self.mac = described.mac.unwrap_or(saved.mac);
     }
 
     /// The device, for a machine that takes the place of the one before.

@@ -12,7 +12,8 @@ use blockserver::export::ExportHandle;
 use vmm::description::{Disk, DiskEntry};
 use vmm::virtio::block::Block;
 
-use super::{Attached, Guest, cannot};
+use super::guest::Guest;
+use super::{Attached, cannot};
 use crate::control::machine::Life;
 use crate::control::machine::disks::{MachineDisk, RemoveDisk};
 use crate::control::place;
@@ -32,7 +33,8 @@ impl Guest {
             let what = format!("the machine has a disk called `{}` already", disk.name);
             return Err(Failure::usage(what).hint("--name gives this one another name"));
         }
-        let mut attached = super::add(&self.site, &disk, (&self.search, false))?;
+        let opened = super::open(&disk, &self.search)?;
+        let mut attached = super::add(&self.site, &disk, (opened, false))?;
         let plugged = self.plug_export(&mut attached);
         if plugged.is_err() {
             self.forget_socket(&attached);

@@ -29,6 +29,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
+use crate::confine::{self, Kind};
 use crate::{Error, ErrorKind, Result};
 use choose::Choice;
 pub use choose::Source;
@@ -107,6 +108,7 @@ pub fn load(disk: Arc<dyn BootDisk>, into: Files) -> Result<Installed> {
     let progress = reader.progress();
     let (sender, receiver) = channel();
     let reading = move || {
+        confine::thread(Kind::Reader);
         let read = catch_unwind(AssertUnwindSafe(|| search(&reader, into)));
         let read = read.unwrap_or_else(|_| Err(gave_up("its file system is damaged")));
         let _ = sender.send(read);

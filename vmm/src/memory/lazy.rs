@@ -18,8 +18,9 @@ use super::image::{EXTENT, Entry};
 use super::pending::{Pending, Touch};
 use super::read::MemoryImage;
 use super::userfault::UserFaults;
+use crate::confine::Kind;
 use crate::layout::PAGE;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, threads};
 
 /// Threads that read: the first only what is waited for, so that nobody waits for what nobody wants yet.
 const READERS: usize = 3;
@@ -119,7 +120,7 @@ impl Lazy {
         run: impl FnOnce(&Shared, &Source) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let (shared, source) = (Arc::clone(&self.shared), Arc::clone(source));
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let thread = threads::spawn(name, Kind::Memory, move || {
             let gone = Gone(&shared);
             if let Err(error) = run(&shared, &source) {
                 shared.lose(&error.to_string());

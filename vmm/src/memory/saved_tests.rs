@@ -68,7 +68,7 @@ impl Saved {
 }
 
 fn lazily(image: MemoryImage) -> Memory {
-    let (memory, arrival) = Memory::restored(image, false).unwrap();
+    let (memory, arrival) = Memory::restored(image, Faults::open(false)).unwrap();
     assert_eq!(arrival, Arrival::Lazy, "these tests need userfaultfd");
     memory
 }

@@ -18,6 +18,7 @@ use rustix::io::{Errno, pwritev};
 
 use super::buffer::{Buffer, open_direct};
 use super::image::{self, EXTENT, Entry, HEADER_BYTES, Header, Pages};
+use crate::confine::{self, Kind};
 use crate::layout::PAGE;
 use crate::{Error, Result};
 
@@ -90,7 +91,10 @@ fn write_to(memory: &File, bytes: u64, (path, id): (&Path, [u8; 16])) -> io::Res
         let started: Vec<_> = (0..WRITERS)
             .map(|_| {
                 let builder = thread::Builder::new().name("save".into());
-                builder.spawn_scoped(scope, || writing.run())
+                builder.spawn_scoped(scope, || {
+                    confine::thread(Kind::Saver);
+                    writing.run()
+                })
             })
             .collect();
         for thread in started {

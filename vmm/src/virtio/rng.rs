@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use blockserver::virtio::block::feature;
 use blockserver::virtio::{GuestMemory, QueueSetup, QueueState};
@@ -15,6 +15,8 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::Bytes;
 
 use super::{Activation, Alarm, VirtioDevice};
+use crate::confine::Kind;
+use crate::threads;
 
 /// Its number (5.4.1).
 const KIND: u16 = 4;
@@ -22,6 +24,8 @@ const KIND: u16 = 4;
 const QUEUE_SIZE: u16 = 256;
 /// Most bytes that one request gets.
 const MOST_BYTES: usize = 4096;
+/// Most descriptors of a request that are looked at.
+const MOST_DESCRIPTORS: usize = 1024;
 
 /// The device.
 #[derive(Debug, Default)]
@@ -55,9 +59,7 @@ impl VirtioDevice for Rng {
             stop: stop.try_clone()?,
             alarm: activation.alarm,
         };
-        let thread = thread::Builder::new()
-            .name("virtio-rng".into())
-            .spawn(move || server.run())?;
+        let thread = threads::spawn("virtio-rng", Kind::Device, move || server.run())?;
         self.serving = Some((stop, thread));
         Ok(())
     }
@@ -167,8 +169,12 @@ impl Server {
         for chain in self.queue.iter(memory).map_err(io::Error::other)? {
             let head = chain.head_index();
             let mut given = 0;
-            for descriptor in chain.writable() {
+            // A table of empty descriptors may be long; what is behind so many is not looked at.
+            for descriptor in chain.take(MOST_DESCRIPTORS) {
                 let bytes = (descriptor.len() as usize).min(MOST_BYTES - given);
+                if bytes == 0 || !descriptor.is_write_only() {
+                    continue;
+                }
                 let mut entropy = vec![0; bytes];
                 getrandom(&mut entropy, GetRandomFlags::empty())?;
                 memory
@@ -195,5 +201,63 @@ impl Server {
         self.queue
             .enable_notification(memory)
             .map_err(io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+
+    /// A table of so many empty descriptors and one of 64 bytes; how many bytes the device gives.
+    fn given_behind(empty: u16) -> u32 {
+        let memory = [(GuestAddress(0), 0x8_0000)];
+        let memory: GuestMemory =
+            std::sync::Arc::new(GuestMemoryMmap::from_ranges(&memory).unwrap());
+        let put = |at: u64, bytes: &[u8]| memory.write_slice(bytes, GuestAddress(at)).unwrap();
+        let descriptor = |at: u64, len: u32, (flags, next): (u16, u16)| {
+            put(at, &0x1000_u64.to_le_bytes());
+            put(at + 8, &len.to_le_bytes());
+            put(at + 12, &flags.to_le_bytes());
+            put(at + 14, &next.to_le_bytes());
+        };
+        let table = 0x1_0000;
+        for index in 0..empty {
+            descriptor(table + u64::from(index) * 16, 0, (3, index + 1));
+        }
+        descriptor(table + u64::from(empty) * 16, 64, (2, 0));
+        descriptor(0x2000, (u32::from(empty) + 1) * 16, (4, 0));
+        put(0x2000, &table.to_le_bytes());
+        put(0x3002, &1_u16.to_le_bytes());
+        let state = QueueState {
+            size: 4,
+            descriptors: 0x2000,
+            available: 0x3000,
+            used: 0x4000,
+            next_available: 0,
+            next_used: 0,
+        };
+        let event = || eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let mut server = Server {
+            queue: queue(&state, 0).unwrap(),
+            memory: memory.clone(),
+            setup: QueueSetup {
+                state,
+                kick: event(),
+                call: event(),
+            },
+            stop: event(),
+            alarm: Alarm::new(|| {}),
+        };
+        assert!(!server.serve().unwrap());
+        memory.read_obj(GuestAddress(0x4008)).unwrap()
+    }
+
+    #[test]
+    fn a_request_is_looked_at_up_to_a_bound() {
+        assert_eq!(given_behind(0), 64);
+        assert_eq!(given_behind(1000), 64);
+        assert_eq!(given_behind(20_000), 0, "nobody walks that far for a guest");
     }
 }

@@ -18,7 +18,7 @@ mod vectors;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use blockserver::virtio::{QueueSetup, QueueState};
 use rustix::event::{EventfdFlags, eventfd};
@@ -28,7 +28,9 @@ pub use self::traffic::{Moved, Traffic};
 
 use self::serving::{Ended, Parked, Work, serve};
 use super::{Activation, VirtioDevice};
+use crate::confine::Kind;
 use crate::snapshot::{DeviceState, Network};
+use crate::threads;
 
 /// Its number (5.1.1).
 const KIND: u16 = 1;
@@ -159,9 +161,7 @@ impl VirtioDevice for Net {
             traffic: Arc::clone(&self.traffic),
             parked: self.parked.take(),
         };
-        let thread = thread::Builder::new()
-            .name("virtio-net".into())
-            .spawn(move || serve(work))?;
+        let thread = threads::spawn("virtio-net", Kind::Network, move || serve(work))?;
         self.serving = Some((stop, thread));
         Ok(())
     }
