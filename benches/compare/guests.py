@@ -39,6 +39,8 @@ def described(place, words, disk=None, memory=MEMORY):
     with open(path, "w", encoding="utf-8") as file:
         file.write(f'vcpus = 1\nmemory = "{memory}"\n')
         file.write(f'boot.kernel = "built-in"\nboot.command_line = "{words}"\n')
+        # Its snapshots go there.
+        file.write(f'confine.paths = ["{place}"]\n')
         if disk:
             file.write(f'[[disk]]\npath = "{disk[0]}"\nformat = "{disk[1]}"\n')
     return path
