@@ -1,4 +1,4 @@
-//! One ring: operations in, completions out, one system call per batch.
+//! One ring: operations in, completions out, one system call for a few of them.
 //!
 //! Every operation in flight has a slot that owns its context and what the kernel works on; the
 //! slot's number is the `user_data`. Slots are emptied by completions and by nothing else, so a ring
@@ -23,6 +23,9 @@ use super::threads::ThreadRing;
 const ENTRIES: u32 = 512;
 /// Completion entries: what may be in flight before the kernel has to keep completions aside.
 const COMPLETIONS: u32 = 8192;
+/// As many operations go to the kernel at once. More cost fewer system calls, but the disk stands idle while a large
+/// batch is made ready; fewer cost a virtual disk one more exit to its host each (measured with 1 to 16 and all).
+const A_FEW: usize = 4;
 /// `IORING_RECVSEND_POLL_FIRST`: wait before the first attempt.
 const POLL_FIRST: u16 = 1;
 
@@ -83,7 +86,17 @@ impl<C> Ring<C> {
                 if !self.backlog.is_empty() || !self.push(&entry) {
                     self.backlog.push_back(entry);
                 }
+                self.hand_over_a_few();
             }
+        }
+    }
+
+    /// Hand what has collected to the kernel once it is a few. What fails here is tried again by [`Self::enter`].
+    fn hand_over_a_few(&mut self) {
+        if let Engine::Uring(ring) = &mut self.engine
+            && ring.submission().len() >= A_FEW
+        {
+            let _ = ring.submit();
         }
     }
 
