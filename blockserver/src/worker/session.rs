@@ -202,6 +202,7 @@ impl Worker {
         s.wire.receiving = false;
         s.wire.drained = !one.more_input;
         let buffer = one.buffer();
+        let mut broken = false;
         match (one.result(), &mut s.incoming) {
             (Ok(0), _) => {
                 s.end = if s.end == End::Broken {
@@ -216,10 +217,13 @@ impl Worker {
                 s.input.end = len;
             }
             (Err(error), _) if error.kind() == io::ErrorKind::Interrupted => {}
-            (Err(_), _) => s.end = End::Broken,
+            (Err(_), _) => broken = true,
         }
         if s.input.buffer.is_none() {
             s.input.buffer = buffer;
+        }
+        if broken {
+            self.break_off(session);
         }
         self.note(session);
     }
@@ -231,17 +235,21 @@ impl Worker {
         };
         s.wire.sending = false;
         if let Some(mut outgoing) = one.outgoing() {
+            let mut broken = s.end == End::Broken;
             match one.result() {
                 Ok(len) => outgoing.advance(len),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => s.end = End::Broken,
+                Err(_) => broken = true,
             }
             s.wire.unsent = outgoing.left();
-            if outgoing.is_empty() || s.end == End::Broken {
+            if outgoing.is_empty() || broken {
                 s.wire.unsent = 0;
                 let freed = outgoing.clear(&mut self.pool);
                 s.spare = Some(outgoing);
                 self.free(session, freed);
+                if broken {
+                    self.break_off(session);
+                }
             } else {
                 s.wire.sending = true;
                 let socket = s.descriptor;

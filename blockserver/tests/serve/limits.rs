@@ -5,6 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use blockserver::export::ExportHandle;
+use blockserver::nbd::blocking_client::{ConnectOptions, PipelinedClient};
+use blockserver::nbd::client::ClientRequest;
 use blockserver::throttle::Limits;
 
 use super::guest::{DATA, Driver, OK, OUT, memory, readable};
@@ -181,5 +183,36 @@ fn a_driver_that_resets_its_queue_gets_no_more_by_that() {
             thread::sleep(Duration::from_millis(1));
         };
         assert_eq!(state.next_used, 4);
+    });
+}
+
+/// Whether it comes to pass some time, without anybody else doing anything.
+fn some_time(mut is: impl FnMut() -> bool) -> bool {
+    (0..6000).any(|_| {
+        thread::sleep(Duration::from_millis(5));
+        is()
+    })
+}
+
+#[test]
+fn a_client_that_is_gone_waits_for_nothing_any_more() {
+    on_both(|config| {
+        let (site, export) = Site::with_raw_disk(config, 1 << 20);
+        limited(&export, 1, 1);
+        let options = ConnectOptions::default();
+        let mut client =
+            PipelinedClient::connect(&site.address("disk"), &options).expect("a client");
+        for _ in 0..40 {
+            client
+                .submit(&ClientRequest::write(0, &[1; 512]))
+                .expect("room");
+        }
+        // When the first is answered the server has them all, or gets them before the end.
+        client.wait().expect("an answer");
+        thread::sleep(MOMENT);
+        drop(client);
+        // Forty seconds' worth of requests.
+        let ended = || export.statistics().write.requests;
+        assert!(some_time(|| ended() == 40), "{} of 40 ended", ended());
     });
 }
