@@ -13,6 +13,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::export::{Export, Mode, QueueShared};
 use crate::uring::{Descriptor, Finished, IoBuffer, NO_POSITION, Op, Slab};
@@ -31,6 +32,12 @@ const STEP: u64 = 4 << 20;
 /// The most chains that a queue takes before everybody else has had a turn. One in flight for long does
 /// not count twice, but one that ends at once might be offered again at once, for ever.
 const TURN: u32 = 256;
+
+/// With so many requests in flight that end quickly, the driver is not asked to tell of more: each end has a look. Being
+/// told costs a processor of the guest an exit each time.
+const BUSY: usize = 16;
+/// What ends quickly. So much later, as a rule, is a request seen that came when nobody was to be told.
+const QUICK: Duration = Duration::from_millis(1);
 
 /// A queue on its way to its worker.
 pub(crate) struct Attachment {
@@ -76,6 +83,7 @@ struct InFlight {
     /// Bytes of the step that is under way.
     step: u64,
     failed: bool,
+    taken: Instant,
 }
 
 /// What a queue has taken in a round of its worker.
@@ -112,6 +120,8 @@ pub(super) struct QueueHere {
     requests: Slab<InFlight>,
     /// Bytes that the requests in flight stand for.
     carried: usize,
+    /// Whether the one that ended last ended quickly.
+    quick: bool,
     turn: Turn,
     end: End,
     /// Whether its requests wait for nobody's limits: the host wants it back.
@@ -169,6 +179,7 @@ impl Worker {
             options,
             requests: Slab::new(),
             carried: 0,
+            quick: false,
             turn: Turn::default(),
             end: End::Open,
             hurried: false,
@@ -324,6 +335,9 @@ impl Worker {
                     q.ring.put(head, q.chain.status_at(), status, 0)?;
                     self.have_told(queue);
                 }
+                None if q.quick && q.requests.len() >= BUSY && here.line.is_empty() => {
+                    return Ok(());
+                }
                 None if q.ring.arm()? => {}
                 None => return Ok(()),
             }
@@ -372,6 +386,7 @@ impl Worker {
             done: 0,
             step: 0,
             failed: false,
+            taken: self.life.now,
         });
         q.carried += carried;
         self.life.carried += carried;
@@ -451,6 +466,7 @@ impl Worker {
         };
         let carried = carried(&ended.request);
         q.carried -= carried;
+        q.quick = self.life.now.saturating_duration_since(ended.taken) < QUICK;
         self.life.carried -= carried;
         let status = if ended.failed {
             Status::IoError
