@@ -53,6 +53,9 @@ pub(crate) struct Ring<C> {
     engine: Engine,
     slots: Slab<Slot<C>>,
     backlog: VecDeque<squeue::Entry>,
+    /// The kernel says that it has work, but had none when it was entered: it says so a little late, and may have done
+    /// the work by then. Only the next work takes that back.
+    hollow: bool,
 }
 
 impl<C> Ring<C> {
@@ -66,6 +69,7 @@ impl<C> Ring<C> {
             engine,
             slots: Slab::new(),
             backlog: VecDeque::new(),
+            hollow: false,
         })
     }
 
@@ -100,10 +104,31 @@ impl<C> Ring<C> {
         }
     }
 
-    /// Hand everything to the kernel and wait until there is a completion.
+    /// Hand everything to the kernel, so that [`Self::has_news`] tells of whatever ends; false if it cannot tell.
+    pub(crate) fn hand_over(&mut self) -> bool {
+        let Engine::Uring(ring) = &mut self.engine else {
+            return false;
+        };
+        // What fails here is tried again by `enter`.
+        !self.hollow
+            && self.backlog.is_empty()
+            && (ring.submission().is_empty() || ring.submit().is_ok())
+    }
+
+    /// Whether something ended, as far as that is seen without a system call. [`Self::enter`] has it reaped.
+    pub(crate) fn has_news(&mut self) -> bool {
+        match &mut self.engine {
+            Engine::Threads(_) => false,
+            Engine::Uring(ring) => {
+                !ring.completion().is_empty() || (!self.hollow && has_work(&ring.submission()))
+            }
+        }
+    }
+
+    /// Hand everything to the kernel, and sleep until there is a completion if wished.
     ///
     /// Waiting a little longer for more of them to collect was measured to cost more than it saves.
-    pub(crate) fn enter(&mut self) -> io::Result<()> {
+    pub(crate) fn enter(&mut self, sleep: bool) -> io::Result<()> {
         while let Some(entry) = self.backlog.pop_front() {
             if !self.push(&entry) {
                 self.backlog.push_front(entry);
@@ -112,16 +137,19 @@ impl<C> Ring<C> {
         }
         let ring = match &mut self.engine {
             Engine::Threads(threads) => {
-                threads.wait();
+                threads.wait(sleep);
                 return Ok(());
             }
             Engine::Uring(ring) => ring,
         };
-        let entered = if self.backlog.is_empty() && ring.completion().is_empty() {
+        let entered = if sleep && self.backlog.is_empty() && ring.completion().is_empty() {
             ring.submit_and_wait(1)
-        } else {
+        } else if !ring.submission().is_empty() || has_work(&ring.submission()) {
             ring.submit()
+        } else {
+            Ok(0)
         };
+        self.hollow = ring.completion().is_empty() && has_work(&ring.submission());
         match entered {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
@@ -195,7 +223,7 @@ impl<C> Drop for Ring<C> {
         let mut patience = 10_000;
         while !self.slots.is_empty() && patience > 0 {
             match &mut self.engine {
-                Engine::Threads(threads) => threads.wait(),
+                Engine::Threads(threads) => threads.wait(true),
                 Engine::Uring(ring) => {
                     let soon = Timespec::new().nsec(1_000_000);
                     let args = SubmitArgs::new().timespec(&soon);
@@ -211,6 +239,11 @@ impl<C> Drop for Ring<C> {
             std::mem::forget(std::mem::take(&mut self.slots));
         }
     }
+}
+
+/// Whether the kernel has completions that only an entry into it brings.
+fn has_work(queue: &squeue::SubmissionQueue<'_>) -> bool {
+    queue.taskrun() || queue.cq_overflow()
 }
 
 /// Empty the slot of a completion.
@@ -232,12 +265,14 @@ fn finish<C>(
 }
 
 /// The best ring that this kernel gives: completions run when we ask for them (6.1), else without
-/// interrupting us (5.19), else as they come. It is restricted to what [`entry`] makes (5.10).
+/// interrupting us (5.19), both with a flag that says when there are some, else as they come. It is restricted to what [`entry`] makes (5.10).
 fn set_up() -> io::Result<IoUring> {
     let mut best = IoUring::builder();
-    best.setup_single_issuer().setup_defer_taskrun();
+    best.setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag();
     let mut middle = IoUring::builder();
-    middle.setup_coop_taskrun();
+    middle.setup_coop_taskrun().setup_taskrun_flag();
     let mut refused = None;
     for mut builder in [best, middle, IoUring::builder()] {
         builder

@@ -68,6 +68,12 @@ impl<T> Slab<T> {
             .collect()
     }
 
+    /// All values, with their numbers, to be changed.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut T)> {
+        let slots = self.slots.iter_mut().enumerate();
+        slots.filter_map(|(index, slot)| Some((index as u32, slot.as_mut()?)))
+    }
+
     /// All values, with their numbers.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         let slots = self.slots.iter().enumerate();

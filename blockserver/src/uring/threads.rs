@@ -85,8 +85,8 @@ impl ThreadRing {
         }
     }
 
-    /// Wait until there is a completion.
-    pub(super) fn wait(&mut self) {
+    /// Wait until there is a completion, or only see to the timers.
+    pub(super) fn wait(&mut self, sleep: bool) {
         let mut state = self.shared.lock();
         loop {
             // First: whoever is always busy must not be late for that.
@@ -95,7 +95,7 @@ impl ThreadRing {
                 let (_, token) = self.timers.swap_remove(due);
                 state.finished.push((token, -libc::ETIME));
             }
-            if !state.finished.is_empty() {
+            if !sleep || !state.finished.is_empty() {
                 return;
             }
             let next = self.timers.iter().map(|(at, _)| *at).min();

@@ -121,6 +121,13 @@ impl SplitQueue {
         }
     }
 
+    /// Whether there is something to take, or to find fault with.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        let available = self.queue.avail_idx(&**self.memory, Ordering::Acquire);
+        available.map_or(true, |index| index.0 != self.queue.next_avail())
+    }
+
     /// Put back the `count` chains that were taken last, none of which was answered.
     pub fn give_back(&mut self, count: u16) {
         let before = self.queue.next_avail().wrapping_sub(count);

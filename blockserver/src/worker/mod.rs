@@ -1,7 +1,7 @@
 //! One worker: a thread with one ring, on which its clients' sockets and all disk files are.
 //!
 //! ```text
-//!   enter ─► reap completions ─► feed sessions, end transfers ─► pump engines ─► queue sends ─► enter
+//!   enter ─► reap completions ─► feed sessions, end transfers ─► pump engines ─► queue sends ─► look out ─► enter
 //! ```
 //!
 //! Everything that came with one entry into the kernel is dealt with before the next: many requests
@@ -13,6 +13,7 @@
 //! |---|---|
 //! | `session` | one client: bytes in, requests, replies out |
 //! | `queue` | one virtqueue of a guest: chains in, requests, used entries out |
+//! | `request` | one of its requests: its steps |
 //! | `local` | requests of this process itself |
 //! | `action`, `task`, `answer` | one request from its beginning to its end, and the reply to it |
 //! | `transfer`, `merge` | one operation on a file, short counts and unaligned ends included |
@@ -20,6 +21,7 @@
 //! | `metadata` | holes and lengths of files |
 //! | `layers` | what a disk that is built on another asks of it |
 //! | `disks` | an engine's words exchanged, flushes coalesced |
+//! | `lookout` | looking out for news before sleeping |
 //! | `line` | what waits for its turn under an export's limits |
 //! | `exports` | policy of each export here; what waits while one is held |
 //! | `inbox` | what workers share, and letters to them |
@@ -33,9 +35,11 @@ mod inbox;
 mod layers;
 mod line;
 mod local;
+mod lookout;
 mod merge;
 mod metadata;
 mod queue;
+mod request;
 mod session;
 mod task;
 mod transfer;
@@ -56,6 +60,7 @@ use crate::uring::{Backend, Descriptor, Finished, IoBuffer, NO_POSITION, Op, Poo
 
 use self::disks::DiskHere;
 use self::exports::ExportHere;
+use self::lookout::Lookout;
 use self::queue::QueueHere;
 use self::session::Session;
 use self::task::{Part, Task};
@@ -104,6 +109,7 @@ struct ListenerHere {
 struct Entrances {
     listeners: Slab<ListenerHere>,
     queues: Slab<QueueHere>,
+    lookout: Lookout,
 }
 
 impl Entrances {
@@ -195,7 +201,8 @@ impl Worker {
         self.read_inbox(IoBuffer::zeroed(8));
         let mut finished = Vec::new();
         while !self.life.quit {
-            if let Err(error) = self.ring.enter() {
+            let sleep = self.may_sleep();
+            if let Err(error) = self.ring.enter(sleep) {
                 tracing::error!(worker = self.number, %error, "the ring failed; its clients are lost");
                 break;
             }

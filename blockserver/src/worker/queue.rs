@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   kick ─► attend ─► pop ─► request ─► its steps, one task after the other ─► used ring ─► one call
-//!             ▲         └ nothing left: have the driver tell of the next                       │
+//!             ▲         └ nothing left: quiet, until there is more or the worker would sleep   │
 //!             └────────── something ended: there is room again ◄───────────────────────────────┘
 //! ```
 //!
@@ -13,7 +13,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::export::{Export, Mode, QueueShared};
 use crate::uring::{Descriptor, Finished, IoBuffer, NO_POSITION, Op, Slab};
@@ -21,13 +21,10 @@ use crate::virtio::block::{Chain, Fault, Parsed, Request, Rules, Status, What, f
 use crate::virtio::ring::SplitQueue;
 use crate::virtio::{GuestMemory, QueueOptions, QueueSetup};
 
-use super::action::Action;
+use super::exports::ExportHere;
+use super::request::{InFlight, carried};
 use super::task::{Asked, From};
 use super::{Token, Worker};
-
-/// The most bytes that one task moves. Longer requests are several, one after the other, so that what
-/// a request may take of our memory does not depend on what the guest asks for.
-const STEP: u64 = 4 << 20;
 
 /// The most chains that a queue takes before everybody else has had a turn. One in flight for long does
 /// not count twice, but one that ends at once might be offered again at once, for ever.
@@ -59,6 +56,8 @@ struct Bells {
     noted: bool,
     /// On the agenda, the driver to be told of what was put into the used ring.
     untold: bool,
+    /// All there was has been taken, and the driver has not been asked since to tell of more.
+    quiet: bool,
 }
 
 /// Whether a queue goes on.
@@ -69,21 +68,6 @@ enum End {
     Broken,
     /// Nothing more is taken; when what is in flight has ended the queue is given back.
     Stopping,
-}
-
-/// A request that was taken and not answered.
-struct InFlight {
-    head: u16,
-    status_at: u64,
-    request: Request,
-    /// The guest's memory that it moves.
-    data: Option<IoBuffer>,
-    /// Bytes that were moved, or ranges that were dealt with.
-    done: u64,
-    /// Bytes of the step that is under way.
-    step: u64,
-    failed: bool,
-    taken: Instant,
 }
 
 /// What a queue has taken in a round of its worker.
@@ -174,6 +158,7 @@ impl Worker {
                 counter: Some(IoBuffer::zeroed(8)),
                 noted: false,
                 untold: false,
+                quiet: false,
             },
             export: index,
             options,
@@ -300,14 +285,16 @@ impl Worker {
 
     /// Take what the driver has made available, as long as there is room.
     fn take_chains(&mut self, queue: u32) -> Result<(), Fault> {
-        let mut quiet = false;
+        let mut disarmed = false;
         loop {
-            if self.is_queue_full(queue) {
-                return Ok(());
-            }
+            let full = self.is_queue_full(queue);
             let Some(q) = self.entrances.queues.get_mut(queue) else {
                 return Ok(());
             };
+            q.bells.quiet = false;
+            if full {
+                return Ok(());
+            }
             let Some(here) = self.exports.get(q.export) else {
                 return Ok(());
             };
@@ -324,10 +311,10 @@ impl Worker {
             }
             match popped {
                 Some((head, Parsed::Request(request))) => {
-                    if !quiet {
-                        // Until all that is there has been taken.
+                    if !disarmed {
+                        // Until the worker would sleep.
                         q.ring.disarm()?;
-                        quiet = true;
+                        disarmed = true;
                     }
                     self.take_up(queue, head, request)?;
                 }
@@ -335,13 +322,54 @@ impl Worker {
                     q.ring.put(head, q.chain.status_at(), status, 0)?;
                     self.have_told(queue);
                 }
-                None if q.quick && q.requests.len() >= BUSY && here.line.is_empty() => {
+                None => {
+                    q.bells.quiet = true;
                     return Ok(());
                 }
-                None if q.ring.arm()? => {}
-                None => return Ok(()),
             }
         }
+    }
+
+    /// Whether some queue is looked at by nobody unless its driver is asked to tell.
+    pub(super) fn has_quiet_queue(&self) -> bool {
+        let mut queues = self.entrances.queues.iter();
+        queues.any(|(_, queue)| queue.bells.quiet)
+    }
+
+    /// Put those queues on the agenda that are quiet no more; whether there are any.
+    pub(super) fn note_refilled_queues(&mut self) -> bool {
+        self.note_queues(|_, queue| Ok(queue.ring.has_more()))
+    }
+
+    /// Have the drivers of quiet queues tell of what they put in; whether some did already.
+    pub(super) fn arm_queues(&mut self) -> bool {
+        self.note_queues(|exports, queue| {
+            queue.bells.quiet = false;
+            let waits = exports
+                .get(queue.export)
+                .is_none_or(|here| !here.line.is_empty());
+            let looks = queue.quick && queue.requests.len() >= BUSY && !waits;
+            Ok(!looks && queue.ring.arm()?)
+        })
+    }
+
+    /// Put those quiet queues on the agenda of which this says so, or that break by it; whether there are any.
+    fn note_queues(
+        &mut self,
+        mut wanted: impl FnMut(&Slab<ExportHere>, &mut QueueHere) -> Result<bool, Fault>,
+    ) -> bool {
+        let before = self.agenda.queues.len();
+        for (index, queue) in self.entrances.queues.iter_mut() {
+            // A fault is found again by whoever takes chains.
+            if queue.bells.quiet
+                && !queue.bells.noted
+                && wanted(&self.exports, queue).unwrap_or(true)
+            {
+                queue.bells.noted = true;
+                self.agenda.queues.push(index);
+            }
+        }
+        self.agenda.queues.len() > before
     }
 
     /// Whether nothing is to be taken from a queue now.
@@ -527,51 +555,6 @@ impl Worker {
             }
         }
     }
-}
-
-impl InFlight {
-    /// What is to be done next, and with which bytes of the disk; `through` says that every change has
-    /// to be durable when it is answered (5.2.6.2).
-    fn next_step(&mut self, through: bool) -> Option<(Action, u64, u64)> {
-        let left = (self.request.len - self.done.min(self.request.len)).min(STEP);
-        match &self.request.what {
-            What::Read(offset) if left > 0 => Some((Action::Read, offset + self.done, left)),
-            What::Write(offset) if left > 0 => {
-                Some((Action::Write { fua: through }, offset + self.done, left))
-            }
-            What::Flush if self.done == 0 => Some((Action::Flush, 0, 0)),
-            What::Discard(ranges) | What::WriteZeroes(ranges) => {
-                let discard = matches!(self.request.what, What::Discard(_));
-                let rest = ranges.get(self.done as usize..)?;
-                let skipped = rest.iter().position(|range| range.len > 0)?;
-                let range = rest.get(skipped)?;
-                self.done += skipped as u64;
-                let (unmap, fua) = (range.unmap, through);
-                let zero = Action::Zero { unmap, fua };
-                let action = if discard {
-                    Action::Discard { fua }
-                } else {
-                    zero
-                };
-                Some((action, range.offset, range.len))
-            }
-            _ => None,
-        }
-    }
-
-    /// What `done` is when nothing is left.
-    fn steps_end(&self) -> u64 {
-        match &self.request.what {
-            What::Read(_) | What::Write(_) => self.request.len,
-            What::Discard(ranges) | What::WriteZeroes(ranges) => ranges.len() as u64,
-            What::Flush | What::Identify => 1,
-        }
-    }
-}
-
-/// How many bytes of buffers a request may stand for at a time.
-fn carried(request: &Request) -> usize {
-    request.len.min(STEP) as usize
 }
 
 /// Add one to an eventfd. Whoever it belongs to may have closed the other end; that is its business.

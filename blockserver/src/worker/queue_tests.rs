@@ -16,7 +16,7 @@ const SIZE: u16 = 32768;
 const AVAILABLE: u64 = 0x10_0000;
 const USED: u64 = 0x20_0000;
 
-fn worker() -> Worker {
+fn worker(backend: Backend) -> Worker {
     let limits = Limits {
         handshake: Duration::from_secs(10),
         drain: Duration::from_secs(5),
@@ -26,7 +26,7 @@ fn worker() -> Worker {
         worker_bytes: 1 << 20,
     };
     let crew = Crew::new(1, limits).expect("an inbox");
-    Worker::new(0, Arc::new(crew), Backend::Threads).expect("threads are always there")
+    Worker::new(0, Arc::new(crew), backend).expect("a ring")
 }
 
 fn export() -> Arc<Export> {
@@ -88,7 +88,7 @@ fn attachment(memory: &GuestMemory) -> Attachment {
 fn a_queue_takes_its_turn_and_no_more_before_others_have_had_theirs() {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).expect("4 MiB");
     let memory = Arc::new(memory);
-    let mut worker = worker();
+    let mut worker = worker(Backend::Threads);
     worker.attach_queue(attachment(&memory));
     let used = || {
         memory
@@ -100,7 +100,7 @@ fn a_queue_takes_its_turn_and_no_more_before_others_have_had_theirs() {
     let mut finished = Vec::new();
     let mut rounds = 1;
     while used() < SIZE {
-        worker.ring.enter().expect("the ring works");
+        worker.ring.enter(true).expect("the ring works");
         worker.begin_round();
         worker.ring.reap(&mut finished);
         for one in finished.drain(..) {
@@ -112,4 +112,43 @@ fn a_queue_takes_its_turn_and_no_more_before_others_have_had_theirs() {
         rounds += 1;
     }
     assert!(rounds >= u32::from(SIZE) / TURN, "{rounds} rounds");
+}
+
+#[test]
+fn before_a_worker_sleeps_it_takes_what_came_untold_and_then_asks_to_be_told() {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4 << 20)]).expect("4 MiB");
+    let memory = Arc::new(memory);
+    let refused = crate::uring::Ring::<()>::new(Backend::Uring).is_err();
+    for backend in [Backend::Threads, Backend::Uring] {
+        if refused && backend == Backend::Uring {
+            eprintln!("io_uring is refused here: only threads are tested");
+            break;
+        }
+        let set = |at, value: u16| {
+            let set = memory.write_obj(value, GuestAddress(at));
+            set.expect("inside");
+        };
+        let get = |at| {
+            let got = memory.read_obj::<u16>(GuestAddress(at));
+            got.expect("inside")
+        };
+        set(USED + 2, 0);
+        let attachment = attachment(&memory);
+        set(AVAILABLE + 2, 1);
+        let mut worker = worker(backend);
+        worker.attach_queue(attachment);
+        worker.settle_agenda();
+        assert_eq!(get(USED + 2), 1, "{backend:?}");
+        // A second chain, and no kick.
+        set(AVAILABLE + 2, 2);
+        assert!(!worker.may_sleep(), "{backend:?}");
+        worker.settle_agenda();
+        assert_eq!(get(USED + 2), 2, "{backend:?}");
+        // VIRTQ_USED_F_NO_NOTIFY (2.7.10).
+        set(USED, 1);
+        while !worker.may_sleep() {
+            worker.ring.enter(false).expect("the ring works");
+        }
+        assert_eq!(get(USED), 0, "{backend:?}: the driver is asked for kicks");
+    }
 }
