@@ -9,6 +9,7 @@ mod convert;
 mod limit;
 mod machine;
 mod metadata;
+mod receive;
 mod run;
 mod track;
 
@@ -30,6 +31,7 @@ pub(crate) use self::machine::{
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
 };
+pub(crate) use self::receive::ReceiveArgs;
 pub(crate) use self::run::{Confine, RunArgs};
 pub(crate) use self::track::{
     ChangedArgs, CheckpointAddArgs, CheckpointRemoveArgs, CheckpointVerb, TrackOnArgs, TrackVerb,
@@ -360,32 +362,6 @@ pub(crate) struct ServeArgs {
     pub(crate) limits: LimitArgs,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
-}
-
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:
-  diskferry receive --listen tcp:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809
-  diskferry receive --listen tcp:127.0.0.1:9000 --into . --serve unix:/run/disks.sock
-
-Disks arrive in the folder under the names of their files, refused by every program until they are
-complete. From the moment a disk belongs to this host it is served. The address to serve at is also
-the one to which the source sends its clients' requests; if they must use another, --advertise it.")]
-pub(crate) struct ReceiveArgs {
-    /// Where sources connect: tcp:HOST:PORT
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) listen: String,
-    /// The folder for the disks
-    #[arg(long, value_name = "DIR")]
-    pub(crate) into: PathBuf,
-    /// Where NBD clients connect: unix:PATH or tcp:HOST:PORT; may be given several times
-    #[arg(long, required = true, value_name = "ADDRESS")]
-    pub(crate) serve: Vec<String>,
-    /// The NBD address that sources are told [default: the first --serve]
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) advertise: Option<String>,
-    /// Threads that serve [default: one for each processor]
-    #[arg(long, value_name = "N")]
-    pub(crate) workers: Option<usize>,
 }
 
 #[derive(Subcommand, Debug)]

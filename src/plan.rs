@@ -281,8 +281,8 @@ impl Receive {
             return Err(Failure::usage(what).hint("--advertise tcp:HOST:PORT names one"));
         }
         Ok(Self {
-            listen: args.listen.clone(),
-            into: args.into.clone(),
+            listen: args.listen.clone().unwrap_or_default(),
+            into: args.into.clone().unwrap_or_default(),
             serve,
             advertise,
             workers: args.workers.unwrap_or(0),

@@ -11,6 +11,7 @@ mod mirror {
     mod load;
     mod moves;
     mod process;
+    mod promotion;
     mod refusals;
     mod relay;
     mod site;

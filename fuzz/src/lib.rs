@@ -15,12 +15,15 @@
 //! | [`boot_from_disk`] | an installed disk with bytes changed | reading it ends, and keeps the limits |
 //! | [`description`] | a `vm.toml` | what is read keeps the promises of its fields |
 //! | [`machine_state`] | the state of a machine, whole or harmed | what is read is written again alike, or refused |
+//! | [`journal`] | bytes of a mirror's journal, whole or harmed | what is read was written so |
 //! | [`pci`] | what a guest does to configuration space and base addresses | both ways agree, identities stay, nothing is decoded outside of the window |
 //! | [`registers`] | what a guest does to every register | devices get queues that keep the rules, and give them back |
+//! | [`wire`] | what comes over a lane of the mirror | what is read is written again alike, or refused |
 //! | [`virtqueue`] | what a guest and its device do to a virtqueue | what is taken keeps the rules, the rest is refused |
 
 pub mod boot_from_disk;
 pub mod description;
+pub mod journal;
 pub mod log_replay;
 pub mod machine_state;
 pub mod metadata;
@@ -30,6 +33,7 @@ pub mod parent_locator;
 pub mod pci;
 pub mod registers;
 pub mod virtqueue;
+pub mod wire;
 
 mod device;
 mod file;
@@ -47,7 +51,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 13] = [
     Target {
         name: "open",
         run: open::run,
@@ -102,5 +106,15 @@ pub const TARGETS: [Target; 11] = [
         name: "registers",
         run: registers::run,
         most: 512,
+    },
+    Target {
+        name: "journal",
+        run: journal::run,
+        most: 512,
+    },
+    Target {
+        name: "wire",
+        run: wire::run,
+        most: 2048,
     },
 ];

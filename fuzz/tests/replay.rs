@@ -129,3 +129,13 @@ fn configuration_space_is_the_same_by_both_ways_and_moves_nothing_out_of_its_win
 fn devices_get_sound_queues_whatever_is_written_to_registers() {
     replay("registers");
 }
+
+#[test]
+fn a_journal_is_read_as_it_was_written_or_not_at_all() {
+    replay("journal");
+}
+
+#[test]
+fn what_comes_over_a_lane_is_refused_or_written_again_alike() {
+    replay("wire");
+}

@@ -18,6 +18,8 @@ use crate::record::{MAX_LEN, Ownership};
 
 /// What the name of an ownership record ends with.
 pub const RECORD_SUFFIX: &str = ".ownership";
+/// What the names of a journal's files end with.
+pub const JOURNAL_SUFFIXES: [&str; 2] = [".journal-a", ".journal-b"];
 /// What the name of a file ends with that is being written in place of another.
 const NEW_SUFFIX: &str = ".new";
 
@@ -25,6 +27,17 @@ const NEW_SUFFIX: &str = ".new";
 #[must_use]
 pub fn sidecar_path(disk: &Path) -> PathBuf {
     with_suffix(disk, RECORD_SUFFIX)
+}
+
+/// Where the two files of the journal of the disk whose ownership record lies at `record` are: beside it.
+#[must_use]
+pub fn journal_paths(record: &Path) -> [PathBuf; 2] {
+    let name = record.as_os_str().to_string_lossy();
+    let disk = match name.strip_suffix(RECORD_SUFFIX) {
+        Some(disk) if record.to_str().is_some() => PathBuf::from(disk),
+        _ => record.to_owned(),
+    };
+    JOURNAL_SUFFIXES.map(|suffix| with_suffix(&disk, suffix))
 }
 
 /// The ownership record at `path`, `None` when there is none. Blocks, and starts no thread.

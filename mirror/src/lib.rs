@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | driver | [`net`], [`files`] | hold policy |
 //! | machine | [`session`], [`switchover`], [`joint`], [`tracker`], [`pacing`] | do I/O, read a clock, take randomness, block |
-//! | codec | [`wire`], [`record`] | anything but bytes to checked types and back |
+//! | codec | [`wire`], [`record`], [`journal`] | anything but bytes to checked types and back |
 //!
 //! The protocol, its phases, the order of the switchover and what a crash in each of them leaves
 //! are written down in `docs/mirror-protocol.md`.
@@ -15,6 +15,7 @@ pub mod dirty;
 pub mod error;
 pub mod files;
 pub mod joint;
+pub mod journal;
 pub mod net;
 pub mod pacing;
 pub mod record;

@@ -75,6 +75,14 @@ pub enum State {
         /// The source's epoch.
         epoch: u64,
     },
+    /// The disk here and its journal hold the source's disk as it was at a moment, and follow it from one such moment
+    /// to the next: [`crate::journal`].
+    Following {
+        /// The session.
+        session: Uuid,
+        /// The source's epoch.
+        epoch: u64,
+    },
     /// The disk here is complete and durable and waits for the source's word.
     Prepared {
         /// The session.
@@ -177,6 +185,7 @@ impl Ownership {
             | State::Bound { epoch, .. }
             | State::Emptying { epoch, .. }
             | State::Receiving { epoch, .. }
+            | State::Following { epoch, .. }
             | State::Prepared { epoch, .. } => epoch,
         }
     }
@@ -233,6 +242,7 @@ mod tests {
             },
             State::Emptying { session, epoch: 3 },
             State::Receiving { session, epoch: 3 },
+            State::Following { session, epoch: 3 },
             State::Prepared {
                 session,
                 attempt: 1,

@@ -24,7 +24,8 @@
 //!  the record that decides for them     Marking ─parked─► Bound ─word─► Deciding ─► …
 //!                                       from Bound only a word leads on or back: [`crate::joint`]
 //!
-//!  target  (none) ─► Emptying ─► Receiving ◄─► Prepared ─grant─► Owner ─► served
+//!  target  (none) ─► Emptying ─► Receiving ─► Following ◄─► Prepared ─grant─► Owner ─► served
+//!                                    └───────────────────────────▲
 //! ```
 
 mod verdict;
@@ -471,7 +472,9 @@ impl TargetSwitch {
             return Err((Refusal::Occupied, text.into()));
         }
         match &record.state {
-            State::Receiving { session, .. } if *session == hello.session => {
+            State::Receiving { session, .. } | State::Following { session, .. }
+                if *session == hello.session =>
+            {
                 Ok(Standing::Receiving)
             }
             State::Prepared {
@@ -485,7 +488,9 @@ impl TargetSwitch {
             State::Owner { .. } | State::Bound { .. } => {
                 Err((Refusal::Newer, "this host owns that disk itself".into()))
             }
-            State::Emptying { epoch, .. } | State::Receiving { epoch, .. }
+            State::Emptying { epoch, .. }
+            | State::Receiving { epoch, .. }
+            | State::Following { epoch, .. }
                 if *epoch <= hello.epoch =>
             {
                 Ok(Standing::Empty)

@@ -310,7 +310,7 @@ fn a_target_that_refuses_ends_the_session_and_says_why() {
     let mut config = world.config();
     config.description.name = "other.ownership".into();
     let error = world.start(config).wait().unwrap_err();
-    assert!(error.to_string().contains("ownership records"), "{error}");
+    assert!(error.to_string().contains("files of the mirror"), "{error}");
     world.check_home(&expected);
 }
 

@@ -20,6 +20,7 @@ mod man;
 mod map;
 mod metadata;
 mod mirror;
+mod promote;
 mod rebase;
 mod receive;
 mod remote;

@@ -9,7 +9,7 @@ use blockserver::server::{Server, ServerConfig};
 use mirror::net::{TargetDriver, TargetHandle, TargetStatus};
 use serde::Serialize;
 
-use super::serve;
+use super::{promote, serve};
 use crate::args::ReceiveArgs;
 use crate::failure::{Failure, Result};
 use crate::interrupt;
@@ -29,6 +29,9 @@ struct Receiving {
 }
 
 pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
+    if let Some(disk) = &args.promote {
+        return promote::run(disk, report);
+    }
     let plan = Receive::new(args)?;
     interrupt::listen();
     if !plan.into.is_dir() {

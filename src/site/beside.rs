@@ -101,7 +101,7 @@ pub(crate) fn is_free(to: &Path) -> Result<bool> {
     let record = load_record(&sidecar_path(to));
     let record = record.map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
     Ok(match record.map(|record| record.state) {
-        Some(State::Emptying { .. } | State::Receiving { .. }) => true,
+        Some(State::Emptying { .. } | State::Receiving { .. } | State::Following { .. }) => true,
         Some(_) => false,
         None => !to.exists(),
     })

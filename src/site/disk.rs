@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use blockserver::export::Disk;
 use mirror::files::{RecordStore, load_record, sidecar_path};
-use mirror::record::Ownership;
+use mirror::record::{Ownership, State};
 use mirror::switchover::{Verdict, verdict};
 use mirror::wire::{DiskDescription, DiskFormat};
 use vdisk::chain::ParentSearch;
@@ -143,6 +143,12 @@ impl Opened {
                 .hint("restore the record, or --take-over if no other host can own the disk")
         })?;
         if take_over {
+            if let Some(State::Following { .. }) = record.as_ref().map(|record| &record.state) {
+                let what = "follows another one, and what is in its journal belongs to it";
+                let what = format!("{}: {what}", self.path.display());
+                return Err(Failure::new(Exit::InUse, what)
+                    .hint("`diskferry receive --promote-at-last-epoch` makes it this host's own"));
+            }
             if let Some(record) = &record {
                 let forced = store.persist_and_wait(&record.forced());
                 forced.map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;

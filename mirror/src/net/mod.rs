@@ -10,19 +10,24 @@
 //! | [`port`] | what is needed of the disk and the site, as traits |
 //! | [`source`] | drives one source session, on a thread of its own |
 //! | [`target`] | listens, and drives one target machine for each disk, on one thread |
+//! | `journal` | the files of a journal |
 //! | `offer` | asks a target whether it would take a machine |
+//! | `promote` | makes a disk that follows a lost one this host's own |
 //! | `lane` | one connection: frames in, frames out |
 //! | `socket` | addresses and socket options |
 
+mod journal;
 mod lane;
 mod offer;
 pub mod port;
+mod promote;
 mod socket;
 pub mod source;
 pub mod target;
 
 pub use offer::offer;
 pub use port::{DiskPort, Done, ReadDone, ServedDisk, Signal, StatusDone, TargetHost};
+pub use promote::promote;
 pub use source::{SourceDriver, SourceHandle, SourceStatus};
 pub use target::{TargetDriver, TargetHandle, TargetListener, TargetStatus};
 

@@ -24,7 +24,7 @@ use super::lane::{Heard, answer_and_close, next_message};
 use super::port::TargetHost;
 use super::socket::{Traffic, host_and_port, tune};
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::{RECORD_SUFFIX, RecordStore};
+use crate::files::{JOURNAL_SUFFIXES, RECORD_SUFFIX, RecordStore};
 use crate::record::{Ownership, State};
 use crate::session::{ConnId, TargetConfig};
 use crate::wire::{Decoder, Fault, Message, Refusal};
@@ -45,7 +45,7 @@ pub struct TargetDriver;
 pub struct TargetStatus {
     /// Its name.
     pub name: String,
-    /// What its durable record says: `none`, `emptying`, `receiving`, `prepared`, `owner` or
+    /// What its durable record says: `none`, `emptying`, `receiving`, `following`, `prepared`, `owner` or
     /// `released`.
     pub state: &'static str,
     /// The session that is connected now.
@@ -388,8 +388,12 @@ impl Router {
         if let Some(task) = disks.get(name).and_then(|entry| entry.task.clone()) {
             return Ok(task);
         }
-        if name.to_ascii_lowercase().contains(RECORD_SUFFIX) {
-            let text = format!("a disk cannot be called {name}: ownership records are called so");
+        let lower = name.to_ascii_lowercase();
+        let reserved = JOURNAL_SUFFIXES
+            .iter()
+            .any(|suffix| lower.ends_with(suffix));
+        if reserved || lower.contains(RECORD_SUFFIX) {
+            let text = format!("a disk cannot be called {name}: files of the mirror are called so");
             return Err((Refusal::CannotCreate, text));
         }
         let store = RecordStore::open(self.host.record_path(name));

@@ -71,6 +71,8 @@ pub(super) struct BulkCopy {
     durable_count: u64,
     /// Durable chunks that wait for records up to their base.
     waiting: usize,
+    /// The last number given out when the last read of a chunk that was sent ended.
+    saw: u64,
 }
 
 impl BulkCopy {
@@ -92,7 +94,13 @@ impl BulkCopy {
             done: VecDeque::new(),
             durable_count: 0,
             waiting: 0,
+            saw: 0,
         }
+    }
+
+    /// No chunk that was sent holds a change beyond this number, but for those that had none yet.
+    pub(super) fn saw(&self) -> u64 {
+        self.saw
     }
 
     pub(super) fn scanned(&self) -> u64 {
@@ -209,12 +217,14 @@ impl BulkCopy {
         Some((OpId(id), claim))
     }
 
-    /// A read is done: the chunk to send over `conn`; `None` when it is not wanted any more.
+    /// A read is done, `last` being the last number given out: the chunk to send over `conn`; `None` when it is not
+    /// wanted any more.
     pub(super) fn read_done(
         &mut self,
         op: OpId,
         data: Bytes,
         conn: Option<ConnId>,
+        last: u64,
     ) -> Option<Chunk> {
         let entry = self.chunks.get_mut(&op.0)?;
         let (claim, place) = (entry.claim, entry.place);
@@ -223,6 +233,7 @@ impl BulkCopy {
             (Place::Reading, Some(conn)) => {
                 entry.place = Place::Sent(conn);
                 self.sent_count += 1;
+                self.saw = self.saw.max(last);
             }
             // Without a lane it stays for the caller to give back.
             _ => return None,

@@ -76,6 +76,14 @@ pub(crate) enum Sabotage {
     DurableBeforeFlush,
     /// The target serves as soon as it is prepared.
     ServeUngranted,
+    /// The source calls a marker consistent although a chunk may hold later changes.
+    ConsistentTooEarly,
+    /// The source sends chunks while a consistent marker is on the way.
+    ChunksOvertakeMarkers,
+    /// The target lets what comes after a consistent marker into its journal before it is sealed.
+    SealTooLate,
+    /// The target writes into a disk that follows, past the journal.
+    PastTheJournal,
     /// The target goes on with what an abandoned session left instead of emptying the disk.
     KeepOldDisk,
 }

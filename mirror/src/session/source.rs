@@ -23,7 +23,7 @@ use crate::pacing::{Bucket, Meter};
 use crate::record::{Ownership, State};
 use crate::switchover::{Phase, SourceSwitch};
 use crate::tracker::Tracker;
-use crate::wire::{Begin, Chunk, Hello, Join, Message, Standing};
+use crate::wire::{Begin, Chunk, Hello, Join, Marker, Message, Standing};
 
 /// How often the machine wants to be woken when nothing happens.
 const TICK: Micros = Micros::from_millis(20);
@@ -470,7 +470,10 @@ impl Source {
             self.actions
                 .push_back(SourceAction::Status(op, offset, len));
         }
-        while self.link.lightest().is_some() && self.bucket.open(now) {
+        let sealing = self.stream.is_sealing();
+        #[cfg(test)]
+        let sealing = sealing && !self.broken(super::Sabotage::ChunksOvertakeMarkers);
+        while !sealing && self.link.lightest().is_some() && self.bucket.open(now) {
             let Some((op, claim)) = self.copy.read(&self.config.limits, &self.tracker) else {
                 break;
             };
@@ -495,9 +498,27 @@ impl Source {
             .stream
             .marker_due(now, every, self.copy.awaits_marker())
         {
-            let marker = self.stream.marker(now, &self.tracker, floor);
+            let mut marker = self.marker(now, floor);
+            // Who switches over at once needs no state to fall back to.
+            marker.consistent &= !self.config.automatic;
+            if marker.consistent {
+                self.stream.sent_consistent();
+            }
             self.send(now, conn, Message::Marker(marker));
         }
+    }
+
+    /// A marker, consistent if nothing is left to be copied and no chunk holds anything later.
+    fn marker(&mut self, now: Micros, floor: u64) -> Marker {
+        let mut marker = self.stream.marker(now, &self.tracker, floor);
+        // Asked after the number was taken: what is changed from here on has a higher one.
+        let nothing_left =
+            self.copy.scan_complete() && self.copy.landed() && self.tracker.figures().dirty == 0;
+        let settled = marker.seq >= self.copy.saw();
+        #[cfg(test)]
+        let settled = settled || self.broken(super::Sabotage::ConsistentTooEarly);
+        marker.consistent = nothing_left && settled;
+        marker
     }
 
     /// Silence, held requests, stuck lanes.

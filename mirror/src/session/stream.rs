@@ -15,6 +15,18 @@ const MARKERS_OPEN: usize = 4;
 /// Cost of records after which a marker follows whatever the time.
 const MARKER_BYTES: u64 = 8 << 20;
 
+#[derive(Debug, Default)]
+struct Markers {
+    /// On the way: number, last record before it.
+    open: VecDeque<(u64, u64)>,
+    /// The last consistent one of them.
+    consistent: Option<u64>,
+    /// How many there were.
+    count: u64,
+    /// When the last one was made.
+    made_at: Micros,
+}
+
 #[derive(Debug)]
 pub(super) struct RecordStream {
     /// Taken from the tracker and not yet durable at the target, oldest first.
@@ -28,10 +40,7 @@ pub(super) struct RecordStream {
     window: u64,
     digest: StreamDigest,
     cost_since_marker: u64,
-    /// Markers on the way: number, last record before it, when.
-    markers: VecDeque<(u64, u64)>,
-    next_marker: u64,
-    marked_at: Micros,
+    markers: Markers,
     /// Everything up to this number is durable at the target.
     acked: u64,
     streamed: u64,
@@ -47,9 +56,7 @@ impl RecordStream {
             window: 0,
             digest: StreamDigest::default(),
             cost_since_marker: 0,
-            markers: VecDeque::new(),
-            next_marker: 1,
-            marked_at: Micros(0),
+            markers: Markers::default(),
             acked: 0,
             streamed: 0,
         }
@@ -71,7 +78,18 @@ impl RecordStream {
         self.window = window;
         self.digest = StreamDigest::default();
         self.cost_since_marker = 0;
-        self.markers.clear();
+        self.markers.open.clear();
+        self.markers.consistent = None;
+    }
+
+    /// The last marker is a consistent one.
+    pub(super) fn sent_consistent(&mut self) {
+        self.markers.consistent = self.markers.open.back().map(|(id, _)| *id);
+    }
+
+    /// Whether a consistent marker is on the way. Chunks could overtake it, and what it ends would hold what came later.
+    pub(super) fn is_sealing(&self) -> bool {
+        self.markers.consistent.is_some()
     }
 
     /// The next record to send, if the window and the chunks on the way allow one.
@@ -111,11 +129,11 @@ impl RecordStream {
         // Only a marker's answer opens the window again: it must not wait for the clock.
         let bytes = MARKER_BYTES.min(self.window / 4);
         let many = self.cost_since_marker > 0 && self.cost_since_marker >= bytes;
-        let enough = many || now.since(self.marked_at) >= every;
-        something && enough && self.markers.len() < MARKERS_OPEN
+        let enough = many || now.since(self.markers.made_at) >= every;
+        something && enough && self.markers.open.len() < MARKERS_OPEN
     }
 
-    /// A marker after everything that was sent.
+    /// A marker after everything that was sent; the caller finds out whether it is a consistent one.
     pub(super) fn marker(&mut self, now: Micros, tracker: &Tracker, floor: u64) -> Marker {
         // Taken before the queue is looked at, a number would cover a record that is still in it.
         let seq = match self.unacked.get(self.sent) {
@@ -123,10 +141,10 @@ impl RecordStream {
             None => tracker.taken_through(),
         };
         let (digest, count) = self.digest.finish();
-        let id = self.next_marker;
-        self.next_marker += 1;
-        self.markers.push_back((id, seq));
-        self.marked_at = now;
+        self.markers.count += 1;
+        let id = self.markers.count;
+        self.markers.open.push_back((id, seq));
+        self.markers.made_at = now;
         self.cost_since_marker = 0;
         Marker {
             id,
@@ -134,15 +152,24 @@ impl RecordStream {
             count,
             digest,
             floor: floor.min(tracker.figures().seq),
+            consistent: false,
         }
     }
 
     /// The target has everything before marker `id` durably: how many bytes of records that
     /// freed, `None` when there was no such marker.
     pub(super) fn durable(&mut self, id: u64, tracker: &Tracker) -> Option<u64> {
-        let at = self.markers.iter().position(|(marker, _)| *marker == id)?;
-        let (_, seq) = self.markers.drain(..=at).next_back()?;
+        let at = self
+            .markers
+            .open
+            .iter()
+            .position(|(marker, _)| *marker == id)?;
+        let (_, seq) = self.markers.open.drain(..=at).next_back()?;
         self.acked = self.acked.max(seq);
+        self.markers.consistent = self
+            .markers
+            .consistent
+            .filter(|consistent| *consistent > id);
         let mut freed = 0;
         while let Some(record) = self.unacked.front() {
             if record.seq > seq || self.sent == 0 {

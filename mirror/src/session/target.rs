@@ -5,13 +5,14 @@
 //!
 //! # What it remembers
 //!
-//! On disk: the ownership record, nothing else. In memory: the version of every byte that something
+//! On disk: the ownership record and, of a disk that follows, its journal. In memory: the version of every byte that something
 //! older may still want to write. A version `v` matters while a chunk with a base below `v` (the
 //! source announces the lowest) or a record up to `v` (they come in order) may still come. After a
 //! crash or on a fresh connection all of that is forgotten: the source then sends every record and
 //! every chunk again that it does not know to be durable, the chunks read anew.
 
 mod apply;
+mod markers;
 mod setup;
 mod takeover;
 #[cfg(test)]
@@ -21,7 +22,8 @@ mod words;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use self::apply::Applier;
+use self::apply::{Applier, DiskOp};
+use self::markers::Markers;
 use self::setup::Setup;
 use self::takeover::Takeover;
 pub use self::words::{TargetAction, TargetConfig, TargetEvent};
@@ -50,27 +52,6 @@ struct Lanes {
     spoke: Micros,
 }
 
-/// A marker that was reached in the stream and awaits its flush.
-#[derive(Clone, Debug)]
-struct Reached {
-    id: u64,
-    /// Everything before this operation has to be in the disk first.
-    before: OpId,
-    /// The attempt, when it is the final one.
-    attempt: Option<u64>,
-}
-
-/// The flush under way.
-#[derive(Clone, Debug)]
-struct Flushing {
-    op: OpId,
-    marker: Reached,
-    /// Chunks acknowledged when it began: it makes those durable.
-    chunks: u64,
-    /// Who asked.
-    conn: ConnId,
-}
-
 /// The machine. See [`super`] for its contract.
 #[derive(Debug)]
 pub struct Target {
@@ -80,8 +61,7 @@ pub struct Target {
     setup: Setup,
     takeover: Takeover,
     apply: Applier,
-    markers: VecDeque<Reached>,
-    flushing: Option<Flushing>,
+    markers: Markers,
     /// Chunks acknowledged in this incarnation.
     done_count: u64,
     /// Whether the stream may bring data now; not after the final marker.
@@ -110,8 +90,7 @@ impl Target {
             lanes: Lanes::default(),
             setup: Setup::default(),
             takeover,
-            markers: VecDeque::new(),
-            flushing: None,
+            markers: Markers::default(),
             done_count: 0,
             streaming: false,
             actions: VecDeque::new(),
@@ -324,86 +303,19 @@ impl Target {
         Err(Error::misbehaved("data came outside of the stream"))
     }
 
-    fn reach(&mut self, marker: &Marker, attempt: Option<u64>) -> Result<()> {
-        self.apply.marker(marker)?;
-        let before = self.apply.next_op();
-        self.markers.push_back(Reached {
-            id: marker.id,
-            before,
-            attempt,
-        });
-        Ok(())
-    }
-
-    fn on_final(&mut self, last: &Final) -> Result<()> {
-        self.must_stream()?;
-        if last.chunks != self.done_count {
-            let what = format!(
-                "the source counts {} chunks, {} are here",
-                last.chunks, self.done_count
-            );
-            return Err(Error::misbehaved(what));
-        }
-        self.reach(&last.marker, Some(last.attempt))?;
-        self.streaming = false;
-        Ok(())
-    }
-
     fn on_disk(&mut self, now: Micros, op: OpId, result: std::io::Result<()>) {
-        let flush = self
-            .flushing
-            .as_ref()
-            .is_some_and(|flushing| flushing.op == op);
         if let Err(e) = result {
-            if flush {
-                self.flushing = None;
-            }
+            self.markers.failed(op);
             self.apply.complete(op);
             let what = "the target's disk failed";
             let error = Error::io(ErrorKind::Disk, what, e);
+            self.setup_failed(op);
             self.fail(now, &error);
             return;
         }
-        if flush {
-            self.on_flushed(now);
-        } else {
+        if !self.on_marker_op(now, op) && !self.setup_went_on(op) {
             self.apply.complete(op);
         }
-    }
-
-    fn on_flushed(&mut self, now: Micros) {
-        let Some(flushing) = self.flushing.take() else {
-            return;
-        };
-        let Some((conn, hello)) = self.lanes.control.clone() else {
-            return;
-        };
-        if conn != flushing.conn {
-            return;
-        }
-        match flushing.marker.attempt {
-            None => {
-                let (marker, chunks) = (flushing.marker.id, flushing.chunks);
-                self.send(now, Message::Durable { marker, chunks });
-            }
-            Some(attempt) => self.prepare_for(attempt, &hello),
-        }
-    }
-
-    fn prepare_for(&mut self, attempt: u64, hello: &Hello) {
-        // Given up in the meantime: the stream goes on.
-        if self.streaming {
-            return;
-        }
-        let epoch = hello.epoch.saturating_add(1);
-        self.persist(
-            hello.disk,
-            State::Prepared {
-                session: hello.session,
-                attempt,
-                epoch,
-            },
-        );
     }
 
     fn persist(&mut self, disk: uuid::Uuid, state: State) {
@@ -426,6 +338,7 @@ impl Target {
                 session, attempt, ..
             } => self.on_prepared(now, session, attempt),
             State::Owner { .. } => self.takeover.recorded(),
+            State::Following { .. } => self.on_following(),
             State::Emptying { .. }
             | State::Receiving { .. }
             | State::Released { .. }
@@ -447,6 +360,17 @@ impl Target {
         }
     }
 
+    /// Into the disk or, when it follows, into its journal.
+    fn write(&self, op: DiskOp) -> TargetAction {
+        if self.writes_to_journal() {
+            return TargetAction::Journal(op.id, op.offset, op.content);
+        }
+        match op.content {
+            Content::Data(data) => TargetAction::Write(op.id, op.offset, data),
+            Content::Zeroes(len) => TargetAction::Zero(op.id, op.offset, len),
+        }
+    }
+
     /// Do whatever can be done now.
     fn pump(&mut self, now: Micros) {
         if self.timers.write_again.is_some_and(|t| now >= t) {
@@ -454,11 +378,9 @@ impl Target {
             self.actions
                 .extend(self.switch.again().map(TargetAction::Persist));
         }
-        while let Some(op) = self.apply.next() {
-            self.actions.push_back(match op.content {
-                Content::Data(data) => TargetAction::Write(op.id, op.offset, data),
-                Content::Zeroes(len) => TargetAction::Zero(op.id, op.offset, len),
-            });
+        while let Some(op) = self.next_write() {
+            let action = self.write(op);
+            self.actions.push_back(action);
         }
         let done = self.apply.take_done();
         self.done_count += done.len() as u64;
@@ -472,39 +394,6 @@ impl Target {
         self.pump_setup(now);
         self.pump_takeover(now);
         self.watch_the_clock(now);
-    }
-
-    /// Flush for the newest marker that was reached, if everything before it is in the disk.
-    fn pump_flush(&mut self, #[cfg(test)] now: Micros) {
-        if self.flushing.is_some() {
-            return;
-        }
-        let mut newest = None;
-        while let Some(marker) = self.markers.front() {
-            if !self.apply.reached(marker.before) {
-                break;
-            }
-            newest = self.markers.pop_front();
-        }
-        let (Some(marker), Some((conn, _))) = (newest, &self.lanes.control) else {
-            return;
-        };
-        let conn = *conn;
-        let op = self.apply.take_op();
-        #[cfg(test)]
-        if self.broken(super::Sabotage::DurableBeforeFlush) && marker.attempt.is_none() {
-            let (id, chunks) = (marker.id, self.done_count);
-            self.send(now, Message::Durable { marker: id, chunks });
-            return;
-        }
-        let chunks = self.done_count;
-        self.flushing = Some(Flushing {
-            op,
-            marker,
-            chunks,
-            conn,
-        });
-        self.actions.push_back(TargetAction::Flush(op));
     }
 
     fn watch_the_clock(&mut self, now: Micros) {

@@ -153,6 +153,7 @@ impl World {
             );
         }
         if *tapped {
+            self.keep_moment();
             self.hosts[host].tell_tap(&request.want);
         }
         match (&request.want, &op.doing) {

@@ -1,11 +1,12 @@
 //! Carries out what the machines ask for, and breaks what can break.
 
 use super::host::{Asked, Doing, Front, Machine, Op};
+use super::journal::JournalOp;
 use super::ledger::Promise;
 use super::network::{TO_SOURCE, TO_TARGET, through_the_codec};
 use super::world::{Event, SOURCE, TARGET, World};
 use crate::clock::Micros;
-use crate::session::{ConnId, SourceAction, SourceEvent, TargetAction, TargetEvent};
+use crate::session::{ConnId, OpId, SourceAction, SourceEvent, TargetAction, TargetEvent};
 use crate::wire::Message;
 
 impl World {
@@ -71,9 +72,11 @@ impl World {
             eprintln!("{:>10}   source: {action:?}", self.now.0);
         }
         match action {
-            SourceAction::Connect(conn, lane) => self.connect(conn, lane),
-            SourceAction::Close(conn) => self.close(conn, SOURCE),
-            SourceAction::Send(conn, message) => self.send(conn, TO_TARGET, &message),
+            SourceAction::Connect(conn, lane) => self.connect(self.outside(conn), lane),
+            SourceAction::Close(conn) => self.close(self.outside(conn), SOURCE),
+            SourceAction::Send(conn, message) => {
+                self.send(self.outside(conn), TO_TARGET, &message);
+            }
             SourceAction::AttachTap => {
                 self.hosts[SOURCE].tap.clone_from(&self.tracker);
                 let host = &mut self.hosts[SOURCE];
@@ -84,7 +87,10 @@ impl World {
                 host.attaching = Some(before.map(|(id, _)| *id).collect());
                 self.check_attached(SOURCE);
             }
-            SourceAction::DetachTap => self.hosts[SOURCE].tap = None,
+            SourceAction::DetachTap => {
+                self.keep_moment();
+                self.hosts[SOURCE].tap = None;
+            }
             SourceAction::Read(op, at, len) => {
                 let doing = Doing::Read(at, vec![0; len as usize]);
                 self.begin_op(SOURCE, Asked::Machine(op), doing);
@@ -142,6 +148,23 @@ impl World {
                 let mark = self.hosts[TARGET].disk.flush_mark();
                 self.begin_op(TARGET, Asked::Machine(op), Doing::Flush(mark));
             }
+            TargetAction::StartJournal { op, seq } => {
+                self.journal_op(op, JournalOp::Start(seq));
+            }
+            TargetAction::Journal(op, at, content) => {
+                self.journal_op(op, JournalOp::Append(at, content));
+            }
+            TargetAction::Mark { op, seq, sealed } => {
+                self.journal_op(op, JournalOp::Mark(seq, sealed, 0));
+                self.maybe_crash_soon();
+            }
+            TargetAction::Apply(op) => {
+                self.journal_op(op, JournalOp::Apply(0));
+                self.maybe_crash_soon();
+                if self.rng.percent(20) {
+                    self.check_replica();
+                }
+            }
             TargetAction::Persist(record) => {
                 let ok = self.calm() || !self.rng.percent(3);
                 self.step_op(TARGET, Doing::Persist(record, ok));
@@ -151,13 +174,28 @@ impl World {
         }
     }
 
+    /// Something is done to the journal: what is appended comes in the order in which it was asked for.
+    fn journal_op(&mut self, op: OpId, what: JournalOp) {
+        let appends = what.appends();
+        let before = if appends { self.appended_at } else { self.now };
+        let done = self.begin_op_after(TARGET, Asked::Machine(op), Doing::Journal(what), before);
+        if appends {
+            self.appended_at = done;
+        }
+    }
+
     /// A step that matters: crashes like to fall here.
     fn step_op(&mut self, host: usize, doing: Doing) {
         let marking = matches!(doing, Doing::Park(Some(_)));
+        let parking = matches!(doing, Doing::Park(_));
         self.begin_op(host, Asked::Step, doing);
         self.maybe_crash_soon();
+        // Short, and rare.
+        if parking {
+            self.maybe_crash_soon();
+        }
         // A user who thinks better of it at the last moment.
-        if marking && !self.calm() && self.rng.percent(10) {
+        if marking && !self.calm() && self.rng.percent(25) {
             let life = self.hosts[host].life;
             let span = Micros(self.rng.below(self.plan.op_time.0));
             self.after(span, Event::Cancel(life));
@@ -235,6 +273,18 @@ impl World {
         }
     }
 
+    /// A connection that the source at hand names so, by a name that no other source gives.
+    fn outside(&self, conn: ConnId) -> ConnId {
+        ConnId(self.sources << 32 | conn.0)
+    }
+
+    /// Tell the source at hand of one of its connections.
+    fn with_inside(&mut self, conn: ConnId, event: impl FnOnce(ConnId) -> SourceEvent) {
+        if conn.0 >> 32 == self.sources {
+            self.source_event(event(ConnId(conn.0 & 0xffff_ffff)));
+        }
+    }
+
     fn connect(&mut self, conn: ConnId, lane: u16) {
         let life = self.hosts[SOURCE].life;
         let span = Micros(self.rng.between(50, 2 * self.net.delay.0 + 60));
@@ -248,7 +298,7 @@ impl World {
 
     pub(super) fn conn_up(&mut self, conn: ConnId, life: u64) {
         if self.hosts[SOURCE].life == life && self.net.arrives(conn, TO_SOURCE) {
-            self.source_event(SourceEvent::Connected(conn));
+            self.with_inside(conn, SourceEvent::Connected);
         }
     }
 
@@ -275,7 +325,8 @@ impl World {
         }
         self.net.kill(conn);
         if host == SOURCE {
-            self.source_event(SourceEvent::Closed(conn, "the connection ended".into()));
+            let why = "the connection ended";
+            self.with_inside(conn, |conn| SourceEvent::Closed(conn, why.into()));
         } else {
             self.target_event(TargetEvent::Closed(conn));
         }
@@ -316,7 +367,7 @@ impl World {
         if way == TO_TARGET {
             self.target_event(TargetEvent::Message(conn, message));
         } else {
-            self.source_event(SourceEvent::Message(conn, message));
+            self.with_inside(conn, |conn| SourceEvent::Message(conn, message));
         }
     }
 
@@ -345,6 +396,7 @@ impl World {
         }
         let next = Micros(self.rng.between(5_000, 150_000));
         self.after(next, Event::Fault);
+        self.check_replica();
         match self.rng.below(10) {
             0..=2 if self.plan.cuts => {
                 let all: Vec<ConnId> = self.net.conns.keys().rev().take(4).copied().collect();
@@ -389,6 +441,9 @@ impl World {
             return;
         }
         self.stats.crashes += 1;
+        if host == SOURCE {
+            self.keep_moment();
+        }
         let doing = self.doing(host);
         self.stats.crashed_in.insert(doing);
         let state = &mut self.hosts[host];
@@ -401,10 +456,14 @@ impl World {
         let ops = std::mem::take(&mut state.ops);
         let waiting = std::mem::take(&mut state.waiting);
         let mut free: Vec<usize> = waiting.into_iter().map(|request| request.client).collect();
+        // What was to be appended ends somewhere, and nothing follows.
+        let mut ended = false;
         for (_, mut op) in ops {
-            while op.effects > 0 && self.rng.percent(50) {
+            let appends = matches!(&op.doing, Doing::Journal(op) if op.appends());
+            while op.effects > 0 && !(appends && ended) && self.rng.percent(50) {
                 self.hosts[host].effect(&mut op, &mut self.rng);
             }
+            ended |= appends && op.effects > 0;
             if let Asked::Client(request, ..) = &op.asked {
                 free.push(request.client);
             }
@@ -435,9 +494,14 @@ impl World {
 
     fn check_after_crash(&mut self, host: usize, power: bool) {
         let owner = self.owns(host);
+        let state = &mut self.hosts[host];
         if power {
-            self.hosts[host].disk.power_cut(&mut self.rng);
+            state.disk.power_cut(&mut self.rng);
+            state.journal.power_cut(&mut self.rng);
+        } else {
+            state.journal.cut_off();
         }
+        self.check_replica();
         if !owner {
             return;
         }
@@ -456,6 +520,7 @@ impl World {
         }
         if power && !untouched {
             self.ledger.restart_from(&now);
+            self.moments.forget();
         }
     }
 }

@@ -12,6 +12,7 @@ use vdisk::tap::{Change, WriteTap};
 use vdisk::units::GuestOffset;
 
 use super::disk::SimDisk;
+use super::journal::{JournalOp, SimJournal};
 use crate::record::Ownership;
 use crate::session::{OpId, Source, Target};
 use crate::tracker::Tracker;
@@ -66,6 +67,8 @@ pub(super) enum Doing {
     Park(Option<Mark>),
     /// With whether it reports success.
     Persist(Ownership, bool),
+    /// What is done to the journal; with how far it got.
+    Journal(JournalOp),
     Open(bool),
     Serve,
 }
@@ -104,6 +107,7 @@ pub(super) struct Host {
     /// Counts restarts: what was asked before means nothing after.
     pub(super) life: u64,
     pub(super) disk: SimDisk,
+    pub(super) journal: SimJournal,
     pub(super) image: bool,
     pub(super) mark: Option<Mark>,
     pub(super) record: Option<Ownership>,
@@ -122,6 +126,7 @@ impl Host {
             up: true,
             life: 0,
             disk: SimDisk::new(size),
+            journal: SimJournal::default(),
             image: false,
             mark: None,
             record: None,
@@ -195,6 +200,7 @@ impl Host {
                     self.mark = Some(Mark::Incomplete);
                 }
             }
+            Doing::Journal(op) => self.journal.effect(op, &mut self.disk),
             Doing::Serve => {}
         }
     }

@@ -1,5 +1,9 @@
 //! What the clients were promised, sector by sector. Must never be told anything by a machine.
 
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
 use super::disk::SECTOR;
 
 #[derive(Clone, Debug)]
@@ -101,6 +105,72 @@ impl Ledger {
     /// The power of the owner went: what is there now is all that counts.
     pub(super) fn restart_from(&mut self, content: &[u8]) {
         *self = Self::new(content);
+    }
+}
+
+/// What was acknowledged, and how many contents had been begun, sector by sector, at one moment.
+pub(super) type Moment = (Vec<usize>, Vec<usize>);
+
+impl Ledger {
+    fn moment(&self) -> Moment {
+        let begun = self.sectors.iter().map(|sector| sector.history.len());
+        (self.acked(), begun.collect())
+    }
+
+    /// Check that the power could have left `data` at that moment, had every write begun till then been on its way.
+    pub(super) fn check_moment(&self, data: &[u8], (acked, begun): &Moment) -> Result<(), String> {
+        for (i, content) in data.chunks(SECTOR).enumerate() {
+            let known = &self.sectors[i].history[acked[i]..begun[i]];
+            let found = tag(content);
+            if !found.is_some_and(|tag| known.contains(&tag)) {
+                return Err(format!(
+                    "sector {i}: holds {found:?}, it was one of {known:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The last moment before each number of a session was followed by the next.
+#[derive(Debug, Default)]
+pub(super) struct Moments {
+    session: Option<Uuid>,
+    kept: BTreeMap<u64, Moment>,
+}
+
+impl Moments {
+    /// A session begins to count.
+    pub(super) fn begin(&mut self, session: Uuid) {
+        *self = Self {
+            session: Some(session),
+            kept: BTreeMap::new(),
+        };
+    }
+
+    /// What the disk held counts no more.
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The next number is about to be given out; `last` was the last one.
+    pub(super) fn keep(&mut self, last: u64, ledger: &Ledger) {
+        self.kept.insert(last, ledger.moment());
+    }
+
+    /// That of a number of a session, `last` being the last one given out. 0 is none.
+    pub(super) fn at(
+        &self,
+        session: Uuid,
+        number: u64,
+        last: Option<u64>,
+        ledger: &Ledger,
+    ) -> Option<Moment> {
+        if self.session != Some(session) || number == 0 {
+            return None;
+        }
+        let now = || (last == Some(number)).then(|| ledger.moment());
+        self.kept.get(&number).cloned().or_else(now)
     }
 }
 

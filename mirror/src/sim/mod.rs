@@ -8,6 +8,7 @@
 //! | part | faults |
 //! |---|---|
 //! | disks | operations overlap and end in any order; a power cut keeps any subset of unflushed writes, sector by sector |
+//! | journal | what was not made durable is lost from any entry on; a crash between any two steps of carrying it over |
 //! | records, marks | a crash before, after or between effect and answer; a write that reports failure and may have happened |
 //! | link | delay, jitter, lanes overtaking each other, cuts of single lanes or all, silent death, partitions |
 //! | hosts | the process or the power of either side ends at any step, and comes back |
@@ -18,6 +19,8 @@
 //! * At every step: at most one side accepts writes, and at most one would after a restart.
 //! * At every read of a client: it sees every write acknowledged before.
 //! * After every power cut of the owner: everything acknowledged before a flush is there.
+//! * Whenever a host crashes while the target follows: what a promotion would serve is the source's disk as a crash could
+//!   have left it at the last consistent marker, nothing earlier and nothing later.
 //! * When the target begins to serve: its disk equals the source's, byte for byte and durably.
 //! * In the end, once the faults stop: the target owns and serves, nobody else does, and every
 //!   acknowledged write is there.
@@ -26,6 +29,7 @@ mod clients;
 mod disk;
 mod drive;
 mod host;
+mod journal;
 mod ledger;
 mod network;
 pub(crate) mod rng;

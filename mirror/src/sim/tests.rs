@@ -1,6 +1,6 @@
 //! The promises of a migration, each held against thousands of seeds.
 
-use super::world::{Stats, World};
+use super::world::{Aim, Stats, World};
 use crate::session::Sabotage;
 
 /// A number from the environment.
@@ -11,12 +11,12 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Run the first `count` seeds (`DISKFERRY_SEEDS` of them), or the one that `DISKFERRY_SEED` names.
-fn run(count: u64) -> Stats {
+fn run(count: u64, aim: Aim) -> Stats {
     let count = number("DISKFERRY_SEEDS").unwrap_or(count);
     let seeds = number("DISKFERRY_SEED").map_or(0..count, |seed| seed..seed + 1);
     let mut total = Stats::default();
     for seed in seeds {
-        let (stats, result) = World::new(seed, None).run();
+        let (stats, result) = World::new(seed, None, aim).run();
         if let Err(e) = result {
             panic!("seed {seed} (run it alone with DISKFERRY_SEED={seed}): {e}");
         }
@@ -28,6 +28,8 @@ fn run(count: u64) -> Stats {
         total.given_up += stats.given_up;
         total.fallen_back += stats.fallen_back;
         total.steps += stats.steps;
+        total.replicas += stats.replicas;
+        total.replayed += stats.replayed;
         total.crashed_in.extend(stats.crashed_in);
     }
     println!("{total:?}");
@@ -36,7 +38,7 @@ fn run(count: u64) -> Stats {
 
 #[test]
 fn no_fault_ever_makes_two_owners_or_loses_a_write() {
-    let total = run(5000);
+    let total = run(5000, Aim::TakeOver);
     if number("DISKFERRY_SEED").is_some() || number("DISKFERRY_SEEDS").is_some() {
         return;
     }
@@ -70,11 +72,24 @@ fn no_fault_ever_makes_two_owners_or_loses_a_write() {
     assert!(total.cuts > 5000 && total.given_up > 1000 && total.fallen_back > 10_000);
 }
 
+#[test]
+fn a_target_that_follows_holds_what_a_crash_of_the_source_could_have_left_at_the_last_consistent_marker()
+ {
+    let total = run(2500, Aim::Follow);
+    if number("DISKFERRY_SEED").is_some() || number("DISKFERRY_SEEDS").is_some() {
+        return;
+    }
+    for doing in ["source Owner", "target Receiving", "target Following"] {
+        assert!(total.crashed_in.contains(doing), "no crash in: {doing}");
+    }
+    assert!(total.replicas > 5000 && total.replayed > 1500);
+}
+
 /// Some seed notices that the rule is broken.
-fn is_noticed(rule: Sabotage) {
+fn is_noticed(rule: Sabotage, aim: Aim) {
     let noticed = (0..3000).find_map(|seed| {
         // Running into the time limit would be noticing nothing.
-        let noticed = World::new(seed, Some(rule)).run().1.err();
+        let noticed = World::new(seed, Some(rule), aim).run().1.err();
         noticed.filter(|e| !e.contains("no end")).map(|e| (seed, e))
     });
     println!("{rule:?} noticed: {noticed:?}");
@@ -83,18 +98,26 @@ fn is_noticed(rule: Sabotage) {
 
 #[test]
 fn the_simulation_notices_broken_rules_of_ownership() {
-    is_noticed(Sabotage::GrantBeforeRecord);
-    is_noticed(Sabotage::GiveUpTooLate);
-    is_noticed(Sabotage::ServeUngranted);
+    is_noticed(Sabotage::GrantBeforeRecord, Aim::TakeOver);
+    is_noticed(Sabotage::GiveUpTooLate, Aim::TakeOver);
+    is_noticed(Sabotage::ServeUngranted, Aim::TakeOver);
 }
 
 #[test]
 fn the_simulation_notices_broken_rules_of_the_data() {
-    is_noticed(Sabotage::ForgetChunksEarly);
-    is_noticed(Sabotage::ForgetChunksOnTheWay);
-    is_noticed(Sabotage::LateBase);
-    is_noticed(Sabotage::ChunksOverRecords);
-    is_noticed(Sabotage::RecordsOverChunks);
-    is_noticed(Sabotage::DurableBeforeFlush);
-    is_noticed(Sabotage::KeepOldDisk);
+    is_noticed(Sabotage::ForgetChunksEarly, Aim::TakeOver);
+    is_noticed(Sabotage::ForgetChunksOnTheWay, Aim::TakeOver);
+    is_noticed(Sabotage::LateBase, Aim::TakeOver);
+    is_noticed(Sabotage::ChunksOverRecords, Aim::TakeOver);
+    is_noticed(Sabotage::RecordsOverChunks, Aim::TakeOver);
+    is_noticed(Sabotage::DurableBeforeFlush, Aim::TakeOver);
+    is_noticed(Sabotage::KeepOldDisk, Aim::TakeOver);
+}
+
+#[test]
+fn the_simulation_notices_broken_rules_of_a_disk_that_follows() {
+    is_noticed(Sabotage::ConsistentTooEarly, Aim::TakeOver);
+    is_noticed(Sabotage::ChunksOvertakeMarkers, Aim::Follow);
+    is_noticed(Sabotage::SealTooLate, Aim::Follow);
+    is_noticed(Sabotage::PastTheJournal, Aim::Follow);
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::clients::Client;
 use super::host::{Asked, Doing, Front, Host, Machine, Op, Request};
-use super::ledger::{Ledger, Promise};
+use super::ledger::{Ledger, Moments, Promise};
 use super::network::Network;
 use super::rng::Rng;
 use crate::clock::Micros;
@@ -23,11 +23,19 @@ use crate::wire::{DiskDescription, DiskFormat, Message};
 pub(super) const SOURCE: usize = 0;
 pub(super) const TARGET: usize = 1;
 
+/// What is wanted of the target before the faults end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aim {
+    TakeOver,
+    Follow,
+}
+
 /// What a run is made of.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) size: usize,
     pub(super) think: Micros,
+    pub(super) aim: Aim,
     pub(super) op_time: Micros,
     /// Faults of the link, crashes of processes, of power.
     pub(super) cuts: bool,
@@ -69,6 +77,9 @@ pub(super) struct Stats {
     pub(super) given_up: u64,
     pub(super) fallen_back: u64,
     pub(super) steps: u64,
+    /// How often the target followed and a promotion was held against the promise; of those, with something to carry over.
+    pub(super) replicas: u64,
+    pub(super) replayed: u64,
     /// Attempts undone long after the last fault.
     pub(super) undone_in_calm: u64,
     /// What the crashed hosts were doing.
@@ -91,13 +102,18 @@ pub(super) struct World {
     /// The tap of the session at hand, and how often the target began to serve.
     pub(super) tracker: Option<Arc<Tracker>>,
     pub(super) served: u64,
+    pub(super) moments: Moments,
+    /// How many sources there were.
+    pub(super) sources: u64,
+    /// When the last step that appends to the journal happens.
+    pub(super) appended_at: Micros,
     pub(super) trace: bool,
 }
 
 impl World {
-    pub(super) fn new(seed: u64, sabotage: Option<Sabotage>) -> Self {
+    pub(super) fn new(seed: u64, sabotage: Option<Sabotage>, aim: Aim) -> Self {
         let mut rng = Rng::new(seed);
-        let plan = Plan::from_seed(&mut rng, sabotage);
+        let plan = Plan::from_seed(&mut rng, sabotage, aim);
         let net = Network::new(Micros([100, 1000, 8000][rng.below(3) as usize]));
         // Shorter than a few round trips and every attempt is given up.
         let patience = plan.config.give_up_after.max(Micros(net.delay.0 * 60));
@@ -137,6 +153,9 @@ impl World {
             failed: None,
             tracker: None,
             served: 0,
+            moments: Moments::default(),
+            sources: 0,
+            appended_at: Micros(0),
             trace: std::env::var_os("DISKFERRY_TRACE").is_some(),
         };
         for client in 0..3 {
@@ -276,6 +295,37 @@ impl World {
         }
     }
 
+    /// The last number is about to be followed by another, or by none.
+    pub(super) fn keep_moment(&mut self) {
+        if let Some(tracker) = &self.hosts[SOURCE].tap {
+            self.moments.keep(tracker.figures().seq, &self.ledger);
+        }
+    }
+
+    /// The target follows: what a promotion would serve, if the source were lost now and the power here went.
+    pub(super) fn check_replica(&mut self) {
+        let target = &self.hosts[TARGET];
+        let Some(State::Following { session, .. }) = target.record.as_ref().map(|r| &r.state)
+        else {
+            return;
+        };
+        let (mut disk, mut journal) = (target.disk.clone(), target.journal.clone());
+        if target.up {
+            disk.power_cut(&mut self.rng);
+            journal.power_cut(&mut self.rng);
+        }
+        let (content, seq) = journal.promoted(&disk.now);
+        let last = self.tracker.as_ref().map(|tracker| tracker.figures().seq);
+        let Some(moment) = self.moments.at(*session, seq, last, &self.ledger) else {
+            return;
+        };
+        self.stats.replicas += 1;
+        self.stats.replayed += u64::from(content != disk.now);
+        if let Err(e) = self.ledger.check_moment(&content, &moment) {
+            self.failure(&format!("a promotion at number {seq}: {e}"));
+        }
+    }
+
     /// The target begins to serve.
     pub(super) fn check_takeover(&mut self) {
         self.served += 1;
@@ -301,17 +351,31 @@ impl World {
 
     /// Begin an operation on a host's disk.
     pub(super) fn begin_op(&mut self, host: usize, asked: Asked, doing: Doing) {
+        self.begin_op_after(host, asked, doing, self.now);
+    }
+
+    /// Begin an operation of which nothing happens before `not_before`; when its first step does.
+    pub(super) fn begin_op_after(
+        &mut self,
+        host: usize,
+        asked: Asked,
+        doing: Doing,
+        not_before: Micros,
+    ) -> Micros {
         let effects = match &doing {
             Doing::Read(..) => 2,
             Doing::Persist(_, ok) => u8::from(*ok || self.rng.percent(50)),
+            Doing::Journal(op) => op.steps(),
             _ => 1,
         };
         self.count += 1;
         let id = self.count;
         let life = self.hosts[host].life;
-        let mut span = 0;
+        let mut span = not_before.since(self.now).0;
+        let mut first = None;
         for _ in 0..effects {
             span += self.rng.below(self.plan.op_time.0) + 1;
+            first = first.or(Some(self.now + Micros(span)));
             self.after(Micros(span), Event::Effect(host, life, id));
         }
         span += self.rng.below(self.plan.op_time.0) + 1;
@@ -324,6 +388,7 @@ impl World {
                 effects,
             },
         );
+        first.unwrap_or(self.now)
     }
 
     fn op_effect(&mut self, host: usize, life: u64, id: u64) {
@@ -370,7 +435,7 @@ impl World {
                 return;
             }
             let ready = matches!(progress.stage, Stage::Copying | Stage::Synced);
-            if ready && (self.calm() || self.rng.percent(30)) {
+            if ready && (self.calm() || (self.plan.aim == Aim::TakeOver && self.rng.percent(30))) {
                 let patient = Micros(self.plan.config.give_up_after.0 / 3);
                 let max_pause = if self.calm() {
                     patient
@@ -395,6 +460,7 @@ impl World {
             Some(Sabotage::KeepOldDisk) => Uuid::from_u128(100),
             _ => Uuid::from_u128(100 + u128::from(self.stats.sessions)),
         };
+        let session = config.session;
         let tracker = Arc::new(Tracker::new(self.plan.size as u64, config.limits.queue));
         let Some(record) = self.hosts[SOURCE].record.clone() else {
             return;
@@ -402,6 +468,8 @@ impl World {
         match Source::new(config, &record, Arc::clone(&tracker)) {
             Ok(source) => {
                 self.tracker = Some(tracker);
+                self.sources += 1;
+                self.moments.begin(session);
                 self.hosts[SOURCE].machine = Machine::Source(Box::new(source));
                 self.source_event(SourceEvent::Tick);
                 self.arm(SOURCE);
@@ -440,6 +508,7 @@ impl World {
                     self.failure("cannot resume the handover");
                     return;
                 };
+                self.sources += 1;
                 self.hosts[host].machine = Machine::Source(Box::new(source));
                 self.source_event(SourceEvent::Tick);
                 self.arm(SOURCE);
@@ -456,7 +525,8 @@ impl World {
 }
 
 impl Plan {
-    fn from_seed(rng: &mut Rng, sabotage: Option<Sabotage>) -> Self {
+    fn from_seed(rng: &mut Rng, sabotage: Option<Sabotage>, aim: Aim) -> Self {
+        let follow = aim == Aim::Follow;
         let size = 24 * 4096 + 1024;
         let description = DiskDescription {
             name: "disk".into(),
@@ -473,6 +543,12 @@ impl Plan {
         config.limits.window = [8 << 10, 40 << 10, 1 << 20][rng.below(3) as usize];
         config.limits.queue = [0, 6 << 10, 40 << 10, 1 << 20][rng.below(4) as usize];
         config.limits.marker_every = Micros([2_000, 20_000, 100_000][rng.below(3) as usize]);
+        config.automatic = rng.percent(10);
+        if follow {
+            config.automatic = false;
+            config.limits.window = 1 << 20;
+            config.limits.queue = [12 << 10, 1 << 20][rng.below(2) as usize];
+        }
         config.give_up_after = Micros::from_millis([150, 400, 2000][rng.below(3) as usize]);
         config.sabotage = sabotage;
         let kind = rng.below(5);
@@ -480,7 +556,14 @@ impl Plan {
         let (low, high) = spans[rng.below(3) as usize];
         Self {
             size,
-            think: Micros([1_500, 6_000, 30_000][rng.below(3) as usize]),
+            think: Micros(
+                [1_500, 6_000, 30_000][if follow {
+                    1 + rng.below(2)
+                } else {
+                    rng.below(3)
+                } as usize],
+            ),
+            aim,
             op_time: Micros([60, 400, 1_500][rng.below(3) as usize]),
             cuts: kind != 0,
             crashes: kind >= 2,

@@ -70,6 +70,11 @@ pub fn verdict(record: Option<&Ownership>, mark: Option<Mark>) -> Verdict {
         State::Emptying { .. } | State::Receiving { .. } => Verdict::Refuse(
             "the disk is the incomplete target of a migration; let the source finish it".into(),
         ),
+        State::Following { .. } => Verdict::Refuse(
+            "the disk follows another one through a migration and is not its own; let the source finish it, or, if \
+             the source is lost for good, `receive --promote-at-last-epoch`"
+                .into(),
+        ),
         State::Prepared { .. } => Verdict::Refuse(
             "the disk is complete but the source has not handed it over yet; let the two hosts \
              reach each other, or override if the source is lost for good"

@@ -393,6 +393,7 @@ fn marker(r: &mut Reader) -> Result<Marker, DecodeError> {
         count: r.u64("record count")?,
         floor: r.u64("floor")?,
         digest: r.array::<32>("digest")?,
+        consistent: r.flag("consistent")?,
     })
 }
 

@@ -209,6 +209,7 @@ fn put_marker(out: &mut BytesMut, marker: &Marker) {
     out.put_u64_le(marker.count);
     out.put_u64_le(marker.floor);
     out.put_slice(&marker.digest);
+    out.put_u8(u8::from(marker.consistent));
 }
 
 fn put_final(out: &mut BytesMut, last: &Final) -> u8 {

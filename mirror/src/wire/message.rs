@@ -156,6 +156,8 @@ pub struct Marker {
     pub digest: [u8; 32],
     /// No chunk with a smaller base follows.
     pub floor: u64,
+    /// With all that came before, the target has the source's disk as it was when `seq` was the last number given out.
+    pub consistent: bool,
 }
 
 /// The last marker of an attempt to switch over: nothing follows unless the attempt is aborted.

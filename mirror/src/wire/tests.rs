@@ -49,13 +49,15 @@ fn marker() -> impl Strategy<Value = Marker> {
         any::<u64>(),
         any::<u64>(),
         any::<[u8; 32]>(),
+        any::<bool>(),
     )
-        .prop_map(|(id, seq, count, floor, digest)| Marker {
+        .prop_map(|(id, seq, count, floor, digest, consistent)| Marker {
             id,
             seq,
             count,
             digest,
             floor,
+            consistent,
         })
 }
 

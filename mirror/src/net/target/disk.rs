@@ -13,8 +13,10 @@ use tokio::task::JoinSet;
 use vdisk::engine::Mark;
 
 use super::{Arrival, Entry, Router, joined};
-use crate::files::RecordStore;
+use crate::files::{RecordStore, journal_paths};
+use crate::journal::{self as form, Head};
 use crate::net::Clock;
+use crate::net::journal::{self, Ask, Journal};
 use crate::net::lane::{Heard, INBOX, Inbox, Lane};
 use crate::net::port::{DiskPort, Done};
 use crate::record::{Ownership, State};
@@ -41,6 +43,7 @@ pub(super) struct DiskTask {
     machine: Target,
     clock: Clock,
     port: Option<Arc<dyn DiskPort>>,
+    journal: Journal,
     lanes: BTreeMap<ConnId, Lane>,
     closing: JoinSet<()>,
     /// What the machine has asked for and has no answer to.
@@ -55,7 +58,9 @@ impl DiskTask {
         (name, store): (String, RecordStore),
         machine: Target,
     ) -> Self {
+        let journal = Journal::new(journal_paths(store.path()));
         Self {
+            journal,
             router,
             entry: entry.clone(),
             name,
@@ -72,6 +77,9 @@ impl DiskTask {
 
     pub(super) async fn run(mut self, mut incoming: mpsc::UnboundedReceiver<Happened>) {
         let (inbox, mut heard) = mpsc::channel(INBOX);
+        if let Some(State::Following { session, .. }) = self.machine.record().map(|r| &r.state) {
+            self.journal.ask(Ask::Open(*session));
+        }
         self.handle(TargetEvent::Tick);
         loop {
             let span = self
@@ -231,6 +239,25 @@ impl DiskTask {
                 self.with_port(op, |port, done| port.zero(offset, len, done));
             }
             TargetAction::Flush(op) => self.with_port(op, <dyn DiskPort>::flush),
+            TargetAction::StartJournal { op, seq } => {
+                let session = self.session();
+                let filling = 1;
+                #[rustfmt::skip]
+                let head = Head { session, filling, seq };
+                let done = self.tell(move |result| TargetEvent::Disk(op, result));
+                self.journal.ask(Ask::Start(head, done));
+            }
+            TargetAction::Journal(op, offset, content) => {
+                self.written.fetch_add(content.held(), Ordering::Relaxed);
+                let done = self.tell(move |result| TargetEvent::Disk(op, result));
+                let entry = form::Entry::Change { offset, content };
+                self.journal.ask(Ask::Append(entry, done));
+            }
+            TargetAction::Mark { op, seq, sealed } => {
+                let done = self.tell(move |result| TargetEvent::Disk(op, result));
+                self.journal.ask(Ask::Mark { seq, sealed, done });
+            }
+            TargetAction::Apply(op) => self.apply(op),
             TargetAction::Persist(record) => {
                 tracing::debug!("{}: recording {:?}", self.name, record.state);
                 let done = self.tell(TargetEvent::Persisted);
@@ -256,6 +283,29 @@ impl DiskTask {
         let done = self.tell(move |result| TargetEvent::Disk(op, result));
         match &self.port {
             Some(port) => call(port.as_ref(), done),
+            None => done(Err(io::Error::other("the disk is not open"))),
+        }
+    }
+
+    /// The session that the durable record names.
+    fn session(&self) -> uuid::Uuid {
+        match self.machine.record().map(|record| &record.state) {
+            Some(
+                State::Receiving { session, .. }
+                | State::Following { session, .. }
+                | State::Prepared { session, .. },
+            ) => *session,
+            _ => uuid::Uuid::nil(),
+        }
+    }
+
+    fn apply(&mut self, op: OpId) {
+        let done = self.tell(move |result| TargetEvent::Disk(op, result));
+        match &self.port {
+            Some(port) => {
+                let port = Arc::clone(port);
+                self.journal.ask(Ask::Apply(self.session(), port, done));
+            }
             None => done(Err(io::Error::other("the disk is not open"))),
         }
     }
@@ -302,6 +352,7 @@ impl DiskTask {
                 };
             };
             let port = if fresh {
+                journal::remove(&journal_paths(&host.record_path(name)))?;
                 host.create(&description)?
             } else {
                 host.open(name)?
@@ -320,9 +371,17 @@ impl DiskTask {
     }
 
     fn serve(&mut self) {
-        let serve = |router: &Router, name: &str| match router.host.served(name) {
-            Some(address) => Ok(address),
-            None => router.host.serve(name),
+        let serve = |router: &Router, name: &str| {
+            let host = &router.host;
+            let address = match host.served(name) {
+                Some(address) => address,
+                None => host.serve(name)?,
+            };
+            // Nothing follows any more; what is left of a journal is in the disk.
+            if let Err(e) = journal::remove(&journal_paths(&host.record_path(name))) {
+                tracing::warn!("{name}: its journal is left behind: {e}");
+            }
+            Ok(address)
         };
         self.ask_host(serve, Happened::Served);
     }
@@ -335,6 +394,7 @@ fn state_name(record: &Ownership) -> &'static str {
         State::Bound { .. } => "bound",
         State::Emptying { .. } => "emptying",
         State::Receiving { .. } => "receiving",
+        State::Following { .. } => "following",
         State::Prepared { .. } => "prepared",
     }
 }

@@ -97,7 +97,7 @@ impl Source {
             return;
         }
         let floor = self.copy.floor();
-        let marker = self.stream.marker(now, &self.tracker, floor);
+        let marker = self.marker(now, floor);
         let chunks = self.copy.done_count();
         let attempt = self.switch.attempt();
         self.local.final_sent = true;

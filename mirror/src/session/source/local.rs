@@ -31,7 +31,8 @@ impl Source {
         } else {
             None
         };
-        match (self.copy.read_done(op, data, conn), conn) {
+        let last = self.tracker.figures().seq;
+        match (self.copy.read_done(op, data, conn, last), conn) {
             (Some(chunk), Some(conn)) => {
                 #[cfg(test)]
                 let chunk = self.late_base(chunk);

@@ -254,14 +254,17 @@ impl Applier {
         Ok(())
     }
 
-    /// The next operation that may run now.
-    pub(super) fn next(&mut self) -> Option<DiskOp> {
+    /// The next operation that may run now, of those before `limit`.
+    pub(super) fn next(&mut self, limit: Option<OpId>) -> Option<DiskOp> {
         let bytes: u64 = self.running.values().map(|op| op.content.held()).sum();
         if self.running.len() >= MOST_RUNNING || bytes >= MOST_RUNNING_BYTES {
             return None;
         }
         let at = (0..self.waiting.len().min(LOOK_AHEAD)).find(|at| {
             self.waiting.get(*at).is_some_and(|op| {
+                if limit.is_some_and(|limit| op.id >= limit) {
+                    return false;
+                }
                 let earlier = self.waiting.iter().take(*at);
                 !self
                     .running

@@ -4,7 +4,8 @@
 //! Must never let a session's record be durable before the disk it speaks of is empty or its own.
 
 use super::{
-    ConnId, Error, ErrorKind, Hello, Message, Micros, Result, Standing, State, Target, TargetAction,
+    ConnId, Error, ErrorKind, Hello, Message, Micros, OpId, Result, Standing, State, Target,
+    TargetAction,
 };
 use crate::wire::Begin;
 
@@ -19,6 +20,8 @@ enum Step {
     Emptying,
     /// The image is created or opened.
     Opening,
+    /// What is sealed in the journal is carried over, or a journal is made, for a disk that is as the source's was.
+    Following,
     /// The record says whose data the disk holds.
     Recording,
 }
@@ -30,6 +33,8 @@ pub(super) struct Setup {
     begin: Option<(Hello, Begin)>,
     /// A step's action is under way.
     asked: bool,
+    /// That of the step Following.
+    op: Option<OpId>,
     /// A greeting that waits until nothing is half-way.
     waiting: Option<(ConnId, Hello)>,
     /// Whether the image is open, and for which session.
@@ -125,7 +130,7 @@ impl Target {
         let Some((hello, begin)) = self.setup.begin.clone() else {
             return;
         };
-        if self.setup.step == Step::Quieting && self.apply.is_still() && self.flushing.is_none() {
+        if self.setup.step == Step::Quieting && self.apply.is_still() && self.markers.is_still() {
             self.setup.step = if begin.fresh {
                 Step::Emptying
             } else {
@@ -142,7 +147,7 @@ impl Target {
         }
         if self.setup.step == Step::Opening && !self.setup.asked {
             if !begin.fresh && self.setup.open_for == Some(session) {
-                self.setup.step = Step::Recording;
+                self.setup.step = Step::Following;
             } else {
                 self.setup.asked = true;
                 let description = Some(hello.description.clone());
@@ -152,12 +157,64 @@ impl Target {
                 });
             }
         }
-        if self.setup.step == Step::Recording
-            && self.wrote(&hello, &State::Receiving { session, epoch })
-        {
+        self.pump_following();
+        let following = self.follows();
+        let state = if following {
+            State::Following { session, epoch }
+        } else {
+            State::Receiving { session, epoch }
+        };
+        if self.setup.step == Step::Recording && self.wrote(&hello, &state) {
             self.setup.step = Step::Idle;
             self.setup.begin = None;
+            self.markers.begin(following);
             self.begun(now, &hello, begin);
+        }
+    }
+
+    /// Whether the disk is as the source's was at a moment, but for what is in the journal.
+    fn follows(&self) -> bool {
+        let state = self.switch.state();
+        matches!(
+            state,
+            Some(State::Following { .. } | State::Prepared { .. })
+        )
+    }
+
+    /// Have the journal ready for a disk that follows.
+    fn pump_following(&mut self) {
+        if self.setup.step != Step::Following || self.setup.op.is_some() {
+            return;
+        }
+        let op = match self.switch.state() {
+            // A crash may have come between sealing and carrying over.
+            Some(State::Following { .. }) => TargetAction::Apply,
+            // What was final is in the disk: a new journal follows it.
+            Some(State::Prepared { .. }) => |op| TargetAction::StartJournal { op, seq: 0 },
+            _ => {
+                self.setup.step = Step::Recording;
+                return;
+            }
+        };
+        let id = self.apply.take_op();
+        self.setup.op = Some(id);
+        self.actions.push_back(op(id));
+    }
+
+    /// An operation ended well; whether it was the one of the setup.
+    pub(super) fn setup_went_on(&mut self, op: OpId) -> bool {
+        let own = self.setup.op.take_if(|own| *own == op).is_some();
+        if own {
+            self.setup.step = Step::Recording;
+        }
+        own
+    }
+
+    /// An operation failed: if it was the one of the setup, that is over.
+    pub(super) fn setup_failed(&mut self, op: OpId) {
+        if self.setup.op.take_if(|own| *own == op).is_some() {
+            self.setup.step = Step::Idle;
+            self.setup.begin = None;
         }
     }
 
@@ -205,7 +262,7 @@ impl Target {
             Ok(()) => {
                 self.setup.open_for = Some(hello.session);
                 self.apply.set_size(hello.description.size);
-                self.setup.step = Step::Recording;
+                self.setup.step = Step::Following;
             }
             Err(e) => {
                 self.setup.open_for = None;

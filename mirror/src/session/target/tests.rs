@@ -83,6 +83,19 @@ fn record(seq: u64, offset: u64) -> Record {
     }
 }
 
+/// A consistent marker after no record.
+fn empty_marker(id: u64) -> Marker {
+    let (digest, count) = StreamDigest::default().finish();
+    Marker {
+        id,
+        seq: 0,
+        count,
+        digest,
+        floor: 0,
+        consistent: true,
+    }
+}
+
 fn fails(actions: &[TargetAction]) -> bool {
     actions
         .iter()
@@ -113,6 +126,7 @@ fn damage_on_the_way_ends_the_session_loudly() {
         count,
         digest,
         floor: 1,
+        consistent: false,
     };
     assert!(fails(&say(&mut target, CONTROL, Message::Marker(marker))));
 }
@@ -196,14 +210,7 @@ fn a_grant_for_an_attempt_it_is_not_prepared_for_is_not_taken() {
         )
         .is_empty()
     );
-    let (digest, count) = StreamDigest::default().finish();
-    let marker = Marker {
-        id: 1,
-        seq: 0,
-        count,
-        digest,
-        floor: 0,
-    };
+    let marker = empty_marker(1);
     let last = Final {
         attempt: 3,
         chunks: 0,
@@ -275,15 +282,51 @@ fn a_failing_disk_ends_the_session_and_a_new_one_may_begin_from_an_empty_disk() 
     ));
 }
 
+#[test]
+fn nothing_that_follows_a_consistent_marker_is_written_before_the_disk_is_called_consistent() {
+    let mut target = streaming();
+    let flush = say(&mut target, CONTROL, Message::Marker(empty_marker(1)));
+    let [TargetAction::Flush(flush)] = flush[..] else {
+        panic!("{flush:?}")
+    };
+    assert!(say(&mut target, CONTROL, Message::Record(record(1, 0))).is_empty());
+    let durable = tell(&mut target, TargetEvent::Disk(flush, Ok(())));
+    let [
+        TargetAction::Send(_, Message::Durable { marker: 1, .. }),
+        TargetAction::StartJournal { op, seq: 0 },
+    ] = durable[..]
+    else {
+        panic!("{durable:?}")
+    };
+    assert!(say(&mut target, CONTROL, Message::Record(record(2, 0))).is_empty());
+    let recorded = tell(&mut target, TargetEvent::Disk(op, Ok(())));
+    assert!(matches!(&recorded[..], [TargetAction::Persist(r)]
+        if matches!(r.state, State::Following { .. })));
+    let journal = tell(&mut target, TargetEvent::Persisted(Ok(())));
+    // They overlap, so the second waits for the first.
+    let [TargetAction::Journal(op, 0, _)] = journal[..] else {
+        panic!("{journal:?}")
+    };
+    let next = tell(&mut target, TargetEvent::Disk(op, Ok(())));
+    assert!(
+        matches!(next[..], [TargetAction::Journal(_, 0, _)]),
+        "{next:?}"
+    );
+}
+
 /// Carry out what it asks for at once, and go on until it asks for nothing.
 fn oblige(target: &mut Target, first: Vec<TargetAction>) {
     let mut actions: VecDeque<TargetAction> = first.into();
     while let Some(action) = actions.pop_front() {
         let event = match action {
             TargetAction::Open { .. } => TargetEvent::Opened(Ok(())),
-            TargetAction::Write(op, ..) | TargetAction::Zero(op, ..) | TargetAction::Flush(op) => {
-                TargetEvent::Disk(op, Ok(()))
-            }
+            TargetAction::Write(op, ..)
+            | TargetAction::Zero(op, ..)
+            | TargetAction::Flush(op)
+            | TargetAction::StartJournal { op, .. }
+            | TargetAction::Journal(op, ..)
+            | TargetAction::Mark { op, .. }
+            | TargetAction::Apply(op) => TargetEvent::Disk(op, Ok(())),
             TargetAction::Persist(_) => TargetEvent::Persisted(Ok(())),
             TargetAction::Park(_) => TargetEvent::Parked(Ok(())),
             TargetAction::Serve => TargetEvent::Serving(Ok("a".into())),

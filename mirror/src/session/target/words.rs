@@ -5,7 +5,7 @@ use vdisk::engine::Mark;
 
 use crate::record::Ownership;
 use crate::session::{ConnId, OpId};
-use crate::wire::{DiskDescription, Message};
+use crate::wire::{Content, DiskDescription, Message};
 
 /// What a target offers.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub enum TargetEvent {
     Closed(ConnId),
     /// The disk is open as asked.
     Opened(std::io::Result<()>),
-    /// A write, zeroing or flush ended.
+    /// An operation with that name ended.
     Disk(OpId, std::io::Result<()>),
     /// The record is durable; on failure it may or may not be.
     Persisted(std::io::Result<()>),
@@ -71,6 +71,28 @@ pub enum TargetAction {
     Zero(OpId, u64, u64),
     /// Make every write that ended durable.
     Flush(OpId),
+    /// Make an empty journal for the disk, durably, in place of one that may be there: the disk is now as the source's
+    /// was when `seq` was the last number given out.
+    StartJournal {
+        /// The operation.
+        op: OpId,
+        /// The number; 0 when it is not known any more.
+        seq: u64,
+    },
+    /// Append a change to the journal, after all that was appended before.
+    Journal(OpId, u64, Content),
+    /// Append a marker to the journal and make everything before it durable.
+    Mark {
+        /// The operation.
+        op: OpId,
+        /// The last number given out before it.
+        seq: u64,
+        /// With everything before it the disk is as the source's was: it may be carried over.
+        sealed: bool,
+    },
+    /// Open the journal if it is not open, without what came after its last marker; write what is sealed into the disk in
+    /// the order of the journal, flush the disk, and take it out of the journal, durably. May be done again after a crash.
+    Apply(OpId),
     /// Make this the disk's durable ownership record.
     Persist(Ownership),
     /// Flush, close the image cleanly and leave this mark in it.

@@ -1,0 +1,413 @@
+//! The journal's two files: filled by one thread, carried over into the disk by another.
+//!
+//! What is appended is answered once it is with the kernel, a marker once it is durable. A sequence of plain writes and a
+//! flush now and then: a ring would save nothing here. Must never carry anything over that is not durable in the journal,
+//! and never fill a file again before what it held is durable in the disk.
+
+mod carry;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use uuid::Uuid;
+
+use self::carry::{Entries, carry_over};
+use super::port::{DiskPort, Done};
+use crate::journal::{Entry, Head};
+
+/// What has collected is written at this many bytes at the latest.
+const BATCH: usize = 1 << 20;
+/// How long a journal may be in use by others before that is an error.
+const LET_GO_WITHIN: Duration = Duration::from_secs(2);
+
+/// What is asked of the journal; the answers come on its threads.
+pub(super) enum Ask {
+    Start(Head, Done),
+    /// Open what is there, so that nobody else does.
+    Open(Uuid),
+    Append(Entry, Done),
+    Mark {
+        seq: u64,
+        sealed: bool,
+        done: Done,
+    },
+    Apply(Uuid, Arc<dyn DiskPort>, Done),
+}
+
+impl Ask {
+    fn refuse(self, e: io::Error) {
+        match self {
+            Self::Start(_, done)
+            | Self::Append(_, done)
+            | Self::Apply(_, _, done)
+            | Self::Mark { done, .. } => done(Err(e)),
+            Self::Open(_) => {}
+        }
+    }
+}
+
+/// The thread that fills a journal. It ends when this is dropped and everything asked for is done.
+#[derive(Debug)]
+pub(super) struct Journal {
+    asks: Sender<Ask>,
+}
+
+impl Journal {
+    /// That of the files at `paths`, which need not exist.
+    pub(super) fn new(paths: [PathBuf; 2]) -> Self {
+        let (asks, asked) = channel();
+        let filler = Filler {
+            paths,
+            open: None,
+            batch: Vec::new(),
+            appended: Vec::new(),
+        };
+        let thread = thread::Builder::new().name("mirror-journal".into());
+        if let Err(e) = thread.spawn(move || filler.run(&asked)) {
+            tracing::error!("cannot start the thread of a journal: {e}");
+        }
+        Self { asks }
+    }
+
+    pub(super) fn ask(&self, ask: Ask) {
+        if let Err(unsent) = self.asks.send(ask) {
+            unsent
+                .0
+                .refuse(io::Error::other("the thread of the journal has ended"));
+        }
+    }
+}
+
+/// One of the two files that is sealed.
+#[derive(Clone, Copy, Debug)]
+struct Sealed {
+    file: usize,
+    filling: u64,
+}
+
+/// A journal that is open.
+#[derive(Debug)]
+struct Open {
+    files: Arc<[File; 2]>,
+    session: Uuid,
+    /// Which of them is filled, the how many-eth filling that is, and whether its head was written.
+    current: usize,
+    filling: u64,
+    headed: bool,
+    /// What is to be carried over, the oldest first; emptied by who does it.
+    sealed: Arc<Mutex<Vec<Sealed>>>,
+}
+
+struct Filler {
+    paths: [PathBuf; 2],
+    open: Option<Open>,
+    batch: Vec<u8>,
+    appended: Vec<Done>,
+}
+
+impl Filler {
+    fn run(mut self, asked: &Receiver<Ask>) {
+        loop {
+            let ask = match asked.try_recv() {
+                Ok(ask) => ask,
+                Err(TryRecvError::Empty) => {
+                    self.write_out();
+                    let Ok(ask) = asked.recv() else { return };
+                    ask
+                }
+                Err(TryRecvError::Disconnected) => return self.write_out(),
+            };
+            self.serve(ask);
+        }
+    }
+
+    fn serve(&mut self, ask: Ask) {
+        match ask {
+            Ask::Start(head, done) => {
+                self.write_out();
+                self.open = None;
+                let started = start(&self.paths, head);
+                done(started.map(|open| self.open = Some(open)));
+            }
+            Ask::Append(entry, done) => {
+                self.append(&entry);
+                self.appended.push(done);
+                if self.batch.len() >= BATCH {
+                    self.write_out();
+                }
+            }
+            Ask::Mark { seq, sealed, done } => {
+                self.append(&Entry::Mark { seq, sealed });
+                // Its answer stands for what came before it as well.
+                let marked = self.try_write_out().and_then(|()| self.sync(sealed));
+                done(marked);
+            }
+            Ask::Open(session) => match reopen(&self.paths, session) {
+                Ok(open) => self.open = Some(open),
+                Err(e) => tracing::error!("cannot open a journal: {e}"),
+            },
+            Ask::Apply(session, port, done) => {
+                self.write_out();
+                self.apply(session, port, done);
+            }
+        }
+    }
+
+    fn append(&mut self, entry: &Entry) {
+        // Without an open journal writing out fails, and says so.
+        let Some(open) = &mut self.open else { return };
+        if !open.headed {
+            open.headed = true;
+            let (session, filling) = (open.session, open.filling);
+            let head = Head {
+                session,
+                filling,
+                seq: 0,
+            };
+            self.batch.extend_from_slice(&head.to_bytes());
+        }
+        entry.encode(open.filling, &mut self.batch);
+    }
+
+    /// Hand what has collected to the kernel, and tell who waits for it.
+    fn write_out(&mut self) {
+        // Who waits hears of a failure.
+        let _ = self.try_write_out();
+    }
+
+    fn try_write_out(&mut self) -> io::Result<()> {
+        let written = match &self.open {
+            _ if self.batch.is_empty() && self.appended.is_empty() => Ok(()),
+            None => Err(io::Error::other("no journal is open")),
+            Some(open) => open
+                .files
+                .get(open.current)
+                .map_or(Ok(()), |mut file| file.write_all(&self.batch)),
+        };
+        self.batch.clear();
+        for done in self.appended.drain(..) {
+            done(written.as_ref().map_or_else(|e| Err(again(e)), |()| Ok(())));
+        }
+        if written.is_err() {
+            // What is in the file now is not known; it is looked at when it is opened again.
+            self.open = None;
+        }
+        written
+    }
+
+    /// Make the file durable; begin with the other one if this one is sealed.
+    fn sync(&mut self, sealed: bool) -> io::Result<()> {
+        let Some(open) = &mut self.open else {
+            return Err(io::Error::other("no journal is open"));
+        };
+        let synced = open.files.get(open.current).map_or(Ok(()), File::sync_data);
+        if let Err(e) = synced {
+            self.open = None;
+            return Err(e);
+        }
+        if sealed {
+            let file = open.current;
+            let filling = open.filling;
+            lock(&open.sealed).push(Sealed { file, filling });
+            open.current = 1 - file;
+            open.filling += 1;
+            open.headed = false;
+            let current = open.current;
+            if lock(&open.sealed).iter().any(|one| one.file == current) {
+                self.open = None;
+                return Err(io::Error::other(
+                    "the other half of the journal is still sealed",
+                ));
+            }
+            if let Some(mut next) = open.files.get(current) {
+                next.rewind()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, session: Uuid, port: Arc<dyn DiskPort>, done: Done) {
+        if self
+            .open
+            .as_ref()
+            .is_none_or(|open| open.session != session)
+        {
+            // Its lock would keep this process out as well.
+            self.open = None;
+            match reopen(&self.paths, session) {
+                Ok(open) => self.open = Some(open),
+                Err(e) => return done(Err(e)),
+            }
+        }
+        let Some(open) = &self.open else { return };
+        let (files, sealed) = (Arc::clone(&open.files), Arc::clone(&open.sealed));
+        let carry = move || done(carry_over(&files, &sealed, port.as_ref()));
+        let thread = thread::Builder::new().name("mirror-apply".into());
+        if let Err(e) = thread.spawn(carry) {
+            tracing::error!("cannot start a thread that carries a journal over: {e}");
+        }
+    }
+}
+
+fn again(e: &io::Error) -> io::Error {
+    io::Error::new(e.kind(), e.to_string())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Two that fill one journal, or one that fills it while another promotes the disk, would ruin it.
+fn keep_out_others(file: &File, path: &Path) -> io::Result<()> {
+    let begun = Instant::now();
+    // Who ends may have a file to close yet.
+    while let Err(e) = flock(file, FlockOperation::NonBlockingLockExclusive) {
+        if begun.elapsed() > LET_GO_WITHIN {
+            let what = format!("{} is in use by another process", path.display());
+            return Err(io::Error::new(io::Error::from(e).kind(), what));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+fn options() -> OpenOptions {
+    let mut options = File::options();
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+/// Make an empty journal in place of what is there.
+fn start(paths: &[PathBuf; 2], head: Head) -> io::Result<Open> {
+    let make = |path: &Path| options().create(true).truncate(false).open(path);
+    let files = [make(&paths[0])?, make(&paths[1])?];
+    keep_out_others(&files[0], &paths[0])?;
+    for file in &files {
+        file.set_len(0)?;
+    }
+    (&files[0]).write_all(&head.to_bytes())?;
+    for file in &files {
+        file.sync_all()?;
+    }
+    sync_folder(&paths[0])?;
+    Ok(Open {
+        files: Arc::new(files),
+        session: head.session,
+        current: 0,
+        filling: head.filling,
+        headed: true,
+        sealed: Arc::default(),
+    })
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    File::open(folder)?.sync_all()
+}
+
+/// Take the journal away, if there is one.
+pub(super) fn remove(paths: &[PathBuf; 2]) -> io::Result<()> {
+    for path in paths {
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What one of the files holds.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    head: Head,
+    /// Where the last marker ends, and whether that seals it.
+    end: u64,
+    sealed: bool,
+}
+
+/// Open what is there, without what follows the last markers.
+fn reopen(paths: &[PathBuf; 2], session: Uuid) -> io::Result<Open> {
+    let open = |path: &Path| {
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+        options().open(path).map_err(named)
+    };
+    let files = [open(&paths[0])?, open(&paths[1])?];
+    keep_out_others(&files[0], &paths[0])?;
+    let mut found = Vec::new();
+    for (at, mut file) in files.iter().enumerate() {
+        let one = look_at(file)?.filter(|one| one.end > 0);
+        if one.is_some_and(|one| one.head.session != session) {
+            let what = format!("{} is the journal of another session", paths[at].display());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        file.set_len(one.map_or(0, |one| one.end))?;
+        // Markers that a process wrote before it died count from here on, so they have to stay.
+        file.sync_all()?;
+        file.seek(io::SeekFrom::End(0))?;
+        found.extend(one.map(|one| (at, one)));
+    }
+    found.sort_by_key(|(_, one)| one.head.filling);
+    let sealed = found.iter().filter(|(_, one)| one.sealed);
+    let sealed: Vec<Sealed> = sealed
+        .map(|(file, one)| Sealed {
+            file: *file,
+            filling: one.head.filling,
+        })
+        .collect();
+    let (current, filling, headed) = match found.last() {
+        None => (0, 1, false),
+        Some((at, one)) if !one.sealed => (*at, one.head.filling, true),
+        Some((at, one)) => (1 - at, one.head.filling + 1, false),
+    };
+    if sealed.iter().any(|sealed| sealed.file == current) {
+        let what = format!("{} and its other half are both sealed", paths[0].display());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+    Ok(Open {
+        files: Arc::new(files),
+        session,
+        current,
+        filling,
+        headed,
+        sealed: Arc::new(Mutex::new(sealed)),
+    })
+}
+
+/// What a file holds; nothing when its head is not one, as after a power cut.
+fn look_at(file: &File) -> io::Result<Option<Found>> {
+    let mut entries = Entries::new(file);
+    let Some(head) = entries.head()? else {
+        return Ok(None);
+    };
+    let (mut end, mut sealed) = (0, false);
+    while let Some(entry) = entries.next(head.filling)? {
+        if let Entry::Mark { sealed: seals, .. } = entry {
+            (end, sealed) = (entries.read, seals);
+        }
+    }
+    Ok(Some(Found { head, end, sealed }))
+}
+
+/// Carry over what a journal holds for the disk behind `port` and take the journal away: the disk is then as the
+/// source's was at the last consistent marker. Blocks.
+///
+/// Fails when a file is missing, of another session, or cannot be read; the disk may then be changed in part, and the
+/// same again goes on.
+pub(super) fn recover(paths: &[PathBuf; 2], session: Uuid, port: &dyn DiskPort) -> io::Result<()> {
+    let open = reopen(paths, session)?;
+    carry_over(&open.files, &open.sealed, port)
+}
+
+#[cfg(test)]
+#[path = "journal_tests.rs"]
+mod tests;

@@ -1,0 +1,239 @@
+//! The files of a journal, and what a crash leaves of them.
+
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use vdisk::engine::Mark;
+
+use super::carry::answer;
+use super::*;
+use crate::net::port::{ReadDone, StatusDone};
+use crate::wire::Content;
+
+const SESSION: Uuid = Uuid::from_u128(5);
+
+/// A disk in memory that may fail every write.
+#[derive(Default)]
+struct Disk {
+    bytes: Mutex<Vec<u8>>,
+    flushes: Mutex<usize>,
+    fails: Mutex<bool>,
+}
+
+impl DiskPort for Disk {
+    fn size(&self) -> u64 {
+        lock(&self.bytes).len() as u64
+    }
+
+    fn read(&self, _: u64, _: u32, _: ReadDone) {
+        unreachable!("a journal is written to the disk, not read from it");
+    }
+
+    fn write(&self, offset: u64, data: Bytes, done: Done) {
+        if *lock(&self.fails) {
+            return done(Err(io::Error::other("no room")));
+        }
+        let at = offset as usize;
+        lock(&self.bytes)[at..at + data.len()].copy_from_slice(&data);
+        done(Ok(()));
+    }
+
+    fn zero(&self, offset: u64, len: u64, done: Done) {
+        self.write(offset, vec![0; len as usize].into(), done);
+    }
+
+    fn flush(&self, done: Done) {
+        *lock(&self.flushes) += 1;
+        done(Ok(()));
+    }
+
+    fn status(&self, _: u64, _: u64, _: StatusDone) {
+        unreachable!("nobody asks a target's disk");
+    }
+
+    fn park(&self, _: Option<Mark>, done: Done) {
+        done(Ok(()));
+    }
+}
+
+struct Bench {
+    folder: TempDir,
+    journal: Journal,
+    disk: Arc<Disk>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = Disk::default();
+        lock(&disk.bytes).resize(1 << 16, 0xee);
+        Self {
+            journal: Journal::new(paths(&folder)),
+            disk: Arc::new(disk),
+            folder,
+        }
+    }
+
+    fn wait(&self, ask: impl FnOnce(Done) -> Ask) -> io::Result<()> {
+        let (done, told) = answer();
+        self.journal.ask(ask(done));
+        told.recv().expect("an answer")
+    }
+
+    fn started() -> Self {
+        let bench = Self::new();
+        #[rustfmt::skip]
+        let head = Head { session: SESSION, filling: 1, seq: 0 };
+        bench
+            .wait(|done| Ask::Start(head, done))
+            .expect("it starts");
+        bench
+    }
+
+    fn write(&self, offset: u64, byte: u8) {
+        let content = Content::Data(vec![byte; 512].into());
+        let entry = Entry::Change { offset, content };
+        self.wait(|done| Ask::Append(entry, done))
+            .expect("appended");
+    }
+
+    fn mark(&self, sealed: bool) {
+        self.wait(|done| Ask::Mark {
+            seq: 1,
+            sealed,
+            done,
+        })
+        .expect("durable");
+    }
+
+    fn apply(&self) -> io::Result<()> {
+        let disk: Arc<dyn DiskPort> = self.disk.clone();
+        self.wait(|done| Ask::Apply(SESSION, disk, done))
+    }
+
+    /// As if the process had ended and begun again.
+    fn restart(self) -> Self {
+        let Self {
+            folder,
+            disk,
+            journal,
+        } = self;
+        drop(journal);
+        Self {
+            journal: Journal::new(paths(&folder)),
+            disk,
+            folder,
+        }
+    }
+
+    fn byte(&self, at: usize) -> u8 {
+        lock(&self.disk.bytes)[at]
+    }
+}
+
+fn paths(folder: &TempDir) -> [PathBuf; 2] {
+    crate::files::journal_paths(&folder.path().join("disk.vhdx.ownership"))
+}
+
+#[test]
+fn only_what_is_sealed_is_carried_over_and_in_its_order() {
+    let bench = Bench::started();
+    bench.write(0, 1);
+    bench.write(256, 2);
+    bench.mark(false);
+    bench.apply().expect("nothing to do");
+    assert_eq!(bench.byte(0), 0xee);
+    bench.write(512, 3);
+    bench.mark(true);
+    bench.write(0, 9);
+    bench.apply().expect("carried over");
+    assert_eq!(
+        [0, 256, 512, 1024].map(|at| bench.byte(at)),
+        [1, 2, 3, 0xee]
+    );
+    assert_eq!(*lock(&bench.disk.flushes), 1);
+    bench.mark(true);
+    bench.apply().expect("carried over");
+    assert_eq!(bench.byte(0), 9);
+}
+
+#[test]
+fn a_new_process_goes_on_where_the_last_marker_was() {
+    let bench = Bench::started();
+    bench.write(0, 1);
+    bench.mark(true);
+    bench.write(512, 2);
+    bench.mark(false);
+    // Not covered by a marker: it comes again.
+    bench.write(1024, 3);
+    let bench = bench.restart();
+    bench.apply().expect("carried over");
+    assert_eq!([0, 512].map(|at| bench.byte(at)), [1, 0xee]);
+    bench.write(1536, 4);
+    bench.mark(true);
+    bench.apply().expect("carried over");
+    assert_eq!(
+        [0, 512, 1024, 1536].map(|at| bench.byte(at)),
+        [1, 2, 0xee, 4]
+    );
+}
+
+#[test]
+fn a_promotion_takes_what_is_sealed_and_leaves_the_rest() {
+    let bench = Bench::started();
+    bench.write(0, 1);
+    bench.mark(true);
+    bench.write(512, 2);
+    bench.mark(false);
+    let bench = bench.restart();
+    let paths = paths(&bench.folder);
+    recover(&paths, SESSION, bench.disk.as_ref()).expect("recovered");
+    assert_eq!([0, 512].map(|at| bench.byte(at)), [1, 0xee]);
+    let other = Uuid::from_u128(6);
+    let refused = recover(&paths, other, bench.disk.as_ref()).expect_err("another session's");
+    assert!(refused.to_string().contains("another session"), "{refused}");
+    remove(&paths).expect("removed");
+    let missing = recover(&paths, SESSION, bench.disk.as_ref()).expect_err("it is missing");
+    assert!(missing.to_string().contains("journal-a"), "{missing}");
+}
+
+#[test]
+fn what_could_not_be_carried_over_stays_in_the_journal() {
+    let bench = Bench::started();
+    bench.write(0, 1);
+    bench.mark(true);
+    *lock(&bench.disk.fails) = true;
+    assert!(bench.apply().is_err());
+    *lock(&bench.disk.fails) = false;
+    let bench = bench.restart();
+    bench.apply().expect("carried over");
+    assert_eq!(bench.byte(0), 1);
+}
+
+#[test]
+fn a_file_that_was_torn_anywhere_yields_only_what_a_marker_covers() {
+    let bench = Bench::started();
+    bench.write(0, 1);
+    bench.mark(false);
+    bench.write(512, 2);
+    bench.mark(true);
+    let whole = fs::read(&paths(&bench.folder)[0]).expect("there");
+    let bench = bench.restart();
+    for cut in (0..=whole.len()).step_by(37).chain([whole.len()]) {
+        let mut torn = whole.clone();
+        torn.truncate(cut);
+        torn.extend_from_slice(&[0; 700]);
+        fs::write(&paths(&bench.folder)[0], torn).expect("written");
+        let disk = Disk::default();
+        lock(&disk.bytes).resize(4096, 0xee);
+        recover(&paths(&bench.folder), SESSION, &disk).expect("it is only shorter");
+        let expected = if cut == whole.len() {
+            [1, 2]
+        } else {
+            [0xee, 0xee]
+        };
+        let bytes = lock(&disk.bytes);
+        assert_eq!([bytes[0], bytes[512]], expected, "cut at {cut}");
+    }
+}

@@ -1,0 +1,314 @@
+//! Markers: what is made durable when one is reached, and how the disk follows the source as a whole.
+//!
+//! ```text
+//!  Direct ──consistent marker: flush──► Starting ──journal is there──► Recording ──record durable──► Following
+//! ```
+//!
+//! While much is missing, what comes is written into the disk at once (*direct*). From the first consistent marker
+//! on the disk is *following*: what comes goes into a journal, each marker makes that durable, and a consistent one
+//! seals it. Only what is sealed is carried over into the disk, so that disk and journal hold a state of the source's
+//! disk at every moment. Must never let anything into the disk or the sealed part of the journal that came after the
+//! marker which sealed it.
+
+use std::collections::VecDeque;
+
+use super::{
+    ConnId, DiskOp, Error, Final, Hello, Marker, Message, Micros, OpId, Result, State, Target,
+    TargetAction,
+};
+
+/// A marker that was reached in the stream and awaits its flush.
+#[derive(Clone, Debug)]
+struct Reached {
+    id: u64,
+    seq: u64,
+    consistent: bool,
+    /// Everything before this operation has to be written first.
+    before: OpId,
+    /// The attempt, when it is the final one.
+    attempt: Option<u64>,
+}
+
+/// The flush under way.
+#[derive(Clone, Debug)]
+struct Flushing {
+    op: OpId,
+    marker: Reached,
+    /// Chunks acknowledged when it began: it makes those durable.
+    chunks: u64,
+    /// Who asked.
+    conn: ConnId,
+    /// It seals the journal.
+    seals: bool,
+}
+
+/// Where what comes is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Mode {
+    /// Into the disk.
+    #[default]
+    Direct,
+    /// Nowhere: a journal is being made by that operation.
+    Starting(OpId),
+    /// Nowhere: the record that says so is being written.
+    Recording,
+    /// Into the journal.
+    Following,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Markers {
+    reached: VecDeque<Reached>,
+    flushing: Option<Flushing>,
+    mode: Mode,
+    /// From this operation on all waits until the disk was called consistent.
+    held: Option<OpId>,
+    /// What was sealed is being carried over into the disk; for that attempt and source, if it was the final one.
+    applying: Option<(OpId, Option<(u64, Hello)>)>,
+}
+
+impl Markers {
+    pub(super) fn clear(&mut self) {
+        self.reached.clear();
+    }
+
+    /// Whether nothing of an earlier stream is being flushed, made or carried over.
+    pub(super) fn is_still(&self) -> bool {
+        let settled = matches!(self.mode, Mode::Direct | Mode::Following);
+        self.flushing.is_none() && self.applying.is_none() && settled
+    }
+
+    /// From which operation on all has to wait, since a marker before it is still to be dealt with by itself.
+    fn limit(&self) -> Option<OpId> {
+        let mut waiting = self.reached.iter().filter(|marker| marker.consistent);
+        self.held
+            .or_else(|| waiting.next().map(|marker| marker.before))
+    }
+
+    /// Where what comes from now on is written.
+    pub(super) fn begin(&mut self, following: bool) {
+        self.held = None;
+        self.mode = if following {
+            Mode::Following
+        } else {
+            Mode::Direct
+        };
+    }
+
+    /// An operation failed; the session will.
+    pub(super) fn failed(&mut self, op: OpId) {
+        if self.flushing.as_ref().is_some_and(|f| f.op == op) {
+            self.flushing = None;
+        }
+        if self.applying.as_ref().is_some_and(|(a, _)| *a == op) {
+            self.applying = None;
+        }
+        if self.mode == Mode::Starting(op) {
+            self.mode = Mode::Direct;
+        }
+        self.held = None;
+    }
+
+    /// The newest marker before which everything is written, as `written` says, and that can be dealt with now.
+    fn next(&mut self, written: impl Fn(OpId) -> bool) -> Option<Reached> {
+        if self.flushing.is_some() || !matches!(self.mode, Mode::Direct | Mode::Following) {
+            return None;
+        }
+        let mut newest = None;
+        while let Some(marker) = self.reached.front() {
+            // The final one has to be in the disk, and one part of the journal is carried over at a time.
+            let waits = marker.attempt.is_some() && self.applying.is_some();
+            if waits || !written(marker.before) {
+                break;
+            }
+            newest = self.reached.pop_front();
+            // What comes after it is being kept back for it.
+            if newest.as_ref().is_some_and(|marker| marker.consistent) {
+                break;
+            }
+        }
+        newest
+    }
+}
+
+impl Target {
+    /// The next write that may be begun.
+    pub(super) fn next_write(&mut self) -> Option<DiskOp> {
+        let limit = self.markers.limit();
+        #[cfg(test)]
+        let limit = limit.filter(|_| !self.broken(crate::session::Sabotage::SealTooLate));
+        self.apply.next(limit)
+    }
+
+    pub(super) fn writes_to_journal(&self) -> bool {
+        #[cfg(test)]
+        if self.broken(crate::session::Sabotage::PastTheJournal) {
+            return false;
+        }
+        self.markers.mode == Mode::Following
+    }
+
+    pub(super) fn reach(&mut self, marker: &Marker, attempt: Option<u64>) -> Result<()> {
+        self.apply.marker(marker)?;
+        let before = self.apply.next_op();
+        self.markers.reached.push_back(Reached {
+            id: marker.id,
+            seq: marker.seq,
+            consistent: marker.consistent,
+            before,
+            attempt,
+        });
+        Ok(())
+    }
+
+    pub(super) fn on_final(&mut self, last: &Final) -> Result<()> {
+        self.must_stream()?;
+        if last.chunks != self.done_count {
+            let what = format!(
+                "the source counts {} chunks, {} are here",
+                last.chunks, self.done_count
+            );
+            return Err(Error::misbehaved(what));
+        }
+        if !last.marker.consistent {
+            let what = "the final marker is not a consistent one";
+            return Err(Error::misbehaved(what));
+        }
+        self.reach(&last.marker, Some(last.attempt))?;
+        self.streaming = false;
+        Ok(())
+    }
+
+    /// Flush for the newest marker that was reached, if everything before it is written.
+    pub(super) fn pump_flush(&mut self, #[cfg(test)] now: Micros) {
+        let Some(conn) = self.lanes.control.as_ref().map(|(conn, _)| *conn) else {
+            return;
+        };
+        let Some(marker) = self.markers.next(|op| self.apply.reached(op)) else {
+            return;
+        };
+        let op = self.apply.take_op();
+        #[cfg(test)]
+        if self.broken(crate::session::Sabotage::DurableBeforeFlush) && marker.attempt.is_none() {
+            let (id, chunks) = (marker.id, self.done_count);
+            self.send(now, Message::Durable { marker: id, chunks });
+            return;
+        }
+        let following = self.markers.mode == Mode::Following;
+        let sealed = following && marker.consistent && self.markers.applying.is_none();
+        self.actions.push_back(if following {
+            let seq = marker.seq;
+            TargetAction::Mark { op, seq, sealed }
+        } else {
+            TargetAction::Flush(op)
+        });
+        // In the journal what comes after it may follow it at once; a disk must first have been called consistent.
+        if marker.consistent && !following {
+            self.markers.held = Some(marker.before);
+        }
+        self.markers.flushing = Some(Flushing {
+            op,
+            chunks: self.done_count,
+            marker,
+            conn,
+            seals: sealed,
+        });
+    }
+
+    /// An operation ended well; whether it was one of a marker.
+    pub(super) fn on_marker_op(&mut self, now: Micros, op: OpId) -> bool {
+        if self.markers.flushing.as_ref().is_some_and(|f| f.op == op) {
+            self.on_flushed(now);
+        } else if self.markers.mode == Mode::Starting(op) {
+            self.markers.mode = Mode::Recording;
+            self.record_following();
+        } else if let Some((_, last)) = self.markers.applying.take_if(|(a, _)| *a == op) {
+            if let Some((attempt, hello)) = last {
+                self.prepare_for(attempt, &hello);
+            }
+        } else {
+            return false;
+        }
+        true
+    }
+
+    fn on_flushed(&mut self, now: Micros) {
+        let Some(flushing) = self.markers.flushing.take() else {
+            return;
+        };
+        let (marker, chunks) = (flushing.marker, flushing.chunks);
+        // What was sealed is carried over, whoever is there to hear of it.
+        let hello = match &self.lanes.control {
+            Some((conn, hello)) if *conn == flushing.conn => Some(hello.clone()),
+            _ => None,
+        };
+        if flushing.seals {
+            let op = self.apply.take_op();
+            let last = marker.attempt.zip(hello.clone());
+            self.markers.applying = Some((op, last));
+            self.actions.push_back(TargetAction::Apply(op));
+        }
+        let Some(hello) = hello else {
+            self.markers.held = None;
+            return;
+        };
+        match marker.attempt {
+            None => self.send(
+                now,
+                Message::Durable {
+                    marker: marker.id,
+                    chunks,
+                },
+            ),
+            Some(attempt) if !flushing.seals => self.prepare_for(attempt, &hello),
+            Some(_) => {}
+        }
+        if marker.consistent && marker.attempt.is_none() && self.markers.mode == Mode::Direct {
+            let op = self.apply.take_op();
+            self.markers.mode = Mode::Starting(op);
+            self.actions.push_back(TargetAction::StartJournal {
+                op,
+                seq: marker.seq,
+            });
+        }
+    }
+
+    /// The journal is there: say in the record that the disk follows.
+    fn record_following(&mut self) {
+        let Some(record) = self.switch.record() else {
+            return;
+        };
+        let (disk, State::Receiving { session, epoch }) = (record.disk, record.state.clone())
+        else {
+            return;
+        };
+        self.persist(disk, State::Following { session, epoch });
+    }
+
+    /// The record says so durably.
+    pub(super) fn on_following(&mut self) {
+        if self.markers.mode == Mode::Recording {
+            self.markers.mode = Mode::Following;
+            self.markers.held = None;
+        }
+    }
+
+    fn prepare_for(&mut self, attempt: u64, hello: &Hello) {
+        // Given up in the meantime: the stream goes on.
+        let same = self.lanes.control.as_ref().is_some_and(|(_, now)| {
+            now.session == hello.session && now.incarnation == hello.incarnation
+        });
+        if self.streaming || !same {
+            return;
+        }
+        let epoch = hello.epoch.saturating_add(1);
+        self.persist(
+            hello.disk,
+            State::Prepared {
+                session: hello.session,
+                attempt,
+                epoch,
+            },
+        );
+    }
+}

@@ -1,0 +1,148 @@
+//! A journal with a volatile end, and what it makes of a disk.
+//!
+//! Must never keep more of a power cut than a file would: what was made durable, and any part of the rest from its
+//! beginning.
+
+use super::disk::SimDisk;
+use super::rng::Rng;
+use crate::wire::Content;
+
+#[derive(Clone, Debug)]
+enum Entry {
+    Change(u64, Content),
+    /// With the last number before it; whether it seals.
+    Mark(u64, bool),
+}
+
+/// The journal of the disk that a host follows with.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SimJournal {
+    entries: Vec<Entry>,
+    durable: usize,
+    /// The number at which the disk itself is as the source's was, if it is known.
+    pub(super) at: u64,
+}
+
+/// What is done to it.
+#[derive(Clone, Debug)]
+pub(super) enum JournalOp {
+    Start(u64),
+    Append(u64, Content),
+    /// A marker, and how many entries are made durable by it.
+    Mark(u64, bool, usize),
+    /// Of the entries that are sealed so many were written.
+    Apply(usize),
+}
+
+impl JournalOp {
+    /// Whether its first step puts something at the end, or begins anew.
+    pub(super) fn appends(&self) -> bool {
+        !matches!(self, Self::Apply(_))
+    }
+
+    /// In how many steps it happens.
+    pub(super) fn steps(&self) -> u8 {
+        match self {
+            Self::Apply(_) => 4,
+            Self::Mark(..) => 2,
+            Self::Start(_) | Self::Append(..) => 1,
+        }
+    }
+}
+
+impl SimJournal {
+    /// A step of an operation happens.
+    pub(super) fn effect(&mut self, op: &mut JournalOp, disk: &mut SimDisk) {
+        match op {
+            JournalOp::Start(at) => {
+                *self = Self {
+                    at: *at,
+                    ..Self::default()
+                }
+            }
+            JournalOp::Append(offset, content) => {
+                self.entries.push(Entry::Change(*offset, content.clone()));
+            }
+            JournalOp::Mark(seq, sealed, upto @ 0) => {
+                self.entries.push(Entry::Mark(*seq, *sealed));
+                *upto = self.entries.len();
+            }
+            JournalOp::Mark(_, _, upto) => self.durable = self.durable.max(*upto),
+            JournalOp::Apply(step) => {
+                *step += 1;
+                self.apply(*step, disk);
+            }
+        }
+    }
+
+    /// Where the sealed part ends, and the number it ends at.
+    fn sealed(&self) -> Option<(usize, u64)> {
+        let marks = self.entries.iter().enumerate();
+        let mut seals = marks.filter_map(|(at, entry)| match entry {
+            Entry::Mark(seq, true) => Some((at + 1, *seq)),
+            _ => None,
+        });
+        seals.next_back()
+    }
+
+    fn apply(&mut self, step: usize, disk: &mut SimDisk) {
+        let Some((end, seq)) = self.sealed() else {
+            return;
+        };
+        match step {
+            1 | 2 => {
+                let some = if step == 1 { 0..end / 2 } else { end / 2..end };
+                for entry in self.entries.get(some).into_iter().flatten() {
+                    write(entry, |at, data| disk.write(at, data));
+                }
+            }
+            3 => disk.flushed(u64::MAX),
+            _ => {
+                self.entries.drain(..end);
+                self.durable = self.durable.saturating_sub(end);
+                self.at = seq;
+            }
+        }
+    }
+
+    /// The process ends: who opens it again takes it up to its last marker.
+    pub(super) fn cut_off(&mut self) {
+        let last = self
+            .entries
+            .iter()
+            .rposition(|entry| matches!(entry, Entry::Mark(..)));
+        self.entries.truncate(last.map_or(0, |at| at + 1));
+        self.durable = self.entries.len();
+    }
+
+    /// The power goes.
+    pub(super) fn power_cut(&mut self, rng: &mut Rng) {
+        let rest = self.entries.len().saturating_sub(self.durable);
+        let kept = self.durable + rng.below(rest as u64 + 1) as usize;
+        self.entries.truncate(kept);
+        self.cut_off();
+    }
+
+    /// What a promotion would make of a disk with this content, and the number it would be at.
+    pub(super) fn promoted(&self, content: &[u8]) -> (Vec<u8>, u64) {
+        let mut content = content.to_vec();
+        let Some((end, seq)) = self.sealed() else {
+            return (content, self.at);
+        };
+        for entry in self.entries.iter().take(end) {
+            write(entry, |at, data| {
+                let at = at as usize;
+                content[at..at + data.len()].copy_from_slice(data);
+            });
+        }
+        (content, seq)
+    }
+}
+
+fn write(entry: &Entry, mut to: impl FnMut(u64, &[u8])) {
+    match entry {
+        Entry::Change(at, Content::Data(data)) => to(*at, data),
+        Entry::Change(at, Content::Zeroes(len)) => to(*at, &vec![0; *len as usize]),
+        Entry::Mark(..) => {}
+    }
+}

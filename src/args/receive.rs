@@ -1,0 +1,43 @@
+//! What `receive` is told.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry receive --listen tcp:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809
+  diskferry receive --listen tcp:127.0.0.1:9000 --into . --serve unix:/run/disks.sock
+  diskferry receive --promote-at-last-epoch /srv/disks/disk.vhdx     the source is lost for good
+
+Disks arrive in the folder under the names of their files, refused by every program until they are
+complete. From the moment a disk belongs to this host it is served. The address to serve at is also
+the one to which the source sends its clients' requests; if they must use another, --advertise it.
+
+A disk whose source stays in step with it (mirror start --manual) follows it from one consistent moment to
+the next, every 0.1 s or so. If the source is lost for good, --promote-at-last-epoch makes the disk what the source's
+was at the last of them; serve it then. Use it only if nothing will serve the source's disk again.")]
+pub(crate) struct ReceiveArgs {
+    /// Where sources connect: tcp:HOST:PORT
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "promote")]
+    pub(crate) listen: Option<String>,
+    /// The folder for the disks
+    #[arg(long, value_name = "DIR", required_unless_present = "promote")]
+    pub(crate) into: Option<PathBuf>,
+    /// Where NBD clients connect: unix:PATH or tcp:HOST:PORT; may be given several times
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "promote")]
+    pub(crate) serve: Vec<String>,
+    /// Make a disk that follows a lost one this host's own, as that was at the last consistent marker, and end
+    #[arg(
+        long = "promote-at-last-epoch",
+        value_name = "DISK",
+        conflicts_with_all = ["listen", "into", "serve"]
+    )]
+    pub(crate) promote: Option<PathBuf>,
+    /// The NBD address that sources are told [default: the first --serve]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) advertise: Option<String>,
+    /// Threads that serve [default: one for each processor]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<usize>,
+}
