@@ -110,12 +110,27 @@ impl DirtyMap {
     /// Take the first dirty run at or after byte `from`, at most `max` bytes of it; wraps to the
     /// start of the disk. The granules are clean afterwards. Offset and length in bytes.
     pub fn claim(&mut self, from: u64, max: u64) -> Option<(u64, u64)> {
+        let first = self.next(from).or_else(|| self.next(0))?;
+        self.claim_within(first, u64::MAX, max)
+    }
+
+    /// The first dirty byte at or after `from`; the first of its granule unless `from` is in it.
+    #[must_use]
+    pub fn next(&self, from: u64) -> Option<u64> {
+        let granule = self.first_from(from / GRANULE)?;
+        Some((granule * GRANULE).max(from))
+    }
+
+    /// Take the first dirty run at or after byte `from` and before `end`, at most `max` bytes of it. As
+    /// [`DirtyMap::claim`] otherwise; `end` is a multiple of 4 KiB, or `u64::MAX`.
+    pub fn claim_within(&mut self, from: u64, end: u64, max: u64) -> Option<(u64, u64)> {
         let max = (max / GRANULE).max(1);
+        let end = end / GRANULE;
         let first = self
             .first_from(from / GRANULE)
-            .or_else(|| self.first_from(0))?;
+            .filter(|first| *first < end)?;
         let mut past = first;
-        while past < first + max && self.is_set(past) {
+        while past < end.min(first + max) && self.is_set(past) {
             past += 1;
         }
         self.clear(first, past);

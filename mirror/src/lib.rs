@@ -14,6 +14,7 @@ pub mod clock;
 pub mod dirty;
 pub mod error;
 pub mod files;
+mod heat;
 pub mod joint;
 pub mod journal;
 pub mod net;

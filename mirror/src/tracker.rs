@@ -21,6 +21,7 @@ use vdisk::tap::{Change, WriteTap};
 use vdisk::units::GuestOffset;
 
 use crate::dirty::DirtyMap;
+use crate::heat::{Heat, REGION};
 use crate::wire::{Content, MAX_PAYLOAD, Record};
 
 /// What a record costs beside its bytes.
@@ -74,6 +75,7 @@ struct Inner {
     queue: VecDeque<Record>,
     held: u64,
     dirty: DirtyMap,
+    heat: Heat,
     fallen_back: u64,
 }
 
@@ -89,6 +91,11 @@ impl Tracker {
     /// A tap for a disk of `size` bytes that keeps at most about `limit` bytes of records.
     #[must_use]
     pub fn new(size: u64, limit: u64) -> Self {
+        Self::with_regions(size, limit, REGION)
+    }
+
+    /// The same; what is written often is told apart by regions of so many bytes.
+    pub(crate) fn with_regions(size: u64, limit: u64, region: u64) -> Self {
         let inner = Inner {
             size,
             limit,
@@ -97,6 +104,7 @@ impl Tracker {
             queue: VecDeque::new(),
             held: 0,
             dirty: DirtyMap::default(),
+            heat: Heat::new(region),
             fallen_back: 0,
         };
         Self {
@@ -141,16 +149,22 @@ impl Tracker {
         self.lock().dirty.mark(offset, len);
     }
 
-    /// Take the next dirty run at or after `from`, at most `max` bytes.
-    pub fn claim(&self, from: u64, max: u64) -> Option<Claim> {
+    /// Take the next dirty run at or after `from`, at most `max` bytes. What is written often comes last, and only when
+    /// it is `all_known` what there is to copy.
+    pub fn claim(&self, from: u64, max: u64, all_known: bool) -> Option<Claim> {
         let mut inner = self.lock();
-        let (offset, len) = inner.dirty.claim(from, max)?;
+        let (offset, len) = inner.claim(from, max, all_known)?;
         let len = len.min(inner.size.saturating_sub(offset));
         Some(Claim {
             offset,
             len,
             base: inner.seq,
         })
+    }
+
+    /// Time passed, some seconds: what was written often may be so no more.
+    pub fn fade(&self) {
+        self.lock().heat.fade();
     }
 
     /// Take the oldest record. It stays counted until [`Tracker::settle`].
@@ -176,9 +190,57 @@ impl Tracker {
 }
 
 impl Inner {
+    fn claim(&mut self, from: u64, max: u64, all_known: bool) -> Option<(u64, u64)> {
+        if let Some(claimed) = self.claim_hot(max) {
+            return Some(claimed);
+        }
+        if let Some(claimed) = self
+            .claim_cold(from, max)
+            .or_else(|| self.claim_cold(0, max))
+        {
+            return Some(claimed);
+        }
+        if !all_known {
+            return None;
+        }
+        self.heat.give_turns();
+        // What became cold just now has no turn.
+        self.claim_hot(max).or_else(|| self.dirty.claim(from, max))
+    }
+
+    /// Of the hot region whose turn it is.
+    fn claim_hot(&mut self, max: u64) -> Option<(u64, u64)> {
+        while let Some(region) = self.heat.turn() {
+            let (start, end) = self.heat.bytes_of(region);
+            let claimed = self.dirty.claim_within(start, end, max);
+            if claimed.is_some() {
+                return claimed;
+            }
+            self.heat.turn_over();
+        }
+        None
+    }
+
+    /// The first dirty run from there to the end that is in no hot region.
+    fn claim_cold(&mut self, from: u64, max: u64) -> Option<(u64, u64)> {
+        let mut at = from;
+        loop {
+            at = self.dirty.next(at)?;
+            let region = self.heat.region_of(at);
+            let (_, end) = self.heat.bytes_of(region);
+            if !self.heat.is_hot(region) {
+                let next_is_hot = self.heat.is_hot(region + 1);
+                let end = if next_is_hot { end } else { u64::MAX };
+                return self.dirty.claim_within(at, end, max);
+            }
+            at = end;
+        }
+    }
+
     /// Number and keep one change that fits one message.
     fn add(&mut self, offset: u64, content: Content) {
         self.seq += 1;
+        self.heat.touch(offset);
         let len = content.covers();
         let below = self.cursor.saturating_sub(offset).min(len);
         if below == 0 || self.dirty.covers(offset, below) {
@@ -234,6 +296,8 @@ impl WriteTap for Tracker {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn write(tracker: &Tracker, offset: u64, len: usize) {
@@ -258,7 +322,7 @@ mod tests {
             .collect();
         assert_eq!(kept, [1, 2, 3]);
         assert_eq!(
-            tracker.claim(0, 1 << 20),
+            tracker.claim(0, 1 << 20, true),
             Some(Claim {
                 offset: 65536,
                 len: 4096,
@@ -282,12 +346,67 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_often_is_copied_last_and_not_before_all_is_known() {
+        let tracker = Tracker::with_regions(1 << 20, 0, 65536);
+        tracker.mark(0, 1 << 20);
+        for _ in 0..100 {
+            write(&tracker, 65536, 512);
+        }
+        for _ in 0..50 {
+            write(&tracker, 3 * 65536, 512);
+        }
+        let mut order = Vec::new();
+        let mut from = 0;
+        while let Some(claim) = tracker.claim(from, 65536, false) {
+            from = claim.offset + claim.len;
+            order.push(claim.offset / 65536);
+        }
+        assert_eq!(order, [0, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        let last = [0, 0].map(|_| {
+            tracker
+                .claim(from, 65536, true)
+                .map(|claim| claim.offset / 65536)
+        });
+        assert_eq!(last, [Some(3), Some(1)]);
+        assert_eq!(
+            (tracker.claim(0, 65536, true), tracker.figures().dirty),
+            (None, 0)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn every_dirty_granule_is_claimed_once_however_hot_it_is(
+            writes in prop::collection::vec((0_u64..64, 1_u64..8), 0..200),
+            max in 1_u64..8,
+        ) {
+            let tracker = Tracker::with_regions(64 * 4096, 0, 8192);
+            tracker.advance_cursor(64 * 4096);
+            let mut dirty = [false; 64];
+            for (granule, len) in writes {
+                let len = len.min(64 - granule);
+                write(&tracker, granule * 4096, (len * 4096) as usize);
+                (granule..granule + len).for_each(|granule| dirty[granule as usize] = true);
+            }
+            let mut from = 0;
+            while let Some(claim) = tracker.claim(from, max * 4096, true) {
+                from = claim.offset + claim.len;
+                prop_assert!(claim.len > 0 && claim.len <= max * 4096);
+                for granule in claim.offset / 4096..from / 4096 {
+                    prop_assert!(std::mem::take(&mut dirty[granule as usize]));
+                }
+            }
+            prop_assert_eq!(dirty, [false; 64]);
+        }
+    }
+
+    #[test]
     fn the_last_granule_of_a_disk_ends_with_the_disk() {
         let tracker = Tracker::new(4096 + 512, 0);
         tracker.advance_cursor(4096 + 512);
         write(&tracker, 4096, 512);
         assert_eq!(
-            tracker.claim(0, 1 << 20),
+            tracker.claim(0, 1 << 20, true),
             Some(Claim {
                 offset: 4096,
                 len: 512,

@@ -201,7 +201,8 @@ impl BulkCopy {
         {
             return None;
         }
-        let claim = tracker.claim(self.from, limits.chunk.max(GRANULE))?;
+        let all_known = self.scan_complete();
+        let claim = tracker.claim(self.from, limits.chunk.max(GRANULE), all_known)?;
         self.from = claim.offset + claim.len;
         let id = self.fresh();
         self.chunks.insert(

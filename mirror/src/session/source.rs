@@ -27,6 +27,8 @@ use crate::wire::{Begin, Chunk, Hello, Join, Marker, Message, Standing};
 
 /// How often the machine wants to be woken when nothing happens.
 const TICK: Micros = Micros::from_millis(20);
+/// In so much time what was written often counts half.
+const FADE_EVERY: Micros = Micros::from_secs(4);
 
 /// What concerns this host's disk and its clients.
 #[derive(Debug, Default)]
@@ -44,6 +46,8 @@ struct Local {
     not_before: Micros,
     given_up: u64,
     reconnects: u64,
+    /// When the tracker was last told that time passed.
+    faded_at: Micros,
 }
 
 /// How a session ended, and the last trouble on the way.
@@ -531,6 +535,10 @@ impl Source {
             self.actions.push_back(SourceAction::Close(conn));
             self.link.lane_down(conn, now);
             self.copy.lane_lost(conn, &self.tracker);
+        }
+        if now.since(self.local.faded_at) >= FADE_EVERY {
+            self.local.faded_at = now;
+            self.tracker.fade();
         }
         let waited = self
             .local

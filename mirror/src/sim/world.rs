@@ -461,7 +461,12 @@ impl World {
             _ => Uuid::from_u128(100 + u128::from(self.stats.sessions)),
         };
         let session = config.session;
-        let tracker = Arc::new(Tracker::new(self.plan.size as u64, config.limits.queue));
+        let tracker = {
+            // Some of them so small that there are hot and cold ones.
+            let region = [4096, 16384, 1 << 20][self.rng.below(3) as usize];
+            let tracker = Tracker::with_regions(self.plan.size as u64, config.limits.queue, region);
+            Arc::new(tracker)
+        };
         let Some(record) = self.hosts[SOURCE].record.clone() else {
             return;
         };
