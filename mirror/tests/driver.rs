@@ -68,6 +68,7 @@ fn writes_that_the_queue_has_no_room_for_arrive_all_the_same() {
     let mut config = world.config();
     config.limits.queue = 256 << 10;
     config.automatic = false;
+    config.follow = true;
     let session = world.start(config);
     until("the queue overflows", || {
         session.status().progress.fallen_back > 100
@@ -84,6 +85,7 @@ fn cuts_and_silences_of_the_link_lose_no_acknowledged_write() {
     let load = world.load(Duration::from_millis(1));
     let mut config = world.config();
     config.automatic = false;
+    config.follow = true;
     config.limits.rate = Some(8 << 20);
     let session = world.start(config);
     for _ in 0..12 {
@@ -113,11 +115,28 @@ fn cuts_and_silences_of_the_link_lose_no_acknowledged_write() {
 }
 
 #[test]
+fn a_disk_that_nobody_writes_to_is_followed_as_well() {
+    let world = World::new("idle", 4 << 20);
+    let mut config = world.config();
+    config.automatic = false;
+    config.follow = true;
+    let session = world.start(config);
+    until("it is followed", || {
+        let record = world.away.store(NAME).load().unwrap();
+        record.is_some_and(|record| matches!(record.state, State::Following { .. }))
+    });
+    session.cutover(Some(LONG));
+    moved(&session);
+    world.check_moved(&world.disk().content());
+}
+
+#[test]
 fn a_cancelled_session_leaves_the_disk_here_and_the_next_one_moves_it() {
     let mut world = World::new("cancel", 16 << 20);
     let load = world.load(Duration::from_millis(1));
     let mut config = world.config();
     config.automatic = false;
+    config.follow = true;
     let session = world.start(config.clone());
     until("it follows", || {
         session.status().progress.stage == Stage::Synced
@@ -173,6 +192,7 @@ fn a_record_that_cannot_be_written_is_tried_again_until_it_can() {
     let load = world.load(Duration::from_millis(1));
     let mut config = world.config();
     config.automatic = false;
+    config.follow = true;
     let session = world.start(config);
     until("it follows", || {
         session.status().progress.stage == Stage::Synced

@@ -343,7 +343,9 @@ impl SiteDisk {
         }
         let started = if start.to.starts_with("tcp:") {
             let port = Arc::new(ExportPort(self.export.clone()));
-            let config = self.config(&start.to, &self.name_here(), start);
+            let mut config = self.config(&start.to, &self.name_here(), start);
+            // What is at another path of this host would be lost with it.
+            config.follow = !config.automatic;
             let session = self.session(port, config)?;
             Moving {
                 session,

@@ -8,7 +8,7 @@ mod carry;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use self::carry::{Entries, carry_over};
 use super::port::{DiskPort, Done};
-use crate::journal::{Entry, Head};
+use crate::journal::{Entry, HEAD_LEN, Head};
 
 /// What has collected is written at this many bytes at the latest.
 const BATCH: usize = 1 << 20;
@@ -31,7 +31,7 @@ const LET_GO_WITHIN: Duration = Duration::from_secs(2);
 pub(super) enum Ask {
     Start(Head, Done),
     /// Open what is there, so that nobody else does.
-    Open(Uuid),
+    Open(Uuid, Done),
     Append(Entry, Done),
     Mark {
         seq: u64,
@@ -45,10 +45,10 @@ impl Ask {
     fn refuse(self, e: io::Error) {
         match self {
             Self::Start(_, done)
+            | Self::Open(_, done)
             | Self::Append(_, done)
             | Self::Apply(_, _, done)
             | Self::Mark { done, .. } => done(Err(e)),
-            Self::Open(_) => {}
         }
     }
 }
@@ -92,6 +92,14 @@ struct Sealed {
     filling: u64,
 }
 
+/// What is to be carried over, and how that went.
+#[derive(Debug, Default)]
+struct Sealing {
+    files: Vec<Sealed>,
+    /// It failed: what is in the files has to be looked at again.
+    failed: bool,
+}
+
 /// A journal that is open.
 #[derive(Debug)]
 struct Open {
@@ -101,8 +109,10 @@ struct Open {
     current: usize,
     filling: u64,
     headed: bool,
+    /// Of the file that is filled so much is durable.
+    synced: u64,
     /// What is to be carried over, the oldest first; emptied by who does it.
-    sealed: Arc<Mutex<Vec<Sealed>>>,
+    sealed: Arc<Mutex<Sealing>>,
 }
 
 struct Filler {
@@ -149,10 +159,10 @@ impl Filler {
                 let marked = self.try_write_out().and_then(|()| self.sync(sealed));
                 done(marked);
             }
-            Ask::Open(session) => match reopen(&self.paths, session) {
-                Ok(open) => self.open = Some(open),
-                Err(e) => tracing::error!("cannot open a journal: {e}"),
-            },
+            Ask::Open(session, done) => {
+                let opened = reopen(&self.paths, session);
+                done(opened.map(|open| self.open = Some(open)));
+            }
             Ask::Apply(session, port, done) => {
                 self.write_out();
                 self.apply(session, port, done);
@@ -196,8 +206,7 @@ impl Filler {
             done(written.as_ref().map_or_else(|e| Err(again(e)), |()| Ok(())));
         }
         if written.is_err() {
-            // What is in the file now is not known; it is looked at when it is opened again.
-            self.open = None;
+            self.give_up();
         }
         written
     }
@@ -207,20 +216,29 @@ impl Filler {
         let Some(open) = &mut self.open else {
             return Err(io::Error::other("no journal is open"));
         };
-        let synced = open.files.get(open.current).map_or(Ok(()), File::sync_data);
-        if let Err(e) = synced {
-            self.open = None;
-            return Err(e);
+        let synced = open.files.get(open.current).map_or(Ok(0), |mut file| {
+            file.sync_data()?;
+            file.stream_position()
+        });
+        match synced {
+            Ok(synced) => open.synced = synced,
+            Err(e) => {
+                self.give_up();
+                return Err(e);
+            }
         }
         if sealed {
             let file = open.current;
             let filling = open.filling;
-            lock(&open.sealed).push(Sealed { file, filling });
+            lock(&open.sealed).files.push(Sealed { file, filling });
             open.current = 1 - file;
-            open.filling += 1;
+            open.filling = open.filling.saturating_add(1);
+            open.synced = 0;
             open.headed = false;
             let current = open.current;
-            if lock(&open.sealed).iter().any(|one| one.file == current) {
+            let still = |one: &Sealed| one.file == current;
+            let sealed = lock(&open.sealed).files.iter().any(still);
+            if sealed {
                 self.open = None;
                 return Err(io::Error::other(
                     "the other half of the journal is still sealed",
@@ -233,12 +251,20 @@ impl Filler {
         Ok(())
     }
 
-    fn apply(&mut self, session: Uuid, port: Arc<dyn DiskPort>, done: Done) {
-        if self
-            .open
-            .as_ref()
-            .is_none_or(|open| open.session != session)
+    /// Writing failed. What was not made durable may be seen all the same, and be lost later: it goes. The rest is looked
+    /// at when the journal is opened again.
+    fn give_up(&mut self) {
+        if let Some(open) = self.open.take()
+            && let Some(file) = open.files.get(open.current)
+            && let Err(e) = file.set_len(open.synced)
         {
+            tracing::error!("the end of a journal cannot be cut off: {e}");
+        }
+    }
+
+    fn apply(&mut self, session: Uuid, port: Arc<dyn DiskPort>, done: Done) {
+        let fits = |open: &Open| open.session == session && !lock(&open.sealed).failed;
+        if !self.open.as_ref().is_some_and(fits) {
             // Its lock would keep this process out as well.
             self.open = None;
             match reopen(&self.paths, session) {
@@ -248,10 +274,22 @@ impl Filler {
         }
         let Some(open) = &self.open else { return };
         let (files, sealed) = (Arc::clone(&open.files), Arc::clone(&open.sealed));
-        let carry = move || done(carry_over(&files, &sealed, port.as_ref()));
+        let done = Arc::new(Mutex::new(Some(done)));
+        let answer = Arc::clone(&done);
+        let carry = move || {
+            let carried = carry_over(&files, &sealed, port.as_ref());
+            lock(&sealed).failed |= carried.is_err();
+            // The journal is closed here before anybody may want it for himself.
+            drop((files, sealed));
+            if let Some(done) = lock(&answer).take() {
+                done(carried);
+            }
+        };
         let thread = thread::Builder::new().name("mirror-apply".into());
-        if let Err(e) = thread.spawn(carry) {
-            tracing::error!("cannot start a thread that carries a journal over: {e}");
+        if let Err(e) = thread.spawn(carry)
+            && let Some(done) = lock(&done).take()
+        {
+            done(Err(e));
         }
     }
 }
@@ -274,6 +312,11 @@ fn keep_out_others(file: &File, path: &Path) -> io::Result<()> {
             return Err(io::Error::new(io::Error::from(e).kind(), what));
         }
         thread::sleep(Duration::from_millis(10));
+    }
+    // Whoever had it may have taken it away.
+    if fs::metadata(path)?.ino() != file.metadata()?.ino() {
+        let what = format!("{} was taken away by another process", path.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, what));
     }
     Ok(())
 }
@@ -303,6 +346,7 @@ fn start(paths: &[PathBuf; 2], head: Head) -> io::Result<Open> {
         current: 0,
         filling: head.filling,
         headed: true,
+        synced: HEAD_LEN as u64,
         sealed: Arc::default(),
     })
 }
@@ -356,6 +400,10 @@ fn reopen(paths: &[PathBuf; 2], session: Uuid) -> io::Result<Open> {
         file.seek(io::SeekFrom::End(0))?;
         found.extend(one.map(|one| (at, one)));
     }
+    let mut synced = [0; 2];
+    for (at, one) in &found {
+        synced[*at] = one.end;
+    }
     found.sort_by_key(|(_, one)| one.head.filling);
     let sealed = found.iter().filter(|(_, one)| one.sealed);
     let sealed: Vec<Sealed> = sealed
@@ -367,7 +415,7 @@ fn reopen(paths: &[PathBuf; 2], session: Uuid) -> io::Result<Open> {
     let (current, filling, headed) = match found.last() {
         None => (0, 1, false),
         Some((at, one)) if !one.sealed => (*at, one.head.filling, true),
-        Some((at, one)) => (1 - at, one.head.filling + 1, false),
+        Some((at, one)) => (1 - at, one.head.filling.saturating_add(1), false),
     };
     if sealed.iter().any(|sealed| sealed.file == current) {
         let what = format!("{} and its other half are both sealed", paths[0].display());
@@ -379,7 +427,11 @@ fn reopen(paths: &[PathBuf; 2], session: Uuid) -> io::Result<Open> {
         current,
         filling,
         headed,
-        sealed: Arc::new(Mutex::new(sealed)),
+        synced: synced[current],
+        sealed: Arc::new(Mutex::new(Sealing {
+            files: sealed,
+            failed: false,
+        })),
     })
 }
 
@@ -401,11 +453,27 @@ fn look_at(file: &File) -> io::Result<Option<Found>> {
 /// Carry over what a journal holds for the disk behind `port` and take the journal away: the disk is then as the
 /// source's was at the last consistent marker. Blocks.
 ///
+/// `agreed` is asked once the journal is this process's alone, and fails when what is known of the disk has changed
+/// meanwhile. Nobody else has the journal until what is returned is dropped.
+///
 /// Fails when a file is missing, of another session, or cannot be read; the disk may then be changed in part, and the
 /// same again goes on.
-pub(super) fn recover(paths: &[PathBuf; 2], session: Uuid, port: &dyn DiskPort) -> io::Result<()> {
+pub(super) fn recover(
+    paths: &[PathBuf; 2],
+    session: Uuid,
+    port: &dyn DiskPort,
+    agreed: impl FnOnce() -> io::Result<()>,
+) -> io::Result<Recovered> {
     let open = reopen(paths, session)?;
-    carry_over(&open.files, &open.sealed, port)
+    agreed()?;
+    carry_over(&open.files, &open.sealed, port)?;
+    Ok(Recovered { _open: open })
+}
+
+/// A journal of which nothing is left to be carried over.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    _open: Open,
 }
 
 #[cfg(test)]

@@ -188,13 +188,15 @@ fn a_promotion_takes_what_is_sealed_and_leaves_the_rest() {
     bench.mark(false);
     let bench = bench.restart();
     let paths = paths(&bench.folder);
-    recover(&paths, SESSION, bench.disk.as_ref()).expect("recovered");
+    recover(&paths, SESSION, bench.disk.as_ref(), || Ok(())).expect("recovered");
     assert_eq!([0, 512].map(|at| bench.byte(at)), [1, 0xee]);
     let other = Uuid::from_u128(6);
-    let refused = recover(&paths, other, bench.disk.as_ref()).expect_err("another session's");
+    let refused =
+        recover(&paths, other, bench.disk.as_ref(), || Ok(())).expect_err("another session's");
     assert!(refused.to_string().contains("another session"), "{refused}");
     remove(&paths).expect("removed");
-    let missing = recover(&paths, SESSION, bench.disk.as_ref()).expect_err("it is missing");
+    let missing =
+        recover(&paths, SESSION, bench.disk.as_ref(), || Ok(())).expect_err("it is missing");
     assert!(missing.to_string().contains("journal-a"), "{missing}");
 }
 
@@ -227,7 +229,7 @@ fn a_file_that_was_torn_anywhere_yields_only_what_a_marker_covers() {
         fs::write(&paths(&bench.folder)[0], torn).expect("written");
         let disk = Disk::default();
         lock(&disk.bytes).resize(4096, 0xee);
-        recover(&paths(&bench.folder), SESSION, &disk).expect("it is only shorter");
+        recover(&paths(&bench.folder), SESSION, &disk, || Ok(())).expect("it is only shorter");
         let expected = if cut == whole.len() {
             [1, 2]
         } else {
@@ -236,4 +238,20 @@ fn a_file_that_was_torn_anywhere_yields_only_what_a_marker_covers() {
         let bytes = lock(&disk.bytes);
         assert_eq!([bytes[0], bytes[512]], expected, "cut at {cut}");
     }
+}
+
+#[test]
+fn a_journal_that_was_taken_away_while_one_waited_for_it_is_none() {
+    let bench = Bench::started();
+    bench.write(0, 1);
+    bench.mark(true);
+    let (paths, disk) = (paths(&bench.folder), Arc::clone(&bench.disk));
+    let files = paths.clone();
+    let waits = thread::spawn(move || recover(&files, SESSION, disk.as_ref(), || Ok(())).map(drop));
+    thread::sleep(Duration::from_millis(200));
+    remove(&paths).expect("removed");
+    let bench = bench.restart();
+    let error = waits.join().expect("no panic").expect_err("it is gone");
+    assert_eq!(error.kind(), io::ErrorKind::NotFound, "{error}");
+    assert_eq!(bench.byte(0), 0xee);
 }

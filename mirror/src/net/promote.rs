@@ -3,6 +3,7 @@
 //! Must never leave the disk between two states of the source's: what is sealed in the journal is in it before the record
 //! changes, and can be carried over again until then.
 
+use std::io;
 use std::path::Path;
 
 use super::journal::{recover, remove};
@@ -27,8 +28,15 @@ pub fn promote(record: &Path, port: &dyn DiskPort) -> Result<Ownership> {
     };
     let paths = journal_paths(record);
     let what = "cannot carry the journal over into the disk";
-    recover(&paths, *session, port).map_err(|e| Error::io(ErrorKind::Disk, what, e))?;
-    let forced = known.map(|known| known.forced());
+    // A receiving site that began meanwhile may have written another.
+    let agreed = || match load_record(record) {
+        Ok(now) if now == known => Ok(()),
+        Ok(_) => Err(io::Error::other("the ownership record has changed")),
+        Err(e) => Err(io::Error::other(e)),
+    };
+    let recovered = recover(&paths, *session, port, agreed);
+    let recovered = recovered.map_err(|e| Error::io(ErrorKind::Disk, what, e))?;
+    let forced = known.as_ref().map(Ownership::forced);
     let Some(forced) = forced else {
         return Err(Error::new(
             ErrorKind::Record,
@@ -39,5 +47,7 @@ pub fn promote(record: &Path, port: &dyn DiskPort) -> Result<Ownership> {
     if let Err(e) = remove(&paths) {
         tracing::warn!("{}: its journal is left behind: {e}", record.display());
     }
+    // Kept to the end: whoever gets it then finds it gone, and the record changed.
+    drop(recovered);
     Ok(forced)
 }

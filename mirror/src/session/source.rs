@@ -382,6 +382,7 @@ impl Source {
                 fresh,
                 acked: self.stream.acked(),
                 aborted,
+                follow: self.config.follow,
             }),
         );
         Ok(())
@@ -498,13 +499,12 @@ impl Source {
             self.send(now, conn, record);
         }
         let every = self.config.limits.marker_every;
-        if self
-            .stream
-            .marker_due(now, every, self.copy.awaits_marker())
-        {
+        // A disk that nobody writes to has to be called consistent as well.
+        let news = self.config.follow && !self.stream.ends_consistent() && self.nothing_left();
+        let awaited = self.copy.awaits_marker() || news;
+        if self.stream.marker_due(now, every, awaited) {
             let mut marker = self.marker(now, floor);
-            // Who switches over at once needs no state to fall back to.
-            marker.consistent &= !self.config.automatic;
+            marker.consistent &= self.config.follow;
             if marker.consistent {
                 self.stream.sent_consistent();
             }
@@ -512,12 +512,16 @@ impl Source {
         }
     }
 
+    /// Whether nothing is to be copied or on the way to be.
+    fn nothing_left(&self) -> bool {
+        self.copy.scan_complete() && self.copy.landed() && self.tracker.figures().dirty == 0
+    }
+
     /// A marker, consistent if nothing is left to be copied and no chunk holds anything later.
     fn marker(&mut self, now: Micros, floor: u64) -> Marker {
         let mut marker = self.stream.marker(now, &self.tracker, floor);
         // Asked after the number was taken: what is changed from here on has a higher one.
-        let nothing_left =
-            self.copy.scan_complete() && self.copy.landed() && self.tracker.figures().dirty == 0;
+        let nothing_left = self.nothing_left();
         let settled = marker.seq >= self.copy.saw();
         #[cfg(test)]
         let settled = settled || self.broken(super::Sabotage::ConsistentTooEarly);

@@ -21,6 +21,8 @@ struct Markers {
     open: VecDeque<(u64, u64)>,
     /// The last consistent one of them.
     consistent: Option<u64>,
+    /// Whether the last one of all was consistent.
+    ends_consistent: bool,
     /// How many there were.
     count: u64,
     /// When the last one was made.
@@ -80,11 +82,18 @@ impl RecordStream {
         self.cost_since_marker = 0;
         self.markers.open.clear();
         self.markers.consistent = None;
+        self.markers.ends_consistent = false;
     }
 
     /// The last marker is a consistent one.
     pub(super) fn sent_consistent(&mut self) {
         self.markers.consistent = self.markers.open.back().map(|(id, _)| *id);
+        self.markers.ends_consistent = true;
+    }
+
+    /// Whether the last marker was a consistent one.
+    pub(super) fn ends_consistent(&self) -> bool {
+        self.markers.ends_consistent
     }
 
     /// Whether a consistent marker is on the way. Chunks could overtake it, and what it ends would hold what came later.
@@ -123,9 +132,9 @@ impl RecordStream {
         self.unacked_bytes
     }
 
-    /// Whether a marker is due, `chunks` saying whether chunks await one.
-    pub(super) fn marker_due(&self, now: Micros, every: Micros, chunks: bool) -> bool {
-        let something = self.sent > 0 || chunks;
+    /// Whether a marker is due, `awaited` saying whether something else than records awaits one.
+    pub(super) fn marker_due(&self, now: Micros, every: Micros, awaited: bool) -> bool {
+        let something = self.sent > 0 || awaited;
         // Only a marker's answer opens the window again: it must not wait for the clock.
         let bytes = MARKER_BYTES.min(self.window / 4);
         let many = self.cost_since_marker > 0 && self.cost_since_marker >= bytes;
@@ -145,6 +154,7 @@ impl RecordStream {
         let id = self.markers.count;
         self.markers.open.push_back((id, seq));
         self.markers.made_at = now;
+        self.markers.ends_consistent = false;
         self.cost_since_marker = 0;
         Marker {
             id,

@@ -285,7 +285,7 @@ impl Target {
                 self.reach(&marker, None)?;
             }
             Message::Final(last) => self.on_final(&last)?,
-            Message::Prepare { attempt } => self.send(now, Message::Ready { attempt }),
+            Message::Prepare { attempt } => self.markers.prepare(attempt),
             Message::Grant { attempt, epoch } => self.on_grant(now, attempt, epoch),
             Message::Abandon { .. } => self.drop_lanes(),
             other => {
@@ -391,6 +391,9 @@ impl Target {
             #[cfg(test)]
             now,
         );
+        if let Some(attempt) = self.markers.take_ready() {
+            self.send(now, Message::Ready { attempt });
+        }
         self.pump_setup(now);
         self.pump_takeover(now);
         self.watch_the_clock(now);

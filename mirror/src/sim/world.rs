@@ -549,8 +549,10 @@ impl Plan {
         config.limits.queue = [0, 6 << 10, 40 << 10, 1 << 20][rng.below(4) as usize];
         config.limits.marker_every = Micros([2_000, 20_000, 100_000][rng.below(3) as usize]);
         config.automatic = rng.percent(10);
+        config.follow = !config.automatic;
         if follow {
             config.automatic = false;
+            config.follow = true;
             config.limits.window = 1 << 20;
             config.limits.queue = [12 << 10, 1 << 20][rng.below(2) as usize];
         }

@@ -190,6 +190,7 @@ pub fn decode_body(head: &FrameHead, mut body: Bytes) -> Result<Message, DecodeE
             fresh: r.flag("fresh")?,
             acked: r.u64("acked")?,
             aborted: r.u64("aborted")?,
+            follow: r.flag("follow")?,
         }),
         kind::RECORD_DATA | kind::RECORD_ZERO => Message::Record(record(&mut r, head.kind, body)?),
         kind::CHUNK_DATA | kind::CHUNK_ZERO => Message::Chunk(chunk(&mut r, head.kind, body)?),

@@ -73,6 +73,7 @@ fn put_message(out: &mut BytesMut, message: &Message) -> (u8, Bytes) {
             out.put_u8(u8::from(begin.fresh));
             out.put_u64_le(begin.acked);
             out.put_u64_le(begin.aborted);
+            out.put_u8(u8::from(begin.follow));
             kind::BEGIN
         }
         Message::Offer(offer) => {

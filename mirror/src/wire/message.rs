@@ -86,6 +86,8 @@ pub struct Begin {
     pub acked: u64,
     /// The last switchover attempt that the source has given up; 0 for none.
     pub aborted: u64,
+    /// Whether the target is to follow once it is in step, and again after an attempt that was given up.
+    pub follow: bool,
 }
 
 /// Bytes of the disk, or that they are zero.

@@ -113,6 +113,7 @@ fn greeting() -> impl Strategy<Value = Message> {
                 fresh,
                 acked,
                 aborted,
+                follow: !fresh,
             })
         }),
         number.clone().prop_map(|window| Message::Begun { window }),

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use bytes::Bytes;
 
-use super::{Sealed, lock};
+use super::{Sealing, lock};
 use crate::journal::{ENTRY_LEN, Entry, EntryHead, HEAD_LEN, Head};
 use crate::net::port::{DiskPort, Done};
 use crate::wire::Content;
@@ -80,10 +80,10 @@ impl<'a> Entries<'a> {
 /// Write what is sealed into the disk and make it durable there, then empty the files that held it.
 pub(super) fn carry_over(
     files: &[File; 2],
-    sealed: &Mutex<Vec<Sealed>>,
+    sealed: &Mutex<Sealing>,
     port: &dyn DiskPort,
 ) -> io::Result<()> {
-    let all = lock(sealed).clone();
+    let all = lock(sealed).files.clone();
     for one in all {
         let Some(file) = files.get(one.file) else {
             continue;
@@ -105,7 +105,7 @@ pub(super) fn carry_over(
         flushed.recv().map_err(io::Error::other)??;
         file.set_len(0)?;
         file.sync_all()?;
-        lock(sealed).retain(|other| other.file != one.file);
+        lock(sealed).files.retain(|other| other.file != one.file);
     }
     Ok(())
 }

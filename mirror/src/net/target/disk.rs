@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use vdisk::engine::Mark;
 
@@ -17,11 +17,11 @@ use crate::files::{RecordStore, journal_paths};
 use crate::journal::{self as form, Head};
 use crate::net::Clock;
 use crate::net::journal::{self, Ask, Journal};
-use crate::net::lane::{Heard, INBOX, Inbox, Lane};
+use crate::net::lane::{Heard, INBOX, Inbox, Lane, answer_and_close};
 use crate::net::port::{DiskPort, Done};
 use crate::record::{Ownership, State};
 use crate::session::{ConnId, OpId, Target, TargetAction, TargetEvent};
-use crate::wire::DiskDescription;
+use crate::wire::{DiskDescription, Message, Refusal};
 
 /// How long a task without a deadline sleeps.
 const LONG: Duration = Duration::from_secs(3600);
@@ -77,8 +77,8 @@ impl DiskTask {
 
     pub(super) async fn run(mut self, mut incoming: mpsc::UnboundedReceiver<Happened>) {
         let (inbox, mut heard) = mpsc::channel(INBOX);
-        if let Some(State::Following { session, .. }) = self.machine.record().map(|r| &r.state) {
-            self.journal.ask(Ask::Open(*session));
+        if let Err(e) = self.take_journal().await {
+            return self.leave_alone(&e, incoming).await;
         }
         self.handle(TargetEvent::Tick);
         loop {
@@ -101,6 +101,41 @@ impl DiskTask {
             }
         }
         while self.closing.join_next().await.is_some() {}
+    }
+
+    /// The journal of a disk that follows is this process's, and the record still what the machine was made with: a
+    /// promotion may have had both.
+    async fn take_journal(&mut self) -> io::Result<()> {
+        let Some(State::Following { session, .. }) = self.machine.record().map(|r| &r.state) else {
+            return Ok(());
+        };
+        let (tell, told) = oneshot::channel();
+        let done: Done = Box::new(move |result| {
+            let _ = tell.send(result);
+        });
+        self.journal.ask(Ask::Open(*session, done));
+        told.await.map_err(io::Error::other)??;
+        if self.store.load().map_err(io::Error::other)?.as_ref() != self.machine.record() {
+            return Err(io::Error::other("its ownership record has changed"));
+        }
+        Ok(())
+    }
+
+    /// The disk cannot be gone on with; who came for it hears why, and whoever comes later finds what is durable then.
+    async fn leave_alone(
+        mut self,
+        why: &io::Error,
+        mut incoming: mpsc::UnboundedReceiver<Happened>,
+    ) {
+        tracing::error!("{} is left alone: {why}", self.name);
+        self.entry.status().trouble = Some(why.to_string());
+        while !self.leave(&mut incoming) {
+            if let Some(Happened::Arrived(arrival)) = incoming.recv().await {
+                let refusal = Refusal::CannotCreate;
+                let text = format!("the disk cannot be gone on with: {why}");
+                answer_and_close(arrival.stream, &Message::Refused { refusal, text }).await;
+            }
+        }
     }
 
     /// Whether only the record has to speak for the disk from now on.

@@ -59,7 +59,8 @@ fn synced() -> (Source, Arc<Tracker>) {
             Message::Begin(Begin {
                 fresh: true,
                 acked: 0,
-                aborted: 0
+                aborted: 0,
+                follow: false,
             })
         )]
     ));

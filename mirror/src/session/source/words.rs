@@ -31,6 +31,9 @@ pub struct SourceConfig {
     pub limits: Limits,
     /// Switch over without being asked, once the pause would be short enough.
     pub automatic: bool,
+    /// Have the target follow from one consistent moment to the next: it writes each byte twice, and is of use if this
+    /// host is lost.
+    pub follow: bool,
     /// The longest estimated pause with which to begin a switchover.
     pub max_pause: Micros,
     /// How long requests are held before an attempt is given up.
@@ -53,6 +56,7 @@ impl SourceConfig {
             part: Part::Alone,
             limits: Limits::default(),
             automatic: false,
+            follow: false,
             max_pause: Micros::from_millis(300),
             give_up_after: Micros::from_secs(10),
             #[cfg(test)]

@@ -65,17 +65,38 @@ pub(super) struct Markers {
     held: Option<OpId>,
     /// What was sealed is being carried over into the disk; for that attempt and source, if it was the final one.
     applying: Option<(OpId, Option<(u64, Hello)>)>,
+    /// The attempt that the source asked for, until it is answered.
+    preparing: Option<u64>,
 }
 
 impl Markers {
     pub(super) fn clear(&mut self) {
         self.reached.clear();
+        self.preparing = None;
+    }
+
+    /// The attempt for which to say that all is ready: not while a part of the journal, which may be large, is carried
+    /// over, since the source's clients wait from then on.
+    pub(super) fn take_ready(&mut self) -> Option<u64> {
+        if self.applying.is_some() || !self.is_settled() {
+            return None;
+        }
+        self.preparing.take()
+    }
+
+    /// The source asked whether that attempt may begin.
+    pub(super) fn prepare(&mut self, attempt: u64) {
+        self.preparing = Some(attempt);
+    }
+
+    /// Whether it is known where what comes is written: no record of that is about to be.
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(self.mode, Mode::Direct | Mode::Following)
     }
 
     /// Whether nothing of an earlier stream is being flushed, made or carried over.
     pub(super) fn is_still(&self) -> bool {
-        let settled = matches!(self.mode, Mode::Direct | Mode::Following);
-        self.flushing.is_none() && self.applying.is_none() && settled
+        self.flushing.is_none() && self.applying.is_none() && self.is_settled()
     }
 
     /// From which operation on all has to wait, since a marker before it is still to be dealt with by itself.
@@ -111,7 +132,7 @@ impl Markers {
 
     /// The newest marker before which everything is written, as `written` says, and that can be dealt with now.
     fn next(&mut self, written: impl Fn(OpId) -> bool) -> Option<Reached> {
-        if self.flushing.is_some() || !matches!(self.mode, Mode::Direct | Mode::Following) {
+        if self.flushing.is_some() || !self.is_settled() {
             return None;
         }
         let mut newest = None;

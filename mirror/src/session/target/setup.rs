@@ -80,7 +80,7 @@ impl Target {
 
     /// Answer a greeting: only what is durable, so not while a record is being written.
     fn greet(&mut self, now: Micros) {
-        if self.setup.step != Step::Idle || self.switch.busy() {
+        if self.setup.step != Step::Idle || self.switch.busy() || !self.markers.is_settled() {
             return;
         }
         let Some((conn, hello)) = self.setup.waiting.take() else {
@@ -157,8 +157,8 @@ impl Target {
                 });
             }
         }
-        self.pump_following();
-        let following = self.follows();
+        self.pump_following(begin);
+        let following = self.follows(begin);
         let state = if following {
             State::Following { session, epoch }
         } else {
@@ -172,29 +172,29 @@ impl Target {
         }
     }
 
-    /// Whether the disk is as the source's was at a moment, but for what is in the journal.
-    fn follows(&self) -> bool {
-        let state = self.switch.state();
-        matches!(
-            state,
-            Some(State::Following { .. } | State::Prepared { .. })
-        )
+    /// Whether the disk is as the source's was at a moment, but for what is in the journal, and is to stay so.
+    fn follows(&self, begin: Begin) -> bool {
+        match self.switch.state() {
+            Some(State::Following { .. }) => true,
+            Some(State::Prepared { .. }) => begin.follow,
+            _ => false,
+        }
     }
 
     /// Have the journal ready for a disk that follows.
-    fn pump_following(&mut self) {
+    fn pump_following(&mut self, begin: Begin) {
         if self.setup.step != Step::Following || self.setup.op.is_some() {
+            return;
+        }
+        if !self.follows(begin) {
+            self.setup.step = Step::Recording;
             return;
         }
         let op = match self.switch.state() {
             // A crash may have come between sealing and carrying over.
             Some(State::Following { .. }) => TargetAction::Apply,
             // What was final is in the disk: a new journal follows it.
-            Some(State::Prepared { .. }) => |op| TargetAction::StartJournal { op, seq: 0 },
-            _ => {
-                self.setup.step = Step::Recording;
-                return;
-            }
+            _ => |op| TargetAction::StartJournal { op, seq: 0 },
         };
         let id = self.apply.take_op();
         self.setup.op = Some(id);

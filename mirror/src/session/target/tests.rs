@@ -50,6 +50,7 @@ fn streaming() -> Target {
         fresh: true,
         acked: 0,
         aborted: 0,
+        follow: true,
     };
     let emptying = say(&mut target, CONTROL, Message::Begin(begin));
     assert!(
@@ -145,6 +146,7 @@ fn messages_out_of_place_end_the_session() {
         fresh: false,
         acked: 0,
         aborted: 0,
+        follow: true,
     };
     for (conn, message) in [
         (BULK, Message::Chunk(chunk)),
