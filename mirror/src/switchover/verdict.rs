@@ -71,8 +71,8 @@ pub fn verdict(record: Option<&Ownership>, mark: Option<Mark>) -> Verdict {
             "the disk is the incomplete target of a migration; let the source finish it".into(),
         ),
         State::Following { .. } => Verdict::Refuse(
-            "the disk follows another one through a migration and is not its own; let the source finish it, or, if \
-             the source is lost for good, `receive --promote-at-last-epoch`"
+            "the disk is the incomplete target of a migration, whose source it follows; let the source finish it, or, \
+             if that is lost for good, `receive --promote-at-last-epoch`"
                 .into(),
         ),
         State::Prepared { .. } => Verdict::Refuse(
