@@ -135,20 +135,22 @@ impl Opened {
         RecordStore::open(sidecar_path(&self.path))
     }
 
-    /// Whether this host may serve it. With `take_over` it may in any case, and says so durably.
+    /// Whether this host may serve it. With `take_over` it may unless the disk follows another one, and says so
+    /// durably.
     pub(crate) fn standing(&self, take_over: bool) -> Result<Standing> {
         let store = self.record();
         let record = store.load().map_err(|error| {
             Failure::new(Exit::InUse, format!("{}: {error}", self.path.display()))
                 .hint("restore the record, or --take-over if no other host can own the disk")
         })?;
+        // What is in its journal belongs to it: not even to who insists.
+        if let Some(State::Following { .. }) = record.as_ref().map(|record| &record.state)
+            && let Verdict::Refuse(why) = verdict(record.as_ref(), self.mark)
+        {
+            let what = format!("{}: {why}", self.path.display());
+            return Err(Failure::new(Exit::InUse, what).hint("--take-over is of no use here"));
+        }
         if take_over {
-            if let Some(State::Following { .. }) = record.as_ref().map(|record| &record.state) {
-                let what = "follows another one, and what is in its journal belongs to it";
-                let what = format!("{}: {what}", self.path.display());
-                return Err(Failure::new(Exit::InUse, what)
-                    .hint("`diskferry receive --promote-at-last-epoch` makes it this host's own"));
-            }
             if let Some(record) = &record {
                 let forced = store.persist_and_wait(&record.forced());
                 forced.map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
