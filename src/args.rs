@@ -381,9 +381,14 @@ pub(crate) enum MirrorVerb {
   diskferry mirror start disk.vhdx --to tcp:10.0.0.2:9000 --wait
   diskferry mirror start disk.vhdx --to tcp:10.0.0.2:9000 --manual
   diskferry mirror start disk.vhdx --to /faster/disk.vhdx --wait      another path of this host
+  diskferry mirror start disk.vhdx --to tcp:10.0.0.2:9000 --fresh     copy all of it again
 
 The disk stays in use. Once the target is in step the source switches over by itself, unless --manual;
-from then on it forwards its clients' requests.")]
+from then on it forwards its clients' requests.
+
+If the target has something of the disk already (of an earlier move, of the time before it moved away, or a
+seed that was brought there: diskferry receive --seed), both read what they have, compare it by hashes, and only
+what is different is sent.")]
 pub(crate) struct MirrorStartArgs {
     #[command(flatten)]
     pub(crate) disk: MirrorArgs,
@@ -396,6 +401,9 @@ pub(crate) struct MirrorStartArgs {
     /// Switch over only when the pause is estimated to be at most this long [default: 300]
     #[arg(long, value_name = "MILLISECONDS")]
     pub(crate) max_pause: Option<u64>,
+    /// Begin from an empty disk, whatever the target has of it
+    #[arg(long)]
+    pub(crate) fresh: bool,
 }
 
 #[derive(Args, Debug)]

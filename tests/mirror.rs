@@ -14,5 +14,6 @@ mod mirror {
     mod promotion;
     mod refusals;
     mod relay;
+    mod seeds;
     mod site;
 }

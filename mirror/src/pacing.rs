@@ -7,6 +7,8 @@ use crate::clock::Micros;
 /// How hard a session may work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    /// Bulk lanes, at least 1.
+    pub lanes: u16,
     /// The longest chunk in bytes; at most 1 MiB, a multiple of 4 KiB.
     ///
     /// A guest's request may wait behind one read of this size, so it is not as large as it can be.
@@ -20,6 +22,10 @@ pub struct Limits {
     pub queue: u64,
     /// Bytes a second for the bulk copy; `None` for as fast as it goes.
     pub rate: Option<u64>,
+    /// Bytes of a block that is compared by its hash; a power of two from 4 KiB to 1 MiB, and at least a 128th of a chunk.
+    ///
+    /// Smaller ones cost more hashes (32 bytes each), larger ones send more that is the same.
+    pub block: u32,
     /// How often the target is asked to make things durable.
     pub marker_every: Micros,
 }
@@ -27,11 +33,13 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            lanes: 2,
             chunk: 256 << 10,
             reads: 1,
             window: 32 << 20,
             queue: 64 << 20,
             rate: None,
+            block: 32 << 10,
             marker_every: Micros::from_millis(100),
         }
     }

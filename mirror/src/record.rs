@@ -134,6 +134,25 @@ impl Ownership {
         }
     }
 
+    /// An image that was brought here another way, to be compared with a disk that comes under its name. Of which
+    /// lineage that is nobody knows yet.
+    #[must_use]
+    pub fn seed() -> Self {
+        Self {
+            disk: Uuid::nil(),
+            state: State::Receiving {
+                session: Uuid::nil(),
+                epoch: 0,
+            },
+        }
+    }
+
+    /// Whether it is that.
+    #[must_use]
+    pub fn is_seed(&self) -> bool {
+        *self == Self::seed()
+    }
+
     /// The bytes of the sidecar file.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let envelope = Envelope {

@@ -424,19 +424,18 @@ impl SourceSwitch {
 pub struct TargetSwitch {
     record: Option<Ownership>,
     writing: Option<Ownership>,
-    /// An image is there that no record speaks of.
-    occupied: bool,
+    /// An image is there.
+    image: bool,
 }
 
 impl TargetSwitch {
     /// What a start finds: the sidecar's record, and whether there is an image.
     #[must_use]
     pub fn new(record: Option<Ownership>, image_exists: bool) -> Self {
-        let occupied = record.is_none() && image_exists;
         Self {
             record,
             writing: None,
-            occupied,
+            image: image_exists,
         }
     }
 
@@ -460,14 +459,20 @@ impl TargetSwitch {
 
     /// What this host has of the session that greets it.
     pub fn standing(&self, hello: &Hello) -> Result<Standing, (Refusal, String)> {
-        if self.occupied {
-            let text = "there is already an image of that name without an ownership record";
-            return Err((Refusal::Occupied, text.into()));
-        }
+        // What it could go on from by comparing, if it is there.
+        let stale = if self.image {
+            Standing::Stale
+        } else {
+            Standing::Empty
+        };
         let Some(record) = &self.record else {
+            if self.image {
+                let text = "there is already an image of that name without an ownership record";
+                return Err((Refusal::Occupied, text.into()));
+            }
             return Ok(Standing::Empty);
         };
-        if record.disk != hello.disk {
+        if record.disk != hello.disk && !record.is_seed() {
             let text = "there is already another disk of that name";
             return Err((Refusal::Occupied, text.into()));
         }
@@ -488,18 +493,15 @@ impl TargetSwitch {
             State::Owner { .. } | State::Bound { .. } => {
                 Err((Refusal::Newer, "this host owns that disk itself".into()))
             }
-            State::Emptying { epoch, .. }
-            | State::Receiving { epoch, .. }
-            | State::Following { epoch, .. }
+            State::Emptying { epoch, .. } if *epoch <= hello.epoch => Ok(Standing::Empty),
+            State::Receiving { epoch, .. } | State::Following { epoch, .. }
                 if *epoch <= hello.epoch =>
             {
-                Ok(Standing::Empty)
+                Ok(stale)
             }
             // The owner of the epoch before: had it granted this, it would not begin again.
-            State::Prepared { epoch, .. } if *epoch <= hello.epoch.saturating_add(1) => {
-                Ok(Standing::Empty)
-            }
-            State::Released { .. } => Ok(Standing::Empty),
+            State::Prepared { epoch, .. } if *epoch <= hello.epoch.saturating_add(1) => Ok(stale),
+            State::Released { .. } => Ok(stale),
             _ => Err((
                 Refusal::Newer,
                 "this host knows a later owner of that disk".into(),
@@ -520,7 +522,8 @@ impl TargetSwitch {
     pub fn written(&mut self) -> Option<Ownership> {
         let record = self.writing.take()?;
         self.record = Some(record.clone());
-        self.occupied = false;
+        // Each other state is written only of an image that is there.
+        self.image |= !matches!(record.state, State::Emptying { .. });
         Some(record)
     }
 

@@ -42,6 +42,8 @@ pub struct Claim {
     pub len: u64,
     /// The last number given out: the read sees every change up to it.
     pub base: u64,
+    /// The target may have the same bytes: worth asking before they are sent.
+    pub unsure: bool,
 }
 
 /// Figures of a tracker, taken at one moment.
@@ -75,6 +77,8 @@ struct Inner {
     queue: VecDeque<Record>,
     held: u64,
     dirty: DirtyMap,
+    /// Of what is dirty, that which the target may have all the same. Nothing depends on its being right.
+    unsure: DirtyMap,
     heat: Heat,
     fallen_back: u64,
 }
@@ -104,6 +108,7 @@ impl Tracker {
             queue: VecDeque::new(),
             held: 0,
             dirty: DirtyMap::default(),
+            unsure: DirtyMap::default(),
             heat: Heat::new(region),
             fallen_back: 0,
         };
@@ -149,16 +154,25 @@ impl Tracker {
         self.lock().dirty.mark(offset, len);
     }
 
+    /// The same, and the target may have them already.
+    pub fn mark_unsure(&self, offset: u64, len: u64) {
+        let mut inner = self.lock();
+        inner.dirty.mark(offset, len);
+        inner.unsure.mark(offset, len);
+    }
+
     /// Take the next dirty run at or after `from`, at most `max` bytes. What is written often comes last, and only when
     /// it is `all_known` what there is to copy.
     pub fn claim(&self, from: u64, max: u64, all_known: bool) -> Option<Claim> {
         let mut inner = self.lock();
         let (offset, len) = inner.claim(from, max, all_known)?;
+        let (len, unsure) = inner.of_one_kind(offset, len);
         let len = len.min(inner.size.saturating_sub(offset));
         Some(Claim {
             offset,
             len,
             base: inner.seq,
+            unsure,
         })
     }
 
@@ -206,6 +220,23 @@ impl Inner {
         self.heat.give_turns();
         // What became cold just now has no turn.
         self.claim_hot(max).or_else(|| self.dirty.claim(from, max))
+    }
+
+    /// How much from the start of what was claimed the target may have all of, or none of, and which; the rest is given
+    /// back.
+    fn of_one_kind(&mut self, offset: u64, len: u64) -> (u64, bool) {
+        let end = offset + len;
+        let first = self.unsure.next(offset).filter(|first| *first < end);
+        let (taken, unsure) = match first {
+            None => return (len, false),
+            Some(first) if first > offset => (first - offset, false),
+            Some(_) => match self.unsure.claim_within(offset, end, len) {
+                Some((_, taken)) => (taken, true),
+                None => (len, false),
+            },
+        };
+        self.dirty.mark(offset + taken, len - taken);
+        (taken, unsure)
     }
 
     /// Of the hot region whose turn it is.
@@ -326,7 +357,8 @@ mod tests {
             Some(Claim {
                 offset: 65536,
                 len: 4096,
-                base: 4
+                base: 4,
+                unsure: false
             })
         );
     }
@@ -378,11 +410,19 @@ mod tests {
         #[test]
         fn every_dirty_granule_is_claimed_once_however_hot_it_is(
             writes in prop::collection::vec((0_u64..64, 1_u64..8), 0..200),
+            unsure in prop::collection::vec((0_u64..64, 1_u64..20), 0..5),
             max in 1_u64..8,
         ) {
             let tracker = Tracker::with_regions(64 * 4096, 0, 8192);
             tracker.advance_cursor(64 * 4096);
             let mut dirty = [false; 64];
+            let mut maybe = [false; 64];
+            for (granule, len) in unsure {
+                let len = len.min(64 - granule);
+                tracker.mark_unsure(granule * 4096, len * 4096);
+                dirty[granule as usize..(granule + len) as usize].fill(true);
+                maybe[granule as usize..(granule + len) as usize].fill(true);
+            }
             for (granule, len) in writes {
                 let len = len.min(64 - granule);
                 write(&tracker, granule * 4096, (len * 4096) as usize);
@@ -394,6 +434,7 @@ mod tests {
                 prop_assert!(claim.len > 0 && claim.len <= max * 4096);
                 for granule in claim.offset / 4096..from / 4096 {
                     prop_assert!(std::mem::take(&mut dirty[granule as usize]));
+                    prop_assert_eq!(maybe[granule as usize], claim.unsure);
                 }
             }
             prop_assert_eq!(dirty, [false; 64]);
@@ -410,7 +451,8 @@ mod tests {
             Some(Claim {
                 offset: 4096,
                 len: 512,
-                base: 1
+                base: 1,
+                unsure: false
             })
         );
     }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use disk::{BLOCK, Front, MemoryDisk};
 use mirror::files::RecordStore;
-use mirror::net::{ServedDisk, SourceDriver, SourceHandle, TargetDriver, TargetHost};
+use mirror::net::{ServedDisk, SourceDriver, SourceHandle, SourceStatus, TargetDriver, TargetHost};
 use mirror::record::{Ownership, State};
 use mirror::session::{SourceConfig, Stage};
 use mirror::switchover::{Verdict, verdict};
@@ -131,8 +131,20 @@ fn a_disk_that_nobody_writes_to_is_followed_as_well() {
 }
 
 #[test]
-fn a_cancelled_session_leaves_the_disk_here_and_the_next_one_moves_it() {
-    let mut world = World::new("cancel", 16 << 20);
+fn a_cancelled_session_leaves_the_disk_here_and_the_next_one_goes_on_from_what_is_the_same() {
+    let status = cancelled_and_moved("cancel", true, 1);
+    assert!(status.progress.same > 8 << 20, "{}", status.progress.same);
+}
+
+#[test]
+fn a_session_that_is_to_begin_anew_empties_what_an_earlier_one_left() {
+    let status = cancelled_and_moved("begin anew", false, 2);
+    assert_eq!(status.progress.same, 0);
+}
+
+/// Begin to move, cancel in step, and move; that many times an image is made.
+fn cancelled_and_moved(name: &str, compare: bool, created: u64) -> SourceStatus {
+    let mut world = World::new(name, 16 << 20);
     let load = world.load(Duration::from_millis(1));
     let mut config = world.config();
     config.automatic = false;
@@ -153,9 +165,11 @@ fn a_cancelled_session_leaves_the_disk_here_and_the_next_one_moves_it() {
     let load = world.load(Duration::from_millis(1));
     config.session = Uuid::new_v4();
     config.automatic = true;
-    moved(&world.start(config));
+    config.compare = compare;
+    let status = moved(&world.start(config));
     world.check_moved(&load.finish());
-    assert_eq!(world.away.created.load(Ordering::Relaxed), 2);
+    assert_eq!(world.away.created.load(Ordering::Relaxed), created);
+    status
 }
 
 #[test]

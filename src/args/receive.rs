@@ -8,25 +8,33 @@ use clap::Args;
 #[command(after_help = "Examples:
   diskferry receive --listen tcp:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809
   diskferry receive --listen tcp:127.0.0.1:9000 --into . --serve unix:/run/disks.sock
+  diskferry receive --seed /srv/disks/disk.vhdx                      it came on a drive: take it for an older copy
   diskferry receive --promote-at-last-epoch /srv/disks/disk.vhdx     the source is lost for good
 
 Disks arrive in the folder under the names of their files, refused by every program until they are
 complete. From the moment a disk belongs to this host it is served. The address to serve at is also
 the one to which the source sends its clients' requests; if they must use another, --advertise it.
 
+A copy that came another way saves most of the transfer: --seed marks it as one, once, and the move that comes
+for a disk of that name compares all of it with the source's and brings only what is different. How old or how
+torn the copy is does not matter, but it must open. `serve --take-over` makes a disk of its own of it again.
+
 A disk whose source stays in step with it (mirror start --manual) follows it from one consistent moment to
 the next, every 0.1 s or so. If the source is lost for good, --promote-at-last-epoch makes the disk what the source's
 was at the last of them; serve it then. Use it only if nothing will serve the source's disk again.")]
 pub(crate) struct ReceiveArgs {
     /// Where sources connect: tcp:HOST:PORT
-    #[arg(long, value_name = "ADDRESS", required_unless_present = "promote")]
+    #[arg(long, value_name = "ADDRESS", required_unless_present_any = ["promote", "seed"])]
     pub(crate) listen: Option<String>,
     /// The folder for the disks
-    #[arg(long, value_name = "DIR", required_unless_present = "promote")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["promote", "seed"])]
     pub(crate) into: Option<PathBuf>,
     /// Where NBD clients connect: unix:PATH or tcp:HOST:PORT; may be given several times
-    #[arg(long, value_name = "ADDRESS", required_unless_present = "promote")]
+    #[arg(long, value_name = "ADDRESS", required_unless_present_any = ["promote", "seed"])]
     pub(crate) serve: Vec<String>,
+    /// Take an image for an older copy of the disk that will come under its name, and end
+    #[arg(long, value_name = "DISK", conflicts_with_all = ["listen", "into", "serve", "promote"])]
+    pub(crate) seed: Option<PathBuf>,
     /// Make a disk that follows a lost one this host's own, as that was at the last consistent marker, and end
     #[arg(
         long = "promote-at-last-epoch",

@@ -57,6 +57,7 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
             to,
             cutover,
             max_pause_ms: args.max_pause,
+            fresh: args.fresh,
         },
     )?;
     tell(&disk, report, state, args.disk.wait)
@@ -102,6 +103,9 @@ fn people(state: &Value) -> String {
         size::show(number("remaining")),
         size::show(number("rate")),
     );
+    if number("same") > 0 {
+        let _ = write!(text, ", there already {}", size::show(number("same")));
+    }
     if let Some(seconds) = state["seconds_remaining"].as_u64() {
         let _ = write!(text, ", {seconds} s to go");
     }

@@ -27,6 +27,7 @@ mod remote;
 mod repair;
 mod resize;
 pub(crate) mod run;
+mod seed;
 mod serve;
 mod snapshot;
 mod space;

@@ -1,6 +1,7 @@
 //! `diskferry receive --promote-at-last-epoch`: a disk that followed a lost one is this host's own.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
@@ -8,9 +9,10 @@ use blockserver::nbd::uri::Endpoint;
 use blockserver::server::{Server, ServerConfig};
 use mirror::ErrorKind;
 use mirror::files::{load_record, sidecar_path};
-use mirror::net::TargetHost as _;
+use mirror::net::{DiskPort, TargetHost as _};
 use mirror::record::State;
 use serde::Serialize;
+use vdisk::engine::Mark;
 
 use crate::failure::{Exit, Failure, Result};
 use crate::report::Report;
@@ -33,6 +35,52 @@ pub(crate) fn run(disk: &Path, report: Report) -> Result<()> {
             format!("{shown}: does not follow another disk, so it has no state to fall back to");
         return Err(Failure::new(Exit::InUse, what));
     }
+    let epoch = alone(disk, promote)?;
+    let promoted = Promoted { disk: shown, epoch };
+    report.result("promoted", &promoted, |promoted| {
+        format!(
+            "{} is this host's own, as its source's was at the last consistent marker; nothing may serve that one again",
+            promoted.disk
+        )
+    })
+}
+
+/// Its epoch then.
+fn promote(found: &Found) -> Result<u64> {
+    let owned = mirror::net::promote(&found.record, found.port.as_ref());
+    let owned = owned.map_err(|e| of_mirror(&found.shown, &e))?;
+    // If the mark stays, `serve` takes it out: the record says whose the disk is.
+    found.park(None)?;
+    Ok(owned.epoch())
+}
+
+/// A disk that only this process has open.
+pub(super) struct Found {
+    pub(super) port: Arc<dyn DiskPort>,
+    /// Where its ownership record lies.
+    pub(super) record: PathBuf,
+    /// Its name for people.
+    pub(super) shown: String,
+}
+
+impl Found {
+    /// Close the image cleanly with that mark in it.
+    pub(super) fn park(&self, mark: Option<Mark>) -> Result<()> {
+        let (tell, told) = channel();
+        let done = move |parked| {
+            let _ = tell.send(parked);
+        };
+        self.port.park(mark, Box::new(done));
+        let parked = told.recv().unwrap_or_else(|e| Err(io::Error::other(e)));
+        parked.map_err(|e| Failure::new(Exit::Failed, format!("{}: {e}", self.shown)))
+    }
+}
+
+/// Do something with a disk that nobody serves.
+pub(super) fn alone<T>(disk: &Path, act: impl FnOnce(&Found) -> Result<T>) -> Result<T> {
+    let shown = disk.display().to_string();
+    let name = disk.file_name().and_then(|name| name.to_str());
+    let name = name.ok_or_else(|| Failure::usage(format!("{shown}: is no disk's name")))?;
     let config = ServerConfig {
         workers: 1,
         ..ServerConfig::default()
@@ -45,45 +93,23 @@ pub(crate) fn run(disk: &Path, report: Report) -> Result<()> {
     // Clients see nothing of it.
     let nowhere = Reachable(Endpoint::Unix(disk.to_owned()));
     let folder = Folder::new(folder.unwrap_or(Path::new(".")), &server, nowhere).hidden();
-    let promoted = promote(&folder, disk);
+    let opened = folder.open(name);
+    let done = match opened {
+        Ok(port) => act(&Found {
+            port,
+            record: folder.record_path(name),
+            shown,
+        }),
+        Err(e) => Err(Failure::new(Exit::Failed, format!("{shown}: {e}"))),
+    };
     let closed = server.stop();
     folder.unlock();
-    let epoch = promoted?;
+    let done = done?;
     closed.map_err(|e| Failure::io("the disk could not be closed cleanly", &e))?;
-    let promoted = Promoted { disk: shown, epoch };
-    report.result("promoted", &promoted, |promoted| {
-        format!(
-            "{} is this host's own, as its source's was at the last consistent marker; nothing may serve that one again",
-            promoted.disk
-        )
-    })
+    Ok(done)
 }
 
-/// Its epoch then.
-fn promote(folder: &Folder, disk: &Path) -> Result<u64> {
-    let shown = disk.display();
-    let name = disk.file_name().and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| Failure::usage(format!("{shown}: is no disk's name")))?;
-    let failed = |e: std::io::Error| Failure::new(Exit::Failed, format!("{shown}: {e}"));
-    let port = folder.open(name).map_err(failed)?;
-    let record = folder.record_path(name);
-    let owned = mirror::net::promote(&record, port.as_ref());
-    let owned = owned.map_err(|e| of_mirror(&shown.to_string(), &e))?;
-    let (tell, told) = channel();
-    port.park(
-        None,
-        Box::new(move |parked| {
-            let _ = tell.send(parked);
-        }),
-    );
-    // If the mark stays, `serve` takes it out: the record says whose the disk is.
-    told.recv()
-        .unwrap_or_else(|e| Err(std::io::Error::other(e)))
-        .map_err(failed)?;
-    Ok(owned.epoch())
-}
-
-fn of_mirror(disk: &str, e: &mirror::Error) -> Failure {
+pub(super) fn of_mirror(disk: &str, e: &mirror::Error) -> Failure {
     let exit = match e.kind() {
         ErrorKind::NotOwned | ErrorKind::Record => Exit::InUse,
         _ => Exit::Failed,

@@ -9,7 +9,7 @@ use blockserver::server::{Server, ServerConfig};
 use mirror::net::{TargetDriver, TargetHandle, TargetStatus};
 use serde::Serialize;
 
-use super::{promote, serve};
+use super::{promote, seed, serve};
 use crate::args::ReceiveArgs;
 use crate::failure::{Failure, Result};
 use crate::interrupt;
@@ -31,6 +31,9 @@ struct Receiving {
 pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
     if let Some(disk) = &args.promote {
         return promote::run(disk, report);
+    }
+    if let Some(disk) = &args.seed {
+        return seed::run(disk, report);
     }
     let plan = Receive::new(args)?;
     interrupt::listen();

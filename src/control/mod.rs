@@ -62,6 +62,9 @@ pub(crate) struct StartMirror {
     /// The longest estimated pause with which to switch over, in milliseconds.
     #[serde(default)]
     pub(crate) max_pause_ms: Option<u64>,
+    /// Begin from an empty disk, whatever the target has of it.
+    #[serde(default)]
+    pub(crate) fresh: bool,
 }
 
 /// Another size for a disk.

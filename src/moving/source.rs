@@ -249,6 +249,8 @@ impl Mover {
         let mut config = SourceConfig::new(session, self.to.clone(), description);
         config.recorded = Some(recorded(&self.to));
         config.part = Part::Lead;
+        // What is left of another moment of the machine is of no use.
+        config.compare = false;
         config.give_up_after = PATIENCE;
         let lead = Lead {
             record: store.path().display().to_string(),

@@ -8,6 +8,7 @@ use mirror::files::{RecordStore, load_record, sidecar_path};
 use mirror::record::{Ownership, State};
 use mirror::switchover::{Verdict, verdict};
 use mirror::wire::{DiskDescription, DiskFormat};
+use uuid::Uuid;
 use vdisk::chain::ParentSearch;
 use vdisk::disk::{ImageFormat, OpenOptions};
 use vdisk::engine::Mark;
@@ -152,7 +153,12 @@ impl Opened {
         }
         if take_over {
             if let Some(record) = &record {
-                let forced = store.persist_and_wait(&record.forced());
+                let mut forced = record.forced();
+                // A seed becomes a disk of its own.
+                if record.is_seed() {
+                    forced.disk = Uuid::new_v4();
+                }
+                let forced = store.persist_and_wait(&forced);
                 forced.map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
             }
             return Ok(Standing::Ours {

@@ -469,6 +469,7 @@ impl SiteDisk {
         name.clone_into(&mut description.name);
         let mut config = SourceConfig::new(Uuid::new_v4(), to.to_owned(), description);
         config.automatic = start.cutover == Cutover::Automatic;
+        config.compare = !start.fresh;
         if let Some(most) = start.max_pause_ms {
             config.max_pause = Micros::from_millis(most);
         }

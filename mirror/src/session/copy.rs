@@ -7,17 +7,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use vdisk::engine::Extent;
 
+use super::scan::Scan;
 use super::{ConnId, OpId};
 use crate::GRANULE;
 use crate::error::{Error, Result};
 use crate::pacing::Limits;
 use crate::tracker::{Claim, Tracker};
-use crate::wire::{Chunk, Content};
+use crate::wire::{Chunk, Content, Message, Probe};
 
-/// How much of the disk one question about allocation covers.
-const QUESTION: u64 = 4 << 30;
-/// With more than this waiting to be copied the scan for more of it waits.
-const ENOUGH_DIRTY: u64 = 64 << 30;
 /// Chunks on the way or awaiting durability; more are not begun.
 const MOST_CHUNKS: usize = 8192;
 
@@ -35,20 +32,61 @@ enum Place {
     Durable,
 }
 
+/// What goes to the target of a part of the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Its bytes.
+    Data,
+    /// Their hashes.
+    Probe,
+    /// That it is zero, as the scan found.
+    Zeroes,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct OnTheWay {
     claim: Claim,
+    kind: Kind,
     place: Place,
+    /// Of a probe that was answered, bytes of blocks that the target has otherwise.
+    unlike: u64,
 }
 
-/// The scan for what is allocated.
-#[derive(Debug)]
-struct Scan {
-    size: u64,
-    /// Up to here the disk was asked, or is being asked.
-    cursor: u64,
-    question: Option<(OpId, u64, u64)>,
-    found: u64,
+impl OnTheWay {
+    /// Bytes it is counted for while it is on the way.
+    fn weight(&self) -> u64 {
+        match self.kind {
+            Kind::Data | Kind::Probe => self.claim.len,
+            Kind::Zeroes => GRANULE,
+        }
+    }
+
+    /// Bytes of it that the target said it has.
+    fn same(&self) -> u64 {
+        match (self.kind, self.place) {
+            (Kind::Probe, Place::Done | Place::Durable) => self.claim.len - self.unlike,
+            _ => 0,
+        }
+    }
+
+    /// Its part of the disk has to be dealt with again.
+    fn give_back(&self, scan: &mut Scan, tracker: &Tracker) {
+        let (offset, len) = (self.claim.offset, self.claim.len);
+        match self.kind {
+            Kind::Data => tracker.mark(offset, len),
+            Kind::Probe => tracker.mark_unsure(offset, len),
+            Kind::Zeroes => scan.ask_again(offset, len),
+        }
+    }
+}
+
+/// How much is on the way.
+#[derive(Debug, Default)]
+struct Flight {
+    /// Bytes in places Reading, Stale and Sent.
+    bytes: u64,
+    /// How many are being read.
+    reads: usize,
 }
 
 #[derive(Debug)]
@@ -56,14 +94,11 @@ pub(super) struct BulkCopy {
     scan: Scan,
     /// Where the next claim is looked for.
     from: u64,
-    /// Their bases never fall from one number to the next.
     chunks: BTreeMap<u64, OnTheWay>,
-    /// Those in places Reading and Sent.
-    aloft: BTreeSet<u64>,
+    /// Those in places Reading and Sent, by base and name.
+    aloft: BTreeSet<(u64, u64)>,
     next_id: u64,
-    /// Bytes in places Reading, Stale and Sent; how many are being read.
-    flying: u64,
-    reading: usize,
+    flight: Flight,
     /// Chunks sent in this incarnation.
     sent_count: u64,
     /// Acknowledged chunks that are not durable, oldest first, and how many are durable.
@@ -73,29 +108,31 @@ pub(super) struct BulkCopy {
     waiting: usize,
     /// The last number given out when the last read of a chunk that was sent ended.
     saw: u64,
+    /// Bytes that the target was found to have.
+    same: u64,
 }
 
 impl BulkCopy {
     pub(super) fn new(size: u64) -> Self {
         Self {
-            scan: Scan {
-                size,
-                cursor: 0,
-                question: None,
-                found: 0,
-            },
+            scan: Scan::new(size),
             from: 0,
             chunks: BTreeMap::new(),
             aloft: BTreeSet::new(),
             next_id: 1,
-            flying: 0,
-            reading: 0,
+            flight: Flight::default(),
             sent_count: 0,
             done: VecDeque::new(),
             durable_count: 0,
             waiting: 0,
             saw: 0,
+            same: 0,
         }
+    }
+
+    /// Whether the target begins from something else than an empty disk. To be said before anything is asked.
+    pub(super) fn compare(&mut self, compares: bool) {
+        self.scan.compare(compares);
     }
 
     /// No chunk that was sent holds a change beyond this number, but for those that had none yet.
@@ -104,18 +141,21 @@ impl BulkCopy {
     }
 
     pub(super) fn scanned(&self) -> u64 {
-        self.scan
-            .question
-            .map_or(self.scan.cursor, |(_, offset, _)| offset)
+        self.scan.scanned()
     }
 
     pub(super) fn found(&self) -> u64 {
-        self.scan.found
+        self.scan.found()
+    }
+
+    /// Bytes that the target was found to have already.
+    pub(super) fn same(&self) -> u64 {
+        self.same
     }
 
     /// Bytes being read or on the way.
     pub(super) fn flying(&self) -> u64 {
-        self.flying
+        self.flight.bytes
     }
 
     /// How many chunks the target acknowledged in this incarnation.
@@ -125,12 +165,12 @@ impl BulkCopy {
 
     /// Whether the whole disk was asked for what is allocated.
     pub(super) fn scan_complete(&self) -> bool {
-        self.scan.cursor >= self.scan.size && self.scan.question.is_none()
+        self.scan.is_complete()
     }
 
     /// Whether no chunk is being read or on the way.
     pub(super) fn landed(&self) -> bool {
-        self.flying == 0
+        self.flight.bytes == 0
     }
 
     /// Whether chunks wait for a marker.
@@ -140,8 +180,8 @@ impl BulkCopy {
 
     /// The smallest base among the chunks that may still arrive.
     pub(super) fn floor(&self) -> u64 {
-        let oldest = self.aloft.first().and_then(|id| self.chunks.get(id));
-        oldest.map_or(u64::MAX, |chunk| chunk.claim.base)
+        let oldest = self.aloft.first().map_or(u64::MAX, |(base, _)| *base);
+        oldest.min(self.scan.floor())
     }
 
     fn fresh(&mut self) -> u64 {
@@ -151,121 +191,129 @@ impl BulkCopy {
 
     /// The next question about allocation: its name, offset and length.
     pub(super) fn ask(&mut self, tracker: &Tracker) -> Option<(OpId, u64, u64)> {
-        if self.scan.question.is_some()
-            || self.scan.cursor >= self.scan.size
-            || tracker.figures().dirty > ENOUGH_DIRTY
-        {
-            return None;
-        }
-        let offset = self.scan.cursor;
-        let len = (self.scan.size - offset).min(QUESTION);
-        self.scan.cursor = offset + len;
-        // Before the question: a change that the answer does not show must be kept.
-        tracker.advance_cursor(self.scan.cursor);
-        self.scan.question = Some((OpId(self.fresh()), offset, len));
-        self.scan.question
+        let op = OpId(self.fresh());
+        let (offset, len) = self.scan.ask(op, tracker)?;
+        Some((op, offset, len))
     }
 
     /// The answer to a question. `false` when it is not one that can be.
     pub(super) fn answer(&mut self, op: OpId, extents: &[Extent], tracker: &Tracker) -> bool {
-        let Some((_, mut offset, len)) = self.scan.question.filter(|(id, ..)| *id == op) else {
-            return true;
-        };
-        let end = offset + len;
-        for extent in extents {
-            let len = extent.len.min(end - offset);
-            if extent.allocated && !extent.zero {
-                tracker.mark(offset, len);
-                self.scan.found += len;
-            }
-            offset += len;
-        }
-        if offset < end {
-            if offset == end - len {
-                return false;
-            }
-            // The rest is asked again. The cursor stays: changes there are being kept already.
-            self.scan.question = None;
-            self.scan.cursor = offset;
-        } else {
-            self.scan.question = None;
-        }
-        true
+        self.scan.answer(op, extents, tracker)
+    }
+
+    fn has_room(&self, limits: &Limits, bytes: u64) -> bool {
+        self.chunks.len() < MOST_CHUNKS
+            && (self.flight.bytes == 0 || self.flight.bytes.saturating_add(bytes) <= limits.window)
+    }
+
+    fn begin(&mut self, claim: Claim, kind: Kind, place: Place) -> u64 {
+        let id = self.fresh();
+        let unlike = 0;
+        #[rustfmt::skip]
+        let entry = OnTheWay { claim, kind, place, unlike };
+        self.flight.bytes += entry.weight();
+        self.chunks.insert(id, entry);
+        self.aloft.insert((claim.base, id));
+        id
     }
 
     /// The next part of the disk to read, within the limits.
     pub(super) fn read(&mut self, limits: &Limits, tracker: &Tracker) -> Option<(OpId, Claim)> {
-        if self.reading >= limits.reads
-            || self.chunks.len() >= MOST_CHUNKS
-            || (self.flying > 0 && self.flying.saturating_add(limits.chunk) > limits.window)
-        {
+        if self.flight.reads >= limits.reads || !self.has_room(limits, limits.chunk) {
             return None;
         }
         let all_known = self.scan_complete();
         let claim = tracker.claim(self.from, limits.chunk.max(GRANULE), all_known)?;
         self.from = claim.offset + claim.len;
-        let id = self.fresh();
-        self.chunks.insert(
-            id,
-            OnTheWay {
-                claim,
-                place: Place::Reading,
-            },
-        );
-        self.aloft.insert(id);
-        self.flying += claim.len;
-        self.reading += 1;
+        let kind = if claim.unsure {
+            Kind::Probe
+        } else {
+            Kind::Data
+        };
+        let id = self.begin(claim, kind, Place::Reading);
+        self.flight.reads += 1;
         Some((OpId(id), claim))
     }
 
-    /// A read is done, `last` being the last number given out: the chunk to send over `conn`; `None` when it is not
-    /// wanted any more.
+    /// The next part that the scan found to be zero, to be sent over `conn`; `last` is the last number given out.
+    pub(super) fn next_zeroes(
+        &mut self,
+        limits: &Limits,
+        conn: ConnId,
+        last: u64,
+    ) -> Option<Chunk> {
+        if !self.has_room(limits, GRANULE) {
+            return None;
+        }
+        let claim = self.scan.next_zeroes()?;
+        let id = self.begin(claim, Kind::Zeroes, Place::Sent(conn));
+        self.sent_count += 1;
+        self.saw = self.saw.max(last);
+        Some(Chunk {
+            id,
+            base: claim.base,
+            offset: claim.offset,
+            content: Content::Zeroes(claim.len),
+            hash: [0; 32],
+        })
+    }
+
+    /// A read is done, `last` being the last number given out: what to send over `conn`, and the bytes it counts for;
+    /// `None` when it is not wanted any more. Hashes to compare are of blocks of `block` bytes.
     pub(super) fn read_done(
         &mut self,
         op: OpId,
         data: Bytes,
         conn: Option<ConnId>,
-        last: u64,
-    ) -> Option<Chunk> {
+        (last, block): (u64, u32),
+    ) -> Option<(Message, u64)> {
         let entry = self.chunks.get_mut(&op.0)?;
-        let (claim, place) = (entry.claim, entry.place);
-        self.reading = self.reading.saturating_sub(1);
-        match (place, conn) {
-            (Place::Reading, Some(conn)) => {
-                entry.place = Place::Sent(conn);
-                self.sent_count += 1;
-                self.saw = self.saw.max(last);
-            }
+        self.flight.reads = self.flight.reads.saturating_sub(1);
+        let (Place::Reading, Some(conn)) = (entry.place, conn) else {
             // Without a lane it stays for the caller to give back.
-            _ => return None,
-        }
+            return None;
+        };
+        entry.place = Place::Sent(conn);
         let zero = data.iter().all(|b| *b == 0);
-        let hash = if zero {
-            [0; 32]
-        } else {
-            *blake3::hash(&data).as_bytes()
+        if zero {
+            // Shorter than to ask.
+            entry.kind = Kind::Data;
+        }
+        let entry = *entry;
+        self.sent_count += 1;
+        self.saw = self.saw.max(last);
+        let claim = entry.claim;
+        let message = match entry.kind {
+            Kind::Probe => Message::Probe(Probe {
+                id: op.0,
+                base: claim.base,
+                offset: claim.offset,
+                len: claim.len,
+                block,
+                hashes: data.chunks(block as usize).map(hash_of).collect(),
+            }),
+            Kind::Data | Kind::Zeroes => Message::Chunk(Chunk {
+                id: op.0,
+                base: claim.base,
+                offset: claim.offset,
+                hash: if zero { [0; 32] } else { hash_of(&data) },
+                content: if zero {
+                    Content::Zeroes(claim.len)
+                } else {
+                    Content::Data(data)
+                },
+            }),
         };
-        let content = if zero {
-            Content::Zeroes(claim.len)
-        } else {
-            Content::Data(data)
-        };
-        Some(Chunk {
-            id: op.0,
-            base: claim.base,
-            offset: claim.offset,
-            content,
-            hash,
-        })
+        Some((message, entry.weight()))
     }
 
     /// Give a chunk back: its granules are dirty again.
     pub(super) fn give_back(&mut self, op: OpId, tracker: &Tracker) {
         if let Some(entry) = self.chunks.remove(&op.0) {
-            self.aloft.remove(&op.0);
-            self.flying = self.flying.saturating_sub(entry.claim.len);
+            self.aloft.remove(&(entry.claim.base, op.0));
+            self.flight.bytes = self.flight.bytes.saturating_sub(entry.weight());
             if entry.place != Place::Stale {
-                tracker.mark(entry.claim.offset, entry.claim.len);
+                entry.give_back(&mut self.scan, tracker);
             }
         }
     }
@@ -287,8 +335,9 @@ impl BulkCopy {
     pub(super) fn restart(&mut self, tracker: &Tracker) {
         let mut kept = BTreeMap::new();
         for (id, mut entry) in std::mem::take(&mut self.chunks) {
+            self.same -= entry.same();
             if entry.place != Place::Stale {
-                tracker.mark(entry.claim.offset, entry.claim.len);
+                entry.give_back(&mut self.scan, tracker);
             }
             if matches!(entry.place, Place::Reading | Place::Stale) {
                 // Its base is older than what the target will have by then: it must not be sent.
@@ -296,7 +345,8 @@ impl BulkCopy {
                 kept.insert(id, entry);
             }
         }
-        self.flying = kept.values().map(|c| c.claim.len).sum();
+        self.scan.restart();
+        self.flight.bytes = kept.values().map(OnTheWay::weight).sum();
         self.chunks = kept;
         self.aloft.clear();
         self.sent_count = 0;
@@ -305,7 +355,33 @@ impl BulkCopy {
         self.waiting = 0;
     }
 
-    /// The target wrote that chunk: the connection it went over and its length, if it is still
+    /// Of that probe the target has all but these blocks of so many bytes: as [`BulkCopy::chunk_done`].
+    pub(super) fn differs(
+        &mut self,
+        id: u64,
+        (blocks, block): (u128, u32),
+        tracker: &Tracker,
+    ) -> Result<Option<(ConnId, u64)>> {
+        let done = self.chunk_done(id)?;
+        let Some(entry) = self.chunks.get_mut(&id).filter(|_| done.is_some()) else {
+            return Ok(done);
+        };
+        let block = u64::from(block);
+        for number in (0..u128::BITS).filter(|number| blocks >> number & 1 == 1) {
+            let from = u64::from(number) * block;
+            if entry.kind != Kind::Probe || from >= entry.claim.len {
+                let what = "the target compared what it was not asked about";
+                return Err(Error::misbehaved(what));
+            }
+            let len = (entry.claim.len - from).min(block);
+            tracker.mark(entry.claim.offset + from, len);
+            entry.unlike += len;
+            self.same -= len;
+        }
+        Ok(done)
+    }
+
+    /// The target wrote that chunk: the connection it went over and what it counts for, if it is still
     /// waited for. Fails when more are acknowledged than were sent.
     pub(super) fn chunk_done(&mut self, id: u64) -> Result<Option<(ConnId, u64)>> {
         if self.done_count() >= self.sent_count {
@@ -321,13 +397,15 @@ impl BulkCopy {
             return Ok(None);
         };
         entry.place = Place::Done;
-        self.aloft.remove(&id);
-        self.flying = self.flying.saturating_sub(entry.claim.len);
-        Ok(Some((conn, entry.claim.len)))
+        self.same += entry.same();
+        self.aloft.remove(&(entry.claim.base, id));
+        self.flight.bytes = self.flight.bytes.saturating_sub(entry.weight());
+        Ok(Some((conn, entry.weight())))
     }
 
-    /// The first `count` chunks acknowledged are durable. Bytes of those that are done with now.
-    pub(super) fn durable(&mut self, count: u64, acked: u64, early: bool) -> u64 {
+    /// The first `count` chunks acknowledged are durable. Of those that are done with now, the bytes that were sent, and
+    /// those that did not have to be.
+    pub(super) fn durable(&mut self, count: u64, acked: u64, early: bool) -> (u64, u64) {
         while self.durable_count < count {
             let Some(id) = self.done.pop_front() else {
                 break;
@@ -339,10 +417,14 @@ impl BulkCopy {
                 entry.place = Place::Durable;
             }
         }
-        let mut bytes = 0;
+        let (mut bytes, mut same) = (0, 0);
         self.chunks.retain(|_, c| {
             let over = c.place == Place::Durable && (early || c.claim.base <= acked);
-            bytes += if over { c.claim.len } else { 0 };
+            match c.kind {
+                Kind::Data if over => bytes += c.claim.len,
+                Kind::Probe if over => same += c.same(),
+                _ => {}
+            }
             !over
         });
         self.waiting = self
@@ -350,7 +432,17 @@ impl BulkCopy {
             .values()
             .filter(|c| c.place == Place::Durable)
             .count();
-        bytes
+        (bytes, same)
+    }
+
+    /// A rule broken on purpose: that chunk is not sent and not missed.
+    #[cfg(test)]
+    pub(super) fn forget(&mut self, id: u64) {
+        if let Some(entry) = self.chunks.remove(&id) {
+            self.aloft.remove(&(entry.claim.base, id));
+            self.flight.bytes -= entry.weight();
+            self.sent_count -= 1;
+        }
     }
 
     /// A rule broken on purpose: what was on the way is taken for sent.
@@ -360,4 +452,8 @@ impl BulkCopy {
             .retain(|_, c| matches!(c.place, Place::Reading | Place::Stale));
         self.aloft.clear();
     }
+}
+
+fn hash_of(data: impl AsRef<[u8]>) -> [u8; 32] {
+    *blake3::hash(data.as_ref()).as_bytes()
 }

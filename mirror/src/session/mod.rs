@@ -38,6 +38,7 @@
 mod copy;
 mod link;
 mod progress;
+mod scan;
 mod source;
 mod stream;
 mod target;
@@ -86,4 +87,6 @@ pub(crate) enum Sabotage {
     PastTheJournal,
     /// The target goes on with what an abandoned session left instead of emptying the disk.
     KeepOldDisk,
+    /// The source does not tell a target that it compares with what is zero.
+    LeaveZeroesOut,
 }

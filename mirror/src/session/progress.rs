@@ -41,6 +41,8 @@ pub struct Progress {
     pub found: u64,
     /// Bytes of chunks that are durable at the target, those counted twice that were sent twice.
     pub copied: u64,
+    /// Bytes that the target was found to have already, by comparing.
+    pub same: u64,
     /// Bytes of new writes that are durable at the target.
     pub streamed: u64,
     /// Bytes dirty or on the way.

@@ -3,6 +3,7 @@
 //! Must never make a client wait for the network, except while it switches over, and never let a
 //! client write once the deciding record may be durable. Phases and invariants: [`super`].
 
+mod greeting;
 mod handover;
 mod local;
 #[cfg(test)]
@@ -17,13 +18,14 @@ use super::copy::BulkCopy;
 use super::link::{Control, Link, LinkAction};
 use super::stream::RecordStream;
 use super::{ConnId, OpId, Progress, Stage};
+use crate::GRANULE;
 use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pacing::{Bucket, Meter};
 use crate::record::{Ownership, State};
 use crate::switchover::{Phase, SourceSwitch};
 use crate::tracker::Tracker;
-use crate::wire::{Begin, Chunk, Hello, Join, Marker, Message, Standing};
+use crate::wire::{Hello, Join, Marker, Message, Refusal};
 
 /// How often the machine wants to be woken when nothing happens.
 const TICK: Micros = Micros::from_millis(20);
@@ -59,6 +61,15 @@ struct End {
     begun: bool,
 }
 
+/// How fast it goes.
+#[derive(Debug, Default)]
+struct Meters {
+    /// What was sent and is durable at the target.
+    sent: Meter,
+    /// The same, and what the target was found to have.
+    covered: Meter,
+}
+
 /// The machine. See [`super`] for its contract.
 #[derive(Debug)]
 pub struct Source {
@@ -68,7 +79,7 @@ pub struct Source {
     stream: RecordStream,
     copy: BulkCopy,
     switch: SourceSwitch,
-    meter: Meter,
+    meters: Meters,
     bucket: Bucket,
     local: Local,
     end: End,
@@ -110,10 +121,10 @@ impl Source {
 
     fn with(config: SourceConfig, tracker: Arc<Tracker>, switch: SourceSwitch) -> Self {
         Self {
-            link: Link::new(config.lanes),
+            link: Link::new(config.limits.lanes),
             stream: RecordStream::new(),
             copy: BulkCopy::new(config.description.size),
-            meter: Meter::default(),
+            meters: Meters::default(),
             bucket: Bucket::new(config.limits.rate),
             local: Local::default(),
             end: End::default(),
@@ -200,20 +211,26 @@ impl Source {
             Phase::Owner | Phase::Preparing => Stage::Copying,
             _ => Stage::Switching,
         };
-        let rate = self.meter.rate();
+        let rate = self.meters.sent.rate();
+        let covered = self.meters.covered.rate();
         Progress {
             stage,
             connected: self.link.is_up(),
             size: self.config.description.size,
             scanned: self.copy.scanned(),
             found: self.copy.found(),
-            copied: self.meter.total().saturating_sub(self.stream.streamed()),
+            copied: self
+                .meters
+                .sent
+                .total()
+                .saturating_sub(self.stream.streamed()),
+            same: self.copy.same(),
             streamed: self.stream.streamed(),
             remaining,
             unacknowledged: self.stream.outstanding(),
             fallen_back: figures.fallen_back,
             rate,
-            seconds_remaining: (rate > 0 && remaining > 0).then(|| remaining.div_ceil(rate)),
+            seconds_remaining: (covered > 0 && remaining > 0).then(|| remaining.div_ceil(covered)),
             reconnects: self.local.reconnects,
             given_up: self.local.given_up,
             pause: self.local.pause,
@@ -308,6 +325,7 @@ impl Source {
             Message::Welcome(standing) => self.on_welcome(now, conn, &standing),
             Message::Begun { window } => self.on_begun(now, window),
             Message::ChunksDone(ids) => self.on_chunks_done(now, &ids),
+            Message::Differs { id, blocks } => self.on_differs(now, id, blocks),
             Message::Durable { marker, chunks } => self.on_durable(now, marker, chunks),
             Message::Ready { attempt } => {
                 self.on_ready(now, attempt);
@@ -319,6 +337,13 @@ impl Source {
             }
             Message::Running { epoch, address } => {
                 self.on_running(now, epoch, address);
+                Ok(())
+            }
+            Message::Refused {
+                refusal: Refusal::Unusable,
+                text,
+            } if self.config.compare && !self.end.begun => {
+                self.begin_anew_after(now, text);
                 Ok(())
             }
             Message::Refused { text, .. } => Err(Error::new(
@@ -339,86 +364,19 @@ impl Source {
         }
     }
 
-    fn on_welcome(&mut self, now: Micros, conn: ConnId, standing: &Standing) -> Result<()> {
-        if self.link.control() != Control::Greeting(conn) {
-            return Err(Error::misbehaved("the target greeted twice"));
-        }
-        self.link.greeted();
-        if self.switch.decided() {
-            // Whatever it says it has: the grant is repeated until it runs.
-            self.local.granted_at = None;
-            if matches!(standing, Standing::Empty | Standing::Receiving) {
-                let what = "the target does not have the disk that was handed over to it; only \
-                            its operator or an override here can help";
-                self.end.trouble = Some(what.into());
-            }
-            return Ok(());
-        }
-        let fresh = match standing {
-            Standing::Owner { epoch } => {
-                let what = format!(
-                    "the target says that it owns the disk under epoch {epoch}; was it forced \
-                     there? Nothing was handed over"
-                );
-                return Err(Error::new(ErrorKind::Refused, what));
-            }
-            Standing::Prepared { attempt } if *attempt > self.switch.aborted() => {
-                // The commit request was lost with the link. No data flows on this connection.
-                self.on_commit_request(*attempt);
-                return Ok(());
-            }
-            Standing::Prepared { .. } | Standing::Receiving => false,
-            Standing::Empty if self.end.begun => {
-                let what = "the target no longer has what it acknowledged; start a new session";
-                return Err(Error::new(ErrorKind::PeerLostState, what));
-            }
-            Standing::Empty => true,
-        };
-        let aborted = self.switch.aborted();
-        self.send(
-            now,
-            conn,
-            Message::Begin(Begin {
-                fresh,
-                acked: self.stream.acked(),
-                aborted,
-                follow: self.config.follow,
-            }),
-        );
-        Ok(())
-    }
-
-    fn on_begun(&mut self, now: Micros, window: u64) -> Result<()> {
-        if !matches!(self.link.control(), Control::Beginning(_)) {
-            return Err(Error::misbehaved("the target began twice"));
-        }
-        self.link.begun();
-        self.end.begun = true;
-        self.config.limits.window = self.config.limits.window.min(window);
-        self.stream.restart(self.config.limits.window);
-        self.copy.restart(&self.tracker);
-        self.meter.tick(now);
-        if self.switch.phase() == Phase::Preparing {
-            // The question or its answer was lost with the link.
-            self.send_control(
-                now,
-                Message::Prepare {
-                    attempt: self.switch.attempt(),
-                },
-            );
-        }
-        if !self.local.attach_asked {
-            self.local.attach_asked = true;
-            self.actions.push_back(SourceAction::AttachTap);
-        }
-        Ok(())
-    }
-
     fn on_chunks_done(&mut self, now: Micros, ids: &[u64]) -> Result<()> {
         for id in ids {
             if let Some((conn, len)) = self.copy.chunk_done(*id)? {
                 self.link.unload(conn, len, now);
             }
+        }
+        Ok(())
+    }
+
+    fn on_differs(&mut self, now: Micros, id: u64, blocks: u128) -> Result<()> {
+        let blocks = (blocks, self.config.limits.block);
+        if let Some((conn, len)) = self.copy.differs(id, blocks, &self.tracker)? {
+            self.link.unload(conn, len, now);
         }
         Ok(())
     }
@@ -433,21 +391,31 @@ impl Source {
         let early = self.broken(super::Sabotage::ForgetChunksEarly);
         #[cfg(not(test))]
         let early = false;
-        let copied = self.copy.durable(chunks, self.stream.acked(), early);
-        self.meter.add(now, streamed + copied);
+        let (copied, same) = self.copy.durable(chunks, self.stream.acked(), early);
+        self.meters.sent.add(now, streamed + copied);
+        self.meters.covered.add(now, streamed + copied + same);
         Ok(())
     }
 
-    fn send_chunk(&mut self, now: Micros, conn: ConnId, chunk: Chunk) {
-        self.link.load(conn, chunk.content.covers(), now);
-        self.bucket.spend(chunk.content.held());
-        self.actions
-            .push_back(SourceAction::Send(conn, Message::Chunk(chunk)));
+    /// Send a chunk, or what stands for one, that counts for so many bytes.
+    fn send_chunk(&mut self, now: Micros, conn: ConnId, (message, weight): (Message, u64)) {
+        self.link.load(conn, weight, now);
+        self.bucket.spend(match &message {
+            Message::Chunk(chunk) => chunk.content.held(),
+            Message::Probe(probe) => probe.hashes.len() as u64 * 32,
+            _ => 0,
+        });
+        self.actions.push_back(SourceAction::Send(conn, message));
+    }
+
+    fn tick(&mut self, now: Micros) {
+        self.meters.sent.tick(now);
+        self.meters.covered.tick(now);
     }
 
     /// Do whatever can be done now.
     fn pump(&mut self, now: Micros) {
-        self.meter.tick(now);
+        self.tick(now);
         self.watch_the_clock(now);
         if self.end.outcome.is_none() || self.switch.decided() {
             let actions = self.link.connect(now);
@@ -478,7 +446,22 @@ impl Source {
         let sealing = self.stream.is_sealing();
         #[cfg(test)]
         let sealing = sealing && !self.broken(super::Sabotage::ChunksOvertakeMarkers);
-        while !sealing && self.link.lightest().is_some() && self.bucket.open(now) {
+        if sealing {
+            return;
+        }
+        while let Some(conn) = self.link.lightest() {
+            let last = self.tracker.figures().seq;
+            let Some(chunk) = self.copy.next_zeroes(&self.config.limits, conn, last) else {
+                break;
+            };
+            #[cfg(test)]
+            if self.broken(super::Sabotage::LeaveZeroesOut) {
+                self.copy.forget(chunk.id);
+                continue;
+            }
+            self.send_chunk(now, conn, (Message::Chunk(chunk), GRANULE));
+        }
+        while self.link.lightest().is_some() && self.bucket.open(now) {
             let Some((op, claim)) = self.copy.read(&self.config.limits, &self.tracker) else {
                 break;
             };

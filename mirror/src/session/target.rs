@@ -12,6 +12,7 @@
 //! every chunk again that it does not know to be durable, the chunks read anew.
 
 mod apply;
+mod compare;
 mod markers;
 mod setup;
 mod takeover;
@@ -22,7 +23,8 @@ mod words;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use self::apply::{Applier, DiskOp};
+use self::apply::{Answer, Applier, DiskOp, Work};
+use self::compare::Journaled;
 use self::markers::Markers;
 use self::setup::Setup;
 use self::takeover::Takeover;
@@ -62,6 +64,7 @@ pub struct Target {
     takeover: Takeover,
     apply: Applier,
     markers: Markers,
+    journaled: Journaled,
     /// Chunks acknowledged in this incarnation.
     done_count: u64,
     /// Whether the stream may bring data now; not after the final marker.
@@ -91,6 +94,7 @@ impl Target {
             setup: Setup::default(),
             takeover,
             markers: Markers::default(),
+            journaled: Journaled::default(),
             done_count: 0,
             streaming: false,
             actions: VecDeque::new(),
@@ -107,6 +111,7 @@ impl Target {
             TargetEvent::Closed(conn) => self.on_closed(conn),
             TargetEvent::Opened(result) => self.on_opened(now, result),
             TargetEvent::Disk(op, result) => self.on_disk(now, op, result),
+            TargetEvent::Read(op, result) => self.on_read(now, op, result),
             TargetEvent::Persisted(result) => self.on_persisted(now, result.is_ok()),
             TargetEvent::Parked(result) => self.on_parked(now, result.is_ok()),
             TargetEvent::Serving(result) => self.on_serving(now, result),
@@ -265,8 +270,9 @@ impl Target {
                 let (_, over) = self.overwrites();
                 self.apply.chunk(&chunk, over)
             }
+            Message::Probe(probe) if self.streaming => self.apply.probe(probe),
             // Left over on a lane that the source gave up before it sent its final marker.
-            Message::Chunk(_) | Message::Beat => Ok(()),
+            Message::Chunk(_) | Message::Probe(_) | Message::Beat => Ok(()),
             other => Err(Error::misbehaved(format!("{other:?} came on a bulk lane"))),
         }
     }
@@ -306,6 +312,7 @@ impl Target {
     fn on_disk(&mut self, now: Micros, op: OpId, result: std::io::Result<()>) {
         if let Err(e) = result {
             self.markers.failed(op);
+            self.journaled.doubt();
             self.apply.complete(op);
             let what = "the target's disk failed";
             let error = Error::io(ErrorKind::Disk, what, e);
@@ -360,12 +367,20 @@ impl Target {
         }
     }
 
-    /// Into the disk or, when it follows, into its journal.
-    fn write(&self, op: DiskOp) -> TargetAction {
+    /// What is written goes into the disk or, when it follows, into its journal.
+    fn act(&mut self, op: DiskOp) -> TargetAction {
+        let content = match op.work {
+            Work::Put(content) => content,
+            Work::Compare(compare) => {
+                self.begin_comparing(op.id);
+                return TargetAction::Read(op.id, op.offset, compare.len() as u32);
+            }
+        };
         if self.writes_to_journal() {
-            return TargetAction::Journal(op.id, op.offset, op.content);
+            self.journaled.append(op.offset, &content);
+            return TargetAction::Journal(op.id, op.offset, content);
         }
-        match op.content {
+        match content {
             Content::Data(data) => TargetAction::Write(op.id, op.offset, data),
             Content::Zeroes(len) => TargetAction::Zero(op.id, op.offset, len),
         }
@@ -379,14 +394,12 @@ impl Target {
                 .extend(self.switch.again().map(TargetAction::Persist));
         }
         while let Some(op) = self.next_write() {
-            let action = self.write(op);
+            let action = self.act(op);
             self.actions.push_back(action);
         }
         let done = self.apply.take_done();
         self.done_count += done.len() as u64;
-        for ids in done.chunks(MAX_CHUNKS_DONE) {
-            self.send(now, Message::ChunksDone(ids.to_vec()));
-        }
+        self.say_done(now, &done);
         self.pump_flush(
             #[cfg(test)]
             now,
@@ -397,6 +410,28 @@ impl Target {
         self.pump_setup(now);
         self.pump_takeover(now);
         self.watch_the_clock(now);
+    }
+
+    /// In the order in which they were dealt with: what is durable is counted by it.
+    fn say_done(&mut self, now: Micros, done: &[Answer]) {
+        for some in done.chunk_by(|a, b| (a.differs == 0) == (b.differs == 0)) {
+            if some.iter().all(|answer| answer.differs == 0) {
+                for part in some.chunks(MAX_CHUNKS_DONE) {
+                    let ids = part.iter().map(|answer| answer.id).collect();
+                    self.send(now, Message::ChunksDone(ids));
+                }
+                continue;
+            }
+            for Answer { id, differs } in some.iter().copied() {
+                self.send(
+                    now,
+                    Message::Differs {
+                        id,
+                        blocks: differs,
+                    },
+                );
+            }
+        }
     }
 
     fn watch_the_clock(&mut self, now: Micros) {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::disk::SECTOR;
 use super::host::{Asked, Doing, Front, Op, Request, Want};
 use super::ledger::Promise;
+use super::plan::Contents;
 use super::world::{Event, SOURCE, TARGET, World};
 use crate::clock::Micros;
 
@@ -41,9 +42,16 @@ impl World {
         };
         let longest = if self.rng.percent(70) { 4 } else { 24 };
         let count = (1 + self.rng.below(longest)).min(sectors - first);
+        let (first, count) = match self.plan.contents {
+            Contents::Few => (self.rng.below(12) * 8, 8 << self.rng.below(2)),
+            Contents::New => (first, count),
+        };
         let (at, len) = (first * SECTOR as u64, count * SECTOR as u64);
         self.next_tag += 1;
-        let tag = self.next_tag;
+        let tag = match self.plan.contents {
+            Contents::Few => 1 + self.rng.below(2),
+            Contents::New => self.next_tag,
+        };
         match self.rng.below(100) {
             0..55 => {
                 let data = Bytes::from(tag.to_le_bytes().repeat(len as usize / 8));

@@ -1,11 +1,14 @@
 //! Carries out what the machines ask for, and breaks what can break.
 
+use uuid::Uuid;
+
 use super::host::{Asked, Doing, Front, Machine, Op};
 use super::journal::JournalOp;
 use super::ledger::Promise;
 use super::network::{TO_SOURCE, TO_TARGET, through_the_codec};
 use super::world::{Event, SOURCE, TARGET, World};
 use crate::clock::Micros;
+use crate::record::State;
 use crate::session::{ConnId, OpId, SourceAction, SourceEvent, TargetAction, TargetEvent};
 use crate::wire::Message;
 
@@ -104,6 +107,8 @@ impl World {
             }
             SourceAction::Hold(attempt) => {
                 self.hosts[SOURCE].front = Front::Holding(attempt, false);
+                // Over soon, and there are many phases in which to crash.
+                self.maybe_crash_soon();
                 self.maybe_crash_soon();
                 self.check_held(SOURCE);
             }
@@ -148,8 +153,13 @@ impl World {
                 let mark = self.hosts[TARGET].disk.flush_mark();
                 self.begin_op(TARGET, Asked::Machine(op), Doing::Flush(mark));
             }
-            TargetAction::StartJournal { op, seq } => {
-                self.journal_op(op, JournalOp::Start(seq));
+            TargetAction::Read(op, at, len) => {
+                let doing = Doing::Read(at, vec![0; len as usize]);
+                self.begin_op(TARGET, Asked::Machine(op), doing);
+            }
+            TargetAction::StartJournal { op, session, seq } => {
+                let at = self.disk_is_at(session, seq);
+                self.journal_op(op, JournalOp::Start(session, at));
             }
             TargetAction::Journal(op, at, content) => {
                 self.journal_op(op, JournalOp::Append(at, content));
@@ -174,6 +184,16 @@ impl World {
         }
     }
 
+    /// Where the target's disk is when a journal for `session` is made at that number.
+    fn disk_is_at(&self, session: Uuid, seq: u64) -> Option<(Uuid, u64)> {
+        let target = &self.hosts[TARGET];
+        match target.record.as_ref().map(|record| &record.state) {
+            // Where an earlier session left it.
+            Some(State::Following { .. }) => target.journal.at,
+            _ => (seq > 0).then_some((session, seq)),
+        }
+    }
+
     /// Something is done to the journal: what is appended comes in the order in which it was asked for.
     fn journal_op(&mut self, op: OpId, what: JournalOp) {
         let appends = what.appends();
@@ -188,11 +208,17 @@ impl World {
     fn step_op(&mut self, host: usize, doing: Doing) {
         let marking = matches!(doing, Doing::Park(Some(_)));
         let parking = matches!(doing, Doing::Park(_));
+        let unmarking = host == SOURCE && matches!(doing, Doing::Park(None));
         self.begin_op(host, Asked::Step, doing);
         self.maybe_crash_soon();
         // Short, and rare.
         if parking {
             self.maybe_crash_soon();
+        }
+        // The rarest of all.
+        if unmarking && self.plan.crashes && self.rng.percent(20) {
+            let span = Micros(self.rng.below(self.plan.op_time.0));
+            self.after(span, Event::Crash(host, self.plan.power));
         }
         // A user who thinks better of it at the last moment.
         if marking && !self.calm() && self.rng.percent(25) {
@@ -231,6 +257,10 @@ impl World {
             return;
         }
         let event = match (op.asked, op.doing) {
+            (Asked::Machine(id), Doing::Read(_, data)) => {
+                let ok = self.calm() || self.rng.below(3000) > 0;
+                TargetEvent::Read(id, answer(ok).map(|()| data.into()))
+            }
             (Asked::Machine(id), _) => {
                 let ok = self.calm() || self.rng.below(3000) > 0;
                 TargetEvent::Disk(id, answer(ok))
@@ -519,8 +549,8 @@ impl World {
             ));
         }
         if power && !untouched {
+            self.moments.freeze(&self.ledger);
             self.ledger.restart_from(&now);
-            self.moments.forget();
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Must never keep more of a power cut than a file would: what was made durable, and any part of the rest from its
 //! beginning.
 
+use uuid::Uuid;
+
 use super::disk::SimDisk;
 use super::rng::Rng;
 use crate::wire::Content;
@@ -19,14 +21,17 @@ enum Entry {
 pub(super) struct SimJournal {
     entries: Vec<Entry>,
     durable: usize,
-    /// The number at which the disk itself is as the source's was, if it is known.
-    pub(super) at: u64,
+    /// The session and the number at which the disk itself is as the source's was, if that is known.
+    pub(super) at: Option<(Uuid, u64)>,
+    /// The session whose changes it is for.
+    session: Uuid,
 }
 
 /// What is done to it.
 #[derive(Clone, Debug)]
 pub(super) enum JournalOp {
-    Start(u64),
+    /// For that session, and where the disk is then, as far as that is known.
+    Start(Uuid, Option<(Uuid, u64)>),
     Append(u64, Content),
     /// A marker, and how many entries are made durable by it.
     Mark(u64, bool, usize),
@@ -45,7 +50,7 @@ impl JournalOp {
         match self {
             Self::Apply(_) => 4,
             Self::Mark(..) => 2,
-            Self::Start(_) | Self::Append(..) => 1,
+            Self::Start(..) | Self::Append(..) => 1,
         }
     }
 }
@@ -54,9 +59,10 @@ impl SimJournal {
     /// A step of an operation happens.
     pub(super) fn effect(&mut self, op: &mut JournalOp, disk: &mut SimDisk) {
         match op {
-            JournalOp::Start(at) => {
+            JournalOp::Start(session, at) => {
                 *self = Self {
                     at: *at,
+                    session: *session,
                     ..Self::default()
                 }
             }
@@ -100,7 +106,7 @@ impl SimJournal {
             _ => {
                 self.entries.drain(..end);
                 self.durable = self.durable.saturating_sub(end);
-                self.at = seq;
+                self.at = Some((self.session, seq));
             }
         }
     }
@@ -123,8 +129,8 @@ impl SimJournal {
         self.cut_off();
     }
 
-    /// What a promotion would make of a disk with this content, and the number it would be at.
-    pub(super) fn promoted(&self, content: &[u8]) -> (Vec<u8>, u64) {
+    /// What a promotion would make of a disk with this content, and the session and number it would be at.
+    pub(super) fn promoted(&self, content: &[u8]) -> (Vec<u8>, Option<(Uuid, u64)>) {
         let mut content = content.to_vec();
         let Some((end, seq)) = self.sealed() else {
             return (content, self.at);
@@ -135,7 +141,7 @@ impl SimJournal {
                 content[at..at + data.len()].copy_from_slice(data);
             });
         }
-        (content, seq)
+        (content, Some((self.session, seq)))
     }
 }
 

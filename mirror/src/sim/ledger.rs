@@ -1,6 +1,7 @@
 //! What the clients were promised, sector by sector. Must never be told anything by a machine.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use uuid::Uuid;
 
@@ -118,7 +119,7 @@ impl Ledger {
     }
 
     /// Check that the power could have left `data` at that moment, had every write begun till then been on its way.
-    pub(super) fn check_moment(&self, data: &[u8], (acked, begun): &Moment) -> Result<(), String> {
+    fn check_moment(&self, data: &[u8], (acked, begun): &Moment) -> Result<(), String> {
         for (i, content) in data.chunks(SECTOR).enumerate() {
             let known = &self.sectors[i].history[acked[i]..begun[i]];
             let found = tag(content);
@@ -132,45 +133,61 @@ impl Ledger {
     }
 }
 
-/// The last moment before each number of a session was followed by the next.
+/// The last moment before each number of a session was followed by the next, for all sessions.
 #[derive(Debug, Default)]
 pub(super) struct Moments {
-    session: Option<Uuid>,
-    kept: BTreeMap<u64, Moment>,
+    current: Option<Uuid>,
+    sessions: BTreeMap<Uuid, Kept>,
+}
+
+/// Those of one session, and what the ledger was when it ceased to count.
+#[derive(Debug, Default)]
+struct Kept {
+    moments: BTreeMap<u64, Moment>,
+    ledger: Option<Rc<Ledger>>,
 }
 
 impl Moments {
     /// A session begins to count.
     pub(super) fn begin(&mut self, session: Uuid) {
-        *self = Self {
-            session: Some(session),
-            kept: BTreeMap::new(),
-        };
+        self.current = Some(session);
+        self.sessions.insert(session, Kept::default());
     }
 
-    /// What the disk held counts no more.
-    pub(super) fn forget(&mut self) {
-        *self = Self::default();
+    /// What the disk holds is another matter from now on; what sessions did till now is held against what was so.
+    pub(super) fn freeze(&mut self, ledger: &Ledger) {
+        self.current = None;
+        let ledger = Rc::new(ledger.clone());
+        for kept in self.sessions.values_mut() {
+            kept.ledger.get_or_insert_with(|| Rc::clone(&ledger));
+        }
     }
 
     /// The next number is about to be given out; `last` was the last one.
     pub(super) fn keep(&mut self, last: u64, ledger: &Ledger) {
-        self.kept.insert(last, ledger.moment());
+        let current = self.current.and_then(|now| self.sessions.get_mut(&now));
+        if let Some(kept) = current {
+            kept.moments.insert(last, ledger.moment());
+        }
     }
 
-    /// That of a number of a session, `last` being the last one given out. 0 is none.
-    pub(super) fn at(
+    /// Check that the power could have left `data` when `number` was the last one given out in a session; `last` is
+    /// now, in the session at hand. `None` when nothing is known of that moment.
+    pub(super) fn check(
         &self,
-        session: Uuid,
-        number: u64,
+        (session, number): (Uuid, u64),
         last: Option<u64>,
         ledger: &Ledger,
-    ) -> Option<Moment> {
-        if self.session != Some(session) || number == 0 {
-            return None;
-        }
-        let now = || (last == Some(number)).then(|| ledger.moment());
-        self.kept.get(&number).cloned().or_else(now)
+        data: &[u8],
+    ) -> Option<Result<(), String>> {
+        let kept = self.sessions.get(&session).filter(|_| number > 0)?;
+        let now = || {
+            let is_now = self.current == Some(session) && last == Some(number);
+            is_now.then(|| ledger.moment())
+        };
+        let moment = kept.moments.get(&number).cloned().or_else(now)?;
+        let ledger = kept.ledger.as_deref().unwrap_or(ledger);
+        Some(ledger.check_moment(data, &moment))
     }
 }
 

@@ -32,6 +32,7 @@ mod host;
 mod journal;
 mod ledger;
 mod network;
+mod plan;
 pub(crate) mod rng;
 mod tests;
 mod world;

@@ -1,6 +1,7 @@
 //! The promises of a migration, each held against thousands of seeds.
 
-use super::world::{Aim, Stats, World};
+use super::plan::Aim;
+use super::world::{Stats, World};
 use crate::session::Sabotage;
 
 /// A number from the environment.
@@ -30,6 +31,8 @@ fn run(count: u64, aim: Aim) -> Stats {
         total.steps += stats.steps;
         total.replicas += stats.replicas;
         total.replayed += stats.replayed;
+        total.inherited += stats.inherited;
+        total.same += stats.same;
         total.crashed_in.extend(stats.crashed_in);
     }
     println!("{total:?}");
@@ -82,7 +85,7 @@ fn a_target_that_follows_holds_what_a_crash_of_the_source_could_have_left_at_the
     for doing in ["source Owner", "target Receiving", "target Following"] {
         assert!(total.crashed_in.contains(doing), "no crash in: {doing}");
     }
-    assert!(total.replicas > 5000 && total.replayed > 1500);
+    assert!(total.replicas > 5000 && total.replayed > 1500 && total.inherited > 100);
 }
 
 /// Some seed notices that the rule is broken.
@@ -120,4 +123,9 @@ fn the_simulation_notices_broken_rules_of_a_disk_that_follows() {
     is_noticed(Sabotage::ChunksOvertakeMarkers, Aim::Follow);
     is_noticed(Sabotage::SealTooLate, Aim::Follow);
     is_noticed(Sabotage::PastTheJournal, Aim::Follow);
+}
+
+#[test]
+fn the_simulation_notices_broken_rules_of_comparing() {
+    is_noticed(Sabotage::LeaveZeroesOut, Aim::TakeOver);
 }

@@ -9,42 +9,19 @@ use super::clients::Client;
 use super::host::{Asked, Doing, Front, Host, Machine, Op, Request};
 use super::ledger::{Ledger, Moments, Promise};
 use super::network::Network;
+use super::plan::{Aim, Plan};
 use super::rng::Rng;
 use crate::clock::Micros;
 use crate::record::{Ownership, State};
 use crate::session::{
-    Command, ConnId, Sabotage, Source, SourceConfig, SourceEvent, Stage, Target, TargetConfig,
-    TargetEvent,
+    Command, ConnId, Sabotage, Source, SourceEvent, Stage, Target, TargetConfig, TargetEvent,
 };
 use crate::switchover::{Verdict, verdict};
 use crate::tracker::Tracker;
-use crate::wire::{DiskDescription, DiskFormat, Message};
+use crate::wire::Message;
 
 pub(super) const SOURCE: usize = 0;
 pub(super) const TARGET: usize = 1;
-
-/// What is wanted of the target before the faults end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Aim {
-    TakeOver,
-    Follow,
-}
-
-/// What a run is made of.
-#[derive(Clone, Debug)]
-pub(super) struct Plan {
-    pub(super) size: usize,
-    pub(super) think: Micros,
-    pub(super) aim: Aim,
-    pub(super) op_time: Micros,
-    /// Faults of the link, crashes of processes, of power.
-    pub(super) cuts: bool,
-    pub(super) crashes: bool,
-    pub(super) power: bool,
-    pub(super) fault_until: Micros,
-    pub(super) sabotage: Option<Sabotage>,
-    pub(super) config: SourceConfig,
-}
 
 #[derive(Clone, Debug)]
 pub(super) enum Event {
@@ -80,6 +57,10 @@ pub(super) struct Stats {
     /// How often the target followed and a promotion was held against the promise; of those, with something to carry over.
     pub(super) replicas: u64,
     pub(super) replayed: u64,
+    /// Of those, with the state that an earlier session had left.
+    pub(super) inherited: u64,
+    /// Bytes that sessions found at the target.
+    pub(super) same: u64,
     /// Attempts undone long after the last fault.
     pub(super) undone_in_calm: u64,
     /// What the crashed hosts were doing.
@@ -305,8 +286,8 @@ impl World {
     /// The target follows: what a promotion would serve, if the source were lost now and the power here went.
     pub(super) fn check_replica(&mut self) {
         let target = &self.hosts[TARGET];
-        let Some(State::Following { session, .. }) = target.record.as_ref().map(|r| &r.state)
-        else {
+        let state = target.record.as_ref().map(|record| &record.state);
+        let Some(State::Following { session, .. }) = state else {
             return;
         };
         let (mut disk, mut journal) = (target.disk.clone(), target.journal.clone());
@@ -314,15 +295,18 @@ impl World {
             disk.power_cut(&mut self.rng);
             journal.power_cut(&mut self.rng);
         }
-        let (content, seq) = journal.promoted(&disk.now);
+        let (content, Some(at)) = journal.promoted(&disk.now) else {
+            return;
+        };
         let last = self.tracker.as_ref().map(|tracker| tracker.figures().seq);
-        let Some(moment) = self.moments.at(*session, seq, last, &self.ledger) else {
+        let Some(checked) = self.moments.check(at, last, &self.ledger, &content) else {
             return;
         };
         self.stats.replicas += 1;
         self.stats.replayed += u64::from(content != disk.now);
-        if let Err(e) = self.ledger.check_moment(&content, &moment) {
-            self.failure(&format!("a promotion at number {seq}: {e}"));
+        self.stats.inherited += u64::from(*session != at.0);
+        if let Err(e) = checked {
+            self.failure(&format!("a promotion at number {} of {}: {e}", at.1, at.0));
         }
     }
 
@@ -429,6 +413,7 @@ impl World {
             if source.is_over() {
                 self.stats.given_up += progress.given_up;
                 self.stats.fallen_back += progress.fallen_back;
+                self.stats.same += progress.same;
                 if matches!(source.outcome(), Some(Err(_))) {
                     self.hosts[SOURCE].machine = Machine::None;
                 }
@@ -526,58 +511,5 @@ impl World {
     pub(super) fn owns(&self, host: usize) -> bool {
         let record = self.hosts[host].record.as_ref();
         record.is_some_and(|record| matches!(record.state, State::Owner { .. }))
-    }
-}
-
-impl Plan {
-    fn from_seed(rng: &mut Rng, sabotage: Option<Sabotage>, aim: Aim) -> Self {
-        let follow = aim == Aim::Follow;
-        let size = 24 * 4096 + 1024;
-        let description = DiskDescription {
-            name: "disk".into(),
-            size: size as u64,
-            block_size: 1 << 20,
-            logical_sector: 512,
-            physical_sector: 4096,
-            format: DiskFormat::Vhdx,
-        };
-        let mut config = SourceConfig::new(Uuid::nil(), "b".into(), description);
-        config.lanes = 1 + rng.below(3) as u16;
-        config.limits.chunk = [4096, 8192, 16384][rng.below(3) as usize];
-        config.limits.reads = 1 + rng.below(4) as usize;
-        config.limits.window = [8 << 10, 40 << 10, 1 << 20][rng.below(3) as usize];
-        config.limits.queue = [0, 6 << 10, 40 << 10, 1 << 20][rng.below(4) as usize];
-        config.limits.marker_every = Micros([2_000, 20_000, 100_000][rng.below(3) as usize]);
-        config.automatic = rng.percent(10);
-        config.follow = !config.automatic;
-        if follow {
-            config.automatic = false;
-            config.follow = true;
-            config.limits.window = 1 << 20;
-            config.limits.queue = [12 << 10, 1 << 20][rng.below(2) as usize];
-        }
-        config.give_up_after = Micros::from_millis([150, 400, 2000][rng.below(3) as usize]);
-        config.sabotage = sabotage;
-        let kind = rng.below(5);
-        let spans = [(50, 200), (200, 800), (500, 2000)];
-        let (low, high) = spans[rng.below(3) as usize];
-        Self {
-            size,
-            think: Micros(
-                [1_500, 6_000, 30_000][if follow {
-                    1 + rng.below(2)
-                } else {
-                    rng.below(3)
-                } as usize],
-            ),
-            aim,
-            op_time: Micros([60, 400, 1_500][rng.below(3) as usize]),
-            cuts: kind != 0,
-            crashes: kind >= 2,
-            power: kind >= 3,
-            fault_until: Micros::from_secs(1) + Micros::from_millis(rng.between(low, high)),
-            sabotage,
-            config,
-        }
     }
 }

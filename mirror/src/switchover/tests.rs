@@ -125,7 +125,7 @@ fn a_disk_may_come_back_to_the_host_that_handed_it_over() {
         to: "b".into(),
     };
     let back = hello(Uuid::from_u128(3), 2);
-    assert_eq!(target(released).standing(&back), Ok(Standing::Empty));
+    assert_eq!(target(released).standing(&back), Ok(Standing::Stale));
 }
 
 #[test]

@@ -3,15 +3,15 @@
 use std::fmt;
 
 use bytes::{Buf, Bytes, BytesMut};
-use uuid::Uuid;
 
 use super::message::{
-    Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Hello, Join, Marker, Message,
-    Record, Refusal, Standing,
+    Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Hello, Join, Marker, Message, Probe,
+    Record, Refusal, Standing, Start,
 };
+use super::reader::Reader;
 use super::{
-    HEAD_LEN, MAGIC, MAX_CHUNKS_DONE, MAX_DISK, MAX_FIXED, MAX_FRAME, MAX_NAME, MAX_PAYLOAD,
-    MAX_TEXT, VERSION, kind,
+    HEAD_LEN, MAGIC, MAX_BLOCKS, MAX_CHUNKS_DONE, MAX_DISK, MAX_FIXED, MAX_FRAME, MAX_NAME,
+    MAX_PAYLOAD, MAX_TEXT, VERSION, kind,
 };
 
 /// What is wrong with a field.
@@ -100,7 +100,7 @@ fn payload_bound(kind: u8) -> Option<usize> {
         kind::HELLO..=kind::BEAT
         | kind::TAKEN
         | kind::RECORD_ZERO
-        | kind::CHUNK_ZERO..=kind::DURABLE
+        | kind::CHUNK_ZERO..=kind::DIFFERS
         | kind::PREPARE..=kind::RUNNING
         | kind::ABANDON
         | kind::FAILED => Some(0),
@@ -110,10 +110,7 @@ fn payload_bound(kind: u8) -> Option<usize> {
 
 /// Read the head of a frame.
 pub fn decode_head(bytes: [u8; HEAD_LEN]) -> Result<FrameHead, DecodeError> {
-    let mut r = Reader {
-        rest: Bytes::copy_from_slice(&bytes),
-        at: 0,
-    };
+    let mut r = Reader::new(Bytes::copy_from_slice(&bytes), 0);
     let body = r.u32("body length")? as usize;
     let kind = r.u8("kind")?;
     let zero = r.u8("reserved byte")?;
@@ -166,10 +163,7 @@ pub fn decode_body(head: &FrameHead, mut body: Bytes) -> Result<Message, DecodeE
             fault: Fault::BadCheck,
         });
     }
-    let mut r = Reader {
-        rest: fixed,
-        at: HEAD_LEN,
-    };
+    let mut r = Reader::new(fixed, HEAD_LEN);
     let message = match head.kind {
         kind::HELLO => Message::Hello(hello(&mut r)?),
         kind::OFFER => {
@@ -187,13 +181,14 @@ pub fn decode_body(head: &FrameHead, mut body: Bytes) -> Result<Message, DecodeE
             text: r.text("text", MAX_TEXT)?,
         },
         kind::BEGIN => Message::Begin(Begin {
-            fresh: r.flag("fresh")?,
+            start: start(&mut r)?,
             acked: r.u64("acked")?,
             aborted: r.u64("aborted")?,
             follow: r.flag("follow")?,
         }),
         kind::RECORD_DATA | kind::RECORD_ZERO => Message::Record(record(&mut r, head.kind, body)?),
         kind::CHUNK_DATA | kind::CHUNK_ZERO => Message::Chunk(chunk(&mut r, head.kind, body)?),
+        kind::PROBE => Message::Probe(probe(&mut r)?),
         kind::MARKER => Message::Marker(marker(&mut r)?),
         kind::FINAL => Message::Final(Final {
             attempt: r.nonzero("attempt")?,
@@ -216,6 +211,10 @@ fn short(r: &mut Reader, kind: u8) -> Result<Message, DecodeError> {
         kind::DURABLE => Message::Durable {
             marker: r.u64("marker")?,
             chunks: r.u64("chunks")?,
+        },
+        kind::DIFFERS => Message::Differs {
+            id: r.u64("chunk")?,
+            blocks: r.blocks("blocks")?,
         },
         kind::PREPARE => Message::Prepare {
             attempt: r.nonzero("attempt")?,
@@ -296,7 +295,7 @@ fn description(r: &mut Reader) -> Result<DiskDescription, DecodeError> {
         2 => DiskFormat::Raw,
         _ => return Err(r.bad("format", 1)),
     };
-    let at = r.at;
+    let at = r.at();
     let name = r.text("name", MAX_NAME)?;
     // The name becomes part of a path at the target: it may not lead out of its directory.
     if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', '\0']) {
@@ -324,7 +323,17 @@ fn standing(r: &mut Reader) -> Result<Standing, DecodeError> {
         (1, 0) => Ok(Standing::Receiving),
         (2, 1..) => Ok(Standing::Prepared { attempt: value }),
         (3, 1..) => Ok(Standing::Owner { epoch: value }),
+        (4, 0) => Ok(Standing::Stale),
         _ => Err(r.bad("standing", 9)),
+    }
+}
+
+fn start(r: &mut Reader) -> Result<Start, DecodeError> {
+    match r.u8("start")? {
+        0 => Ok(Start::GoOn),
+        1 => Ok(Start::Fresh),
+        2 => Ok(Start::Compare),
+        _ => Err(r.bad("start", 1)),
     }
 }
 
@@ -335,6 +344,7 @@ fn refusal(r: &mut Reader) -> Result<Refusal, DecodeError> {
         3 => Ok(Refusal::Newer),
         4 => Ok(Refusal::Unknown),
         5 => Ok(Refusal::CannotCreate),
+        6 => Ok(Refusal::Unusable),
         _ => Err(r.bad("refusal", 1)),
     }
 }
@@ -387,6 +397,32 @@ fn chunk(r: &mut Reader, kind: u8, payload: Bytes) -> Result<Chunk, DecodeError>
     })
 }
 
+fn probe(r: &mut Reader) -> Result<Probe, DecodeError> {
+    let id = r.u64("chunk")?;
+    let base = r.u64("base")?;
+    let offset = r.u64("offset")?;
+    let len = r.u32("length")?;
+    if len == 0 || len as usize > MAX_PAYLOAD {
+        return Err(r.bad("length", 4));
+    }
+    let block = r.u32("block")?;
+    let blocks = len.div_ceil(block.max(1)) as usize;
+    if !block.is_power_of_two() || !(4096..=1 << 20).contains(&block) || blocks > MAX_BLOCKS {
+        return Err(r.bad("block", 4));
+    }
+    let len = u64::from(len);
+    place(r, offset, len)?;
+    let hashes = (0..blocks).map(|_| r.array::<32>("hash"));
+    Ok(Probe {
+        id,
+        base,
+        offset,
+        len,
+        block,
+        hashes: hashes.collect::<Result<_, _>>()?,
+    })
+}
+
 fn marker(r: &mut Reader) -> Result<Marker, DecodeError> {
     Ok(Marker {
         id: r.u64("marker")?,
@@ -407,106 +443,6 @@ fn chunks_done(r: &mut Reader) -> Result<Vec<u64>, DecodeError> {
         });
     }
     (0..count).map(|_| r.u64("chunk")).collect()
-}
-
-/// Reads fields off the front, counting where it is.
-struct Reader {
-    rest: Bytes,
-    at: usize,
-}
-
-impl Reader {
-    /// The field of `len` bytes just read has a value it cannot have.
-    fn bad(&self, field: &'static str, len: usize) -> DecodeError {
-        DecodeError {
-            field,
-            offset: self.at.saturating_sub(len),
-            fault: Fault::BadValue,
-        }
-    }
-
-    fn take(&mut self, field: &'static str, len: usize) -> Result<Bytes, DecodeError> {
-        if self.rest.remaining() < len {
-            return Err(DecodeError {
-                field,
-                offset: self.at,
-                fault: Fault::Truncated,
-            });
-        }
-        self.at += len;
-        Ok(self.rest.split_to(len))
-    }
-
-    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], DecodeError> {
-        let bytes = self.take(field, N)?;
-        Ok(bytes.first_chunk::<N>().copied().unwrap_or([0; N]))
-    }
-
-    fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
-        self.array::<1>(field).map(u8::from_le_bytes)
-    }
-
-    fn u16(&mut self, field: &'static str) -> Result<u16, DecodeError> {
-        self.array::<2>(field).map(u16::from_le_bytes)
-    }
-
-    fn u32(&mut self, field: &'static str) -> Result<u32, DecodeError> {
-        self.array::<4>(field).map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self, field: &'static str) -> Result<u64, DecodeError> {
-        self.array::<8>(field).map(u64::from_le_bytes)
-    }
-
-    fn nonzero(&mut self, field: &'static str) -> Result<u64, DecodeError> {
-        match self.u64(field)? {
-            0 => Err(self.bad(field, 8)),
-            value => Ok(value),
-        }
-    }
-
-    fn flag(&mut self, field: &'static str) -> Result<bool, DecodeError> {
-        match self.u8(field)? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(self.bad(field, 1)),
-        }
-    }
-
-    fn uuid(&mut self, field: &'static str) -> Result<Uuid, DecodeError> {
-        self.array::<16>(field).map(Uuid::from_bytes)
-    }
-
-    fn text(&mut self, field: &'static str, bound: usize) -> Result<String, DecodeError> {
-        let len = usize::from(self.u16(field)?);
-        if len > bound {
-            return Err(DecodeError {
-                fault: Fault::TooLong,
-                ..self.bad(field, 2)
-            });
-        }
-        let at = self.at;
-        let bytes = self.take(field, len)?;
-        match std::str::from_utf8(&bytes) {
-            Ok(text) => Ok(text.to_owned()),
-            Err(_) => Err(DecodeError {
-                field,
-                offset: at,
-                fault: Fault::BadValue,
-            }),
-        }
-    }
-
-    fn end(&self) -> Result<(), DecodeError> {
-        if self.rest.has_remaining() {
-            return Err(DecodeError {
-                field: "message",
-                offset: self.at,
-                fault: Fault::Excess,
-            });
-        }
-        Ok(())
-    }
 }
 
 /// Cuts a byte stream into messages. Holds at most one frame and what was fed after it.
@@ -561,4 +497,5 @@ impl Decoder {
 }
 
 const _: () = assert!(MAX_FRAME < u32::MAX as usize && MAX_FIXED <= u16::MAX as usize);
-const _: () = assert!(MAX_CHUNKS_DONE * 8 + 2 <= MAX_FIXED);
+const _: () = assert!(MAX_CHUNKS_DONE * 8 + 2 <= MAX_FIXED && MAX_BLOCKS * 32 + 32 <= MAX_FIXED);
+const _: () = assert!(MAX_BLOCKS == u128::BITS as usize);

@@ -3,7 +3,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::message::{
-    Chunk, Content, DiskFormat, Final, Hello, Marker, Message, Record, Refusal, Standing,
+    Begin, Chunk, Content, DiskFormat, Final, Hello, Marker, Message, Probe, Record, Refusal,
+    Standing, Start,
 };
 use super::{HEAD_LEN, MAGIC, MAX_TEXT, VERSION, kind};
 
@@ -69,13 +70,7 @@ fn put_message(out: &mut BytesMut, message: &Message) -> (u8, Bytes) {
             put_text(out, text);
             kind::REFUSED
         }
-        Message::Begin(begin) => {
-            out.put_u8(u8::from(begin.fresh));
-            out.put_u64_le(begin.acked);
-            out.put_u64_le(begin.aborted);
-            out.put_u8(u8::from(begin.follow));
-            kind::BEGIN
-        }
+        Message::Begin(begin) => put_begin(out, *begin),
         Message::Offer(offer) => {
             out.put_u32_le(MAGIC);
             out.put_u16_le(VERSION);
@@ -83,6 +78,7 @@ fn put_message(out: &mut BytesMut, message: &Message) -> (u8, Bytes) {
         }
         Message::Record(record) => return put_record(out, record),
         Message::Chunk(chunk) => return put_chunk(out, chunk),
+        Message::Probe(probe) => put_probe(out, probe),
         Message::Marker(marker) => {
             put_marker(out, marker);
             kind::MARKER
@@ -112,6 +108,11 @@ fn put_short(out: &mut BytesMut, message: &Message) -> u8 {
             out.put_u64_le(*marker);
             out.put_u64_le(*chunks);
             kind::DURABLE
+        }
+        Message::Differs { id, blocks } => {
+            out.put_u64_le(*id);
+            out.put_u128_le(*blocks);
+            kind::DIFFERS
         }
         Message::Prepare { attempt } => put_attempt(out, *attempt, kind::PREPARE),
         Message::Ready { attempt } => put_attempt(out, *attempt, kind::READY),
@@ -170,10 +171,35 @@ fn put_standing(out: &mut BytesMut, standing: &Standing) -> u8 {
         Standing::Receiving => (1, 0),
         Standing::Prepared { attempt } => (2, *attempt),
         Standing::Owner { epoch } => (3, *epoch),
+        Standing::Stale => (4, 0),
     };
     out.put_u8(number);
     out.put_u64_le(value);
     kind::WELCOME
+}
+
+fn put_begin(out: &mut BytesMut, begin: Begin) -> u8 {
+    out.put_u8(match begin.start {
+        Start::GoOn => 0,
+        Start::Fresh => 1,
+        Start::Compare => 2,
+    });
+    out.put_u64_le(begin.acked);
+    out.put_u64_le(begin.aborted);
+    out.put_u8(u8::from(begin.follow));
+    kind::BEGIN
+}
+
+fn put_probe(out: &mut BytesMut, probe: &Probe) -> u8 {
+    out.put_u64_le(probe.id);
+    out.put_u64_le(probe.base);
+    out.put_u64_le(probe.offset);
+    out.put_u32_le(probe.len as u32);
+    out.put_u32_le(probe.block);
+    for hash in &probe.hashes {
+        out.put_slice(hash);
+    }
+    kind::PROBE
 }
 
 fn put_record(out: &mut BytesMut, record: &Record) -> (u8, Bytes) {
@@ -239,5 +265,6 @@ pub(super) fn refusal_number(refusal: Refusal) -> u8 {
         Refusal::Newer => 3,
         Refusal::Unknown => 4,
         Refusal::CannotCreate => 5,
+        Refusal::Unusable => 6,
     }
 }

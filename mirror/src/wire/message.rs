@@ -63,6 +63,9 @@ pub struct Join {
 pub enum Standing {
     /// Nothing that counts: it will begin from an empty disk.
     Empty,
+    /// Content of this disk that no session is known to have made what it is now: part of an earlier session's, what it
+    /// had before it handed the disk over, or a copy that came another way.
+    Stale,
     /// Part of this session's data.
     Receiving,
     /// Everything of this session up to the final marker of `attempt`, durably; awaits the grant.
@@ -77,11 +80,22 @@ pub enum Standing {
     },
 }
 
+/// From which content to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// From what this session has brought so far.
+    GoOn,
+    /// From an empty disk.
+    Fresh,
+    /// From what is there, whatever it is: the source compares all of it.
+    Compare,
+}
+
 /// How to go on, from the source after the greeting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Begin {
-    /// Whether the target is to begin from an empty disk.
-    pub fresh: bool,
+    /// From which content.
+    pub start: Start,
     /// The last record that the source knows to be durable at the target.
     pub acked: u64,
     /// The last switchover attempt that the source has given up; 0 for none.
@@ -145,6 +159,24 @@ pub struct Chunk {
     pub hash: [u8; 32],
 }
 
+/// A part of the disk of which the target may have the same bytes already, by the hashes of its blocks. It stands for the
+/// chunk of its base and place, and counts as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Names it in the answer.
+    pub id: u64,
+    /// The last sequence number given out when its read was submitted.
+    pub base: u64,
+    /// First byte of the disk.
+    pub offset: u64,
+    /// How many bytes, 1 to [`super::MAX_PAYLOAD`].
+    pub len: u64,
+    /// Bytes of a block, a power of two from 4 KiB to 1 MiB; the last one may be shorter.
+    pub block: u32,
+    /// BLAKE3 of each block, at most [`super::MAX_BLOCKS`].
+    pub hashes: Vec<[u8; 32]>,
+}
+
 /// Asks the target to make everything before it durable and to say so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marker {
@@ -186,6 +218,8 @@ pub enum Refusal {
     Unknown,
     /// It cannot create the disk (no space, no permission, a size it does not support).
     CannotCreate,
+    /// It cannot go on from what it has of the disk (another size, an image that does not open), and may empty it.
+    Unusable,
 }
 
 /// Everything the two hosts say.
@@ -222,6 +256,15 @@ pub enum Message {
     Record(Record),
     /// Source: a part of the disk (bulk lane).
     Chunk(Chunk),
+    /// Source: do you have this part of the disk (bulk lane)?
+    Probe(Probe),
+    /// Target: of that probe these blocks are different here; bit 0 is the first. It is an answer as [`Message::ChunksDone`].
+    Differs {
+        /// Which probe.
+        id: u64,
+        /// Its blocks; at least one.
+        blocks: u128,
+    },
     /// Source: make it durable (ordered lane).
     Marker(Marker),
     /// Target: these chunks are in the disk, not yet durable. 1 to 512 of them.

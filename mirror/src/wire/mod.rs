@@ -21,18 +21,19 @@
 mod decode;
 mod encode;
 mod message;
+mod reader;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use decode::{DecodeError, Decoder, Fault, FrameHead, decode_body, decode_head};
 pub use encode::{Frame, encode};
 pub use message::{
-    Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Hello, Join, Marker, Message,
-    Record, Refusal, Standing,
+    Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Hello, Join, Marker, Message, Probe,
+    Record, Refusal, Standing, Start,
 };
 
 /// Version of the protocol spoken by this code; the first field of a greeting.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// First bytes of a greeting, so that a stray client of another protocol is told apart.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"DFM1");
 /// Bytes in front of every frame's body.
@@ -45,6 +46,8 @@ pub const MAX_FIXED: usize = 8192;
 pub const MAX_FRAME: usize = MAX_PAYLOAD + MAX_FIXED;
 /// The most chunk numbers in one acknowledgement.
 pub const MAX_CHUNKS_DONE: usize = 512;
+/// The most blocks of one probe.
+pub const MAX_BLOCKS: usize = 128;
 /// The longest disk name in bytes.
 pub const MAX_NAME: usize = 255;
 /// The longest address or sentence in bytes.
@@ -70,6 +73,8 @@ pub(crate) mod kind {
     pub(crate) const MARKER: u8 = 0x14;
     pub(crate) const CHUNKS_DONE: u8 = 0x15;
     pub(crate) const DURABLE: u8 = 0x16;
+    pub(crate) const PROBE: u8 = 0x17;
+    pub(crate) const DIFFERS: u8 = 0x18;
     pub(crate) const PREPARE: u8 = 0x20;
     pub(crate) const READY: u8 = 0x21;
     pub(crate) const FINAL: u8 = 0x22;

@@ -65,9 +65,28 @@ fn standing() -> impl Strategy<Value = Standing> {
     prop_oneof![
         Just(Standing::Empty),
         Just(Standing::Receiving),
+        Just(Standing::Stale),
         (1..u64::MAX).prop_map(|attempt| Standing::Prepared { attempt }),
         (1..u64::MAX).prop_map(|epoch| Standing::Owner { epoch }),
     ]
+}
+
+fn begin() -> impl Strategy<Value = Start> {
+    prop_oneof![Just(Start::GoOn), Just(Start::Fresh), Just(Start::Compare)]
+}
+
+fn probe() -> impl Strategy<Value = Probe> {
+    let numbers = (any::<u64>(), any::<u64>(), 0_u64..MAX_DISK / 2);
+    (numbers, 1..=MAX_PAYLOAD as u64, any::<[u8; 32]>()).prop_map(
+        |((id, base, offset), len, hash)| Probe {
+            id,
+            base,
+            offset,
+            len,
+            block: 65536,
+            hashes: vec![hash; len.div_ceil(65536) as usize],
+        },
+    )
 }
 
 /// Any message at all.
@@ -105,17 +124,19 @@ fn greeting() -> impl Strategy<Value = Message> {
         }),
         standing().prop_map(Message::Welcome),
         text.prop_map(|text| Message::Refused {
-            refusal: Refusal::Occupied,
+            refusal: Refusal::Unusable,
             text
         }),
-        (any::<bool>(), any::<u64>(), any::<u64>()).prop_map(|(fresh, acked, aborted)| {
-            Message::Begin(Begin {
-                fresh,
-                acked,
-                aborted,
-                follow: !fresh,
-            })
-        }),
+        (begin(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
+            |(start, acked, aborted, follow)| {
+                Message::Begin(Begin {
+                    start,
+                    acked,
+                    aborted,
+                    follow,
+                })
+            }
+        ),
         number.clone().prop_map(|window| Message::Begun { window }),
         Just(Message::Beat),
         Just(Message::Taken),
@@ -149,6 +170,8 @@ fn data() -> impl Strategy<Value = Message> {
                 })
             }
         ),
+        probe().prop_map(Message::Probe),
+        (any::<u64>(), 1_u128..).prop_map(|(id, blocks)| Message::Differs { id, blocks }),
         marker().prop_map(Message::Marker),
         prop::collection::vec(any::<u64>(), 1..=MAX_CHUNKS_DONE).prop_map(Message::ChunksDone),
         (any::<u64>(), any::<u64>())

@@ -18,7 +18,7 @@ use crate::journal::{self as form, Head};
 use crate::net::Clock;
 use crate::net::journal::{self, Ask, Journal};
 use crate::net::lane::{Heard, INBOX, Inbox, Lane, answer_and_close};
-use crate::net::port::{DiskPort, Done};
+use crate::net::port::{DiskPort, Done, ReadDone};
 use crate::record::{Ownership, State};
 use crate::session::{ConnId, OpId, Target, TargetAction, TargetEvent};
 use crate::wire::{DiskDescription, Message, Refusal};
@@ -232,8 +232,13 @@ impl DiskTask {
     }
 
     fn handle(&mut self, event: TargetEvent) {
-        if let TargetEvent::Persisted(Err(e)) | TargetEvent::Disk(_, Err(e)) = &event {
-            let text = format!("a write failed: {e}");
+        let failed = match &event {
+            TargetEvent::Persisted(Err(e)) | TargetEvent::Disk(_, Err(e)) => Some(("write", e)),
+            TargetEvent::Read(_, Err(e)) => Some(("read", e)),
+            _ => None,
+        };
+        if let Some((what, e)) = failed {
+            let text = format!("a {what} failed: {e}");
             tracing::error!("{}: {text}", self.name);
             self.entry.status().trouble = Some(text);
         }
@@ -266,6 +271,7 @@ impl DiskTask {
                 }
             }
             TargetAction::Open { description, fresh } => self.open(description, fresh),
+            TargetAction::Read(op, offset, len) => self.read(op, offset, len),
             TargetAction::Write(op, offset, data) => {
                 self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
                 self.with_port(op, |port, done| port.write(offset, data, done));
@@ -274,8 +280,7 @@ impl DiskTask {
                 self.with_port(op, |port, done| port.zero(offset, len, done));
             }
             TargetAction::Flush(op) => self.with_port(op, <dyn DiskPort>::flush),
-            TargetAction::StartJournal { op, seq } => {
-                let session = self.session();
+            TargetAction::StartJournal { op, session, seq } => {
                 let filling = 1;
                 #[rustfmt::skip]
                 let head = Head { session, filling, seq };
@@ -312,6 +317,20 @@ impl DiskTask {
                 let _ = task.send(Happened::Event(event(result)));
             }
         })
+    }
+
+    fn read(&mut self, op: OpId, offset: u64, len: u32) {
+        self.asked += 1;
+        let task = self.entry.task.clone();
+        let done: ReadDone = Box::new(move |result| {
+            if let Some(task) = task {
+                let _ = task.send(Happened::Event(TargetEvent::Read(op, result)));
+            }
+        });
+        match &self.port {
+            Some(port) => port.read(offset, len, done),
+            None => done(Err(io::Error::other("the disk is not open"))),
+        }
     }
 
     fn with_port(&mut self, op: OpId, call: impl FnOnce(&dyn DiskPort, Done)) {

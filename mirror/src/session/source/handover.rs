@@ -66,7 +66,8 @@ impl Source {
         let any = max_pause == Micros(u64::MAX);
         let short = any
             || self
-                .meter
+                .meters
+                .sent
                 .time_for(left)
                 .is_some_and(|pause| pause <= max_pause);
         if short && let Some(attempt) = self.switch.prepare() {

@@ -32,11 +32,12 @@ impl Source {
             None
         };
         let last = self.tracker.figures().seq;
-        match (self.copy.read_done(op, data, conn, last), conn) {
-            (Some(chunk), Some(conn)) => {
+        let block = self.config.limits.block;
+        match (self.copy.read_done(op, data, conn, (last, block)), conn) {
+            (Some((message, weight)), Some(conn)) => {
                 #[cfg(test)]
-                let chunk = self.late_base(chunk);
-                self.send_chunk(now, conn, chunk);
+                let message = self.late_base(message);
+                self.send_chunk(now, conn, (message, weight));
             }
             _ => self.copy.give_back(op, &self.tracker),
         }
@@ -87,10 +88,12 @@ impl Source {
     }
 
     #[cfg(test)]
-    fn late_base(&self, mut chunk: crate::wire::Chunk) -> crate::wire::Chunk {
-        if self.broken(crate::session::Sabotage::LateBase) {
+    fn late_base(&self, mut message: crate::wire::Message) -> crate::wire::Message {
+        if let crate::wire::Message::Chunk(chunk) = &mut message
+            && self.broken(crate::session::Sabotage::LateBase)
+        {
             chunk.base = self.tracker.figures().seq;
         }
-        chunk
+        message
     }
 }

@@ -10,7 +10,7 @@ use vdisk::tap::{Change, WriteTap};
 use vdisk::units::GuestOffset;
 
 use super::*;
-use crate::wire::{DiskDescription, DiskFormat};
+use crate::wire::{Begin, DiskDescription, DiskFormat, Standing, Start};
 
 const SIZE: u64 = 1 << 20;
 
@@ -57,7 +57,7 @@ fn synced() -> (Source, Arc<Tracker>) {
         [SourceAction::Send(
             _,
             Message::Begin(Begin {
-                fresh: true,
+                start: Start::Fresh,
                 acked: 0,
                 aborted: 0,
                 follow: false,

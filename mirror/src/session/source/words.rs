@@ -23,8 +23,6 @@ pub struct SourceConfig {
     pub recorded: Option<String>,
     /// The disk.
     pub description: DiskDescription,
-    /// Bulk lanes.
-    pub lanes: u16,
     /// Who decides.
     pub part: Part,
     /// How hard to work.
@@ -34,6 +32,8 @@ pub struct SourceConfig {
     /// Have the target follow from one consistent moment to the next: it writes each byte twice, and is of use if this
     /// host is lost.
     pub follow: bool,
+    /// Go on from what the target has of the disk, by comparing all of it, rather than from an empty disk.
+    pub compare: bool,
     /// The longest estimated pause with which to begin a switchover.
     pub max_pause: Micros,
     /// How long requests are held before an attempt is given up.
@@ -52,11 +52,11 @@ impl SourceConfig {
             to,
             recorded: None,
             description,
-            lanes: 2,
             part: Part::Alone,
             limits: Limits::default(),
             automatic: false,
             follow: false,
+            compare: true,
             max_pause: Micros::from_millis(300),
             give_up_after: Micros::from_secs(10),
             #[cfg(test)]

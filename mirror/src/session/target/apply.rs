@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
+use super::compare::Compare;
 use super::versions::Versions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::session::OpId;
-use crate::wire::{Chunk, Content, Marker, Record, StreamDigest};
+use crate::wire::{Chunk, Content, Marker, Probe, Record, StreamDigest};
 
 /// Operations on the disk at once.
 const MOST_RUNNING: usize = 32;
@@ -25,18 +26,50 @@ const MOST_VERSIONS: usize = 1 << 20;
 /// What an operation is counted for beside its bytes.
 const OP_COST: u64 = 128;
 
-/// A write or zeroing of the target's disk.
+/// What an operation does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    Put(Content),
+    Compare(Compare),
+}
+
+impl Work {
+    fn covers(&self) -> u64 {
+        match self {
+            Self::Put(content) => content.covers(),
+            Self::Compare(compare) => compare.len(),
+        }
+    }
+
+    /// Bytes of memory it needs while it runs.
+    fn held(&self) -> u64 {
+        match self {
+            Self::Put(content) => content.held(),
+            Self::Compare(compare) => compare.len(),
+        }
+    }
+}
+
+/// An operation on the target's disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DiskOp {
     pub(super) id: OpId,
     pub(super) offset: u64,
-    pub(super) content: Content,
+    pub(super) work: Work,
     chunk: Option<u64>,
+}
+
+/// A chunk, or a probe in its place, that was dealt with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) id: u64,
+    /// Blocks of the probe that are different here.
+    pub(super) differs: u128,
 }
 
 impl DiskOp {
     fn end(&self) -> u64 {
-        self.offset + self.content.covers()
+        self.offset + self.work.covers()
     }
 
     fn meets(&self, other: &Self) -> bool {
@@ -44,7 +77,7 @@ impl DiskOp {
     }
 
     fn cost(&self) -> u64 {
-        OP_COST + self.content.held()
+        OP_COST + self.work.held()
     }
 }
 
@@ -60,8 +93,10 @@ pub(super) struct Applier {
     held: u64,
     /// Operations left of each chunk, and chunks that are done and not yet reported.
     parts: BTreeMap<u64, usize>,
-    done: Vec<u64>,
+    done: Vec<Answer>,
     heard: Heard,
+    /// The first operation of this incarnation.
+    since: OpId,
 }
 
 /// What the stream of this incarnation has said so far.
@@ -89,6 +124,7 @@ impl Applier {
             parts: BTreeMap::new(),
             done: Vec::new(),
             heard: Heard::default(),
+            since: OpId(0),
         }
     }
 
@@ -119,6 +155,7 @@ impl Applier {
         self.parts.clear();
         self.done.clear();
         self.held = self.running.values().map(DiskOp::cost).sum();
+        self.since = OpId(self.next_op);
         self.heard.digest = StreamDigest::default();
     }
 
@@ -194,11 +231,40 @@ impl Applier {
             .versions
             .claim(chunk.offset, end, base, |n| over || n <= base);
         if parts.is_empty() {
-            self.done.push(chunk.id);
+            self.answer(chunk.id, 0);
         } else {
             self.parts.insert(chunk.id, parts.len());
         }
         self.submit(chunk.offset, &chunk.content, &parts, Some(chunk.id))
+    }
+
+    /// A probe came in a chunk's place. What it brings is compared only when all before it is in the disk; its number
+    /// counts from now on, as a chunk's: where the disk differs a chunk with a higher one follows.
+    pub(super) fn probe(&mut self, probe: Probe) -> Result<()> {
+        self.check_place(probe.offset, probe.len)?;
+        if probe.base < self.heard.floor {
+            return Ok(());
+        }
+        let (offset, end, base) = (probe.offset, probe.offset + probe.len, probe.base);
+        let parts = self.versions.claim(offset, end, base, |n| n <= base);
+        if parts.is_empty() {
+            self.answer(probe.id, 0);
+            return Ok(());
+        }
+        let (id, chunk) = (self.take_op(), Some(probe.id));
+        let work = Work::Compare(Compare::new(probe));
+        #[rustfmt::skip]
+        self.wait(DiskOp { id, offset, work, chunk });
+        self.check_room()
+    }
+
+    fn answer(&mut self, id: u64, differs: u128) {
+        self.done.push(Answer { id, differs });
+    }
+
+    fn wait(&mut self, op: DiskOp) {
+        self.held += op.cost();
+        self.waiting.push_back(op);
     }
 
     fn submit(
@@ -216,12 +282,15 @@ impl Applier {
             let op = DiskOp {
                 id: self.take_op(),
                 offset: *a,
-                content,
+                work: Work::Put(content),
                 chunk,
             };
-            self.held += op.cost();
-            self.waiting.push_back(op);
+            self.wait(op);
         }
+        self.check_room()
+    }
+
+    fn check_room(&self) -> Result<()> {
         // Records and chunks have a window each, and what a record costs may be mostly overhead.
         let room = self.window.saturating_mul(4).saturating_add(64 << 20);
         if self.held > room || self.versions.len() > MOST_VERSIONS {
@@ -256,7 +325,7 @@ impl Applier {
 
     /// The next operation that may run now, of those before `limit`.
     pub(super) fn next(&mut self, limit: Option<OpId>) -> Option<DiskOp> {
-        let bytes: u64 = self.running.values().map(|op| op.content.held()).sum();
+        let bytes: u64 = self.running.values().map(|op| op.work.held()).sum();
         if self.running.len() >= MOST_RUNNING || bytes >= MOST_RUNNING_BYTES {
             return None;
         }
@@ -289,13 +358,34 @@ impl Applier {
             *left -= 1;
             if *left == 0 {
                 self.parts.remove(&chunk);
-                self.done.push(chunk);
+                self.answer(chunk, 0);
             }
         }
     }
 
+    /// What an operation that compares has to compare with.
+    pub(super) fn comparing(&mut self, id: OpId) -> Option<&mut Compare> {
+        match &mut self.running.get_mut(&id)?.work {
+            Work::Compare(compare) => Some(compare),
+            Work::Put(_) => None,
+        }
+    }
+
+    /// The disk was read for an operation that compares.
+    pub(super) fn compared(&mut self, id: OpId, data: &[u8]) {
+        let differs = self.comparing(id).map(|compare| compare.differs(data));
+        let Some(op) = self.running.remove(&id) else {
+            return;
+        };
+        self.held = self.held.saturating_sub(op.cost());
+        // Not what was begun for an incarnation that is over.
+        if let (Some(differs), Some(chunk), true) = (differs, op.chunk, op.id >= self.since) {
+            self.answer(chunk, differs);
+        }
+    }
+
     /// Chunks that are in the disk since the last call.
-    pub(super) fn take_done(&mut self) -> Vec<u64> {
+    pub(super) fn take_done(&mut self) -> Vec<Answer> {
         std::mem::take(&mut self.done)
     }
 }

@@ -219,6 +219,9 @@ impl Target {
         let sealed = following && marker.consistent && self.markers.applying.is_none();
         self.actions.push_back(if following {
             let seq = marker.seq;
+            if sealed {
+                self.journaled.seal();
+            }
             TargetAction::Mark { op, seq, sealed }
         } else {
             TargetAction::Flush(op)
@@ -242,8 +245,10 @@ impl Target {
             self.on_flushed(now);
         } else if self.markers.mode == Mode::Starting(op) {
             self.markers.mode = Mode::Recording;
+            self.journaled.begin();
             self.record_following();
         } else if let Some((_, last)) = self.markers.applying.take_if(|(a, _)| *a == op) {
+            self.journaled.carried_over();
             if let Some((attempt, hello)) = last {
                 self.prepare_for(attempt, &hello);
             }
@@ -289,6 +294,7 @@ impl Target {
             self.markers.mode = Mode::Starting(op);
             self.actions.push_back(TargetAction::StartJournal {
                 op,
+                session: hello.session,
                 seq: marker.seq,
             });
         }

@@ -7,7 +7,8 @@ use super::{
     ConnId, Error, ErrorKind, Hello, Message, Micros, OpId, Result, Standing, State, Target,
     TargetAction,
 };
-use crate::wire::Begin;
+use crate::record::Ownership;
+use crate::wire::{Begin, Refusal, Start};
 
 /// What is done for the source that said `Begin`, in this order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,8 +21,10 @@ enum Step {
     Emptying,
     /// The image is created or opened.
     Opening,
-    /// What is sealed in the journal is carried over, or a journal is made, for a disk that is as the source's was.
-    Following,
+    /// What is sealed in the journal is carried over, for a disk that is as the source's was at a moment.
+    Carrying,
+    /// A journal is made for such a disk.
+    Starting,
     /// The record says whose data the disk holds.
     Recording,
 }
@@ -33,7 +36,7 @@ pub(super) struct Setup {
     begin: Option<(Hello, Begin)>,
     /// A step's action is under way.
     asked: bool,
-    /// That of the step Following.
+    /// That of the steps Carrying and Starting.
     op: Option<OpId>,
     /// A greeting that waits until nothing is half-way.
     waiting: Option<(ConnId, Hello)>,
@@ -69,7 +72,7 @@ impl Target {
         });
         if newer {
             let text = "a newer connection of that session is here".to_owned();
-            self.refuse(conn, crate::wire::Refusal::Unknown, text);
+            self.refuse(conn, Refusal::Unknown, text);
             return;
         }
         if let Some((old, _)) = self.setup.waiting.replace((conn, hello)) {
@@ -109,9 +112,12 @@ impl Target {
             .standing(&hello)
             .map_err(|(_, text)| Error::new(ErrorKind::PeerMisbehaved, text))?;
         let allowed = match standing {
-            Standing::Empty => begin.fresh,
-            Standing::Receiving => !begin.fresh,
-            Standing::Prepared { attempt } => !begin.fresh && begin.aborted >= attempt,
+            Standing::Empty => begin.start == Start::Fresh,
+            Standing::Stale => begin.start != Start::GoOn,
+            Standing::Receiving => begin.start == Start::GoOn,
+            Standing::Prepared { attempt } => {
+                begin.start == Start::GoOn && begin.aborted >= attempt
+            }
             Standing::Owner { .. } => false,
         };
         if !allowed {
@@ -131,7 +137,7 @@ impl Target {
             return;
         };
         if self.setup.step == Step::Quieting && self.apply.is_still() && self.markers.is_still() {
-            self.setup.step = if begin.fresh {
+            self.setup.step = if begin.start == Start::Fresh {
                 Step::Emptying
             } else {
                 Step::Opening
@@ -146,18 +152,18 @@ impl Target {
             }
         }
         if self.setup.step == Step::Opening && !self.setup.asked {
-            if !begin.fresh && self.setup.open_for == Some(session) {
-                self.setup.step = Step::Following;
+            if begin.start == Start::GoOn && self.setup.open_for == Some(session) {
+                self.setup.step = Step::Carrying;
             } else {
                 self.setup.asked = true;
                 let description = Some(hello.description.clone());
                 self.actions.push_back(TargetAction::Open {
                     description,
-                    fresh: begin.fresh,
+                    fresh: begin.start == Start::Fresh,
                 });
             }
         }
-        self.pump_following(begin);
+        self.pump_journal(session, begin);
         let following = self.follows(begin);
         let state = if following {
             State::Following { session, epoch }
@@ -175,37 +181,57 @@ impl Target {
     /// Whether the disk is as the source's was at a moment, but for what is in the journal, and is to stay so.
     fn follows(&self, begin: Begin) -> bool {
         match self.switch.state() {
-            Some(State::Following { .. }) => true,
+            // A session that compares may not want it.
+            Some(State::Following { .. }) => begin.start == Start::GoOn || begin.follow,
             Some(State::Prepared { .. }) => begin.follow,
             _ => false,
         }
     }
 
     /// Have the journal ready for a disk that follows.
-    fn pump_following(&mut self, begin: Begin) {
-        if self.setup.step != Step::Following || self.setup.op.is_some() {
+    fn pump_journal(&mut self, session: uuid::Uuid, begin: Begin) {
+        if self.setup.op.is_some() {
             return;
         }
-        if !self.follows(begin) {
-            self.setup.step = Step::Recording;
-            return;
+        if self.setup.step == Step::Carrying {
+            self.setup.step = match self.switch.state() {
+                _ if !self.follows(begin) => Step::Recording,
+                Some(State::Following { .. }) => Step::Carrying,
+                // What was final is in the disk.
+                _ => Step::Starting,
+            };
         }
-        let op = match self.switch.state() {
+        let op = self.apply.next_op();
+        match self.setup.step {
             // A crash may have come between sealing and carrying over.
-            Some(State::Following { .. }) => TargetAction::Apply,
-            // What was final is in the disk: a new journal follows it.
-            _ => |op| TargetAction::StartJournal { op, seq: 0 },
-        };
-        let id = self.apply.take_op();
-        self.setup.op = Some(id);
-        self.actions.push_back(op(id));
+            Step::Carrying => self.actions.push_back(TargetAction::Apply(op)),
+            #[rustfmt::skip]
+            Step::Starting => {
+                let action = TargetAction::StartJournal { op, session, seq: 0 };
+                self.actions.push_back(action);
+            }
+            _ => return,
+        }
+        self.setup.op = Some(self.apply.take_op());
     }
 
     /// An operation ended well; whether it was the one of the setup.
     pub(super) fn setup_went_on(&mut self, op: OpId) -> bool {
         let own = self.setup.op.take_if(|own| *own == op).is_some();
         if own {
-            self.setup.step = Step::Recording;
+            let compares = |(_, begin): &(Hello, Begin)| begin.start == Start::Compare;
+            self.setup.step = match self.setup.step {
+                // What an earlier session appended and did not seal counts no more.
+                Step::Carrying if self.setup.begin.as_ref().is_some_and(compares) => Step::Starting,
+                Step::Starting => {
+                    self.journaled.begin();
+                    Step::Recording
+                }
+                _ => {
+                    self.journaled.carried_over();
+                    Step::Recording
+                }
+            };
         }
         own
     }
@@ -254,7 +280,7 @@ impl Target {
             self.on_opened_for_takeover(now, result.is_ok());
             return;
         }
-        let Some((hello, _)) = self.setup.begin.clone() else {
+        let Some((hello, begin)) = self.setup.begin.clone() else {
             return;
         };
         self.setup.asked = false;
@@ -262,14 +288,28 @@ impl Target {
             Ok(()) => {
                 self.setup.open_for = Some(hello.session);
                 self.apply.set_size(hello.description.size);
-                self.setup.step = Step::Following;
+                self.setup.step = Step::Carrying;
             }
             Err(e) => {
                 self.setup.open_for = None;
                 self.setup.step = Step::Idle;
                 self.setup.begin = None;
-                let text = format!("cannot create the disk: {e}");
-                let refusal = crate::wire::Refusal::CannotCreate;
+                let seed = self.switch.record().is_some_and(Ownership::is_seed);
+                let (refusal, text) = match begin.start {
+                    // Somebody brought it here, and may have meant another.
+                    Start::Compare if seed => {
+                        let text = format!("the seed that is here is of no use: {e}");
+                        (Refusal::CannotCreate, text)
+                    }
+                    Start::Compare => {
+                        let text = format!("cannot go on from what is here of the disk: {e}");
+                        (Refusal::Unusable, text)
+                    }
+                    _ => {
+                        let text = format!("cannot create the disk: {e}");
+                        (Refusal::CannotCreate, text)
+                    }
+                };
                 self.send(now, Message::Refused { refusal, text });
                 self.drop_lanes();
             }

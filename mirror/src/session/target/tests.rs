@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::wire::{Begin, Chunk, DiskDescription, DiskFormat, Record, StreamDigest};
+use crate::wire::{Begin, Chunk, DiskDescription, DiskFormat, Probe, Record, Start, StreamDigest};
 
 const SIZE: u64 = 1 << 20;
 const CONTROL: ConnId = ConnId(1);
@@ -47,7 +47,7 @@ fn streaming() -> Target {
         [TargetAction::Send(_, Message::Welcome(Standing::Empty))]
     ));
     let begin = Begin {
-        fresh: true,
+        start: Start::Fresh,
         acked: 0,
         aborted: 0,
         follow: true,
@@ -132,6 +132,77 @@ fn damage_on_the_way_ends_the_session_loudly() {
     assert!(fails(&say(&mut target, CONTROL, Message::Marker(marker))));
 }
 
+/// Two blocks of 4 KiB with these bytes, as they are on the source's disk.
+fn probe(id: u64, offset: u64, blocks: [u8; 2]) -> Probe {
+    let hash = |byte: u8| *blake3::hash(&[byte; 4096]).as_bytes();
+    Probe {
+        id,
+        base: 1,
+        offset,
+        len: 8192,
+        block: 4096,
+        hashes: blocks.map(hash).into(),
+    }
+}
+
+#[test]
+fn a_probe_is_compared_block_by_block_once_what_came_before_it_is_in_the_disk() {
+    let mut target = streaming();
+    let write = say(&mut target, CONTROL, Message::Record(record(1, 4096)));
+    let [TargetAction::Write(write, 4096, _)] = write[..] else {
+        panic!("{write:?}")
+    };
+    let asked = Message::Probe(probe(7, 0, [1, 2]));
+    assert!(say(&mut target, BULK, asked).is_empty());
+    let read = tell(&mut target, TargetEvent::Disk(write, Ok(())));
+    let [TargetAction::Read(read, 0, 8192)] = read[..] else {
+        panic!("{read:?}")
+    };
+    let found = Bytes::from([[1; 4096], [3; 4096]].concat());
+    let answer = tell(&mut target, TargetEvent::Read(read, Ok(found)));
+    assert!(matches!(
+        answer[..],
+        [TargetAction::Send(
+            _,
+            Message::Differs {
+                id: 7,
+                blocks: 0b10
+            }
+        )]
+    ));
+
+    let answer = compared(&mut target, probe(8, 0, [1, 3]), [1, 3]);
+    assert!(matches!(&answer[..],
+        [TargetAction::Send(_, Message::ChunksDone(ids))] if *ids == [8]));
+}
+
+#[test]
+fn a_record_older_than_a_probe_does_not_overwrite_what_was_found_to_be_the_same() {
+    let mut target = streaming();
+    let asked = Probe {
+        base: 5,
+        ..probe(7, 0, [1, 2])
+    };
+    compared(&mut target, asked, [1, 2]);
+    assert!(say(&mut target, CONTROL, Message::Record(record(5, 0))).is_empty());
+    let write = say(&mut target, CONTROL, Message::Record(record(6, 0)));
+    assert!(matches!(write[..], [TargetAction::Write(_, 0, _)]));
+}
+
+#[test]
+fn a_disk_that_reads_too_little_ends_the_session_and_is_not_taken_for_the_same() {
+    let mut target = streaming();
+    let read = say(&mut target, BULK, Message::Probe(probe(7, 0, [1, 2])));
+    let [TargetAction::Read(read, ..)] = read[..] else {
+        panic!("{read:?}")
+    };
+    let short = Bytes::from(vec![1; 4096]);
+    assert!(fails(&tell(
+        &mut target,
+        TargetEvent::Read(read, Ok(short))
+    )));
+}
+
 #[test]
 fn messages_out_of_place_end_the_session() {
     let zero = |len| Content::Zeroes(len);
@@ -143,7 +214,7 @@ fn messages_out_of_place_end_the_session() {
         hash: [0; 32],
     };
     let begin = Begin {
-        fresh: false,
+        start: Start::GoOn,
         acked: 0,
         aborted: 0,
         follow: true,
@@ -151,6 +222,8 @@ fn messages_out_of_place_end_the_session() {
     for (conn, message) in [
         (BULK, Message::Chunk(chunk)),
         (BULK, Message::Record(record(1, 0))),
+        (BULK, Message::Probe(probe(1, SIZE - 4096, [1, 2]))),
+        (CONTROL, Message::Probe(probe(1, 0, [1, 2]))),
         (CONTROL, Message::Record(record(1, SIZE))),
         (CONTROL, Message::Begin(begin)),
         (
@@ -267,7 +340,7 @@ fn a_grant_for_an_attempt_it_is_not_prepared_for_is_not_taken() {
 }
 
 #[test]
-fn a_failing_disk_ends_the_session_and_a_new_one_may_begin_from_an_empty_disk() {
+fn a_failing_disk_ends_the_session_and_a_new_one_may_begin_from_what_is_there_or_from_nothing() {
     let mut target = streaming();
     let write = say(&mut target, CONTROL, Message::Record(record(1, 0)));
     let [TargetAction::Write(op, 0, _)] = write[..] else {
@@ -280,8 +353,60 @@ fn a_failing_disk_ends_the_session_and_a_new_one_may_begin_from_an_empty_disk() 
     let welcome = say(&mut target, ConnId(9), Message::Hello(other));
     assert!(matches!(
         welcome[..],
-        [TargetAction::Send(_, Message::Welcome(Standing::Empty))]
+        [TargetAction::Send(_, Message::Welcome(Standing::Stale))]
     ));
+}
+
+/// That one read of one probe, answered with two blocks of these bytes.
+fn compared(target: &mut Target, asked: Probe, found: [u8; 2]) -> Vec<TargetAction> {
+    let read = say(target, BULK, Message::Probe(asked));
+    let [TargetAction::Read(read, ..)] = read[..] else {
+        panic!("{read:?}")
+    };
+    let found = Bytes::from(found.map(|byte| [byte; 4096]).concat());
+    tell(target, TargetEvent::Read(read, Ok(found)))
+}
+
+#[test]
+fn what_is_in_the_journal_is_not_compared_with_the_disk_until_it_is_carried_over() {
+    let mut target = streaming();
+    let first = say(&mut target, CONTROL, Message::Marker(empty_marker(1)));
+    oblige(&mut target, first);
+    let append = say(&mut target, CONTROL, Message::Record(record(1, 4096)));
+    let [TargetAction::Journal(append, ..)] = append[..] else {
+        panic!("{append:?}")
+    };
+    tell(&mut target, TargetEvent::Disk(append, Ok(())));
+    // The disk still has what the source has again; the journal has something else.
+    let answer = compared(&mut target, probe(7, 0, [1, 2]), [1, 2]);
+    assert!(matches!(
+        answer[..],
+        [TargetAction::Send(
+            _,
+            Message::Differs {
+                id: 7,
+                blocks: 0b10
+            }
+        )]
+    ));
+    let mut digest = StreamDigest::default();
+    digest.add(&record(1, 4096));
+    let (digest, count) = digest.finish();
+    let marker = Marker {
+        seq: 1,
+        count,
+        digest,
+        ..empty_marker(2)
+    };
+    let sealed = say(&mut target, CONTROL, Message::Marker(marker));
+    assert!(matches!(
+        sealed[..],
+        [TargetAction::Mark { sealed: true, .. }]
+    ));
+    oblige(&mut target, sealed);
+    let answer = compared(&mut target, probe(8, 0, [1, 2]), [1, 2]);
+    assert!(matches!(&answer[..],
+        [TargetAction::Send(_, Message::ChunksDone(ids))] if *ids == [8]));
 }
 
 #[test]
@@ -295,7 +420,11 @@ fn nothing_that_follows_a_consistent_marker_is_written_before_the_disk_is_called
     let durable = tell(&mut target, TargetEvent::Disk(flush, Ok(())));
     let [
         TargetAction::Send(_, Message::Durable { marker: 1, .. }),
-        TargetAction::StartJournal { op, seq: 0 },
+        TargetAction::StartJournal {
+            op,
+            session: SESSION,
+            seq: 0,
+        },
     ] = durable[..]
     else {
         panic!("{durable:?}")
@@ -322,6 +451,9 @@ fn oblige(target: &mut Target, first: Vec<TargetAction>) {
     while let Some(action) = actions.pop_front() {
         let event = match action {
             TargetAction::Open { .. } => TargetEvent::Opened(Ok(())),
+            TargetAction::Read(op, _, len) => {
+                TargetEvent::Read(op, Ok(vec![0; len as usize].into()))
+            }
             TargetAction::Write(op, ..)
             | TargetAction::Zero(op, ..)
             | TargetAction::Flush(op)

@@ -42,6 +42,8 @@ pub enum TargetEvent {
     Opened(std::io::Result<()>),
     /// An operation with that name ended.
     Disk(OpId, std::io::Result<()>),
+    /// A read with that name ended.
+    Read(OpId, std::io::Result<Bytes>),
     /// The record is durable; on failure it may or may not be.
     Persisted(std::io::Result<()>),
     /// The image is parked without a mark.
@@ -65,6 +67,8 @@ pub enum TargetAction {
         /// Whether to begin from an empty disk.
         fresh: bool,
     },
+    /// Read from the disk: offset, length.
+    Read(OpId, u64, u32),
     /// Write bytes at an offset.
     Write(OpId, u64, Bytes),
     /// Make bytes read as zero: offset, length.
@@ -76,6 +80,8 @@ pub enum TargetAction {
     StartJournal {
         /// The operation.
         op: OpId,
+        /// The session whose changes it is for.
+        session: uuid::Uuid,
         /// The number; 0 when it is not known any more.
         seq: u64,
     },

@@ -1,0 +1,103 @@
+//! From the target's word on what it has to the stream.
+//!
+//! Must never go on with a target that has lost what it acknowledged.
+
+use super::{
+    ConnId, Control, Error, ErrorKind, Message, Micros, Phase, Result, Source, SourceAction,
+};
+use crate::wire::{Begin, Standing, Start};
+
+impl Source {
+    pub(super) fn on_welcome(
+        &mut self,
+        now: Micros,
+        conn: ConnId,
+        standing: &Standing,
+    ) -> Result<()> {
+        if self.link.control() != Control::Greeting(conn) {
+            return Err(Error::misbehaved("the target greeted twice"));
+        }
+        self.link.greeted();
+        if self.switch.decided() {
+            // Whatever it says it has: the grant is repeated until it runs.
+            self.local.granted_at = None;
+            if !matches!(standing, Standing::Prepared { .. } | Standing::Owner { .. }) {
+                let what = "the target does not have the disk that was handed over to it; only \
+                            its operator or an override here can help";
+                self.end.trouble = Some(what.into());
+            }
+            return Ok(());
+        }
+        let start = match standing {
+            Standing::Owner { epoch } => {
+                let what = format!(
+                    "the target says that it owns the disk under epoch {epoch}; was it forced \
+                     there? Nothing was handed over"
+                );
+                return Err(Error::new(ErrorKind::Refused, what));
+            }
+            Standing::Prepared { attempt } if *attempt > self.switch.aborted() => {
+                // The commit request was lost with the link. No data flows on this connection.
+                self.on_commit_request(*attempt);
+                return Ok(());
+            }
+            Standing::Prepared { .. } | Standing::Receiving => Start::GoOn,
+            Standing::Empty | Standing::Stale if self.end.begun => {
+                let what = "the target no longer has what it acknowledged; start a new session";
+                return Err(Error::new(ErrorKind::PeerLostState, what));
+            }
+            Standing::Stale if self.config.compare => {
+                // Also if the target should be empty when it is greeted again.
+                self.copy.compare(true);
+                Start::Compare
+            }
+            Standing::Empty | Standing::Stale => Start::Fresh,
+        };
+        let aborted = self.switch.aborted();
+        self.send(
+            now,
+            conn,
+            Message::Begin(Begin {
+                start,
+                acked: self.stream.acked(),
+                aborted,
+                follow: self.config.follow,
+            }),
+        );
+        Ok(())
+    }
+
+    /// What the target has of the disk is of no use: the next greeting is for an empty one.
+    pub(super) fn begin_anew_after(&mut self, now: Micros, why: String) {
+        self.config.compare = false;
+        self.copy.compare(false);
+        self.end.trouble = Some(why);
+        self.lose_link(now);
+    }
+
+    pub(super) fn on_begun(&mut self, now: Micros, window: u64) -> Result<()> {
+        if !matches!(self.link.control(), Control::Beginning(_)) {
+            return Err(Error::misbehaved("the target began twice"));
+        }
+        self.link.begun();
+        self.end.begun = true;
+        self.config.limits.window = self.config.limits.window.min(window);
+        self.stream.restart(self.config.limits.window);
+        self.copy.restart(&self.tracker);
+        self.tick(now);
+        if self.switch.phase() == Phase::Preparing {
+            // The question or its answer was lost with the link.
+            self.send_control(
+                now,
+                Message::Prepare {
+                    attempt: self.switch.attempt(),
+                },
+            );
+        }
+        if !self.local.attach_asked {
+            self.local.attach_asked = true;
+            self.actions.push_back(SourceAction::AttachTap);
+        }
+        Ok(())
+    }
+}

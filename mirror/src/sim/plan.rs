@@ -1,0 +1,101 @@
+//! What a run is made of, drawn from its seed.
+
+use uuid::Uuid;
+
+use super::rng::Rng;
+use crate::clock::Micros;
+use crate::session::{Sabotage, SourceConfig};
+use crate::wire::{DiskDescription, DiskFormat};
+
+/// What is wanted of the target before the faults end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Aim {
+    TakeOver,
+    Follow,
+}
+
+/// What clients write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Contents {
+    /// Something new each time.
+    New,
+    /// Whole granules with contents that come back: what is the same at last need not have been so all the time.
+    Few,
+}
+
+/// What a run is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) size: usize,
+    pub(super) think: Micros,
+    pub(super) aim: Aim,
+    pub(super) op_time: Micros,
+    /// Faults of the link, crashes of processes, of power.
+    pub(super) cuts: bool,
+    pub(super) crashes: bool,
+    pub(super) power: bool,
+    pub(super) contents: Contents,
+    pub(super) fault_until: Micros,
+    pub(super) sabotage: Option<Sabotage>,
+    pub(super) config: SourceConfig,
+}
+
+impl Plan {
+    pub(super) fn from_seed(rng: &mut Rng, sabotage: Option<Sabotage>, aim: Aim) -> Self {
+        let follow = aim == Aim::Follow;
+        let size = 24 * 4096 + 1024;
+        let description = DiskDescription {
+            name: "disk".into(),
+            size: size as u64,
+            block_size: 1 << 20,
+            logical_sector: 512,
+            physical_sector: 4096,
+            format: DiskFormat::Vhdx,
+        };
+        let mut config = SourceConfig::new(Uuid::nil(), "b".into(), description);
+        config.limits.lanes = 1 + rng.below(3) as u16;
+        config.limits.chunk = [4096, 8192, 16384][rng.below(3) as usize];
+        config.limits.reads = 1 + rng.below(4) as usize;
+        config.limits.window = [8 << 10, 40 << 10, 1 << 20][rng.below(3) as usize];
+        config.limits.queue = [0, 6 << 10, 40 << 10, 1 << 20][rng.below(4) as usize];
+        config.limits.marker_every = Micros([2_000, 20_000, 100_000][rng.below(3) as usize]);
+        config.automatic = rng.percent(10);
+        config.follow = !config.automatic;
+        if follow {
+            config.automatic = false;
+            config.follow = true;
+            config.limits.window = 1 << 20;
+            config.limits.queue = [12 << 10, 1 << 20][rng.below(2) as usize];
+        }
+        config.give_up_after = Micros::from_millis([150, 400, 2000][rng.below(3) as usize]);
+        config.sabotage = sabotage;
+        config.compare = rng.percent(80);
+        config.limits.block = 4096;
+        let kind = rng.below(5);
+        let spans = [(50, 200), (200, 800), (500, 2000)];
+        let (low, high) = spans[rng.below(3) as usize];
+        Self {
+            size,
+            think: Micros(
+                [1_500, 6_000, 30_000][if follow {
+                    1 + rng.below(2)
+                } else {
+                    rng.below(3)
+                } as usize],
+            ),
+            aim,
+            op_time: Micros([60, 400, 1_500][rng.below(3) as usize]),
+            cuts: kind != 0,
+            crashes: kind >= 2,
+            power: kind >= 3,
+            contents: if rng.percent(15) {
+                Contents::Few
+            } else {
+                Contents::New
+            },
+            fault_until: Micros::from_secs(1) + Micros::from_millis(rng.between(low, high)),
+            sabotage,
+            config,
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What the target has already does not travel again: a seed, what an earlier move left, what a disk left behind.
+
+use mirror::record::State;
+use serde_json::Value;
+
+use super::ledger::{Ledger, Promise};
+use super::load::{Area, Load, verify};
+use super::process::{Running, last_json};
+use super::site::Sites;
+use crate::run::program;
+
+const MIB: u64 = 1 << 20;
+/// Bytes of the disk that hold something, no two granules of them alike; as much again is zero.
+const FILLED: u64 = 56 * MIB;
+
+/// A disk of 1 GiB with something in it; the same is in `content.raw`. Nothing runs yet.
+fn filled() -> Sites {
+    let sites = Sites::new("a.vhdx", &["1G", "--block-size", "1M"]);
+    let mut bytes = vec![0; 1 << 30];
+    for (number, word) in bytes[..FILLED as usize].chunks_exact_mut(8).enumerate() {
+        word.copy_from_slice(&(number as u64 | 1 << 60).to_le_bytes());
+    }
+    std::fs::write(sites.here().join("content.raw"), bytes).expect("a file can be written");
+    let words = ["convert", "content.raw", "a.vhdx", "--force"];
+    sites.run(&words).ends(0);
+    sites
+}
+
+/// The image of that name has what [`filled`] put into it, as QEMU reads it.
+#[track_caller]
+fn holds_the_content(sites: &Sites, image: &str) {
+    let words = ["compare", "-f", "raw", "-F", "vhdx", "content.raw", image];
+    program(sites.here(), "qemu-img", &words).ends(0);
+    program(sites.here(), "qemu-img", &["check", image]).ends(0);
+}
+
+#[track_caller]
+fn number(status: &Value, field: &str) -> u64 {
+    let number = status[field].as_u64();
+    number.unwrap_or_else(|| panic!("no {field} in {status}"))
+}
+
+/// A move found most of it and sent little.
+#[track_caller]
+fn sent_little(status: &Value, most: u64) {
+    let (same, sent) = (number(status, "same"), number(status, "sent"));
+    println!("{same} bytes were there, {sent} were sent");
+    assert!(same > FILLED - 8 * MIB && sent < most, "{status}");
+}
+
+#[test]
+fn a_seed_that_came_another_way_is_completed_with_what_is_different() {
+    let mut sites = filled();
+    sites.run(&["convert", "a.vhdx", "in/a.vhdx"]).ends(0);
+    // It is older: it has something where the disk has something else by now, and where it has nothing.
+    let old = ["write -P 7 4M 64k", "write -P 9 100M 3M"];
+    for old in old {
+        program(sites.here(), "qemu-io", &["-c", old, "in/a.vhdx"]).ends(0);
+    }
+    let planted = sites.run(&["receive", "--seed", "in/a.vhdx", "--json"]);
+    assert_eq!(number(&last_json(&planted.ends(0)), "size"), 1 << 30);
+    let refused = program(sites.here(), "qemu-img", &["check", "in/a.vhdx"]);
+    assert_ne!(refused.code, 0, "{}", refused.stdout);
+    let refused = sites.run(&["serve", "in/a.vhdx", "--listen", "unix:u"]);
+    let refused = refused.ends(5).stderr;
+    assert!(refused.contains("incomplete"), "{refused}");
+    sites.serve();
+    sites.receive();
+    sites.start(&["--wait"]).ends(0);
+    sent_little(&sites.moved(), 2 * MIB);
+    sites.end();
+    holds_the_content(&sites, "in/a.vhdx");
+    // It is an owned disk now, and no seed.
+    let refused = sites.run(&["receive", "--seed", "in/a.vhdx"]).ends(5);
+    assert!(refused.stderr.contains("record"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_seed_that_is_not_wanted_becomes_a_disk_again() {
+    let sites = filled();
+    sites.run(&["receive", "--seed", "a.vhdx"]).ends(0);
+    let words = ["serve", "a.vhdx", "--listen", "unix:s", "--take-over"];
+    let mut serve = Running::start(sites.here(), &words);
+    serve.says("serving");
+    serve.end();
+    let (source, _) = sites.records();
+    assert!(matches!(source, Some(State::Owner { .. })), "{source:?}");
+    holds_the_content(&sites, "a.vhdx");
+}
+
+#[test]
+fn a_move_that_a_killed_source_began_goes_on_from_what_the_target_has() {
+    let mut sites = filled();
+    sites.serve();
+    sites.receive();
+    let area = Area {
+        seed: 5,
+        disk: 1 << 30,
+        regions: 4,
+        length: MIB,
+        rate: 500,
+    };
+    let load = Load::start(&sites.at_source(), area, Ledger::default());
+    load.goes_on(100);
+    sites.start(&["--manual"]).ends(0);
+    sites.until("following", |_| {
+        matches!(sites.records().1, Some(State::Following { .. }))
+    });
+    load.goes_on(100);
+    sites.source.take().expect("it runs").kill();
+    let (mut ledger, _) = load.finish();
+    ledger.crashed();
+    sites.serve();
+    let load = Load::start(&sites.at_source(), area, ledger);
+    sites.start(&["--wait"]).ends(0);
+    load.goes_on(100);
+    sent_little(&sites.moved(), 12 * MIB);
+    let ledger = load.well();
+    verify(&sites.at_target(), &ledger, Promise::Flushed);
+    sites.end();
+    program(sites.here(), "qemu-img", &["check", "in/a.vhdx"]).ends(0);
+}
+
+#[test]
+fn a_disk_that_comes_back_finds_what_it_left_behind() {
+    let mut sites = filled();
+    sites.serve();
+    sites.receive();
+    sites.start(&["--wait"]).ends(0);
+    sites.moved();
+    sites.end();
+    let away = ["serve", "in/a.vhdx", "--listen", "unix:u"];
+    let mut away = Running::start(sites.here(), &away);
+    away.says("serving");
+    let words = ["receive", "--listen", "tcp:127.0.0.1:0", "--into", "."];
+    let mut home = Running::start(sites.here(), &[&words[..], &["--serve", "unix:v"]].concat());
+    let listens = home.says("receiving")["listen"].clone();
+    let to = listens.as_str().expect("an address");
+    let back = [
+        "mirror",
+        "start",
+        "in/a.vhdx",
+        "--to",
+        to,
+        "--wait",
+        "--json",
+    ];
+    sent_little(&last_json(&sites.run(&back).ends(0)), MIB);
+    away.end();
+    home.end();
+    holds_the_content(&sites, "a.vhdx");
+}
