@@ -137,6 +137,31 @@ impl DirtyMap {
         Some((first * GRANULE, (past - first) * GRANULE))
     }
 
+    /// Parts that hold all that is dirty, offset and length in bytes, in no order. Exact while leaves are few; where they
+    /// are more than `most` each counts as a whole.
+    #[must_use]
+    pub fn outline(&self, most: usize) -> Vec<(u64, u64)> {
+        const LEAF: u64 = LEAF_GRANULES * GRANULE;
+        let mut parts: Vec<(u64, u64)> = self
+            .full
+            .iter()
+            .map(|(first, past)| (first * LEAF, (past - first) * LEAF))
+            .collect();
+        for (leaf, words) in &self.leaves {
+            if self.leaves.len() > most {
+                parts.push((leaf * LEAF, LEAF));
+                continue;
+            }
+            let is_set = |granule: &u64| {
+                let word = words.get((granule / 64) as usize);
+                word.is_some_and(|word| word >> (granule % 64) & 1 == 1)
+            };
+            let at = |granule| leaf * LEAF + granule * GRANULE;
+            parts.extend((0..LEAF_GRANULES).filter(is_set).map(|g| (at(g), GRANULE)));
+        }
+        parts
+    }
+
     /// One past the last leaf of the full run that holds `leaf`.
     fn run_of(&self, leaf: u64) -> Option<u64> {
         let (_, past) = self.full.range(..=leaf).next_back()?;

@@ -15,9 +15,12 @@ use tokio::sync::mpsc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{MAX_LEN, Ownership};
+use crate::saved::{self, Saved};
 
 /// What the name of an ownership record ends with.
 pub const RECORD_SUFFIX: &str = ".ownership";
+/// What the name of a kept session ends with.
+pub const SESSION_SUFFIX: &str = ".mirror";
 /// What the names of a journal's files end with.
 pub const JOURNAL_SUFFIXES: [&str; 2] = [".journal-a", ".journal-b"];
 /// What the name of a file ends with that is being written in place of another.
@@ -27,6 +30,69 @@ const NEW_SUFFIX: &str = ".new";
 #[must_use]
 pub fn sidecar_path(disk: &Path) -> PathBuf {
     with_suffix(disk, RECORD_SUFFIX)
+}
+
+/// Where the session is kept that moves the disk at `disk`: beside it.
+#[must_use]
+pub fn session_path(disk: &Path) -> PathBuf {
+    with_suffix(disk, SESSION_SUFFIX)
+}
+
+/// The session that is kept at `path`, `None` when there is none. Blocks, and starts no thread.
+///
+/// Fails with [`ErrorKind::Record`] when it cannot be read or is damaged.
+pub fn load_session(path: &Path) -> Result<Option<Saved>> {
+    let failed =
+        |what: String| Error::new(ErrorKind::Record, format!("{}: {what}", path.display()));
+    let bytes = load_blocking(path, saved::MAX_LEN);
+    let bytes = bytes.map_err(|e| failed(format!("cannot be read: {e}")))?;
+    let saved = bytes.map(|bytes| Saved::from_bytes(&bytes)).transpose();
+    saved.map_err(|e| failed(e.to_string()))
+}
+
+/// Keep `saved` at `path`, durably. Blocks, and starts no thread.
+pub fn write_session(path: &Path, saved: &Saved) -> io::Result<()> {
+    let bytes = saved
+        .to_bytes()
+        .map_err(|e| io::Error::other(e.to_string()))?;
+    replace_blocking(path, &bytes)
+}
+
+/// Keep nothing at `path`, durably. Blocks, and starts no thread.
+pub fn remove_session(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        removed => removed?,
+    }
+    fs::File::open(directory_of(path))?.sync_all()
+}
+
+/// Where one session is kept.
+#[derive(Clone, Debug)]
+pub struct SessionStore {
+    path: PathBuf,
+    files: FileThread,
+}
+
+impl SessionStore {
+    /// The session at `path`, which need not exist.
+    #[must_use]
+    pub fn open(path: impl Into<PathBuf>) -> Self {
+        let files = FileThread::shared();
+        let path = path.into();
+        Self { path, files }
+    }
+
+    /// Keep `saved`, or nothing; `done` is told on another thread when that is durable.
+    pub fn keep(&self, saved: Option<&Saved>, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        let (path, done) = (self.path.clone(), Box::new(done));
+        let bytes = saved.map(Saved::to_bytes).transpose();
+        match bytes {
+            Ok(Some(bytes)) => self.files.ask(Request::Replace { path, bytes, done }),
+            Ok(None) => self.files.ask(Request::Remove { path, done }),
+            Err(e) => done(Err(io::Error::other(e.to_string()))),
+        }
+    }
 }
 
 /// Where the two files of the journal of the disk whose ownership record lies at `record` are: beside it.
@@ -45,7 +111,7 @@ pub fn journal_paths(record: &Path) -> [PathBuf; 2] {
 /// Fails with [`ErrorKind::Record`] when it cannot be read or is damaged; then the disk may not be
 /// served without the user's explicit word.
 pub fn load_record(path: &Path) -> Result<Option<Ownership>> {
-    decoded(path, load_blocking(path))
+    decoded(path, load_blocking(path, MAX_LEN))
 }
 
 /// Make `record` the durable one at `path`. Blocks, and starts no thread.
@@ -82,12 +148,9 @@ impl RecordStore {
     /// The record at `path`, which need not exist.
     #[must_use]
     pub fn open(path: impl Into<PathBuf>) -> Self {
-        static FILES: OnceLock<FileThread> = OnceLock::new();
-        let files = FILES.get_or_init(|| FileThread::start(true)).clone();
-        Self {
-            path: path.into(),
-            files,
-        }
+        let files = FileThread::shared();
+        let path = path.into();
+        Self { path, files }
     }
 
     /// Where it lies.
@@ -165,13 +228,17 @@ enum Request {
         bytes: Vec<u8>,
         done: Box<dyn FnOnce(io::Result<()>) + Send>,
     },
+    Remove {
+        path: PathBuf,
+        done: Box<dyn FnOnce(io::Result<()>) + Send>,
+    },
 }
 
 impl Request {
     fn fail(self, e: io::Error) {
         match self {
             Self::Load { done, .. } => done(Err(e)),
-            Self::Replace { done, .. } => done(Err(e)),
+            Self::Replace { done, .. } | Self::Remove { done, .. } => done(Err(e)),
         }
     }
 }
@@ -183,6 +250,12 @@ struct FileThread {
 }
 
 impl FileThread {
+    /// The one of this process.
+    fn shared() -> Self {
+        static FILES: OnceLock<FileThread> = OnceLock::new();
+        FILES.get_or_init(|| Self::start(true)).clone()
+    }
+
     /// `ring`: whether to try io_uring.
     fn start(ring: bool) -> Self {
         let (requests, waiting) = mpsc::unbounded_channel();
@@ -225,7 +298,7 @@ async fn serve(request: Request) {
     match request {
         Request::Load { path, done } => {
             let result = match load(&path).await {
-                Err(e) if unsupported(&e) => load_blocking(&path),
+                Err(e) if unsupported(&e) => load_blocking(&path, MAX_LEN),
                 result => result,
             };
             done(result);
@@ -237,13 +310,16 @@ async fn serve(request: Request) {
             };
             done(result);
         }
+        // Rare, and short.
+        remove @ Request::Remove { .. } => serve_blocking(remove),
     }
 }
 
 fn serve_blocking(request: Request) {
     match request {
-        Request::Load { path, done } => done(load_blocking(&path)),
+        Request::Load { path, done } => done(load_blocking(&path, MAX_LEN)),
         Request::Replace { path, bytes, done } => done(replace_blocking(&path, &bytes)),
+        Request::Remove { path, done } => done(remove_session(&path)),
     }
 }
 
@@ -279,12 +355,13 @@ async fn load(path: &Path) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-fn load_blocking(path: &Path) -> io::Result<Option<Vec<u8>>> {
+/// At most one byte more than `most`.
+fn load_blocking(path: &Path, most: usize) -> io::Result<Option<Vec<u8>>> {
     let Some(file) = absent_is_none(fs::File::open(path))? else {
         return Ok(None);
     };
     let mut bytes = Vec::new();
-    file.take(MAX_LEN as u64 + 1).read_to_end(&mut bytes)?;
+    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
 }
 

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | driver | [`net`], [`files`] | hold policy |
 //! | machine | [`session`], [`switchover`], [`joint`], [`tracker`], [`pacing`] | do I/O, read a clock, take randomness, block |
-//! | codec | [`wire`], [`record`], [`journal`] | anything but bytes to checked types and back |
+//! | codec | [`wire`], [`record`], [`journal`], [`saved`] | anything but bytes to checked types and back |
 //!
 //! The protocol, its phases, the order of the switchover and what a crash in each of them leaves
 //! are written down in `docs/mirror-protocol.md`.
@@ -20,6 +20,7 @@ pub mod journal;
 pub mod net;
 pub mod pacing;
 pub mod record;
+pub mod saved;
 pub mod session;
 #[cfg(test)]
 mod sim;

@@ -28,6 +28,8 @@ pub struct Limits {
     pub block: u32,
     /// How often the target is asked to make things durable.
     pub marker_every: Micros,
+    /// How often what is needed to go on after a crash is kept.
+    pub save_every: Micros,
 }
 
 impl Default for Limits {
@@ -41,6 +43,7 @@ impl Default for Limits {
             rate: None,
             block: 32 << 10,
             marker_every: Micros::from_millis(100),
+            save_every: Micros::from_secs(2),
         }
     }
 }

@@ -156,6 +156,17 @@ impl SourceSwitch {
         Self { part, came, ..self }
     }
 
+    /// The same, with attempts up to that one over: this host owns the disk, so it granted none of them.
+    #[must_use]
+    pub fn with_attempts_over(self, attempt: u64) -> Self {
+        Self { attempt, ..self }
+    }
+
+    /// Go on as another session, of which the target knows nothing yet.
+    pub fn rename(&mut self, session: Uuid) {
+        self.session = session;
+    }
+
     /// The disk that moves.
     #[must_use]
     pub fn disk(&self) -> Uuid {

@@ -176,6 +176,22 @@ impl Tracker {
         })
     }
 
+    /// Parts that hold all that is dirty or in a record that was not taken: offset and length, in no order, no end of
+    /// them. Longer the more there are.
+    #[must_use]
+    pub fn outline(&self, most: usize) -> Vec<(u64, u64)> {
+        let inner = self.lock();
+        let queued = inner.queue.iter();
+        let mut parts = inner.dirty.outline(most / 8);
+        parts.extend(queued.map(|record| (record.offset, record.content.covers())));
+        parts
+    }
+
+    /// Numbers go on from there. To be said before the first change.
+    pub fn count_from(&self, seq: u64) {
+        self.lock().seq = seq;
+    }
+
     /// Time passed, some seconds: what was written often may be so no more.
     pub fn fade(&self) {
         self.lock().heat.fade();

@@ -68,7 +68,7 @@ fn writes_that_the_queue_has_no_room_for_arrive_all_the_same() {
     let mut config = world.config();
     config.limits.queue = 256 << 10;
     config.automatic = false;
-    config.follow = true;
+    config.replica.follow = true;
     let session = world.start(config);
     until("the queue overflows", || {
         session.status().progress.fallen_back > 100
@@ -85,7 +85,7 @@ fn cuts_and_silences_of_the_link_lose_no_acknowledged_write() {
     let load = world.load(Duration::from_millis(1));
     let mut config = world.config();
     config.automatic = false;
-    config.follow = true;
+    config.replica.follow = true;
     config.limits.rate = Some(8 << 20);
     let session = world.start(config);
     for _ in 0..12 {
@@ -119,7 +119,7 @@ fn a_disk_that_nobody_writes_to_is_followed_as_well() {
     let world = World::new("idle", 4 << 20);
     let mut config = world.config();
     config.automatic = false;
-    config.follow = true;
+    config.replica.follow = true;
     let session = world.start(config);
     until("it is followed", || {
         let record = world.away.store(NAME).load().unwrap();
@@ -148,7 +148,7 @@ fn cancelled_and_moved(name: &str, compare: bool, created: u64) -> SourceStatus 
     let load = world.load(Duration::from_millis(1));
     let mut config = world.config();
     config.automatic = false;
-    config.follow = true;
+    config.replica.follow = true;
     let session = world.start(config.clone());
     until("it follows", || {
         session.status().progress.stage == Stage::Synced
@@ -165,7 +165,7 @@ fn cancelled_and_moved(name: &str, compare: bool, created: u64) -> SourceStatus 
     let load = world.load(Duration::from_millis(1));
     config.session = Uuid::new_v4();
     config.automatic = true;
-    config.compare = compare;
+    config.replica.compare = compare;
     let status = moved(&world.start(config));
     world.check_moved(&load.finish());
     assert_eq!(world.away.created.load(Ordering::Relaxed), created);
@@ -206,7 +206,7 @@ fn a_record_that_cannot_be_written_is_tried_again_until_it_can() {
     let load = world.load(Duration::from_millis(1));
     let mut config = world.config();
     config.automatic = false;
-    config.follow = true;
+    config.replica.follow = true;
     let session = world.start(config);
     until("it follows", || {
         session.status().progress.stage == Stage::Synced

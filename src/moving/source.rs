@@ -250,7 +250,7 @@ impl Mover {
         config.recorded = Some(recorded(&self.to));
         config.part = Part::Lead;
         // What is left of another moment of the machine is of no use.
-        config.compare = false;
+        config.replica.compare = false;
         config.give_up_after = PATIENCE;
         let lead = Lead {
             record: store.path().display().to_string(),

@@ -16,6 +16,7 @@ use vdisk::info::info;
 use vdisk::storage::FileStorage;
 
 use super::bound;
+use super::kept::{self, KeptSession};
 use crate::commands::image;
 use crate::failure::{Exit, Failure, Result};
 
@@ -29,6 +30,8 @@ pub(crate) struct Opened {
     pub(crate) read_only: bool,
     /// Where the disks were looked for that it is built on.
     pub(crate) search: ParentSearch,
+    /// What was kept of a move that its last server began.
+    pub(crate) kept: Option<KeptSession>,
 }
 
 /// Open the disk at `path` the way a server wants it: past the page cache, where the file system
@@ -54,6 +57,12 @@ pub(crate) fn open(
         ..OpenOptions::default()
     };
     let description = describe(path, kind)?;
+    // Before anybody can change it.
+    let kept = if read_only {
+        None
+    } else {
+        kept::look(path, kind)
+    };
     let disk = image::patiently(|| Disk::open_with(path, &options, search))?;
     let description = DiskDescription {
         size: disk.size(),
@@ -66,6 +75,7 @@ pub(crate) fn open(
         description,
         read_only,
         search: search.clone(),
+        kept,
     })
 }
 

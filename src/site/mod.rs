@@ -12,6 +12,7 @@
 pub(crate) mod beside;
 pub(crate) mod bound;
 pub(crate) mod disk;
+mod kept;
 pub(crate) mod port;
 mod snapshot;
 pub(crate) mod source;

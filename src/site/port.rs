@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use blockserver::export::{ExportHandle, LocalReply, LocalRequest};
 use bytes::Bytes;
-use mirror::net::{DiskPort, Done, ReadDone, ServedDisk, Signal, StatusDone};
+use mirror::net::{CheckpointDone, DiskPort, Done, ReadDone, ServedDisk, Signal, StatusDone};
 use vdisk::engine::Mark;
 use vdisk::tap::WriteTap;
 
@@ -83,6 +83,10 @@ impl ServedDisk for ExportPort {
 
     fn release(&self) {
         self.0.release();
+    }
+
+    fn checkpoint(&self, done: CheckpointDone) {
+        super::kept::checkpoint(self, done);
     }
 
     fn forward(&self, address: &str) {

@@ -21,6 +21,7 @@ use vdisk::format::track::CheckpointName;
 
 use super::beside::{self, Beside, MovingBeside};
 use super::disk::{Opened, Standing};
+use super::kept;
 use super::port::ExportPort;
 use super::snapshot;
 use crate::control::place;
@@ -96,10 +97,13 @@ impl Site {
                     let unmarked = unmark(&export);
                     unmarked.inspect_err(|_| self.take_back(&export, &opened))?;
                 }
+                let session = kept::resume(ExportPort(export.clone()), &opened);
                 export.release();
-                (export, None)
+                let beside = None;
+                (export, session.map(|session| Moving { session, beside }))
             }
             Standing::HandedOver(record) => {
+                kept::forget(&opened.path);
                 let export = self
                     .server
                     .add_held_export(name, disk, options, None)
@@ -345,10 +349,13 @@ impl SiteDisk {
             let port = Arc::new(ExportPort(self.export.clone()));
             let mut config = self.config(&start.to, &self.name_here(), start);
             // What is at another path of this host would be lost with it.
-            config.follow = !config.automatic;
-            let session = self.session(port, config)?;
+            config.replica.follow = !config.automatic;
+            let opened = self.opened();
+            let (keep, kept) = kept::keep(&opened);
+            config.keep = keep;
+            let session = SourceDriver::start_kept(port, opened.record(), (config, kept));
             Moving {
-                session,
+                session: session.map_err(|e| refused(&e))?,
                 beside: None,
             }
         } else {
@@ -469,7 +476,7 @@ impl SiteDisk {
         name.clone_into(&mut description.name);
         let mut config = SourceConfig::new(Uuid::new_v4(), to.to_owned(), description);
         config.automatic = start.cutover == Cutover::Automatic;
-        config.compare = !start.fresh;
+        config.replica.compare = !start.fresh;
         if let Some(most) = start.max_pause_ms {
             config.max_pause = Micros::from_millis(most);
         }

@@ -69,7 +69,7 @@ fn a_target_that_is_killed_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_source_that_is_killed_owns_the_disk_again_and_begins_anew() {
+fn a_source_that_is_killed_owns_the_disk_again_and_its_move_goes_on() {
     let (mut sites, load) = busy(seed());
     sites.start(&["--manual"]).ends(0);
     thread::sleep(Duration::from_millis(300));
@@ -80,12 +80,32 @@ fn a_source_that_is_killed_owns_the_disk_again_and_begins_anew() {
     sites.serve();
     verify(&sites.at_source(), &ledger, Promise::Flushed);
     let load = Load::start(&sites.at_source(), area(1), ledger);
-    sites.start(&["--wait"]).ends(0);
+    let ran = sites.start(&[]).ends(5);
+    assert!(ran.stderr.contains("being moved"), "{}", ran.stderr);
+    sites.mirror("cutover").ends(0);
+    sites.moved();
     load.goes_on(200);
     let ledger = load.well();
     verify(&sites.at_target(), &ledger, Promise::Flushed);
     sites.end();
     program(sites.here(), "qemu-img", &["check", "in/a.vhdx"]).ends(0);
+}
+
+#[test]
+fn a_move_that_was_cancelled_does_not_come_back() {
+    let (mut sites, load) = busy(seed());
+    sites.start(&["--manual"]).ends(0);
+    sites.until("kept", |_| sites.here().join("a.vhdx.mirror").exists());
+    sites.mirror("cancel").ends(0);
+    sites.until("ended", |status| status["ended"] == true);
+    assert!(!sites.here().join("a.vhdx.mirror").exists());
+    sites.source.take().expect("it runs").kill();
+    let (mut ledger, _) = load.finish();
+    ledger.crashed();
+    sites.serve();
+    let ran = sites.mirror("status").ends(2);
+    assert!(ran.stderr.contains("not being moved"), "{}", ran.stderr);
+    verify(&sites.at_source(), &ledger, Promise::Flushed);
 }
 
 #[test]
@@ -210,6 +230,9 @@ fn round(random: &mut Random, seed: u64) -> (bool, Owner) {
     pause(random, 300);
     if kill_source {
         sites.serve();
+        // What was kept goes on, and its user may not want that any more.
+        let verb = ["cancel", "cutover"][random.below(2) as usize];
+        sites.mirror(verb);
     } else {
         sites.receive();
     }

@@ -26,7 +26,9 @@ pub mod source;
 pub mod target;
 
 pub use offer::offer;
-pub use port::{DiskPort, Done, ReadDone, ServedDisk, Signal, StatusDone, TargetHost};
+pub use port::{
+    CheckpointDone, DiskPort, Done, ReadDone, ServedDisk, Signal, StatusDone, TargetHost,
+};
 pub use promote::promote;
 pub use source::{SourceDriver, SourceHandle, SourceStatus};
 pub use target::{TargetDriver, TargetHandle, TargetListener, TargetStatus};

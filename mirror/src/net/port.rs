@@ -20,6 +20,8 @@ use crate::wire::DiskDescription;
 pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 /// Told that something is so now.
 pub type Signal = Box<dyn FnOnce() + Send>;
+/// Told the name of a moment since which changes are known, if they can be.
+pub type CheckpointDone = Box<dyn FnOnce(Option<String>) + Send>;
 /// Told what was read.
 pub type ReadDone = Box<dyn FnOnce(io::Result<Bytes>) + Send>;
 /// Told what is allocated.
@@ -66,6 +68,13 @@ pub trait ServedDisk: DiskPort {
 
     /// Let held requests go on here.
     fn release(&self);
+
+    /// Make what was acknowledged durable, and note what changes from then on in a way that outlives a crash, under a name
+    /// that the disk's change tracking has not had yet. Clients wait meanwhile. Nothing is noted unless this is
+    /// implemented.
+    fn checkpoint(&self, done: CheckpointDone) {
+        done(None);
+    }
 
     /// Send held and all later requests of clients to the NBD server at `address`, which is what the
     /// target's [`TargetHost::serve`] returned. Never undone.

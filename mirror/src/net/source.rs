@@ -27,8 +27,9 @@ use super::port::{ServedDisk, Signal};
 use super::socket::{Traffic, connect, host_and_port};
 use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::RecordStore;
+use crate::files::{RecordStore, SessionStore};
 use crate::record::{Ownership, State};
+use crate::saved::Saved;
 use crate::session::{ConnId, Source, SourceAction, SourceConfig, SourceEvent};
 use crate::switchover::Phase;
 use crate::tracker::Tracker;
@@ -58,15 +59,24 @@ impl SourceDriver {
         store: RecordStore,
         config: SourceConfig,
     ) -> Result<SourceHandle> {
-        host_and_port(&config.to)?;
-        if disk.size() != config.description.size {
-            let what = format!(
-                "the disk has {} bytes, its description says {}",
-                disk.size(),
-                config.description.size
-            );
-            return Err(Error::new(ErrorKind::InvalidArgument, what));
-        }
+        Self::begin(disk, store, (config, None))
+    }
+
+    /// The same, of which what is needed to go on after a crash is kept in `kept`, if `config` says so.
+    pub fn start_kept(
+        disk: Arc<dyn ServedDisk>,
+        store: RecordStore,
+        (config, kept): (SourceConfig, SessionStore),
+    ) -> Result<SourceHandle> {
+        Self::begin(disk, store, (config, Some(kept)))
+    }
+
+    fn begin(
+        disk: Arc<dyn ServedDisk>,
+        store: RecordStore,
+        (config, kept): (SourceConfig, Option<SessionStore>),
+    ) -> Result<SourceHandle> {
+        fits(disk.as_ref(), &config)?;
         let record = if let Some(record) = store.load()? {
             record
         } else {
@@ -81,9 +91,45 @@ impl SourceDriver {
             config,
             disk,
             store: Some(store),
+            kept,
             tracker,
         };
         parts.start()
+    }
+
+    /// Go on with a session that was kept when this process or its host ended. `saved` is what is kept of it, in its new
+    /// life, durably; the target may not have `parts` of the disk as they are here. Nobody may change the disk before this
+    /// returns: it waits until every change is seen.
+    ///
+    /// Fails as [`SourceDriver::start`].
+    pub fn resume(
+        disk: Arc<dyn ServedDisk>,
+        store: RecordStore,
+        (config, kept): (SourceConfig, SessionStore),
+        (saved, parts): (&Saved, &[(u64, u64)]),
+    ) -> Result<SourceHandle> {
+        fits(disk.as_ref(), &config)?;
+        let Some(record) = store.load()? else {
+            return Err(Error::new(ErrorKind::NotOwned, "the disk has no record"));
+        };
+        let tracker = Arc::new(Tracker::new(config.description.size, config.limits.queue));
+        let machine = Source::resumed(
+            config.clone(),
+            &record,
+            Arc::clone(&tracker),
+            (saved, parts),
+        )?;
+        let parts = Parts {
+            machine,
+            config,
+            disk,
+            store: Some(store),
+            kept: Some(kept),
+            tracker,
+        };
+        let session = parts.start()?;
+        session.wait_for_tap();
+        Ok(session)
     }
 
     /// Go on with a disk that was handed over, of which this host does not know that the target
@@ -113,10 +159,25 @@ impl SourceDriver {
             config,
             disk,
             store: None,
+            kept: None,
             tracker,
         }
         .start()
     }
+}
+
+/// Whether the disk is as it is described, and the address one.
+fn fits(disk: &dyn ServedDisk, config: &SourceConfig) -> Result<()> {
+    host_and_port(&config.to)?;
+    if disk.size() == config.description.size {
+        return Ok(());
+    }
+    let what = format!(
+        "the disk has {} bytes, its description says {}",
+        disk.size(),
+        config.description.size
+    );
+    Err(Error::new(ErrorKind::InvalidArgument, what))
 }
 
 /// What comes to the session's thread beside what its lanes hear.
@@ -134,6 +195,7 @@ struct Parts {
     config: SourceConfig,
     disk: Arc<dyn ServedDisk>,
     store: Option<RecordStore>,
+    kept: Option<SessionStore>,
     tracker: Arc<Tracker>,
 }
 
@@ -154,6 +216,7 @@ impl Parts {
             status,
             failed: None,
             phase: self.machine.phase(),
+            tapped: false,
             stopped: false,
         };
         let shared = Arc::new(Shared {
@@ -342,7 +405,13 @@ impl Session {
             }
             SourceAction::AttachTap => {
                 let tap: Arc<dyn WriteTap> = Arc::<Tracker>::clone(&self.parts.tracker);
-                disk.attach_tap(tap, self.signal(|| SourceEvent::Attached(Ok(()))));
+                let (shared, orders) = (Arc::clone(&self.shared), self.orders.clone());
+                let attached = move || {
+                    shared.lock().tapped = true;
+                    shared.changed.notify_all();
+                    let _ = orders.send(Order::Event(SourceEvent::Attached(Ok(()))));
+                };
+                disk.attach_tap(tap, Box::new(attached));
             }
             SourceAction::DetachTap => disk.detach_tap(Box::new(|| {})),
             SourceAction::Read(op, offset, len) => {
@@ -363,6 +432,13 @@ impl Session {
             SourceAction::Release => disk.release(),
             SourceAction::Park(mark) => disk.park(mark, self.tell(SourceEvent::Parked)),
             SourceAction::Persist(record) => self.persist(&record),
+            SourceAction::Checkpoint => {
+                let orders = self.orders.clone();
+                disk.checkpoint(Box::new(move |name| {
+                    let _ = orders.send(Order::Event(SourceEvent::Checkpointed(name)));
+                }));
+            }
+            SourceAction::Save(saved) => self.save(saved.as_deref()),
             SourceAction::Forward(address) => {
                 tracing::info!("the target runs; requests go to {address}");
                 disk.forward(&address);
@@ -386,6 +462,14 @@ impl Session {
         Box::new(move || {
             let _ = orders.send(Order::Event(event()));
         })
+    }
+
+    fn save(&self, saved: Option<&Saved>) {
+        let done = self.tell(SourceEvent::Saved);
+        match &self.parts.kept {
+            Some(kept) => kept.keep(saved, done),
+            None => done(Ok(())),
+        }
     }
 
     fn persist(&self, record: &Ownership) {

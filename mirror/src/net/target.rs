@@ -24,7 +24,7 @@ use super::lane::{Heard, answer_and_close, next_message};
 use super::port::TargetHost;
 use super::socket::{Traffic, host_and_port, tune};
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::{JOURNAL_SUFFIXES, RECORD_SUFFIX, RecordStore};
+use crate::files::{JOURNAL_SUFFIXES, RECORD_SUFFIX, RecordStore, SESSION_SUFFIX};
 use crate::record::{Ownership, State};
 use crate::session::{ConnId, TargetConfig};
 use crate::wire::{Decoder, Fault, Message, Refusal};
@@ -389,9 +389,8 @@ impl Router {
             return Ok(task);
         }
         let lower = name.to_ascii_lowercase();
-        let reserved = JOURNAL_SUFFIXES
-            .iter()
-            .any(|suffix| lower.ends_with(suffix));
+        let mut suffixes = JOURNAL_SUFFIXES.iter().chain([&SESSION_SUFFIX]);
+        let reserved = suffixes.any(|suffix| lower.ends_with(suffix));
         if reserved || lower.contains(RECORD_SUFFIX) {
             let text = format!("a disk cannot be called {name}: files of the mirror are called so");
             return Err((Refusal::CannotCreate, text));

@@ -135,6 +135,23 @@ impl BulkCopy {
         self.scan.compare(compares);
     }
 
+    /// Only these parts have to be compared; the target has the others. To be said before anything is asked.
+    pub(super) fn only(&mut self, parts: &[(u64, u64)], tracker: &Tracker) {
+        self.scan.only(parts, tracker);
+    }
+
+    /// All has to be compared or copied after all. To be said before anything is asked.
+    pub(super) fn all(&mut self) {
+        self.scan.all();
+    }
+
+    /// Parts that the target may not have durably, but for those that are dirty: offset and length.
+    pub(super) fn rest(&self) -> impl Iterator<Item = (u64, u64)> {
+        let chunks = self.chunks.values();
+        let chunks = chunks.map(|entry| (entry.claim.offset, entry.claim.len));
+        self.scan.rest().chain(chunks)
+    }
+
     /// No chunk that was sent holds a change beyond this number, but for those that had none yet.
     pub(super) fn saw(&self) -> u64 {
         self.saw

@@ -61,7 +61,8 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(lanes: u16) -> Self {
+    /// Incarnations are counted from `incarnation` on.
+    pub(super) fn new(lanes: u16, incarnation: u64) -> Self {
         let bulk = (0..lanes.max(1))
             .map(|_| Bulk {
                 conn: None,
@@ -75,7 +76,7 @@ impl Link {
             control: Control::Down,
             bulk,
             next_conn: 0,
-            incarnation: 0,
+            incarnation,
             heard: Micros(0),
             spoke: Micros(0),
             retry_at: Micros(0),

@@ -44,7 +44,7 @@ mod stream;
 mod target;
 
 pub use progress::{Progress, Stage};
-pub use source::{Command, Source, SourceAction, SourceConfig, SourceEvent};
+pub use source::{Command, Keep, Replica, Source, SourceAction, SourceConfig, SourceEvent};
 pub use target::{Target, TargetAction, TargetConfig, TargetEvent};
 
 /// A connection, named by who opened it (source) or accepted it (target's driver). Never reused.
@@ -87,6 +87,10 @@ pub(crate) enum Sabotage {
     PastTheJournal,
     /// The target goes on with what an abandoned session left instead of emptying the disk.
     KeepOldDisk,
+    /// What is kept of a session leaves out what is on the way.
+    KeepOnlyTheDirty,
+    /// A session that comes back takes no account of what changed since its checkpoint.
+    ForgetWhatChanged,
     /// The source does not tell a target that it compares with what is zero.
     LeaveZeroesOut,
 }

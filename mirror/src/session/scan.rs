@@ -58,6 +58,30 @@ impl Scan {
         self.compares = compares;
     }
 
+    /// Only these parts have to be asked about; the target has the others.
+    pub(super) fn only(&mut self, parts: &[(u64, u64)], tracker: &Tracker) {
+        self.compares = true;
+        self.cursor = self.size;
+        tracker.advance_cursor(self.size);
+        self.again = parts.iter().copied().collect();
+    }
+
+    /// All has to be asked about after all.
+    pub(super) fn all(&mut self) {
+        self.again = [(0, self.size)].into();
+    }
+
+    /// Parts that are still to be dealt with here.
+    pub(super) fn rest(&self) -> impl Iterator<Item = (u64, u64)> {
+        let asked = self
+            .question
+            .map(|question| (question.offset, question.len));
+        let zeroes = self.zeroes.iter().map(|claim| (claim.offset, claim.len));
+        let beyond = (self.cursor, self.size.saturating_sub(self.cursor));
+        let again = self.again.iter().copied();
+        again.chain(zeroes).chain(asked).chain([beyond])
+    }
+
     /// How far the disk was asked.
     pub(super) fn scanned(&self) -> u64 {
         let asked = self.question.map(|question| question.offset);

@@ -5,6 +5,7 @@
 
 mod greeting;
 mod handover;
+mod keeping;
 mod local;
 #[cfg(test)]
 mod tests;
@@ -13,7 +14,8 @@ mod words;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-pub use self::words::{Command, SourceAction, SourceConfig, SourceEvent};
+use self::keeping::Keeping;
+pub use self::words::{Command, Keep, Replica, SourceAction, SourceConfig, SourceEvent};
 use super::copy::BulkCopy;
 use super::link::{Control, Link, LinkAction};
 use super::stream::RecordStream;
@@ -23,6 +25,7 @@ use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pacing::{Bucket, Meter};
 use crate::record::{Ownership, State};
+use crate::saved::Saved;
 use crate::switchover::{Phase, SourceSwitch};
 use crate::tracker::Tracker;
 use crate::wire::{Hello, Join, Marker, Message, Refusal};
@@ -61,13 +64,14 @@ struct End {
     begun: bool,
 }
 
-/// How fast it goes.
-#[derive(Debug, Default)]
-struct Meters {
+/// How fast it goes, and may.
+#[derive(Debug)]
+struct Pace {
     /// What was sent and is durable at the target.
     sent: Meter,
     /// The same, and what the target was found to have.
     covered: Meter,
+    bucket: Bucket,
 }
 
 /// The machine. See [`super`] for its contract.
@@ -79,8 +83,8 @@ pub struct Source {
     stream: RecordStream,
     copy: BulkCopy,
     switch: SourceSwitch,
-    meters: Meters,
-    bucket: Bucket,
+    keeping: Keeping,
+    pace: Pace,
     local: Local,
     end: End,
     actions: VecDeque<SourceAction>,
@@ -104,6 +108,34 @@ impl Source {
         Ok(Self::with(config, tracker, switch))
     }
 
+    /// A session that was kept and comes back after a crash of the source, with `saved` being its new life, which is kept
+    /// durably. The target may not have `parts` of the disk, offset and length, as this host has them now. What changes
+    /// from now on is shown to `tracker`: the caller lets nobody change the disk before the tap is on.
+    ///
+    /// Fails with [`ErrorKind::NotOwned`] when it is not of the disk as `record` has it.
+    pub fn resumed(
+        config: SourceConfig,
+        record: &Ownership,
+        tracker: Arc<Tracker>,
+        (saved, parts): (&Saved, &[(u64, u64)]),
+    ) -> Result<Self> {
+        let mut source = Self::new(config, record, tracker)?;
+        let same = saved.disk == record.disk
+            && saved.epoch == record.epoch()
+            && saved.size == source.config.description.size
+            && saved.session == source.config.session;
+        if !same {
+            let what = "the session that was kept is of another disk";
+            return Err(Error::new(ErrorKind::NotOwned, what));
+        }
+        source.link = Link::new(source.config.limits.lanes, saved.life << 32);
+        source.switch = source.switch.with_attempts_over(saved.life << 32);
+        source.tracker.count_from(saved.life << 40);
+        source.copy.only(parts, &source.tracker);
+        source.keeping = Keeping::back(saved, &source.config.keep);
+        Ok(source)
+    }
+
     /// A source that finds, after a restart, that it has handed its disk over: it repeats the
     /// grant until the new owner runs, and forwards to it.
     ///
@@ -121,11 +153,15 @@ impl Source {
 
     fn with(config: SourceConfig, tracker: Arc<Tracker>, switch: SourceSwitch) -> Self {
         Self {
-            link: Link::new(config.limits.lanes),
+            link: Link::new(config.limits.lanes, 0),
+            keeping: Keeping::default(),
             stream: RecordStream::new(),
             copy: BulkCopy::new(config.description.size),
-            meters: Meters::default(),
-            bucket: Bucket::new(config.limits.rate),
+            pace: Pace {
+                sent: Meter::default(),
+                covered: Meter::default(),
+                bucket: Bucket::new(config.limits.rate),
+            },
             local: Local::default(),
             end: End::default(),
             actions: VecDeque::new(),
@@ -152,6 +188,8 @@ impl Source {
             }
             SourceEvent::Parked(result) => self.on_parked(now, &result),
             SourceEvent::Persisted(result) => self.on_persisted(now, &result),
+            SourceEvent::Checkpointed(name) => self.on_checkpointed(name),
+            SourceEvent::Saved(result) => self.on_saved(result),
             SourceEvent::Command(command) => self.on_command(now, command),
         }
         self.pump(now);
@@ -175,6 +213,7 @@ impl Source {
     pub fn is_over(&self) -> bool {
         self.end.outcome.is_some()
             && matches!(self.switch.phase(), Phase::Owner | Phase::Forwarding)
+            && self.keeping.is_settled()
     }
 
     /// How it ended; `Ok` when the target runs. `None` while it has not.
@@ -211,8 +250,8 @@ impl Source {
             Phase::Owner | Phase::Preparing => Stage::Copying,
             _ => Stage::Switching,
         };
-        let rate = self.meters.sent.rate();
-        let covered = self.meters.covered.rate();
+        let rate = self.pace.sent.rate();
+        let covered = self.pace.covered.rate();
         Progress {
             stage,
             connected: self.link.is_up(),
@@ -220,7 +259,7 @@ impl Source {
             scanned: self.copy.scanned(),
             found: self.copy.found(),
             copied: self
-                .meters
+                .pace
                 .sent
                 .total()
                 .saturating_sub(self.stream.streamed()),
@@ -342,7 +381,7 @@ impl Source {
             Message::Refused {
                 refusal: Refusal::Unusable,
                 text,
-            } if self.config.compare && !self.end.begun => {
+            } if self.config.replica.compare && !self.end.begun => {
                 self.begin_anew_after(now, text);
                 Ok(())
             }
@@ -392,15 +431,15 @@ impl Source {
         #[cfg(not(test))]
         let early = false;
         let (copied, same) = self.copy.durable(chunks, self.stream.acked(), early);
-        self.meters.sent.add(now, streamed + copied);
-        self.meters.covered.add(now, streamed + copied + same);
+        self.pace.sent.add(now, streamed + copied);
+        self.pace.covered.add(now, streamed + copied + same);
         Ok(())
     }
 
     /// Send a chunk, or what stands for one, that counts for so many bytes.
     fn send_chunk(&mut self, now: Micros, conn: ConnId, (message, weight): (Message, u64)) {
         self.link.load(conn, weight, now);
-        self.bucket.spend(match &message {
+        self.pace.bucket.spend(match &message {
             Message::Chunk(chunk) => chunk.content.held(),
             Message::Probe(probe) => probe.hashes.len() as u64 * 32,
             _ => 0,
@@ -408,14 +447,24 @@ impl Source {
         self.actions.push_back(SourceAction::Send(conn, message));
     }
 
+    fn attach(&mut self) {
+        if !self.local.attach_asked && self.end.outcome.is_none() {
+            self.local.attach_asked = true;
+            self.actions.push_back(SourceAction::AttachTap);
+        }
+    }
+
     fn tick(&mut self, now: Micros) {
-        self.meters.sent.tick(now);
-        self.meters.covered.tick(now);
+        self.pace.sent.tick(now);
+        self.pace.covered.tick(now);
     }
 
     /// Do whatever can be done now.
     fn pump(&mut self, now: Micros) {
         self.tick(now);
+        if self.keeping.is_back() {
+            self.attach();
+        }
         self.watch_the_clock(now);
         if self.end.outcome.is_none() || self.switch.decided() {
             let actions = self.link.connect(now);
@@ -430,6 +479,7 @@ impl Source {
             self.pump_switch(now);
         }
         self.pump_grant(now);
+        self.pump_keeping(now);
     }
 
     fn pump_copy(&mut self, now: Micros) {
@@ -461,7 +511,7 @@ impl Source {
             }
             self.send_chunk(now, conn, (Message::Chunk(chunk), GRANULE));
         }
-        while self.link.lightest().is_some() && self.bucket.open(now) {
+        while self.link.lightest().is_some() && self.pace.bucket.open(now) {
             let Some((op, claim)) = self.copy.read(&self.config.limits, &self.tracker) else {
                 break;
             };
@@ -483,11 +533,12 @@ impl Source {
         }
         let every = self.config.limits.marker_every;
         // A disk that nobody writes to has to be called consistent as well.
-        let news = self.config.follow && !self.stream.ends_consistent() && self.nothing_left();
+        let news =
+            self.config.replica.follow && !self.stream.ends_consistent() && self.nothing_left();
         let awaited = self.copy.awaits_marker() || news;
         if self.stream.marker_due(now, every, awaited) {
             let mut marker = self.marker(now, floor);
-            marker.consistent &= self.config.follow;
+            marker.consistent &= self.config.replica.follow;
             if marker.consistent {
                 self.stream.sent_consistent();
             }

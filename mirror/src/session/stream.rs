@@ -101,6 +101,12 @@ impl RecordStream {
         self.markers.consistent.is_some()
     }
 
+    /// What records change that the target may not have durably: offset and length.
+    pub(super) fn rest(&self) -> impl Iterator<Item = (u64, u64)> {
+        let unacked = self.unacked.iter();
+        unacked.map(|record| (record.offset, record.content.covers()))
+    }
+
     /// The next record to send, if the window and the chunks on the way allow one.
     pub(super) fn next(&mut self, tracker: &Tracker, floor: u64) -> Option<Message> {
         if self.sent_cost > 0 && self.sent_cost >= self.window {

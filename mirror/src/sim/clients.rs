@@ -137,6 +137,9 @@ impl World {
             Want::Flush => Doing::Flush(self.hosts[host].disk.flush_mark()),
             Want::Read(at, len) => Doing::Read(*at, vec![0; *len as usize]),
         };
+        if let Some((at, len)) = request.want.changes() {
+            self.hosts[host].kept.change(at, len);
+        }
         let tapped = self.hosts[host].tap.is_some();
         if self.trace {
             let at = request.want.changes();

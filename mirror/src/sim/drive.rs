@@ -126,6 +126,11 @@ impl World {
                 let ok = self.calm() || !self.rng.percent(3);
                 self.step_op(SOURCE, Doing::Persist(record, ok));
             }
+            SourceAction::Checkpoint => self.step_op(SOURCE, Doing::Checkpoint),
+            SourceAction::Save(saved) => {
+                let ok = self.calm() || !self.rng.percent(3);
+                self.begin_op(SOURCE, Asked::Step, Doing::Save(saved, ok));
+            }
             SourceAction::Forward(_) => {
                 self.hosts[SOURCE].front = Front::Forwarding;
                 for request in std::mem::take(&mut self.hosts[SOURCE].waiting) {
@@ -251,6 +256,11 @@ impl World {
                 (Asked::Machine(id), Doing::Status(_, _, e)) => SourceEvent::Status(id, Ok(e)),
                 (_, Doing::Park(_)) => SourceEvent::Parked(Ok(())),
                 (_, Doing::Persist(_, ok)) => SourceEvent::Persisted(answer(ok)),
+                (_, Doing::Save(_, ok)) => SourceEvent::Saved(answer(ok)),
+                (_, Doing::Checkpoint) => {
+                    let name = self.hosts[SOURCE].kept.name();
+                    SourceEvent::Checkpointed(self.plan.tracked().then_some(name))
+                }
                 _ => return,
             };
             self.source_event(event);

@@ -13,7 +13,9 @@ use vdisk::units::GuestOffset;
 
 use super::disk::SimDisk;
 use super::journal::{JournalOp, SimJournal};
+use super::kept::Kept;
 use crate::record::Ownership;
+use crate::saved::Saved;
 use crate::session::{OpId, Source, Target};
 use crate::tracker::Tracker;
 
@@ -65,6 +67,10 @@ pub(super) enum Doing {
     Flush(u64),
     Status(u64, u64, Vec<vdisk::engine::Extent>),
     Park(Option<Mark>),
+    /// Take a checkpoint.
+    Checkpoint,
+    /// Keep that of a session; with whether it reports success.
+    Save(Option<Box<Saved>>, bool),
     /// With whether it reports success.
     Persist(Ownership, bool),
     /// What is done to the journal; with how far it got.
@@ -79,6 +85,16 @@ pub(super) struct Op {
     pub(super) doing: Doing,
     /// Effects still to come.
     pub(super) effects: u8,
+}
+
+impl Op {
+    /// What it changes for a client.
+    fn changes(&self) -> Option<(u64, u64)> {
+        match &self.asked {
+            Asked::Client(request, ..) => request.want.changes(),
+            _ => None,
+        }
+    }
 }
 
 /// How the host treats its clients.
@@ -111,6 +127,7 @@ pub(super) struct Host {
     pub(super) image: bool,
     pub(super) mark: Option<Mark>,
     pub(super) record: Option<Ownership>,
+    pub(super) kept: Kept,
     pub(super) front: Front,
     pub(super) machine: Machine,
     pub(super) ops: BTreeMap<u64, Op>,
@@ -130,6 +147,7 @@ impl Host {
             image: false,
             mark: None,
             record: None,
+            kept: Kept::default(),
             front: Front::Closed,
             machine: Machine::None,
             ops: BTreeMap::new(),
@@ -193,6 +211,12 @@ impl Host {
                 self.mark = *mark;
             }
             Doing::Persist(record, _) => self.record = Some(record.clone()),
+            Doing::Save(saved, _) => self.kept.session = saved.as_deref().cloned(),
+            Doing::Checkpoint => {
+                self.disk.flushed(u64::MAX);
+                let under_way = self.ops.values().filter_map(Op::changes);
+                self.kept.checkpoint(under_way);
+            }
             Doing::Open(fresh) => {
                 if *fresh {
                     self.disk.create();

@@ -136,9 +136,14 @@ impl Ledger {
 /// The last moment before each number of a session was followed by the next, for all sessions.
 #[derive(Debug, Default)]
 pub(super) struct Moments {
-    current: Option<Uuid>,
-    sessions: BTreeMap<Uuid, Kept>,
+    current: Option<Life>,
+    lives: BTreeMap<Life, Kept>,
+    /// Names under which sessions go on if their targets have nothing of them.
+    spares: BTreeMap<Uuid, Uuid>,
 }
+
+/// A session and which of its lives.
+type Life = (Uuid, u64);
 
 /// Those of one session, and what the ledger was when it ceased to count.
 #[derive(Debug, Default)]
@@ -148,24 +153,30 @@ struct Kept {
 }
 
 impl Moments {
-    /// A session begins to count.
-    pub(super) fn begin(&mut self, session: Uuid) {
-        self.current = Some(session);
-        self.sessions.insert(session, Kept::default());
+    /// A session begins to count, or to count on after `number`.
+    pub(super) fn begin(&mut self, session: Uuid, number: u64) {
+        let life = (session, number >> 40);
+        self.current = Some(life);
+        self.lives.insert(life, Kept::default());
+    }
+
+    /// It may go on by the name `spare`.
+    pub(super) fn also(&mut self, session: Uuid, spare: Uuid) {
+        self.spares.insert(spare, session);
     }
 
     /// What the disk holds is another matter from now on; what sessions did till now is held against what was so.
     pub(super) fn freeze(&mut self, ledger: &Ledger) {
         self.current = None;
         let ledger = Rc::new(ledger.clone());
-        for kept in self.sessions.values_mut() {
+        for kept in self.lives.values_mut() {
             kept.ledger.get_or_insert_with(|| Rc::clone(&ledger));
         }
     }
 
     /// The next number is about to be given out; `last` was the last one.
     pub(super) fn keep(&mut self, last: u64, ledger: &Ledger) {
-        let current = self.current.and_then(|now| self.sessions.get_mut(&now));
+        let current = self.current.and_then(|now| self.lives.get_mut(&now));
         if let Some(kept) = current {
             kept.moments.insert(last, ledger.moment());
         }
@@ -180,9 +191,11 @@ impl Moments {
         ledger: &Ledger,
         data: &[u8],
     ) -> Option<Result<(), String>> {
-        let kept = self.sessions.get(&session).filter(|_| number > 0)?;
+        let session = self.spares.get(&session).copied().unwrap_or(session);
+        let life = (session, number >> 40);
+        let kept = self.lives.get(&life).filter(|_| number > 0)?;
         let now = || {
-            let is_now = self.current == Some(session) && last == Some(number);
+            let is_now = self.current == Some(life) && last == Some(number);
             is_now.then(|| ledger.moment())
         };
         let moment = kept.moments.get(&number).cloned().or_else(now)?;

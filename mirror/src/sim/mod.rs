@@ -30,6 +30,7 @@ mod disk;
 mod drive;
 mod host;
 mod journal;
+mod kept;
 mod ledger;
 mod network;
 mod plan;

@@ -23,6 +23,15 @@ pub(super) enum Contents {
     Few,
 }
 
+/// What is kept of sessions over a crash of the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sessions {
+    Nothing,
+    /// Of a disk whose changes are tracked, or not.
+    Tracked,
+    Untracked,
+}
+
 /// What a run is made of.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -35,12 +44,17 @@ pub(super) struct Plan {
     pub(super) crashes: bool,
     pub(super) power: bool,
     pub(super) contents: Contents,
+    pub(super) kept: Sessions,
     pub(super) fault_until: Micros,
     pub(super) sabotage: Option<Sabotage>,
     pub(super) config: SourceConfig,
 }
 
 impl Plan {
+    pub(super) fn tracked(&self) -> bool {
+        self.kept == Sessions::Tracked
+    }
+
     pub(super) fn from_seed(rng: &mut Rng, sabotage: Option<Sabotage>, aim: Aim) -> Self {
         let follow = aim == Aim::Follow;
         let size = 24 * 4096 + 1024;
@@ -60,17 +74,18 @@ impl Plan {
         config.limits.queue = [0, 6 << 10, 40 << 10, 1 << 20][rng.below(4) as usize];
         config.limits.marker_every = Micros([2_000, 20_000, 100_000][rng.below(3) as usize]);
         config.automatic = rng.percent(10);
-        config.follow = !config.automatic;
+        config.replica.follow = !config.automatic;
         if follow {
             config.automatic = false;
-            config.follow = true;
+            config.replica.follow = true;
             config.limits.window = 1 << 20;
             config.limits.queue = [12 << 10, 1 << 20][rng.below(2) as usize];
         }
         config.give_up_after = Micros::from_millis([150, 400, 2000][rng.below(3) as usize]);
         config.sabotage = sabotage;
-        config.compare = rng.percent(80);
+        config.replica.compare = rng.percent(80);
         config.limits.block = 4096;
+        config.limits.save_every = Micros([1_000, 15_000, 2_000_000][rng.below(3) as usize]);
         let kind = rng.below(5);
         let spans = [(50, 200), (200, 800), (500, 2000)];
         let (low, high) = spans[rng.below(3) as usize];
@@ -88,6 +103,12 @@ impl Plan {
             cuts: kind != 0,
             crashes: kind >= 2,
             power: kind >= 3,
+            kept: [
+                Sessions::Tracked,
+                Sessions::Tracked,
+                Sessions::Untracked,
+                Sessions::Nothing,
+            ][rng.below(4) as usize],
             contents: if rng.percent(15) {
                 Contents::Few
             } else {

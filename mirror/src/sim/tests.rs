@@ -33,6 +33,7 @@ fn run(count: u64, aim: Aim) -> Stats {
         total.replayed += stats.replayed;
         total.inherited += stats.inherited;
         total.same += stats.same;
+        total.resumed += stats.resumed;
         total.crashed_in.extend(stats.crashed_in);
     }
     println!("{total:?}");
@@ -72,6 +73,7 @@ fn no_fault_ever_makes_two_owners_or_loses_a_write() {
     ] {
         assert!(total.crashed_in.contains(doing), "no crash in: {doing}");
     }
+    assert!(total.resumed > 500);
     assert!(total.cuts > 5000 && total.given_up > 1000 && total.fallen_back > 10_000);
 }
 
@@ -128,4 +130,10 @@ fn the_simulation_notices_broken_rules_of_a_disk_that_follows() {
 #[test]
 fn the_simulation_notices_broken_rules_of_comparing() {
     is_noticed(Sabotage::LeaveZeroesOut, Aim::TakeOver);
+}
+
+#[test]
+fn the_simulation_notices_broken_rules_of_sessions_that_come_back() {
+    is_noticed(Sabotage::KeepOnlyTheDirty, Aim::TakeOver);
+    is_noticed(Sabotage::ForgetWhatChanged, Aim::TakeOver);
 }

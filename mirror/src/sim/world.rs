@@ -9,12 +9,12 @@ use super::clients::Client;
 use super::host::{Asked, Doing, Front, Host, Machine, Op, Request};
 use super::ledger::{Ledger, Moments, Promise};
 use super::network::Network;
-use super::plan::{Aim, Plan};
+use super::plan::{Aim, Plan, Sessions};
 use super::rng::Rng;
 use crate::clock::Micros;
 use crate::record::{Ownership, State};
 use crate::session::{
-    Command, ConnId, Sabotage, Source, SourceEvent, Stage, Target, TargetConfig, TargetEvent,
+    Command, ConnId, Keep, Sabotage, Source, SourceEvent, Stage, Target, TargetConfig, TargetEvent,
 };
 use crate::switchover::{Verdict, verdict};
 use crate::tracker::Tracker;
@@ -59,6 +59,8 @@ pub(super) struct Stats {
     pub(super) replayed: u64,
     /// Of those, with the state that an earlier session had left.
     pub(super) inherited: u64,
+    /// Sessions that came back after a crash of the source.
+    pub(super) resumed: u64,
     /// Bytes that sessions found at the target.
     pub(super) same: u64,
     /// Attempts undone long after the last fault.
@@ -446,6 +448,11 @@ impl World {
             _ => Uuid::from_u128(100 + u128::from(self.stats.sessions)),
         };
         let session = config.session;
+        if self.plan.kept != Sessions::Nothing {
+            self.stats.sessions += 1;
+            let spare = Uuid::from_u128(100 + u128::from(self.stats.sessions));
+            config.keep = Keep::Session { spare };
+        }
         let tracker = {
             // Some of them so small that there are hot and cold ones.
             let region = [4096, 16384, 1 << 20][self.rng.below(3) as usize];
@@ -459,12 +466,49 @@ impl World {
             Ok(source) => {
                 self.tracker = Some(tracker);
                 self.sources += 1;
-                self.moments.begin(session);
-                self.hosts[SOURCE].machine = Machine::Source(Box::new(source));
-                self.source_event(SourceEvent::Tick);
-                self.arm(SOURCE);
+                self.moments.begin(session, 0);
+                self.run_source(source);
             }
             Err(e) => self.failure(&format!("cannot start a session: {e}")),
+        }
+    }
+
+    fn run_source(&mut self, source: Source) {
+        self.hosts[SOURCE].machine = Machine::Source(Box::new(source));
+        self.source_event(SourceEvent::Tick);
+        self.arm(SOURCE);
+    }
+
+    /// Go on with the session that the source kept, if there is one and the user does not mind.
+    fn resume_session(&mut self) {
+        let size = self.plan.size as u64;
+        let forgets = self.plan.sabotage == Some(Sabotage::ForgetWhatChanged);
+        let next = self.hosts[SOURCE].kept.next_life(size, forgets);
+        let Some((saved, parts)) = next.filter(|_| self.rng.percent(80)) else {
+            self.hosts[SOURCE].kept.session = None;
+            return;
+        };
+        let mut config = self.plan.config.clone();
+        config.session = saved.session;
+        self.stats.sessions += 1;
+        let spare = Uuid::from_u128(100 + u128::from(self.stats.sessions));
+        config.keep = Keep::Session { spare };
+        self.hosts[SOURCE].kept.session = Some(saved.clone());
+        let tracker = Arc::new(Tracker::new(size, config.limits.queue));
+        let Some(record) = self.hosts[SOURCE].record.clone() else {
+            return;
+        };
+        let (session, tap) = (saved.session, Arc::clone(&tracker));
+        match Source::resumed(config, &record, tap, (&saved, &parts)) {
+            Ok(source) => {
+                self.moments.begin(session, tracker.figures().seq);
+                self.moments.also(session, spare);
+                self.tracker = Some(tracker);
+                self.sources += 1;
+                self.stats.resumed += 1;
+                self.run_source(source);
+            }
+            Err(e) => self.failure(&format!("cannot go on with a session: {e}")),
         }
     }
 
@@ -488,6 +532,7 @@ impl World {
         match verdict(record.as_ref(), self.hosts[host].mark) {
             Verdict::Serve { .. } => {
                 self.hosts[host].mark = None;
+                self.resume_session();
                 self.hosts[host].front = Front::Serving;
             }
             Verdict::Forward { .. } => {

@@ -105,6 +105,15 @@ impl SourceHandle {
         }
     }
 
+    /// Wait until every change of the disk is seen, or the session has ended.
+    pub(super) fn wait_for_tap(&self) {
+        let mut state = self.shared.lock();
+        while !state.tapped && !state.stopped {
+            let waited = self.shared.changed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Wait until it is over. `Ok` when the target runs and requests are forwarded.
     pub fn wait(&self) -> Result<SourceStatus> {
         let mut state = self.shared.lock();
@@ -148,6 +157,8 @@ pub(super) struct SharedState {
     pub(super) status: SourceStatus,
     pub(super) failed: Option<ErrorKind>,
     pub(super) phase: Phase,
+    /// Every change of the disk is seen.
+    pub(super) tapped: bool,
     /// The thread does nothing more.
     pub(super) stopped: bool,
 }

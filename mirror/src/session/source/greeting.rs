@@ -2,9 +2,7 @@
 //!
 //! Must never go on with a target that has lost what it acknowledged.
 
-use super::{
-    ConnId, Control, Error, ErrorKind, Message, Micros, Phase, Result, Source, SourceAction,
-};
+use super::{ConnId, Control, Error, ErrorKind, Message, Micros, Phase, Result, Source};
 use crate::wire::{Begin, Standing, Start};
 
 impl Source {
@@ -46,12 +44,19 @@ impl Source {
                 let what = "the target no longer has what it acknowledged; start a new session";
                 return Err(Error::new(ErrorKind::PeerLostState, what));
             }
-            Standing::Stale if self.config.compare => {
+            Standing::Empty | Standing::Stale if self.keeping.is_back() => {
+                self.begin_another(now);
+                return Ok(());
+            }
+            Standing::Stale if self.config.replica.compare => {
                 // Also if the target should be empty when it is greeted again.
                 self.copy.compare(true);
                 Start::Compare
             }
-            Standing::Empty | Standing::Stale => Start::Fresh,
+            Standing::Empty | Standing::Stale => {
+                self.copy.compare(false);
+                Start::Fresh
+            }
         };
         let aborted = self.switch.aborted();
         self.send(
@@ -61,7 +66,7 @@ impl Source {
                 start,
                 acked: self.stream.acked(),
                 aborted,
-                follow: self.config.follow,
+                follow: self.config.replica.follow,
             }),
         );
         Ok(())
@@ -69,9 +74,22 @@ impl Source {
 
     /// What the target has of the disk is of no use: the next greeting is for an empty one.
     pub(super) fn begin_anew_after(&mut self, now: Micros, why: String) {
-        self.config.compare = false;
+        self.config.replica.compare = false;
         self.copy.compare(false);
         self.end.trouble = Some(why);
+        self.lose_link(now);
+    }
+
+    /// The target has nothing of the session that came back: what is kept of it is not of use, another one begins.
+    fn begin_another(&mut self, now: Micros) {
+        let Some(session) = self.keeping.forget_the_past() else {
+            return;
+        };
+        // Under its old name, a crash that came before it is kept would take up what is kept now.
+        self.config.session = session;
+        self.switch.rename(session);
+        self.copy.all();
+        self.end.trouble = Some("the target has nothing of the session that was kept".into());
         self.lose_link(now);
     }
 
@@ -94,10 +112,7 @@ impl Source {
                 },
             );
         }
-        if !self.local.attach_asked {
-            self.local.attach_asked = true;
-            self.actions.push_back(SourceAction::AttachTap);
-        }
+        self.attach();
         Ok(())
     }
 }

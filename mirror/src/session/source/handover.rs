@@ -18,7 +18,7 @@ impl Source {
                 self.local.cutover = Some(max_pause.unwrap_or(self.config.max_pause));
                 self.local.not_before = now;
             }
-            Command::SetRate(rate) => self.bucket.set_rate(rate),
+            Command::SetRate(rate) => self.pace.bucket.set_rate(rate),
             Command::Cancel => {
                 let what = "the migration was cancelled; the disk stays here";
                 if !self.switch.committed() {
@@ -66,7 +66,7 @@ impl Source {
         let any = max_pause == Micros(u64::MAX);
         let short = any
             || self
-                .meters
+                .pace
                 .sent
                 .time_for(left)
                 .is_some_and(|pause| pause <= max_pause);

@@ -7,6 +7,7 @@ use vdisk::engine::{Extent, Mark};
 use crate::clock::Micros;
 use crate::pacing::Limits;
 use crate::record::Ownership;
+use crate::saved::Saved;
 use crate::session::{ConnId, OpId};
 use crate::switchover::Part;
 use crate::wire::{DiskDescription, Message};
@@ -29,11 +30,10 @@ pub struct SourceConfig {
     pub limits: Limits,
     /// Switch over without being asked, once the pause would be short enough.
     pub automatic: bool,
-    /// Have the target follow from one consistent moment to the next: it writes each byte twice, and is of use if this
-    /// host is lost.
-    pub follow: bool,
-    /// Go on from what the target has of the disk, by comparing all of it, rather than from an empty disk.
-    pub compare: bool,
+    /// What the target makes of what it has.
+    pub replica: Replica,
+    /// Keep what is needed to go on with the session after a crash of this process or this host.
+    pub keep: Keep,
     /// The longest estimated pause with which to begin a switchover.
     pub max_pause: Micros,
     /// How long requests are held before an attempt is given up.
@@ -55,14 +55,39 @@ impl SourceConfig {
             part: Part::Alone,
             limits: Limits::default(),
             automatic: false,
-            follow: false,
-            compare: true,
+            replica: Replica {
+                follow: false,
+                compare: true,
+            },
+            keep: Keep::Nothing,
             max_pause: Micros::from_millis(300),
             give_up_after: Micros::from_secs(10),
             #[cfg(test)]
             sabotage: None,
         }
     }
+}
+
+/// What the target's disk is to be beside a copy in the making.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replica {
+    /// Have the target follow from one consistent moment to the next: it writes each byte twice, and is of use if this
+    /// host is lost.
+    pub follow: bool,
+    /// Go on from what the target has of the disk, by comparing all of it, rather than from an empty disk.
+    pub compare: bool,
+}
+
+/// Whether a session goes on after a crash of the source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// It does not.
+    Nothing,
+    /// It does. If the target is found to have nothing of it, it goes on under this name.
+    Session {
+        /// As unique as the session.
+        spare: Uuid,
+    },
 }
 
 /// What the user wants.
@@ -108,6 +133,10 @@ pub enum SourceEvent {
     Parked(std::io::Result<()>),
     /// The record is durable; on failure it may or may not be.
     Persisted(std::io::Result<()>),
+    /// From a moment on, which has this name, it is known what changes on the disk; `None` if that cannot be known.
+    Checkpointed(Option<String>),
+    /// The session is kept as asked, or is not.
+    Saved(std::io::Result<()>),
     /// The user wants something.
     Command(Command),
 }
@@ -137,6 +166,10 @@ pub enum SourceAction {
     Park(Option<Mark>),
     /// Make this the disk's durable ownership record.
     Persist(Ownership),
+    /// Make durable what was acknowledged, and note what changes from then on, also over a crash.
+    Checkpoint,
+    /// Keep this of the session, durably, in place of what was kept; `None` for nothing.
+    Save(Option<Box<Saved>>),
     /// Send held and all later requests to the new owner's address.
     Forward(String),
 }

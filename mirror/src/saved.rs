@@ -1,0 +1,239 @@
+//! What a source keeps of its session, so that the session goes on when its process or its host comes back.
+//!
+//! A small file beside the disk, JSON with a check over its content, replaced whole. It names parts of the disk (*the
+//! rest*) and a checkpoint of the disk's change tracking: outside of the rest, and of what changed since the checkpoint,
+//! the target durably has what the source has. Without a checkpoint nothing is known, and all is compared. This file is
+//! only the form; when it is written is in `session/source/keeping.rs`. Must never guess: a file that does not check is
+//! an error.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Version of the form.
+pub const VERSION: u32 = 1;
+/// The longest file that is read, in bytes.
+pub const MAX_LEN: usize = 1 << 20;
+/// The most parts that are named; more are put together.
+pub const MOST_PARTS: usize = 8192;
+/// The most lives of a session.
+const MOST_LIVES: u64 = 1 << 16;
+
+/// A session as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Saved {
+    /// The session.
+    pub session: Uuid,
+    /// The disk's lineage.
+    pub disk: Uuid,
+    /// The ownership epoch under which the source serves it.
+    pub epoch: u64,
+    /// How often the source came back: whatever it counts it counts on from there.
+    pub life: u64,
+    /// Bytes of the disk.
+    pub size: u64,
+    /// What was asked for.
+    pub wishes: Wishes,
+    /// The checkpoint since which the disk's changes are known, by its name.
+    pub checkpoint: Option<String>,
+    /// Parts that the target may not have as they were at the checkpoint: offset and length in bytes.
+    pub rest: Vec<(u64, u64)>,
+}
+
+/// What the user asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wishes {
+    /// The target's address for migration sessions.
+    pub to: String,
+    /// The disk's name there.
+    pub name: String,
+    /// Switch over without being asked.
+    pub automatic: bool,
+    /// Have the target follow.
+    pub follow: bool,
+    /// The longest estimated pause with which to begin a switchover, in microseconds.
+    pub max_pause: u64,
+}
+
+/// The file's outer form.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope {
+    diskferry_mirror: u32,
+    check: String,
+    saved: Saved,
+}
+
+fn check_of(saved: &Saved) -> Result<String> {
+    let bytes = serde_json::to_vec(saved).map_err(|e| bad(&format!("has no form: {e}")))?;
+    Ok(blake3::hash(&bytes).to_hex().to_string())
+}
+
+fn bad(what: &str) -> Error {
+    Error::new(ErrorKind::Record, format!("the kept session {what}"))
+}
+
+impl Saved {
+    /// The bytes of the file.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let envelope = Envelope {
+            diskferry_mirror: VERSION,
+            check: check_of(self)?,
+            saved: self.clone(),
+        };
+        let bytes = serde_json::to_vec(&envelope);
+        bytes.map_err(|e| bad(&format!("has no form: {e}")))
+    }
+
+    /// The session in the bytes of a file.
+    ///
+    /// Fails with [`ErrorKind::Record`] when they are damaged, of another version, or say what cannot be.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        if bytes.len() > MAX_LEN {
+            return Err(bad(&format!("is longer than {MAX_LEN} bytes")));
+        }
+        let envelope: Envelope =
+            serde_json::from_slice(bytes).map_err(|e| bad(&format!("is damaged: {e}")))?;
+        if envelope.diskferry_mirror != VERSION {
+            let version = envelope.diskferry_mirror;
+            return Err(bad(&format!(
+                "has version {version}; this program knows version {VERSION}"
+            )));
+        }
+        let saved = envelope.saved;
+        if check_of(&saved)? != envelope.check {
+            return Err(bad("is damaged: its check does not match its content"));
+        }
+        let fits = |(offset, len): &(u64, u64)| {
+            let end = offset.checked_add(*len);
+            end.is_some_and(|end| end <= saved.size)
+        };
+        if saved.rest.len() > MOST_PARTS || !saved.rest.iter().all(fits) {
+            return Err(bad("names parts that the disk does not have"));
+        }
+        Ok(saved)
+    }
+
+    /// The same in its next life; `None` when there were too many, and a new session has to begin.
+    #[must_use]
+    pub fn next_life(&self) -> Option<Self> {
+        let life = self.life + 1;
+        (life < MOST_LIVES).then(|| Self {
+            life,
+            ..self.clone()
+        })
+    }
+}
+
+/// Parts in order, none adjoining another, at most `most` of them: the smallest gaps are filled.
+#[must_use]
+pub fn put_together(mut parts: Vec<(u64, u64)>, most: usize) -> Vec<(u64, u64)> {
+    parts.retain(|(_, len)| *len > 0);
+    parts.sort_unstable();
+    let mut gap = 0;
+    loop {
+        let mut joined: Vec<(u64, u64)> = Vec::with_capacity(parts.len().min(most + 1));
+        for (offset, len) in parts {
+            let end = offset.saturating_add(len);
+            match joined.last_mut() {
+                Some((start, so_far))
+                    if offset <= start.saturating_add(*so_far).saturating_add(gap) =>
+                {
+                    *so_far = (*so_far).max(end - *start);
+                }
+                _ => joined.push((offset, len)),
+            }
+        }
+        if joined.len() <= most.max(1) {
+            return joined;
+        }
+        parts = joined;
+        gap = (gap * 2).max(crate::GRANULE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> Saved {
+        Saved {
+            session: Uuid::from_u128(1),
+            disk: Uuid::from_u128(2),
+            epoch: 3,
+            life: 4,
+            size: 1 << 40,
+            wishes: Wishes {
+                to: "tcp:b:9000".into(),
+                name: "a.vhdx".into(),
+                automatic: true,
+                follow: false,
+                max_pause: 300_000,
+            },
+            checkpoint: Some("mirror-1".into()),
+            rest: vec![(0, 4096), (1 << 30, 1 << 20)],
+        }
+    }
+
+    #[test]
+    fn a_session_comes_back_as_it_was_kept_and_never_as_another() {
+        let bytes = sample().to_bytes().unwrap();
+        assert_eq!(Saved::from_bytes(&bytes).unwrap(), sample());
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            if let Ok(read) = Saved::from_bytes(&damaged) {
+                assert_eq!(read, sample(), "byte {at} changed it unnoticed");
+            }
+        }
+    }
+
+    #[test]
+    fn parts_beyond_the_disk_and_too_many_of_them_are_refused() {
+        let beyond = Saved {
+            rest: vec![(1 << 40, 1)],
+            ..sample()
+        };
+        assert!(Saved::from_bytes(&beyond.to_bytes().unwrap()).is_err());
+        let many = Saved {
+            rest: vec![(0, 1); MOST_PARTS + 1],
+            ..sample()
+        };
+        assert!(Saved::from_bytes(&many.to_bytes().unwrap()).is_err());
+    }
+
+    #[test]
+    fn as_many_parts_as_may_be_fit_the_longest_file() {
+        let rest = (0..MOST_PARTS as u64).map(|at| ((at + 1) << 45, 1 << 44));
+        let saved = Saved {
+            size: u64::MAX,
+            rest: rest.collect(),
+            ..sample()
+        };
+        assert!(saved.to_bytes().unwrap().len() < MAX_LEN);
+    }
+
+    proptest! {
+        #[test]
+        fn putting_together_leaves_nothing_out_and_keeps_to_the_bound(
+            parts in prop::collection::vec((0_u64..1 << 20, 0_u64..9000), 0..60),
+            most in 1_usize..20,
+        ) {
+            let together = put_together(parts.clone(), most);
+            prop_assert!(together.len() <= most);
+            prop_assert!(together.windows(2).all(|w| w[0].0 + w[0].1 < w[1].0));
+            for (offset, len) in parts.into_iter().filter(|(_, len)| *len > 0) {
+                let covers = |(a, l): &(u64, u64)| *a <= offset && offset + len <= a + l;
+                prop_assert!(together.iter().any(covers));
+            }
+            // No more than has to be: with room enough nothing is filled.
+            let exact = put_together(together.clone(), usize::MAX - 1);
+            prop_assert_eq!(exact, together);
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What is kept of a session so that it goes on after a crash of the source.
+//!
+//! A moment has a name from which on the disk's change tracking knows what changes (a checkpoint). What changed before
+//! it is durable here, so a crash takes none of it back. Of that the target has all but *the rest*: what is dirty, what
+//! is on the way, what was not asked about. The rest only shrinks; a file that says more of it than is true is right as
+//! well. So after a crash this disk and the target's differ at most in the rest that was kept last, and in what changed
+//! since the checkpoint, whatever either has lost since.
+//!
+//! Must never keep less of the rest than there is, and never keep anything of a session that is over.
+
+use uuid::Uuid;
+
+use super::{Keep, Micros, Phase, Source, SourceAction, SourceConfig};
+use crate::saved::{MOST_PARTS, Saved, Wishes, put_together};
+
+/// Where the keeping stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Step {
+    /// Nothing is kept yet, or nothing is to be.
+    #[default]
+    None,
+    /// A checkpoint is being taken.
+    Checkpointing,
+    /// What is kept is up to date, or will be.
+    Kept,
+    /// It is being written.
+    Saving,
+    /// What was kept is being taken away: the session is over.
+    Removing,
+    /// Nothing is kept any more.
+    Over,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Keeping {
+    step: Step,
+    checkpoint: Option<String>,
+    life: u64,
+    /// When the rest was kept last.
+    saved_at: Option<Micros>,
+    /// It has come back, and this is what it is called if the target has nothing of it.
+    spare: Option<Uuid>,
+}
+
+impl Keeping {
+    /// That of a session that has just come back.
+    pub(super) fn back(saved: &Saved, keep: &Keep) -> Self {
+        Self {
+            step: Step::Kept,
+            checkpoint: saved.checkpoint.clone(),
+            life: saved.life,
+            saved_at: None,
+            spare: match keep {
+                Keep::Session { spare } => Some(*spare),
+                Keep::Nothing => None,
+            },
+        }
+    }
+
+    /// Whether it has come back and goes on from what it was.
+    pub(super) fn is_back(&self) -> bool {
+        self.spare.is_some()
+    }
+
+    /// It does not go on from what it was; its name then.
+    pub(super) fn forget_the_past(&mut self) -> Option<Uuid> {
+        self.spare.take()
+    }
+
+    /// Whether nothing is kept of a session that is over, as far as this can be seen to.
+    pub(super) fn is_settled(&self) -> bool {
+        matches!(self.step, Step::None | Step::Over)
+    }
+}
+
+impl SourceConfig {
+    fn keeps(&self) -> bool {
+        self.keep != Keep::Nothing
+    }
+}
+
+impl Source {
+    /// Keep what is to be kept, if it is time.
+    pub(super) fn pump_keeping(&mut self, now: Micros) {
+        if self.end.outcome.is_some() {
+            self.keep_nothing();
+            return;
+        }
+        if !self.config.keeps() || !self.local.attached {
+            return;
+        }
+        match self.keeping.step {
+            Step::None if self.end.begun => {
+                self.keeping.step = Step::Checkpointing;
+                self.actions.push_back(SourceAction::Checkpoint);
+            }
+            Step::Kept if self.is_due(now) && self.may_keep() => {
+                self.keeping.step = Step::Saving;
+                self.keeping.saved_at = Some(now);
+                let saved = Some(Box::new(self.saved()));
+                self.actions.push_back(SourceAction::Save(saved));
+            }
+            _ => {}
+        }
+    }
+
+    fn is_due(&self, now: Micros) -> bool {
+        let every = self.config.limits.save_every;
+        let saved_at = self.keeping.saved_at;
+        saved_at.is_none_or(|saved_at| now.since(saved_at) >= every)
+    }
+
+    /// Not in the middle of a switchover, of which other records speak.
+    fn may_keep(&self) -> bool {
+        self.end.begun && matches!(self.switch.phase(), Phase::Owner | Phase::Preparing)
+    }
+
+    fn keep_nothing(&mut self) {
+        match self.keeping.step {
+            Step::None if !self.config.keeps() => self.keeping.step = Step::Over,
+            Step::None | Step::Kept => {
+                self.keeping.step = Step::Removing;
+                self.actions.push_back(SourceAction::Save(None));
+            }
+            // When that has ended.
+            Step::Checkpointing | Step::Saving | Step::Removing | Step::Over => {}
+        }
+    }
+
+    pub(super) fn on_checkpointed(&mut self, name: Option<String>) {
+        if self.keeping.step == Step::Checkpointing {
+            self.keeping.checkpoint = name;
+            self.keeping.step = Step::Kept;
+        }
+    }
+
+    pub(super) fn on_saved(&mut self, result: std::io::Result<()>) {
+        if let Err(e) = result {
+            self.end.trouble = Some(format!(
+                "what is kept of the session cannot be written: {e}"
+            ));
+        }
+        self.keeping.step = match self.keeping.step {
+            Step::Saving => Step::Kept,
+            Step::Removing => Step::Over,
+            step => step,
+        };
+    }
+
+    fn saved(&self) -> Saved {
+        let description = &self.config.description;
+        Saved {
+            session: self.config.session,
+            disk: self.switch.disk(),
+            epoch: self.switch.next_epoch().saturating_sub(1),
+            life: self.keeping.life,
+            size: description.size,
+            wishes: Wishes {
+                to: self.config.to.clone(),
+                name: description.name.clone(),
+                automatic: self.config.automatic,
+                follow: self.config.replica.follow,
+                max_pause: self.config.max_pause.0,
+            },
+            checkpoint: self.keeping.checkpoint.clone(),
+            rest: self.rest(),
+        }
+    }
+
+    /// All that the target may not have durably.
+    fn rest(&self) -> Vec<(u64, u64)> {
+        let mut parts = self.tracker.outline(MOST_PARTS);
+        #[cfg(test)]
+        let all = !self.broken(crate::session::Sabotage::KeepOnlyTheDirty);
+        #[cfg(not(test))]
+        let all = true;
+        if all {
+            parts.extend(self.copy.rest());
+            parts.extend(self.stream.rest());
+        }
+        let size = self.config.description.size;
+        // The last granule may end beyond the disk.
+        let within = parts.iter_mut().filter(|(offset, _)| *offset < size);
+        within.for_each(|(offset, len)| *len = (*len).min(size - *offset));
+        parts.retain(|(offset, _)| *offset < size);
+        put_together(parts, MOST_PARTS)
+    }
+}

@@ -1,0 +1,148 @@
+//! Sessions that go on when their server comes back: what is kept of one beside its disk, and what the disk's change
+//! tracking knows.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use blockserver::export::LocalRequest;
+use mirror::files::{SessionStore, load_session, remove_session, session_path, write_session};
+use mirror::net::{CheckpointDone, SourceDriver, SourceHandle};
+use mirror::saved::Saved;
+use mirror::session::{Keep, SourceConfig};
+use mirror::{Micros, Result as MirrorResult};
+use uuid::Uuid;
+use vdisk::disk::ImageFormat;
+use vdisk::format::track::CheckpointName;
+use vdisk::storage::FileStorage;
+use vdisk::track::{Since, changed};
+
+use super::disk::Opened;
+use super::port::ExportPort;
+
+/// A session that can go on.
+#[derive(Clone, Debug)]
+pub(crate) struct KeptSession {
+    /// In its next life.
+    saved: Saved,
+    /// What its target may not have of the disk as it is now: offset and length.
+    parts: Vec<(u64, u64)>,
+}
+
+/// What is kept of a session of the disk at `path`, which nobody has open.
+pub(super) fn look(path: &Path, kind: ImageFormat) -> Option<KeptSession> {
+    let at = session_path(path);
+    let saved = match load_session(&at) {
+        Ok(saved) => saved?.next_life()?,
+        Err(error) => {
+            tracing::warn!("{error}; no move goes on");
+            return None;
+        }
+    };
+    let known = match (&saved.checkpoint, kind) {
+        (Some(name), ImageFormat::Vhdx) => changed_since(path, name),
+        _ => None,
+    };
+    let parts = match known {
+        Some(changed) => saved.rest.iter().copied().chain(changed).collect(),
+        None => vec![(0, saved.size)],
+    };
+    Some(KeptSession { saved, parts })
+}
+
+/// What changed since that checkpoint, if it is known.
+fn changed_since(path: &Path, checkpoint: &str) -> Option<Vec<(u64, u64)>> {
+    let mut parts = Vec::new();
+    let since = Since {
+        checkpoint,
+        until: None,
+    };
+    let listed = FileStorage::open(path, false).and_then(|mut storage| {
+        changed(&mut storage, since, &mut |offset, len| {
+            parts.push((offset, len));
+            Ok(())
+        })
+    });
+    match listed {
+        Ok(listed) if listed.known => Some(parts),
+        Ok(_) => None,
+        Err(error) => {
+            tracing::warn!(
+                "{}: what changed since {checkpoint} is not known: {error}",
+                path.display()
+            );
+            None
+        }
+    }
+}
+
+/// Nothing is kept of a session of the disk at `path` any more.
+pub(super) fn forget(path: &Path) {
+    if let Err(error) = remove_session(&session_path(path)) {
+        tracing::warn!("{}: {error}", session_path(path).display());
+    }
+}
+
+/// What lets a session of `opened` be kept.
+pub(super) fn keep(opened: &Opened) -> (Keep, SessionStore) {
+    let spare = Uuid::new_v4();
+    let store = SessionStore::open(session_path(&opened.path));
+    (Keep::Session { spare }, store)
+}
+
+/// Go on with the session that was kept of `opened`, if there is one. Nobody may change the disk before this returns.
+pub(super) fn resume(port: ExportPort, opened: &Opened) -> Option<SourceHandle> {
+    let kept = opened.kept.as_ref()?;
+    match go_on(port, opened, kept) {
+        Ok(session) => {
+            let to = &kept.saved.wishes.to;
+            tracing::info!("{}: its move to {to} goes on", opened.path.display());
+            Some(session)
+        }
+        Err(error) => {
+            tracing::warn!(
+                "{}: its move does not go on: {error}",
+                opened.path.display()
+            );
+            forget(&opened.path);
+            None
+        }
+    }
+}
+
+fn go_on(port: ExportPort, opened: &Opened, kept: &KeptSession) -> MirrorResult<SourceHandle> {
+    let saved = &kept.saved;
+    let wishes = &saved.wishes;
+    let mut description = opened.description.clone();
+    description.name.clone_from(&wishes.name);
+    let mut config = SourceConfig::new(saved.session, wishes.to.clone(), description);
+    config.automatic = wishes.automatic;
+    config.replica.follow = wishes.follow;
+    config.max_pause = Micros(wishes.max_pause);
+    let (keep, store) = keep(opened);
+    config.keep = keep;
+    let failed = |e| mirror::Error::io(mirror::ErrorKind::Io, "it cannot be kept", e);
+    write_session(&session_path(&opened.path), saved).map_err(failed)?;
+    let parts = (saved, kept.parts.as_slice());
+    SourceDriver::resume(Arc::new(port), opened.record(), (config, store), parts)
+}
+
+/// Take a checkpoint of a disk that is served, under a name of its own.
+pub(super) fn checkpoint(port: &ExportPort, done: CheckpointDone) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let name = format!("mirror-{}", Uuid::new_v4().simple());
+    let request = CheckpointName::new(&name).map(|name| LocalRequest::Checkpoint {
+        name,
+        time: now.map_or(0, |now| now.as_secs()),
+    });
+    let Ok(request) = request else {
+        return done(None);
+    };
+    port.0.submit(request, move |taken| match taken {
+        Ok(_) => done(Some(name)),
+        Err(error) => {
+            tracing::debug!("changes are not noted for the move: {error}");
+            done(None);
+        }
+    });
+}
