@@ -88,7 +88,11 @@ impl SessionStore {
         let (path, done) = (self.path.clone(), Box::new(done));
         let bytes = saved.map(Saved::to_bytes).transpose();
         match bytes {
-            Ok(Some(bytes)) => self.files.ask(Request::Replace { path, bytes, done }),
+            Ok(Some(bytes)) => {
+                let over = Over::Anything;
+                #[rustfmt::skip]
+                self.files.ask(Request::Replace { path, bytes, over, done });
+            }
             Ok(None) => self.files.ask(Request::Remove { path, done }),
             Err(e) => done(Err(io::Error::other(e.to_string()))),
         }
@@ -166,9 +170,32 @@ impl RecordStore {
             Ok(bytes) => self.files.ask(Request::Replace {
                 path: self.path.clone(),
                 bytes,
+                over: Over::Anything,
                 done: Box::new(done),
             }),
             Err(e) => done(Err(io::Error::other(e.to_string()))),
+        }
+    }
+
+    /// The same, in place of `known`, or of `record` itself if it was written before.
+    ///
+    /// Fails with [`io::ErrorKind::AlreadyExists`], and leaves what is there, when that is something else: another process
+    /// has written it.
+    pub fn persist_over(
+        &self,
+        known: Option<&Ownership>,
+        record: &Ownership,
+        done: impl FnOnce(io::Result<()>) + Send + 'static,
+    ) {
+        let known = known.map(Ownership::to_bytes).transpose();
+        match (record.to_bytes(), known) {
+            (Ok(bytes), Ok(known)) => self.files.ask(Request::Replace {
+                path: self.path.clone(),
+                bytes,
+                over: Over::This(known),
+                done: Box::new(done),
+            }),
+            (Err(e), _) | (_, Err(e)) => done(Err(io::Error::other(e.to_string()))),
         }
     }
 
@@ -218,6 +245,13 @@ fn directory_of(path: &Path) -> &Path {
 
 type Loaded = Box<dyn FnOnce(io::Result<Option<Vec<u8>>>) + Send>;
 
+/// What a file may take the place of.
+enum Over {
+    Anything,
+    /// These bytes, or no file; or the same bytes, if they were written before.
+    This(Option<Vec<u8>>),
+}
+
 enum Request {
     Load {
         path: PathBuf,
@@ -226,6 +260,7 @@ enum Request {
     Replace {
         path: PathBuf,
         bytes: Vec<u8>,
+        over: Over,
         done: Box<dyn FnOnce(io::Result<()>) + Send>,
     },
     Remove {
@@ -303,7 +338,15 @@ async fn serve(request: Request) {
             };
             done(result);
         }
-        Request::Replace { path, bytes, done } => {
+        Request::Replace {
+            path,
+            bytes,
+            over,
+            done,
+        } => {
+            if let Err(e) = is_over(&path, &bytes, over) {
+                return done(Err(e));
+            }
             let result = match replace(&path, bytes.clone()).await {
                 Err(e) if unsupported(&e) => replace_blocking(&path, &bytes),
                 result => result,
@@ -318,9 +361,31 @@ async fn serve(request: Request) {
 fn serve_blocking(request: Request) {
     match request {
         Request::Load { path, done } => done(load_blocking(&path, MAX_LEN)),
-        Request::Replace { path, bytes, done } => done(replace_blocking(&path, &bytes)),
+        Request::Replace {
+            path,
+            bytes,
+            over,
+            done,
+        } => {
+            let replaced =
+                is_over(&path, &bytes, over).and_then(|()| replace_blocking(&path, &bytes));
+            done(replaced);
+        }
         Request::Remove { path, done } => done(remove_session(&path)),
     }
+}
+
+/// Whether there is what `bytes` is to take the place of. The file is small, and read at once.
+fn is_over(path: &Path, bytes: &[u8], over: Over) -> io::Result<()> {
+    let Over::This(known) = over else {
+        return Ok(());
+    };
+    let there = load_blocking(path, MAX_LEN)?;
+    if there == known || there.as_deref() == Some(bytes) {
+        return Ok(());
+    }
+    let what = format!("{} was written by another process", path.display());
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, what))
 }
 
 /// Whether an operation may have failed only because the ring of an old kernel lacks it.

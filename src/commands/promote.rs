@@ -26,7 +26,14 @@ struct Promoted {
     epoch: u64,
 }
 
+/// The file itself: its record lies beside it, not beside a link to it.
+pub(super) fn found(disk: &Path) -> Result<PathBuf> {
+    let found = std::fs::canonicalize(disk);
+    found.map_err(|e| Failure::io(format!("{}: cannot be found", disk.display()), &e))
+}
+
 pub(crate) fn run(disk: &Path, report: Report) -> Result<()> {
+    let disk = &found(disk)?;
     let shown = disk.display().to_string();
     let record = sidecar_path(disk);
     let known = load_record(&record).map_err(|e| of_mirror(&shown, &e))?;

@@ -7,7 +7,7 @@ use mirror::record::Ownership;
 use serde::Serialize;
 use vdisk::engine::Mark;
 
-use super::promote::{Found, alone, of_mirror};
+use super::promote::{Found, alone, found, of_mirror};
 use crate::failure::{Exit, Failure, Result};
 use crate::report::Report;
 
@@ -19,15 +19,9 @@ struct Seed {
 }
 
 pub(crate) fn run(disk: &Path, report: Report) -> Result<()> {
+    let disk = &found(disk)?;
     let shown = disk.display().to_string();
-    let known = load_record(&sidecar_path(disk)).map_err(|e| of_mirror(&shown, &e))?;
-    if let Some(known) = known
-        && !known.is_seed()
-    {
-        let what = format!("{shown}: has an ownership record already");
-        return Err(Failure::new(Exit::InUse, what)
-            .hint("a disk that was being received, or was handed over, needs no --seed"));
-    }
+    needs_one(&shown, &sidecar_path(disk))?;
     let size = alone(disk, plant)?;
     let seed = Seed { disk: shown, size };
     report.result("seed", &seed, |seed| {
@@ -38,8 +32,21 @@ pub(crate) fn run(disk: &Path, report: Report) -> Result<()> {
     })
 }
 
+/// Refuse what has a record that says more.
+fn needs_one(shown: &str, record: &Path) -> Result<()> {
+    let known = load_record(record).map_err(|e| of_mirror(shown, &e))?;
+    if known.is_none_or(|known| known.is_seed()) {
+        return Ok(());
+    }
+    let what = format!("{shown}: has an ownership record already");
+    let hint = "a disk that was being received, or was handed over, needs no --seed";
+    Err(Failure::new(Exit::InUse, what).hint(hint))
+}
+
 /// Its size.
 fn plant(found: &Found) -> Result<u64> {
+    // Nobody else has the image by now.
+    needs_one(&found.shown, &found.record)?;
     // First the mark: what may be torn is refused by other programs from then on.
     found.park(Some(Mark::Incomplete))?;
     let seed = Ownership::seed();

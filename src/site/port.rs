@@ -28,6 +28,10 @@ impl DiskPort for ExportPort {
         self.0.size()
     }
 
+    fn logical_sector(&self) -> Option<u32> {
+        Some(self.0.block_device(1, 1).logical_sector)
+    }
+
     fn read(&self, offset: u64, len: u32, done: ReadDone) {
         let request = LocalRequest::Read {
             offset,

@@ -19,7 +19,8 @@ use vdisk::storage::{FileStorage, Storage as _};
 use super::Reachable;
 use super::disk::{Opened, open};
 use super::port::ExportPort;
-use crate::failure::Failure;
+use crate::commands::image;
+use crate::failure::{Exit, Failure};
 
 /// A folder into which disks are received, and the server that has them.
 pub(crate) struct Folder {
@@ -129,7 +130,20 @@ impl Folder {
 }
 
 fn plain(failure: &Failure) -> io::Error {
-    io::Error::other(failure.what.clone())
+    let kind = match failure.exit {
+        Exit::Corrupt | Exit::Unsupported => io::ErrorKind::InvalidData,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, failure.what.clone())
+}
+
+/// Nobody else has the image at `path`, if there is one, while what is returned lives.
+fn nobody_has(path: &Path) -> io::Result<Option<FileStorage>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let held = image::patiently(|| FileStorage::open(path, true));
+    held.map(Some).map_err(|failure| plain(&failure))
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
@@ -194,6 +208,8 @@ impl TargetHost for Folder {
     fn create(&self, description: &DiskDescription) -> io::Result<Arc<dyn DiskPort>> {
         self.close(&description.name)?;
         let path = self.path(&description.name);
+        // It may be served by another process, whatever is known of it here.
+        let _held = nobody_has(&path)?;
         remove_if_there(&path)?;
         create_image(&path, description)?;
         self.open_and_hold(&description.name)

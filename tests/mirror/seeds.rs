@@ -88,6 +88,28 @@ fn a_seed_that_is_not_wanted_becomes_a_disk_again() {
     holds_the_content(&sites, "a.vhdx");
 }
 
+#[test]
+fn a_seed_that_became_a_disk_meanwhile_is_left_alone() {
+    for how in [&["--wait"][..], &["--wait", "--fresh"]] {
+        let mut sites = filled();
+        sites.run(&["convert", "a.vhdx", "in/a.vhdx"]).ends(0);
+        sites.run(&["receive", "--seed", "in/a.vhdx"]).ends(0);
+        sites.serve();
+        // It knows the seed from here on.
+        sites.receive();
+        let words = ["serve", "in/a.vhdx", "--listen", "unix:u", "--take-over"];
+        let mut owner = Running::start(sites.here(), &words);
+        owner.says("serving");
+        owner.end();
+        let ran = sites.start(how).ends(8);
+        assert!(ran.stderr.contains("another process"), "{}", ran.stderr);
+        let (_, target) = sites.records();
+        assert!(matches!(target, Some(State::Owner { .. })), "{target:?}");
+        sites.end();
+        holds_the_content(&sites, "in/a.vhdx");
+    }
+}
+
 /// A disk follows, its source is killed, and the move goes on; what was said of it at its end.
 fn moved_after_a_kill(mut sites: Sites) -> Value {
     sites.serve();

@@ -32,6 +32,11 @@ pub trait DiskPort: Send + Sync + 'static {
     /// Size of the disk.
     fn size(&self) -> u64;
 
+    /// Bytes of a logical sector, where the image says so.
+    fn logical_sector(&self) -> Option<u32> {
+        None
+    }
+
     /// Read `len` bytes at `offset`; the answer has exactly that many.
     fn read(&self, offset: u64, len: u32, done: ReadDone);
 
@@ -109,6 +114,8 @@ pub trait TargetHost: Send + Sync + 'static {
     fn create(&self, description: &DiskDescription) -> io::Result<Arc<dyn DiskPort>>;
 
     /// Open the disk as it is, marked [`Mark::Incomplete`] or not.
+    ///
+    /// Fails with [`io::ErrorKind::InvalidData`] when there is no sound image, and never will be: it may be made anew then.
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskPort>>;
 
     /// Serve the disk to clients from now on and say at which NBD address they reach it. Called when

@@ -57,7 +57,8 @@ impl OnTheWay {
     fn weight(&self) -> u64 {
         match self.kind {
             Kind::Data | Kind::Probe => self.claim.len,
-            Kind::Zeroes => GRANULE,
+            // Where there is something it takes the target a while.
+            Kind::Zeroes => (self.claim.len / 256).max(GRANULE),
         }
     }
 
@@ -258,21 +259,24 @@ impl BulkCopy {
         limits: &Limits,
         conn: ConnId,
         last: u64,
-    ) -> Option<Chunk> {
-        if !self.has_room(limits, GRANULE) {
+    ) -> Option<(Message, u64)> {
+        // Not by how many chunks there are: those may wait for records that wait for this.
+        if self.flight.bytes >= limits.window {
             return None;
         }
         let claim = self.scan.next_zeroes()?;
         let id = self.begin(claim, Kind::Zeroes, Place::Sent(conn));
         self.sent_count += 1;
         self.saw = self.saw.max(last);
-        Some(Chunk {
+        let chunk = Chunk {
             id,
             base: claim.base,
             offset: claim.offset,
             content: Content::Zeroes(claim.len),
             hash: [0; 32],
-        })
+        };
+        let weight = self.chunks.get(&id).map_or(0, OnTheWay::weight);
+        Some((Message::Chunk(chunk), weight))
     }
 
     /// A read is done, `last` being the last number given out: what to send over `conn`, and the bytes it counts for;
@@ -454,9 +458,12 @@ impl BulkCopy {
 
     /// A rule broken on purpose: that chunk is not sent and not missed.
     #[cfg(test)]
-    pub(super) fn forget(&mut self, id: u64) {
-        if let Some(entry) = self.chunks.remove(&id) {
-            self.aloft.remove(&(entry.claim.base, id));
+    pub(super) fn forget(&mut self, chunk: &Message) {
+        let Message::Chunk(Chunk { id, .. }) = chunk else {
+            return;
+        };
+        if let Some(entry) = self.chunks.remove(id) {
+            self.aloft.remove(&(entry.claim.base, *id));
             self.flight.bytes -= entry.weight();
             self.sent_count -= 1;
         }

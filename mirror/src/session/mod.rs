@@ -14,7 +14,7 @@
 //! | phase | invariant | source crashes | target crashes |
 //! |---|---|---|---|
 //! | Connecting | source owns and serves; target has nothing that counts | source serves again; the session is over | nothing to lose |
-//! | Copying | source owns and serves; every granule is clean at the target, or dirty, or in a chunk or record that is not yet durable there | source serves again; target stays refused until a new session empties it | source sends again what was not durable |
+//! | Copying | source owns and serves; every granule is clean at the target, or dirty, or in a chunk or record that is not yet durable there | source serves again and goes on with what it kept; target stays refused | source sends again what was not durable |
 //! | Synced | as Copying, and nothing is dirty | the same | the same |
 //! | Switching | requests are held; the source may still go back | source serves again: no grant was sent | source waits, then gives up and serves |
 //! | Deciding | the deciding record may be durable | its record says which of the two | source waits for the record, then grants |

@@ -12,6 +12,8 @@ use crate::tracker::{Claim, Tracker};
 
 /// How much of the disk one question about allocation covers.
 const QUESTION: u64 = 4 << 30;
+/// The longest part that the target is told to make zero at once: some have to write that.
+const MOST_ZEROES: u64 = 64 << 20;
 /// With more than this waiting to be copied the scan for more of it waits.
 const ENOUGH_DIRTY: u64 = 64 << 30;
 
@@ -171,9 +173,15 @@ impl Scan {
             } else {
                 tracker.mark(offset, len);
             }
+        } else if self.compares && len > MOST_ZEROES {
+            self.take_in((offset, MOST_ZEROES), data, base, tracker);
+            let rest = (offset + MOST_ZEROES, len - MOST_ZEROES);
+            self.take_in(rest, data, base, tracker);
         } else if self.compares && len > 0 {
             match self.zeroes.back_mut() {
-                Some(last) if last.offset + last.len == offset => last.len += len,
+                Some(last) if last.offset + last.len == offset && last.len + len <= MOST_ZEROES => {
+                    last.len += len;
+                }
                 _ => self.zeroes.push_back(Claim {
                     offset,
                     len,

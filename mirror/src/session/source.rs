@@ -20,7 +20,6 @@ use super::copy::BulkCopy;
 use super::link::{Control, Link, LinkAction};
 use super::stream::RecordStream;
 use super::{ConnId, OpId, Progress, Stage};
-use crate::GRANULE;
 use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pacing::{Bucket, Meter};
@@ -506,10 +505,10 @@ impl Source {
             };
             #[cfg(test)]
             if self.broken(super::Sabotage::LeaveZeroesOut) {
-                self.copy.forget(chunk.id);
+                self.copy.forget(&chunk.0);
                 continue;
             }
-            self.send_chunk(now, conn, (Message::Chunk(chunk), GRANULE));
+            self.send_chunk(now, conn, chunk);
         }
         while self.link.lightest().is_some() && self.pace.bucket.open(now) {
             let Some((op, claim)) = self.copy.read(&self.config.limits, &self.tracker) else {

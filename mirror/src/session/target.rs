@@ -111,7 +111,7 @@ impl Target {
             TargetEvent::Closed(conn) => self.on_closed(conn),
             TargetEvent::Opened(result) => self.on_opened(now, result),
             TargetEvent::Disk(op, result) => self.on_disk(now, op, result),
-            TargetEvent::Read(op, result) => self.on_read(now, op, result),
+            TargetEvent::Read(op, result) => self.on_read(op, result),
             TargetEvent::Persisted(result) => self.on_persisted(now, result.is_ok()),
             TargetEvent::Parked(result) => self.on_parked(now, result.is_ok()),
             TargetEvent::Serving(result) => self.on_serving(now, result),

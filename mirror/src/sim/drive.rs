@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+use std::io::ErrorKind;
+
 use super::host::{Asked, Doing, Front, Machine, Op};
 use super::journal::JournalOp;
 use super::ledger::Promise;
@@ -147,7 +149,10 @@ impl World {
         match action {
             TargetAction::Send(conn, message) => self.send(conn, TO_SOURCE, &message),
             TargetAction::Close(conn) => self.close(conn, TARGET),
-            TargetAction::Open { fresh, .. } => self.step_op(TARGET, Doing::Open(fresh)),
+            TargetAction::Open { fresh, .. } => {
+                let works = self.calm() || !self.rng.percent(2);
+                self.step_op(TARGET, Doing::Open(fresh, works));
+            }
             TargetAction::Write(op, at, data) => {
                 self.begin_op(TARGET, Asked::Machine(op), Doing::Write(at, data));
             }
@@ -174,6 +179,7 @@ impl World {
                 self.maybe_crash_soon();
             }
             TargetAction::Apply(op) => {
+                self.check_apply();
                 self.journal_op(op, JournalOp::Apply(0));
                 self.maybe_crash_soon();
                 if self.rng.percent(20) {
@@ -196,6 +202,19 @@ impl World {
             // Where an earlier session left it.
             Some(State::Following { .. }) => target.journal.at,
             _ => (seq > 0).then_some((session, seq)),
+        }
+    }
+
+    /// What is carried over is of the session that the record speaks of.
+    fn check_apply(&mut self) {
+        let target = &self.hosts[TARGET];
+        let state = target.record.as_ref().map(|record| &record.state);
+        let of_another = match (state, target.journal.holds_of()) {
+            (Some(State::Following { session, .. }), Some(of)) => *session != of,
+            (_, of) => of.is_some(),
+        };
+        if of_another {
+            self.failure("the journal of another session is carried over");
         }
     }
 
@@ -277,7 +296,12 @@ impl World {
             }
             (_, Doing::Park(_)) => TargetEvent::Parked(Ok(())),
             (_, Doing::Persist(_, ok)) => TargetEvent::Persisted(answer(ok)),
-            (_, Doing::Open(_)) => TargetEvent::Opened(Ok(())),
+            (_, Doing::Open(_, true)) => TargetEvent::Opened(Ok(())),
+            (_, Doing::Open(_, false)) => {
+                let kinds = [ErrorKind::InvalidData, ErrorKind::Other];
+                let kind = kinds[self.rng.below(2) as usize];
+                TargetEvent::Opened(Err(kind.into()))
+            }
             (_, Doing::Serve) => {
                 self.hosts[TARGET].front = Front::Serving;
                 self.check_takeover();

@@ -75,7 +75,8 @@ pub(super) enum Doing {
     Persist(Ownership, bool),
     /// What is done to the journal; with how far it got.
     Journal(JournalOp),
-    Open(bool),
+    /// Whether from an empty disk; whether it works.
+    Open(bool, bool),
     Serve,
 }
 
@@ -217,8 +218,8 @@ impl Host {
                 let under_way = self.ops.values().filter_map(Op::changes);
                 self.kept.checkpoint(under_way);
             }
-            Doing::Open(fresh) => {
-                if *fresh {
+            Doing::Open(fresh, works) => {
+                if *fresh && *works {
                     self.disk.create();
                     self.image = true;
                     self.mark = Some(Mark::Incomplete);

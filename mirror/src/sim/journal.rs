@@ -81,6 +81,11 @@ impl SimJournal {
         }
     }
 
+    /// The session of what it holds.
+    pub(super) fn holds_of(&self) -> Option<Uuid> {
+        (!self.entries.is_empty()).then_some(self.session)
+    }
+
     /// Where the sealed part ends, and the number it ends at.
     fn sealed(&self) -> Option<(usize, u64)> {
         let marks = self.entries.iter().enumerate();

@@ -73,7 +73,7 @@ fn no_fault_ever_makes_two_owners_or_loses_a_write() {
     ] {
         assert!(total.crashed_in.contains(doing), "no crash in: {doing}");
     }
-    assert!(total.resumed > 500);
+    assert!(total.resumed > 500 && total.same > 1 << 20);
     assert!(total.cuts > 5000 && total.given_up > 1000 && total.fallen_back > 10_000);
 }
 
@@ -87,6 +87,7 @@ fn a_target_that_follows_holds_what_a_crash_of_the_source_could_have_left_at_the
     for doing in ["source Owner", "target Receiving", "target Following"] {
         assert!(total.crashed_in.contains(doing), "no crash in: {doing}");
     }
+    assert!(total.resumed > 300 && total.same > 1 << 20);
     assert!(total.replicas > 5000 && total.replayed > 1500 && total.inherited > 100);
 }
 

@@ -268,8 +268,8 @@ fn greeting(r: &mut Reader) -> Result<(), DecodeError> {
 fn hello(r: &mut Reader) -> Result<Hello, DecodeError> {
     greeting(r)?;
     Ok(Hello {
-        session: r.uuid("session")?,
-        disk: r.uuid("disk")?,
+        session: r.name("session")?,
+        disk: r.name("disk")?,
         epoch: r.nonzero("epoch")?,
         incarnation: r.nonzero("incarnation")?,
         description: description(r)?,

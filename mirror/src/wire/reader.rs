@@ -90,6 +90,15 @@ impl Reader {
         }
     }
 
+    /// One that names something.
+    pub(super) fn name(&mut self, field: &'static str) -> Result<Uuid, DecodeError> {
+        let name = self.uuid(field)?;
+        if name.is_nil() {
+            return Err(self.bad(field, 16));
+        }
+        Ok(name)
+    }
+
     pub(super) fn uuid(&mut self, field: &'static str) -> Result<Uuid, DecodeError> {
         self.array::<16>(field).map(Uuid::from_bytes)
     }

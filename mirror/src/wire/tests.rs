@@ -97,7 +97,7 @@ pub(crate) fn message() -> impl Strategy<Value = Message> {
 fn greeting() -> impl Strategy<Value = Message> {
     let number = 1..u64::MAX;
     let text = ".{0,100}";
-    let id = any::<u128>().prop_map(Uuid::from_u128);
+    let id = (1..u128::MAX).prop_map(Uuid::from_u128);
     prop_oneof![
         (
             id.clone(),
@@ -283,8 +283,8 @@ fn decode_forged(kind: u8, fixed: &[u8], payload: &[u8]) -> Result<Message, Deco
 
 fn hello_with(change: impl Fn(&mut Vec<u8>)) -> DecodeError {
     let hello = Message::Hello(Hello {
-        session: Uuid::nil(),
-        disk: Uuid::nil(),
+        session: Uuid::from_u128(1),
+        disk: Uuid::from_u128(2),
         epoch: 1,
         incarnation: 1,
         description: DiskDescription {
@@ -306,6 +306,8 @@ fn malformed_greetings_are_refused_naming_the_field() {
     let field = |change: &dyn Fn(&mut Vec<u8>)| hello_with(change).field;
     assert_eq!(field(&|f| f[0] ^= 1), "magic");
     assert_eq!(hello_with(|f| f[4] = 9).fault, Fault::Version);
+    assert_eq!(field(&|f| f[6..22].fill(0)), "session");
+    assert_eq!(field(&|f| f[22..38].fill(0)), "disk");
     assert_eq!(field(&|f| f[54..62].fill(0xff)), "size");
     assert_eq!(field(&|f| f[54] = 1), "size");
     assert_eq!(field(&|f| f[66] = 1), "logical sector");

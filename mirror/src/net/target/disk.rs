@@ -48,6 +48,8 @@ pub(super) struct DiskTask {
     closing: JoinSet<()>,
     /// What the machine has asked for and has no answer to.
     asked: u64,
+    /// Another process has changed what is known of the disk.
+    superseded: Option<io::Error>,
     written: Arc<AtomicU64>,
 }
 
@@ -71,6 +73,7 @@ impl DiskTask {
             lanes: BTreeMap::new(),
             closing: JoinSet::new(),
             asked: 0,
+            superseded: None,
             written: Arc::default(),
         }
     }
@@ -96,6 +99,9 @@ impl DiskTask {
                 () = tokio::time::sleep(span) => TargetEvent::Tick,
             };
             self.handle(event);
+            if let Some(why) = self.superseded.take() {
+                return self.leave_alone(&why, incoming).await;
+            }
             if self.is_done() && self.leave(&mut incoming) {
                 break;
             }
@@ -129,6 +135,12 @@ impl DiskTask {
     ) {
         tracing::error!("{} is left alone: {why}", self.name);
         self.entry.status().trouble = Some(why.to_string());
+        for (_, lane) in std::mem::take(&mut self.lanes) {
+            let text = format!("the disk is left alone: {why}");
+            lane.send(Message::Failed { text });
+            lane.close(&mut self.closing);
+        }
+        while self.closing.join_next().await.is_some() {}
         while !self.leave(&mut incoming) {
             if let Some(Happened::Arrived(arrival)) = incoming.recv().await {
                 let refusal = Refusal::CannotCreate;
@@ -242,6 +254,12 @@ impl DiskTask {
             tracing::error!("{}: {text}", self.name);
             self.entry.status().trouble = Some(text);
         }
+        if let TargetEvent::Persisted(Err(e)) = &event
+            && e.kind() == io::ErrorKind::AlreadyExists
+        {
+            self.superseded = Some(io::Error::new(e.kind(), e.to_string()));
+            return;
+        }
         self.machine.handle(self.clock.now(), event);
         // Before anybody hears of it: the lanes of a session are told apart by this.
         self.publish();
@@ -301,7 +319,8 @@ impl DiskTask {
             TargetAction::Persist(record) => {
                 tracing::debug!("{}: recording {:?}", self.name, record.state);
                 let done = self.tell(TargetEvent::Persisted);
-                self.store.persist(&record, done);
+                self.store
+                    .persist_over(self.machine.record(), &record, done);
             }
             TargetAction::Park(mark) => self.park(mark),
             TargetAction::Serve => self.serve(),
@@ -416,6 +435,15 @@ impl DiskTask {
                     "the image has {} bytes, the source's disk {}",
                     port.size(),
                     description.size
+                );
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+            }
+            let sector = port.logical_sector();
+            if sector.is_some_and(|sector| sector != description.logical_sector) {
+                let what = format!(
+                    "the image has logical sectors of {} bytes, the source's disk of {}",
+                    sector.unwrap_or_default(),
+                    description.logical_sector
                 );
                 return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }

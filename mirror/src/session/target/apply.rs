@@ -48,6 +48,14 @@ impl Work {
             Self::Compare(compare) => compare.len(),
         }
     }
+
+    /// Bytes it counts for among those that run: a disk that cannot punch holes writes zeroes.
+    fn weight(&self) -> u64 {
+        match self {
+            Self::Put(Content::Zeroes(len)) => len / 64,
+            work => work.held(),
+        }
+    }
 }
 
 /// An operation on the target's disk.
@@ -325,7 +333,7 @@ impl Applier {
 
     /// The next operation that may run now, of those before `limit`.
     pub(super) fn next(&mut self, limit: Option<OpId>) -> Option<DiskOp> {
-        let bytes: u64 = self.running.values().map(|op| op.work.held()).sum();
+        let bytes: u64 = self.running.values().map(|op| op.work.weight()).sum();
         if self.running.len() >= MOST_RUNNING || bytes >= MOST_RUNNING_BYTES {
             return None;
         }

@@ -302,8 +302,13 @@ impl Target {
                         (Refusal::CannotCreate, text)
                     }
                     Start::Compare => {
+                        // What cannot be opened now may be whole all the same.
+                        let refusal = match e.kind() {
+                            std::io::ErrorKind::InvalidData => Refusal::Unusable,
+                            _ => Refusal::CannotCreate,
+                        };
                         let text = format!("cannot go on from what is here of the disk: {e}");
-                        (Refusal::Unusable, text)
+                        (refusal, text)
                     }
                     _ => {
                         let text = format!("cannot create the disk: {e}");

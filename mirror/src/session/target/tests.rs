@@ -190,17 +190,22 @@ fn a_record_older_than_a_probe_does_not_overwrite_what_was_found_to_be_the_same(
 }
 
 #[test]
-fn a_disk_that_reads_too_little_ends_the_session_and_is_not_taken_for_the_same() {
-    let mut target = streaming();
-    let read = say(&mut target, BULK, Message::Probe(probe(7, 0, [1, 2])));
-    let [TargetAction::Read(read, ..)] = read[..] else {
-        panic!("{read:?}")
-    };
-    let short = Bytes::from(vec![1; 4096]);
-    assert!(fails(&tell(
-        &mut target,
-        TargetEvent::Read(read, Ok(short))
-    )));
+fn what_cannot_be_read_is_not_taken_for_the_same() {
+    let failed = || Err(std::io::Error::other("a bad sector"));
+    for (read, differs) in [
+        (Ok(Bytes::from(vec![1; 4096])), 0b10),
+        (Ok(Bytes::from(vec![1; 6000])), 0b10),
+        (failed(), 0b11),
+    ] {
+        let mut target = streaming();
+        let asked = say(&mut target, BULK, Message::Probe(probe(7, 0, [1, 2])));
+        let [TargetAction::Read(op, ..)] = asked[..] else {
+            panic!("{asked:?}")
+        };
+        let answer = tell(&mut target, TargetEvent::Read(op, read));
+        assert!(matches!(answer[..],
+            [TargetAction::Send(_, Message::Differs { id: 7, blocks })] if blocks == differs));
+    }
 }
 
 #[test]
