@@ -9,6 +9,7 @@ mod convert;
 mod limit;
 mod machine;
 mod metadata;
+mod pair;
 mod receive;
 mod run;
 mod track;
@@ -31,6 +32,7 @@ pub(crate) use self::machine::{
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
 };
+pub(crate) use self::pair::{IdentityArgs, PairForgetArgs, PairNewArgs, PairTrustArgs, PairVerb};
 pub(crate) use self::receive::ReceiveArgs;
 pub(crate) use self::run::{Confine, RunArgs};
 pub(crate) use self::track::{
@@ -182,6 +184,9 @@ pub(crate) enum Verb {
     Machine(MachineVerb),
     /// Receive disks from other hosts, and serve them once they belong here
     Receive(ReceiveArgs),
+    /// Let this site and others know each other, for encrypted moves
+    #[command(subcommand)]
+    Pair(PairVerb),
     /// Move a disk that is being served to another host or path
     #[command(
         subcommand,
@@ -359,6 +364,8 @@ pub(crate) struct ServeArgs {
     #[arg(long)]
     pub(crate) take_over: bool,
     #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
+    #[command(flatten)]
     pub(crate) limits: LimitArgs,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
@@ -378,10 +385,10 @@ pub(crate) enum MirrorVerb {
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  diskferry mirror start disk.vhdx --to tcp:10.0.0.2:9000 --wait
-  diskferry mirror start disk.vhdx --to tcp:10.0.0.2:9000 --manual
+  diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --wait
+  diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --manual
   diskferry mirror start disk.vhdx --to /faster/disk.vhdx --wait      another path of this host
-  diskferry mirror start disk.vhdx --to tcp:10.0.0.2:9000 --fresh     copy all of it again
+  diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --fresh     copy all of it again
 
 The disk stays in use. Once the target is in step the source switches over by itself, unless --manual;
 from then on it forwards its clients' requests.
@@ -392,9 +399,12 @@ what is different is sent.")]
 pub(crate) struct MirrorStartArgs {
     #[command(flatten)]
     pub(crate) disk: MirrorArgs,
-    /// tcp:HOST:PORT of a `diskferry receive`, or a new file on this host
+    /// tls:HOST:PORT or tcp:HOST:PORT of a `diskferry receive`, or a new file on this host
     #[arg(long, value_name = "TARGET")]
     pub(crate) to: String,
+    /// Let the disk cross the network unencrypted
+    #[arg(long)]
+    pub(crate) plain: bool,
     /// Stay in step until `diskferry mirror cutover`
     #[arg(long)]
     pub(crate) manual: bool,

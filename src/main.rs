@@ -11,6 +11,7 @@ mod control;
 mod copy;
 mod device;
 mod failure;
+mod identity;
 mod interrupt;
 mod latency;
 mod limits;

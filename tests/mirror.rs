@@ -10,6 +10,7 @@ mod mirror {
     mod ledger;
     mod load;
     mod moves;
+    mod pairing;
     mod process;
     mod promotion;
     mod refusals;

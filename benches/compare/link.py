@@ -92,6 +92,10 @@ class Move:
             raise SystemExit(f"error: {' '.join(words)}: {done.stderr}")
         return done.stdout
 
+    def plainly(self, *verb):
+        """Earlier builds do not ask for it."""
+        return ["--plain"] if "--plain" in self.run(*verb, "--help") else []
+
     def start(self, command):
         log = (self.folder / f"{len(self.running)}.log").open("w")
         process = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
@@ -133,7 +137,7 @@ class Move:
         there = SITES["target"]
         self.start([
             *self.link.at("target"), self.program, "receive", "--listen", f"tcp:{there}:9000", "--into", "in",
-            "--serve", f"tcp:{there}:10809",
+            "--serve", f"tcp:{there}:10809", *self.plainly("receive"),
         ])  # fmt: skip
         time.sleep(1)
         quiet = self.client("quiet")
@@ -143,7 +147,8 @@ class Move:
         busy = self.client("busy")
         time.sleep(1)
         began = time.monotonic()
-        self.run("mirror", "start", "disk.vhdx", "--to", f"tcp:{there}:9000", "--manual")
+        plainly = self.plainly("mirror", "start")
+        self.run("mirror", "start", "disk.vhdx", "--to", f"tcp:{there}:9000", "--manual", *plainly)
         self.until("in step", lambda: self.status()["stage"] == "synced")
         figures["in step s"] = time.monotonic() - began
         figures["sent MiB"] = self.status()["sent"] / MIB

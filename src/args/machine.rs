@@ -43,8 +43,8 @@ Latencies are those of the disk's server, in steps of powers of two: half, or 99
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  diskferry run vm.toml --receive tcp:0.0.0.0:10810       on the other host
-  diskferry machine move vm.toml --to tcp:b.example:10810
+  diskferry run vm.toml --receive tls:0.0.0.0:10810       on the other host
+  diskferry machine move vm.toml --to tls:b.example:10810
 
 Its disks are copied while it runs. Then it stands still, its memory is sent, and machine and disks change hands at
 once. The other host needs a vm.toml of the same machine, with paths and taps of its own; whether the machine
@@ -53,9 +53,12 @@ running here (8); afterwards it must not be started here, and `run` here does no
 pub(crate) struct MachineMoveArgs {
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-    /// Where `run --receive` waits: tcp:HOST:PORT
+    /// Where `run --receive` waits: tls:HOST:PORT or tcp:HOST:PORT
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) to: String,
+    /// Let the machine cross the network unencrypted
+    #[arg(long)]
+    pub(crate) plain: bool,
 }
 
 #[derive(Args, Debug)]

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::pair::IdentityArgs;
+
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  diskferry receive --listen tcp:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809
+  diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809
   diskferry receive --listen tcp:127.0.0.1:9000 --into . --serve unix:/run/disks.sock
   diskferry receive --seed /srv/disks/disk.vhdx                      it came on a drive: take it for an older copy
   diskferry receive --promote-at-last-epoch /srv/disks/disk.vhdx     the source is lost for good
@@ -23,9 +25,14 @@ A disk whose source stays in step with it (mirror start --manual) follows it fro
 the next, every 0.1 s or so. If the source is lost for good, --promote-at-last-epoch makes the disk what the source's
 was at the last of them; serve it then. Use it only if nothing will serve the source's disk again.")]
 pub(crate) struct ReceiveArgs {
-    /// Where sources connect: tcp:HOST:PORT
+    /// Where sources connect: tls:HOST:PORT, encrypted and only for sites that are known, or tcp:HOST:PORT
     #[arg(long, value_name = "ADDRESS", required_unless_present_any = ["promote", "seed"])]
     pub(crate) listen: Option<String>,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
+    /// Let disks cross the network unencrypted, from anybody
+    #[arg(long)]
+    pub(crate) plain: bool,
     /// The folder for the disks
     #[arg(long, value_name = "DIR", required_unless_present_any = ["promote", "seed"])]
     pub(crate) into: Option<PathBuf>,

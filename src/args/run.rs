@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::ChainArgs;
+use super::{ChainArgs, IdentityArgs};
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -12,8 +12,8 @@ use super::ChainArgs;
   diskferry run debian.vhdx --memory 4G --vcpus 2                what is installed on a disk
   diskferry run debian.vhdx --dry-run                            only say what that is
   diskferry run vm.toml --restore before-upgrade --discard-disks
-  diskferry mirror start root.vhdx --to tcp:b.example:10810      while it runs
-  diskferry run vm.toml --receive tcp:0.0.0.0:10810              on b.example: `machine move` sends it there
+  diskferry mirror start root.vhdx --to tls:b.example:10810      while it runs
+  diskferry run vm.toml --receive tls:0.0.0.0:10810              on b.example: `machine move` sends it there
 
 A machine with two processors and one disk:
 
@@ -59,13 +59,25 @@ pub(crate) struct RunArgs {
     /// What happens when a thread makes a system call that it may not
     #[arg(long, value_name = "HOW", value_enum, default_value_t)]
     pub(crate) confine: Confine,
-    /// Wait at this address (tcp:HOST:PORT) until the machine comes from another host, by `machine move`, then run it
-    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["dry_run", "restore", "take_over"])]
-    pub(crate) receive: Option<String>,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
+    #[command(flatten)]
+    pub(crate) arrives: ArrivesArgs,
     #[command(flatten)]
     pub(crate) saved: SavedArgs,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
+}
+
+/// How a machine comes from another host.
+#[derive(Args, Debug)]
+pub(crate) struct ArrivesArgs {
+    /// Let a machine cross the network unencrypted, from anybody
+    #[arg(long, requires = "receive")]
+    pub(crate) plain: bool,
+    /// Wait at this address (tls:HOST:PORT or tcp:HOST:PORT) until the machine comes from another host, by `machine move`, then run it
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["dry_run", "restore", "take_over"])]
+    pub(crate) receive: Option<String>,
 }
 
 /// How a machine's process is confined.

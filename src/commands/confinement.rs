@@ -48,7 +48,7 @@ pub(super) fn begin(
     };
     if mode != Mode::Off {
         alone()?;
-        if args.receive.is_some() || arrived.is_some() {
+        if args.arrives.receive.is_some() || arrived.is_some() {
             beside(&args.machine, &limits.paths)?;
         }
     }
@@ -138,7 +138,7 @@ fn paths(args: &RunArgs, plan: &Machine, disks: &[Opened]) -> Result<Paths> {
             paths.write.push(place);
         }
     }
-    if args.receive.is_some() {
+    if args.arrives.receive.is_some() {
         for disk in &plan.vm.disks {
             let place = of_coming(&disk.path);
             if disk.read_only {

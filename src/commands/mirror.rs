@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use mirror::net::SiteAddress;
 use serde_json::Value;
 
 use super::remote::Remote;
@@ -41,7 +42,7 @@ pub(crate) fn run(verb: &MirrorVerb, report: Report) -> Result<()> {
 
 fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
     let disk = find(&args.disk)?;
-    let to = if args.to.starts_with("tcp:") {
+    let to = if SiteAddress::is_written(&args.to) {
         args.to.clone()
     } else {
         absolute(Path::new(&args.to))?.display().to_string()
@@ -58,6 +59,7 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
             cutover,
             max_pause_ms: args.max_pause,
             fresh: args.fresh,
+            plain: args.plain,
         },
     )?;
     tell(&disk, report, state, args.disk.wait)

@@ -20,6 +20,7 @@ mod man;
 mod map;
 mod metadata;
 mod mirror;
+mod pair;
 mod promote;
 mod rebase;
 mod receive;
@@ -61,6 +62,7 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Machine(verb) => machine::run(verb, report),
         Verb::Serve(args) => serve::run(args, report),
         Verb::Receive(args) => receive::run(args, report),
+        Verb::Pair(verb) => pair::run(verb, report),
         Verb::Mirror(verb) => mirror::run(verb, report),
         Verb::Bench(args) => bench::run(args, report),
         Verb::Load(LoadVerb::Run(args)) => load::run(args, report),

@@ -12,11 +12,11 @@ use serde::Serialize;
 use super::{promote, seed, serve};
 use crate::args::ReceiveArgs;
 use crate::failure::{Failure, Result};
-use crate::interrupt;
 use crate::plan::{self, Receive};
 use crate::report::Report;
 use crate::site::Reachable;
 use crate::site::target::Folder;
+use crate::{identity, interrupt};
 
 /// How often changes are looked for that people are told of.
 const LOOK: Duration = Duration::from_millis(500);
@@ -36,6 +36,8 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
         return seed::run(disk, report);
     }
     let plan = Receive::new(args)?;
+    identity::allowed(&plan.listen, args.plain)?;
+    identity::introduce(args.identity.identity.as_deref())?;
     interrupt::listen();
     if !plan.into.is_dir() {
         let what = format!("{}: is no folder", plan.into.display());
@@ -71,7 +73,7 @@ fn announce(
     (target, endpoints): (&TargetHandle, &[Endpoint]),
 ) -> Result<()> {
     let receiving = Receiving {
-        listen: format!("tcp:{}", target.address()),
+        listen: target.site(),
         into: plan.into.display().to_string(),
         serve: endpoints.iter().map(ToString::to_string).collect(),
     };

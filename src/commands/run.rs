@@ -36,6 +36,7 @@ use crate::control::machine::MachineControl;
 use crate::control::service::Controlled;
 use crate::control::{Control, place};
 use crate::failure::{Exit, Failure, Result};
+use crate::identity;
 use crate::moving::standing::Arrived;
 use crate::plan::{Machine, disk_format};
 use crate::report::Report;
@@ -92,6 +93,8 @@ pub(crate) fn run(args: &RunArgs, report: Report) -> Result<()> {
     if plan.dry_run {
         return booting::dry_run(&plan, report);
     }
+    // Before the process is confined to its own files.
+    identity::introduce(args.identity.identity.as_deref())?;
     limits::raise_open_files();
     let text = Text::of_this_process();
     let Some(begun) = begun::begin(args, &plan, report)? else {

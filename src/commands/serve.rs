@@ -15,10 +15,10 @@ use crate::args::ServeArgs;
 use crate::control::service::Controlled;
 use crate::control::{Control, place};
 use crate::failure::{Exit, Failure, Result};
-use crate::interrupt;
 use crate::plan::{self, Serve, Served};
 use crate::report::Report;
 use crate::site::source::Site;
+use crate::{identity, interrupt};
 use crate::{site, size};
 
 #[derive(Serialize)]
@@ -45,6 +45,7 @@ struct EndedExport {
 
 pub(crate) fn run(args: &ServeArgs, report: Report) -> Result<()> {
     let plan = Serve::new(args)?;
+    identity::introduce(args.identity.identity.as_deref())?;
     interrupt::listen();
     let config = ServerConfig {
         workers: plan.workers,

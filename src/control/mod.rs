@@ -54,7 +54,7 @@ pub(crate) enum Cutover {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StartMirror {
-    /// `tcp:HOST:PORT` of a `receive`, or an absolute path on this host.
+    /// `tls:HOST:PORT` or `tcp:HOST:PORT` of a `receive`, or an absolute path on this host.
     pub(crate) to: String,
     /// When to switch over.
     #[serde(default)]
@@ -65,6 +65,9 @@ pub(crate) struct StartMirror {
     /// Begin from an empty disk, whatever the target has of it.
     #[serde(default)]
     pub(crate) fresh: bool,
+    /// Let the disk cross a network unencrypted.
+    #[serde(default)]
+    pub(crate) plain: bool,
 }
 
 /// Another size for a disk.

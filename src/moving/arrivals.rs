@@ -101,8 +101,8 @@ impl Reception {
 
     /// Where it listens.
     pub(crate) fn address(&self) -> String {
-        let address = self.target.as_ref().map(TargetHandle::address);
-        address.map_or_else(String::new, |address| format!("tcp:{address}"))
+        let address = self.target.as_ref().map(TargetHandle::site);
+        address.unwrap_or_default()
     }
 
     /// Wait until all of the machine belongs to this host. Afterwards nobody here has its disks open.

@@ -38,8 +38,11 @@ const NEAR_MILLIS: u64 = 300;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MoveTo {
-    /// `tcp:HOST:PORT` of a `run --receive`.
+    /// `tls:HOST:PORT` or `tcp:HOST:PORT` of a `run --receive`.
     pub(crate) to: String,
+    /// Let the machine cross a network unencrypted.
+    #[serde(default)]
+    pub(crate) plain: bool,
 }
 
 /// How a move stands.

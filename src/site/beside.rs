@@ -56,7 +56,7 @@ impl Beside {
 
     /// The receiving end's address for migration sessions.
     pub(crate) fn address(&self) -> String {
-        format!("tcp:{}", self.target.address())
+        self.target.site()
     }
 
     /// The disk that arrives.

@@ -12,7 +12,7 @@ use blockserver::export::{ExportHandle, ExportOptions, LocalReply, LocalRequest}
 use blockserver::server::Server;
 use blockserver::throttle::Limits;
 use mirror::Micros;
-use mirror::net::{ServedDisk, SourceDriver, SourceHandle};
+use mirror::net::{ServedDisk, SiteAddress, SourceDriver, SourceHandle};
 use mirror::record::{Ownership, State};
 use mirror::session::SourceConfig;
 use mirror::wire::DiskFormat;
@@ -30,6 +30,7 @@ use crate::control::{
     TakeSnapshot,
 };
 use crate::failure::{Exit, Failure, Result};
+use crate::identity;
 
 /// The disks that one process serves.
 pub(crate) struct Site {
@@ -345,7 +346,8 @@ impl SiteDisk {
             let failed = |e| Failure::io("what an earlier move left cannot be closed", &e);
             beside.abandon().map_err(failed)?;
         }
-        let started = if start.to.starts_with("tcp:") {
+        let started = if SiteAddress::is_written(&start.to) {
+            identity::allowed(&start.to, start.plain)?;
             let port = Arc::new(ExportPort(self.export.clone()));
             let mut config = self.config(&start.to, &self.name_here(), start);
             // What is at another path of this host would be lost with it.
@@ -492,7 +494,7 @@ impl SiteDisk {
         let to = Path::new(&start.to);
         if !to.is_absolute() {
             let what = format!(
-                "`{}` is neither tcp:HOST:PORT nor an absolute path",
+                "`{}` is neither tls:HOST:PORT, tcp:HOST:PORT nor an absolute path",
                 to.display()
             );
             return Err(Failure::usage(what));

@@ -85,9 +85,45 @@ fn a_machine_moves_with_its_disks_and_goes_on_where_it_was() {
         return;
     }
     let hosts = Hosts::new();
-    let mut running = start(&hosts.a, "vm.toml");
+    let running = start(&hosts.a, "vm.toml");
+    let receiving = receive(&hosts.b);
+    moves_and_goes_on(&hosts, running, receiving);
+}
+
+#[test]
+fn a_machine_moves_encrypted_between_processes_that_are_confined() {
+    if without_kvm() {
+        return;
+    }
+    let hosts = Hosts::new();
+    let pair = |host: &Path, words: &[&str]| {
+        let all = [&["pair"], words, &["--identity", "id"]].concat();
+        diskferry(host, &all).ok();
+    };
+    for host in [&hosts.a, &hosts.b] {
+        pair(host, &["new"]);
+    }
+    pair(&hosts.a, &["trust", "../b/id/cert.pem", "--as", "b"]);
+    pair(&hosts.b, &["trust", "../a/id/cert.pem", "--as", "a"]);
+    let mut running = Running::start(&hosts.a, &["run", "vm.toml", "--identity", "id"]);
+    running.says("running");
+    let words = [
+        "run",
+        "vm.toml",
+        "--identity",
+        "id",
+        "--receive",
+        "tls:127.0.0.1:0",
+    ];
+    let mut receiving = Running::start(&hosts.b, &words);
+    let listen = receiving.says("receiving")["listen"].clone();
+    let to = listen.as_str().unwrap().to_owned();
+    assert!(to.starts_with("tls:"), "{to}");
+    moves_and_goes_on(&hosts, running, (receiving, to));
+}
+
+fn moves_and_goes_on(hosts: &Hosts, mut running: Running, (mut receiving, to): (Running, String)) {
     until(&hosts.a, "vm.toml", ("ledger", 20));
-    let (mut receiving, to) = receive(&hosts.b);
     let lines = move_to(&hosts.a, &to).ok().json_lines();
     let moved = lines.last().unwrap();
     println!("{moved}");

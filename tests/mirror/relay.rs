@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ const CLOSED: u8 = 2;
 pub(crate) struct Relay {
     pub(crate) address: SocketAddr,
     state: Arc<AtomicU8>,
+    /// Somebody greeted so that all could read it.
+    greeted: Arc<AtomicBool>,
 }
 
 impl Relay {
@@ -26,6 +28,8 @@ impl Relay {
         let address = listener.local_addr().expect("it has one");
         let state = Arc::new(AtomicU8::new(OPEN));
         let link = Arc::clone(&state);
+        let greeted: Arc<AtomicBool> = Arc::default();
+        let heard = Arc::clone(&greeted);
         thread::spawn(move || {
             for near in listener.incoming().map_while(Result::ok) {
                 if link.load(Ordering::Relaxed) == CLOSED {
@@ -39,13 +43,22 @@ impl Relay {
                     (far.try_clone(), near.try_clone()),
                 ];
                 for (from, into) in ends {
-                    let link = Arc::clone(&link);
+                    let (link, heard) = (Arc::clone(&link), Arc::clone(&heard));
                     let (from, into) = (from.expect("a handle"), into.expect("a handle"));
-                    thread::spawn(move || carry(from, into, &link));
+                    thread::spawn(move || carry(from, into, (&link, &heard)));
                 }
             }
         });
-        Self { address, state }
+        Self {
+            address,
+            state,
+            greeted,
+        }
+    }
+
+    /// Whether somebody greeted so that all could read it.
+    pub(crate) fn was_greeted(&self) -> bool {
+        self.greeted.load(Ordering::Relaxed)
     }
 
     /// Nothing gets through for `span`; the ends are told or not.
@@ -57,7 +70,7 @@ impl Relay {
     }
 }
 
-fn carry(mut from: TcpStream, mut into: TcpStream, link: &AtomicU8) {
+fn carry(mut from: TcpStream, mut into: TcpStream, (link, greeted): (&AtomicU8, &AtomicBool)) {
     let tick = Some(Duration::from_millis(10));
     from.set_read_timeout(tick).expect("it can be set");
     let mut buffer = vec![0; 64 << 10];
@@ -73,6 +86,10 @@ fn carry(mut from: TcpStream, mut into: TcpStream, link: &AtomicU8) {
         match from.read(&mut buffer) {
             Ok(0) => break,
             Ok(got) => {
+                // How the protocol's greetings begin.
+                if buffer[..got].windows(4).any(|bytes| bytes == b"DFM1") {
+                    greeted.store(true, Ordering::Relaxed);
+                }
                 if into.write_all(&buffer[..got]).is_err() {
                     break;
                 }

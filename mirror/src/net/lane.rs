@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::stream::Stream;
+use super::tls;
 use crate::session::ConnId;
 use crate::wire::{DecodeError, Decoder, Message, encode};
 
@@ -116,8 +116,8 @@ impl Ends {
 
     /// Carry messages both ways until either end has enough. `decoder` may hold what was read
     /// already.
-    pub(super) async fn carry(mut self, stream: TcpStream, decoder: Decoder) {
-        let (reader, mut writer) = stream.into_split();
+    pub(super) async fn carry(mut self, stream: Stream, decoder: Decoder) {
+        let (reader, mut writer) = tokio::io::split(stream);
         let inbox = self.inbox.clone();
         let mut reading = pin!(read_all(reader, decoder, self.conn, inbox));
         let last = tokio::select! {
@@ -142,7 +142,7 @@ impl Ends {
 
 /// Read messages to the end of the stream; what the end was.
 async fn read_all(
-    mut reader: OwnedReadHalf,
+    mut reader: ReadHalf<Stream>,
     mut decoder: Decoder,
     conn: ConnId,
     inbox: Inbox,
@@ -176,14 +176,14 @@ where
         match reader.read_buf(buffer).await {
             Ok(0) => return Err(Heard::Closed("the other side closed the connection".into())),
             Ok(_) => {}
-            Err(e) => return Err(Heard::Closed(e.to_string())),
+            Err(e) => return Err(Heard::Closed(tls::explain(&e))),
         }
     }
 }
 
 /// Write every message until no more can come.
 async fn write_all(
-    writer: &mut OwnedWriteHalf,
+    writer: &mut WriteHalf<Stream>,
     outgoing: &mut mpsc::UnboundedReceiver<Message>,
     sent: &AtomicU64,
 ) -> io::Result<()> {
@@ -202,17 +202,20 @@ async fn write_all(
             }
             sent.fetch_add(written as u64, Ordering::Relaxed);
         }
+        // What encrypts may hold some of it back.
+        writer.flush().await?;
     }
     Ok(())
 }
 
 /// Send one message on a connection that is no lane, and end it.
-pub(super) async fn answer_and_close(mut stream: TcpStream, message: &Message) {
+pub(super) async fn answer_and_close(mut stream: Stream, message: &Message) {
     let mut batch = Batch::default();
     batch.add(message);
     let mut rest = [0; 4096];
     let last_words = async {
         stream.write_all_buf(&mut batch).await?;
+        stream.flush().await?;
         stream.shutdown().await?;
         while stream.read(&mut rest).await? > 0 {}
         io::Result::Ok(())

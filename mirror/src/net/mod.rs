@@ -23,13 +23,16 @@ pub mod port;
 mod promote;
 mod socket;
 pub mod source;
+mod stream;
 pub mod target;
+pub mod tls;
 
 pub use offer::offer;
 pub use port::{
     CheckpointDone, DiskPort, Done, ReadDone, ServedDisk, Signal, StatusDone, TargetHost,
 };
 pub use promote::promote;
+pub use socket::SiteAddress;
 pub use source::{SourceDriver, SourceHandle, SourceStatus};
 pub use target::{TargetDriver, TargetHandle, TargetListener, TargetStatus};
 

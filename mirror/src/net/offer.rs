@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::io::AsyncWriteExt as _;
 
 use super::lane::next_message;
-use super::socket::{Traffic, connect, host_and_port};
+use super::socket::{SiteAddress, Traffic, connect};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::{Decoder, MAX_PAYLOAD, Message, encode};
 
@@ -21,7 +21,7 @@ const WITHIN: Duration = Duration::from_secs(30);
 /// [`ErrorKind::Refused`] with its reason when it would not; [`ErrorKind::InvalidArgument`] and [`ErrorKind::Io`]
 /// when it cannot be asked.
 pub fn offer(to: &str, offer: Bytes) -> Result<()> {
-    let at = host_and_port(to)?;
+    let at = &SiteAddress::parse(to)?;
     if offer.len() > MAX_PAYLOAD {
         let what = "the machine cannot be told of in one message";
         return Err(Error::new(ErrorKind::InvalidArgument, what));
@@ -54,11 +54,12 @@ pub fn offer(to: &str, offer: Bytes) -> Result<()> {
     }
 }
 
-async fn ask(at: &str, offer: Bytes) -> std::io::Result<Result<Message, String>> {
+async fn ask(at: &SiteAddress, offer: Bytes) -> std::io::Result<Result<Message, String>> {
     let mut stream = connect(at, Traffic::Ordered).await?;
     let frame = encode(&Message::Offer(offer));
     stream.write_all(&frame.head).await?;
     stream.write_all(&frame.payload).await?;
+    stream.flush().await?;
     let answer = next_message(&mut stream, &mut Decoder::default()).await;
     Ok(answer.map_err(|heard| format!("{heard:?}")))
 }

@@ -24,7 +24,8 @@ use self::handle::{SayStopped, Shared, SharedState};
 use super::Clock;
 use super::lane::{Heard, INBOX, Inbox, Lane};
 use super::port::{ServedDisk, Signal};
-use super::socket::{Traffic, connect, host_and_port};
+use super::socket::{SiteAddress, Traffic, connect};
+use super::tls;
 use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{RecordStore, SessionStore};
@@ -148,7 +149,7 @@ impl SourceDriver {
                 config.to.clone_from(to);
             }
         }
-        host_and_port(&config.to)?;
+        SiteAddress::parse(&config.to)?;
         let machine = Source::released(config.clone(), record)?;
         let disk = Arc::new(HandedOver {
             forward: Mutex::new(Some(Box::new(forward))),
@@ -168,7 +169,7 @@ impl SourceDriver {
 
 /// Whether the disk is as it is described, and the address one.
 fn fits(disk: &dyn ServedDisk, config: &SourceConfig) -> Result<()> {
-    host_and_port(&config.to)?;
+    SiteAddress::parse(&config.to)?;
     if disk.size() == config.description.size {
         return Ok(());
     }
@@ -494,15 +495,21 @@ impl Session {
             self.inbox.clone(),
             Arc::clone(&self.sent),
             |ends| async move {
-                let target = host_and_port(&address).unwrap_or_default();
-                match connect(target, traffic).await {
+                let connected = match SiteAddress::parse(&address) {
+                    Ok(target) => connect(&target, traffic).await,
+                    Err(e) => Err(io::Error::other(e.to_string())),
+                };
+                match connected {
                     Ok(stream) => {
                         ends.tell(Heard::Connected).await;
                         ends.carry(stream, Decoder::default()).await;
                     }
                     Err(e) => {
-                        ends.tell(Heard::Closed(format!("cannot connect to {address}: {e}")))
-                            .await;
+                        ends.tell(Heard::Closed(format!(
+                            "cannot connect to {address}: {}",
+                            tls::explain(&e)
+                        )))
+                        .await;
                     }
                 }
             },

@@ -22,7 +22,9 @@ use uuid::Uuid;
 use self::disk::{DiskTask, Happened};
 use super::lane::{Heard, answer_and_close, next_message};
 use super::port::TargetHost;
-use super::socket::{Traffic, host_and_port, tune};
+use super::socket::{SiteAddress, Traffic, tune};
+use super::stream::Stream;
+use super::tls;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{JOURNAL_SUFFIXES, RECORD_SUFFIX, RecordStore, SESSION_SUFFIX};
 use crate::record::{Ownership, State};
@@ -31,6 +33,8 @@ use crate::wire::{Decoder, Fault, Message, Refusal};
 
 /// How long a connection may take to say what it is for.
 const GREET_WITHIN: Duration = Duration::from_secs(10);
+/// The first byte of an encrypted connection; a greeting begins with another.
+const TLS_HANDSHAKE: u8 = 0x16;
 /// Connections that have not yet said what they are for.
 const STRANGERS: usize = 64;
 /// How long no connection is taken when the host has no room for one.
@@ -73,7 +77,11 @@ impl TargetDriver {
     ///
     /// Fails with [`ErrorKind::Io`].
     pub fn start_at(at: TargetListener, host: Arc<dyn TargetHost>) -> Result<TargetHandle> {
-        let TargetListener { listener, address } = at;
+        let TargetListener {
+            listener,
+            address,
+            sealed,
+        } = at;
         let names = host
             .disks()
             .map_err(|e| Error::io(ErrorKind::Io, "cannot list the disks of this site", e))?;
@@ -87,6 +95,7 @@ impl TargetDriver {
             disks: Mutex::default(),
             next_conn: AtomicU64::new(1),
             sent: Arc::default(),
+            sealed,
         });
         let (stop, stopped) = oneshot::channel();
         let site = Arc::clone(&router);
@@ -117,19 +126,29 @@ impl TargetDriver {
 pub struct TargetListener {
     listener: std::net::TcpListener,
     address: SocketAddr,
+    sealed: bool,
 }
 
 impl TargetListener {
-    /// Listen at `listen` (`tcp:HOST:PORT`; port 0 for any). Starts no thread.
+    /// Listen at `listen` (`tls:HOST:PORT` or `tcp:HOST:PORT`; port 0 for any). Starts no thread.
     ///
-    /// Fails with [`ErrorKind::InvalidArgument`] or [`ErrorKind::Io`] (the address is in use).
+    /// Fails with [`ErrorKind::InvalidArgument`] or [`ErrorKind::Io`] (the address is in use, or this process has no
+    /// [identity](tls::introduce) for encrypted connections).
     pub fn bind(listen: &str) -> Result<Self> {
-        let at = host_and_port(listen)?;
+        let site = SiteAddress::parse(listen)?;
         let failure = |e| Error::io(ErrorKind::Io, format!("cannot listen at {listen}"), e);
-        let listener = std::net::TcpListener::bind(at).map_err(failure)?;
+        let listener = std::net::TcpListener::bind(site.at()).map_err(failure)?;
+        let sealed = site.is_sealed();
+        if sealed {
+            tls::identity().map_err(failure)?;
+        }
         listener.set_nonblocking(true).map_err(failure)?;
         let address = listener.local_addr().map_err(failure)?;
-        Ok(Self { listener, address })
+        Ok(Self {
+            listener,
+            address,
+            sealed,
+        })
     }
 }
 
@@ -147,6 +166,13 @@ impl TargetHandle {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The same, as sources are told of it.
+    #[must_use]
+    pub fn site(&self) -> String {
+        let scheme = if self.router.sealed { "tls" } else { "tcp" };
+        format!("{scheme}:{}", self.address)
     }
 
     /// What is known of the disks that were received or taken up since the start, by name.
@@ -198,6 +224,8 @@ struct Router {
     disks: Mutex<BTreeMap<String, Entry>>,
     next_conn: AtomicU64,
     sent: Arc<AtomicU64>,
+    /// Whether connections have to be encrypted.
+    sealed: bool,
 }
 
 impl std::fmt::Debug for Router {
@@ -212,7 +240,7 @@ impl std::fmt::Debug for Router {
 #[derive(Debug)]
 struct Arrival {
     conn: ConnId,
-    stream: TcpStream,
+    stream: Stream,
     /// With what was read after the first message.
     decoder: Decoder,
     first: Message,
@@ -295,8 +323,38 @@ impl Router {
         }
     }
 
+    /// Find out who is at the other end, if that matters here.
+    async fn open(&self, stream: TcpStream, peer: SocketAddr) -> Option<Stream> {
+        if !self.sealed {
+            return Some(Stream::Plain(stream));
+        }
+        let mut first = [0];
+        let peeked = stream.peek(&mut first).await;
+        if peeked.is_ok_and(|count| count > 0) && first != [TLS_HANDSHAKE] {
+            let text = "this site takes encrypted connections only: say tls: instead of tcp:";
+            tracing::warn!("{peer} is refused: it does not encrypt");
+            let refused = Message::Refused {
+                refusal: Refusal::Unknown,
+                text: text.to_owned(),
+            };
+            answer_and_close(Stream::Plain(stream), &refused).await;
+            return None;
+        }
+        match tls::from_source(stream).await {
+            Ok(stream) => Some(stream),
+            Err(e) => {
+                tracing::warn!("{peer} is refused: {}", tls::explain(&e));
+                None
+            }
+        }
+    }
+
     /// Hear what a connection is for.
-    async fn meet(self: Arc<Self>, mut stream: TcpStream, peer: SocketAddr) {
+    async fn meet(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+        let opened = tokio::time::timeout(GREET_WITHIN, self.open(stream, peer)).await;
+        let Ok(Some(mut stream)) = opened else {
+            return;
+        };
         let mut decoder = Decoder::default();
         let first = next_message(&mut stream, &mut decoder);
         let refused = match tokio::time::timeout(GREET_WITHIN, first).await {
@@ -337,18 +395,18 @@ impl Router {
     /// Bring a connection to its disk; back with it and the reason when there is none.
     fn lead(
         self: &Arc<Self>,
-        stream: TcpStream,
+        stream: Stream,
         decoder: Decoder,
         first: Message,
-    ) -> Option<(TcpStream, Refusal, String)> {
+    ) -> Option<(Stream, Refusal, String)> {
         let mut disks = self.lock();
         let task = match &first {
             Message::Hello(hello) => {
-                tune(&stream, Traffic::Ordered);
+                tune(stream.socket(), Traffic::Ordered);
                 self.task_for(&mut disks, &hello.description.name)
             }
             Message::Join(join) => {
-                tune(&stream, Traffic::Bulk);
+                tune(stream.socket(), Traffic::Bulk);
                 let known = |entry: &&Entry| entry.status().session == Some(join.session);
                 let entry = disks.values().find(known);
                 entry.and_then(|entry| entry.task.clone()).ok_or_else(|| {

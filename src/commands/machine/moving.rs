@@ -23,8 +23,9 @@ pub(super) fn run(args: &MachineMoveArgs, report: Report) -> Result<()> {
     interrupt::listen();
     let (sender, answer) = channel();
     let (asked, to) = (client.clone(), args.to.clone());
+    let plain = args.plain;
     let asking = thread::Builder::new().name("move".into()).spawn(move || {
-        let moved = asked.post::<Moved>("/v1/machine/move", &MoveTo { to });
+        let moved = asked.post::<Moved>("/v1/machine/move", &MoveTo { to, plain });
         // Whoever waits has the other end.
         let _ = sender.send(moved);
     });

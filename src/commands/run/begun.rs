@@ -8,6 +8,7 @@ use super::{moving, open};
 use crate::args::RunArgs;
 use crate::commands::confinement;
 use crate::failure::Result;
+use crate::identity;
 use crate::interrupt;
 use crate::moving::standing::Arrived;
 use crate::plan::Machine;
@@ -26,7 +27,8 @@ pub(super) struct Begun {
 /// Begin, in a process that is confined afterwards; nothing if the machine went elsewhere and runs there.
 pub(super) fn begin(args: &RunArgs, plan: &Machine, report: Report) -> Result<Option<Begun>> {
     interrupt::catch();
-    if let Some(address) = &args.receive {
+    if let Some(address) = &args.arrives.receive {
+        identity::allowed(address, args.arrives.plain)?;
         return receive(args, (plan, address), report);
     }
     let Some(arrived) = moving::begin(args, plan, None, report)? else {

@@ -13,6 +13,7 @@ use super::network::Networked;
 use crate::args::RunArgs;
 use crate::control::machine::Life;
 use crate::failure::{Exit, Failure, Result};
+use crate::identity;
 use crate::moving::arrived;
 use crate::moving::source::{self, MoveState, MoveTo, Moved, Mover, Still, Subject};
 use crate::moving::standing::{self, Arrived, Beginning, Wish};
@@ -159,6 +160,7 @@ pub(super) fn restore(
 impl Guest {
     /// Move it to another host. When this fails it goes on here.
     pub(super) fn go(&self, to: &MoveTo) -> Result<Moved> {
+        identity::allowed(&to.to, to.plain)?;
         let Ok(_alone) = self.moves.alone.try_lock() else {
             let what = format!("{}: is being moved already", self.described.display());
             return Err(Failure::new(Exit::InUse, what));

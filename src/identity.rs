@@ -1,0 +1,55 @@
+//! Who this process is to other sites, and what may go over a network without that.
+
+use std::path::{Path, PathBuf};
+
+use mirror::net::{SiteAddress, tls};
+
+use crate::failure::{Exit, Failure, Result};
+
+/// The folder of this site's identity.
+pub(crate) fn folder(given: Option<&Path>) -> PathBuf {
+    if let Some(given) = given {
+        return given.to_owned();
+    }
+    let named = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(folder) = named("DISKFERRY_IDENTITY") {
+        return folder.into();
+    }
+    let config = named("XDG_CONFIG_HOME").map(PathBuf::from);
+    let home = || named("HOME").map(|home| Path::new(&home).join(".config"));
+    let config = config.or_else(home).unwrap_or_else(|| "/etc".into());
+    config.join("diskferry").join("identity")
+}
+
+/// Be what the folder says, if there is one; one that is `given` has to be there.
+pub(crate) fn introduce(given: Option<&Path>) -> Result<()> {
+    let folder = folder(given);
+    if given.is_none() && !folder.join(tls::CERTIFICATE_FILE).exists() {
+        return Ok(());
+    }
+    let identity = tls::Identity::load(&folder).map_err(|error| {
+        Failure::new(Exit::Failed, error.to_string()).hint("`diskferry pair new` makes an identity")
+    })?;
+    if identity.peers() == 0 {
+        tracing::warn!(
+            "{}: no other site is trusted; `diskferry pair trust` adds one",
+            folder.display()
+        );
+    }
+    tls::introduce(identity);
+    Ok(())
+}
+
+/// Refuse an address at which others could read along, unless that is asked for.
+pub(crate) fn allowed(address: &str, plain: bool) -> Result<()> {
+    let site = SiteAddress::parse(address).map_err(|error| Failure::usage(error.to_string()))?;
+    if plain || site.is_sealed() || site.is_loopback() {
+        return Ok(());
+    }
+    let what = format!(
+        "{address}: all of the disk would cross the network for everybody to read and change"
+    );
+    Err(Failure::usage(what).hint(
+        "say tls: instead of tcp: (see `diskferry pair`), or --plain if nobody else is on that network",
+    ))
+}
