@@ -185,7 +185,20 @@ pub(crate) enum Verb {
     /// Receive disks from other hosts, and serve them once they belong here
     Receive(ReceiveArgs),
     /// Let this site and others know each other, for encrypted moves
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  diskferry pair new                                     at each site, once
+  diskferry pair trust other-site.pem --as other-site    the other's cert.pem, brought here by hand
+
+Two sites that move disks over a network know each other by their certificates. Read the fingerprint to somebody
+at the other site before you trust it. Then
+  diskferry receive --listen tls:0.0.0.0:9000 ...
+  diskferry mirror start disk.vhdx --to tls:other-site:9000
+
+Nobody else is let in, and nobody else is sent anything. Programs that run learn of changes when they are
+started again; a move goes on then."
+    )]
     Pair(PairVerb),
     /// Move a disk that is being served to another host or path
     #[command(

@@ -17,18 +17,6 @@ pub(crate) struct IdentityArgs {
 }
 
 #[derive(Subcommand, Debug)]
-#[command(
-    after_help = "Two sites that move disks over a network know each other by their certificates:
-  diskferry pair new                                  at each of them, once
-  diskferry pair trust other-site.pem --as other      the other's cert.pem, brought here by hand
-
-Read the fingerprint to somebody at the other site before you trust it. Then
-  diskferry receive --listen tls:0.0.0.0:9000 …
-  diskferry mirror start disk.vhdx --to tls:other-site:9000
-
-Nobody else is let in, and nobody else is sent anything. Programs that run learn of changes when they are started
-again; a move goes on then."
-)]
 pub(crate) enum PairVerb {
     /// Make a key and a certificate for this site
     New(PairNewArgs),
