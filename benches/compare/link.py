@@ -9,6 +9,7 @@ programs are measured in turn; figures are medians of the rounds. Run by scripts
 import argparse
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -65,14 +66,22 @@ class Link:
 
 
 def image(path):
-    """What the disk holds in the beginning."""
-    words = b"the same few words over and over, as in text or a log file; "
+    """What the disk holds in the beginning, the same each time: 1 GiB that nothing makes shorter, 512 MiB of words that
+    zstd makes a third of, of which every second granule is there eight times, and nothing in the rest."""
+    chance = random.Random(1)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(chance.choices(letters, k=chance.randint(3, 10))) for _ in range(4000)]
+    text = bytearray()
+    while len(text) < 64 * MIB:
+        text += " ".join(chance.choices(words, k=20000)).encode() + b"\n"
+    text = text[: 64 * MIB]
     with open(path, "wb") as file:
         for _ in range(1024):
-            file.write(os.urandom(MIB))
-        for at in range(512):
-            line = words + str(at).encode()
-            file.write((line * (MIB // len(line) + 1))[:MIB])
+            file.write(chance.randbytes(MIB))
+        for turn in range(8):
+            for at in range(0, len(text), 2 * 4096):
+                text[at : at + 16] = b"%4d %10d " % (turn, at)
+            file.write(text)
         file.truncate(SIZE)
 
 
@@ -176,7 +185,7 @@ def main():
     words = arguments()
     programs = [words.diskferry, *words.against]
     samples = {str(program): [] for program in programs}
-    with tempfile.TemporaryDirectory(dir=words.directory) as place:
+    with tempfile.TemporaryDirectory(dir=words.directory.resolve()) as place:
         raw = Path(place) / "raw"
         image(raw)
         for turn in range(words.rounds):

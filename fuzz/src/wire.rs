@@ -4,7 +4,7 @@
 //! an error nothing more is read; nothing is kept beyond one frame.
 
 use arbitrary::{Arbitrary, Unstructured};
-use mirror::wire::{Decoder, MAX_FRAME, Message, encode};
+use mirror::wire::{Decoder, Frame, MAX_FRAME, Message, encode, encode_packed, pack};
 
 #[derive(Arbitrary, Debug)]
 struct Plan {
@@ -68,10 +68,14 @@ pub fn run(data: &[u8]) {
     let cut = messages(&plan.bytes, || pieces.next().map_or(1, |len| (*len).into()));
     assert_eq!(whole, cut, "it matters where the bytes are cut");
     for message in &whole.0 {
-        let frame = encode(message);
-        let bytes = [&frame.head[..], &frame.payload[..]].concat();
-        assert!(bytes.len() <= MAX_FRAME + 12);
-        let again = messages(&bytes, || usize::MAX);
-        assert_eq!(again, (vec![message.clone()], false));
+        comes_back(message, encode(message));
+        comes_back(message, encode_packed(message, |payload| pack(payload, 1)));
     }
+}
+
+fn comes_back(message: &Message, frame: Frame) {
+    let bytes = [&frame.head[..], &frame.payload[..]].concat();
+    assert!(bytes.len() <= MAX_FRAME + 12);
+    let again = messages(&bytes, || usize::MAX);
+    assert_eq!(again, (vec![message.clone()], false));
 }

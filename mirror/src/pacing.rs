@@ -48,6 +48,74 @@ impl Default for Limits {
     }
 }
 
+/// Levels of zstd, from none to the one that is worth it only where the link is slow.
+const LEVELS: [Option<i32>; 4] = [None, Some(1), Some(3), Some(6)];
+/// How often the level is thought over.
+const THINK_EVERY: Micros = Micros::from_millis(250);
+/// The longest that packing is not tried where it was of no use.
+const MOST_SKIPPED: u32 = 32;
+
+/// How hard to pack what one lane sends: harder where the link is what is waited for, not at all where it is not, and
+/// now and then only where the data does not shrink.
+#[derive(Debug)]
+pub struct Squeeze {
+    at: usize,
+    since: Micros,
+    waited: Micros,
+    /// Payloads that are sent as they are before packing is tried again, and how many at the next failure.
+    skip: u32,
+    next_skip: u32,
+}
+
+impl Default for Squeeze {
+    fn default() -> Self {
+        Self {
+            at: 1,
+            since: Micros(0),
+            waited: Micros(0),
+            skip: 0,
+            next_skip: 1,
+        }
+    }
+}
+
+impl Squeeze {
+    /// The level for the next payload; `None` for as it is.
+    pub fn level(&mut self) -> Option<i32> {
+        if self.skip > 0 {
+            self.skip -= 1;
+            return None;
+        }
+        LEVELS.get(self.at).copied().flatten()
+    }
+
+    /// A payload was packed, or did not shrink.
+    pub fn packed(&mut self, shrank: bool) {
+        if shrank {
+            self.next_skip = 1;
+        } else {
+            self.skip = self.next_skip;
+            self.next_skip = (self.next_skip * 2).min(MOST_SKIPPED);
+        }
+    }
+
+    /// The link was waited for during `span`, up to `now`.
+    pub fn waited(&mut self, now: Micros, span: Micros) {
+        self.waited = Micros(self.waited.0 + span.0);
+        let passed = now.since(self.since);
+        if passed < THINK_EVERY {
+            return;
+        }
+        if self.waited.0 * 2 > passed.0 {
+            self.at = (self.at + 1).min(LEVELS.len() - 1);
+        } else if self.waited.0 * 10 < passed.0 {
+            self.at = self.at.saturating_sub(1);
+        }
+        self.since = now;
+        self.waited = Micros(0);
+    }
+}
+
 /// Lets the bulk copy spend bytes at a rate.
 #[derive(Debug)]
 pub struct Bucket {
@@ -179,6 +247,41 @@ mod tests {
             (2 * rate * 9 / 10..2 * rate * 12 / 10).contains(&sent),
             "{sent} in two seconds"
         );
+    }
+
+    /// A second in which the link is waited for so many of a thousand milliseconds.
+    fn second(squeeze: &mut Squeeze, from: u64, share: u64) {
+        for step in 1..=100 {
+            squeeze.waited(Micros::from_millis(from + step * 10), Micros(share * 10));
+        }
+    }
+
+    #[test]
+    fn a_slow_link_is_packed_for_hard_and_a_fast_one_not_at_all() {
+        let mut squeeze = Squeeze::default();
+        assert_eq!(squeeze.level(), Some(1));
+        second(&mut squeeze, 1000, 900);
+        assert_eq!(squeeze.level(), Some(6));
+        second(&mut squeeze, 2000, 300);
+        assert_eq!(squeeze.level(), Some(6));
+        second(&mut squeeze, 3000, 20);
+        assert_eq!(squeeze.level(), None);
+    }
+
+    #[test]
+    fn what_does_not_shrink_is_tried_now_and_then_only() {
+        let mut squeeze = Squeeze::default();
+        let mut tried = 0;
+        for _ in 0..1000 {
+            if squeeze.level().is_some() {
+                tried += 1;
+                squeeze.packed(false);
+            }
+        }
+        assert!((30..40).contains(&tried), "{tried} of 1000");
+        while squeeze.level().is_none() {}
+        squeeze.packed(true);
+        assert!(squeeze.level().is_some());
     }
 
     #[test]

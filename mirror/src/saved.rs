@@ -56,6 +56,8 @@ pub struct Wishes {
     pub follow: bool,
     /// The longest estimated pause with which to begin a switchover, in microseconds.
     pub max_pause: u64,
+    /// Bytes a second for the copy; `None` for as fast as it goes.
+    pub rate: Option<u64>,
 }
 
 /// The file's outer form.
@@ -174,6 +176,7 @@ mod tests {
                 automatic: true,
                 follow: false,
                 max_pause: 300_000,
+                rate: Some(20 << 20),
             },
             checkpoint: Some("mirror-1".into()),
             rest: vec![(0, 4096), (1 << 30, 1 << 20)],

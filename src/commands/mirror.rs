@@ -10,11 +10,10 @@ use serde_json::Value;
 
 use super::remote::Remote;
 use crate::args::{MirrorArgs, MirrorStartArgs, MirrorVerb};
-use crate::control::{Cutover, StartMirror};
+use crate::control::{Cutover, MirrorRate, StartMirror};
 use crate::failure::{Exit, Failure, Result};
-use crate::interrupt;
 use crate::report::Report;
-use crate::size;
+use crate::{interrupt, plan, size};
 
 /// How often a move that is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -31,6 +30,16 @@ pub(crate) fn run(verb: &MirrorVerb, report: Report) -> Result<()> {
             let disk = find(args)?;
             let state = disk.client.post(&disk.resource("mirror/cutover"), &())?;
             tell(&disk, report, state, args.wait)
+        }
+        MirrorVerb::Rate(args) => {
+            let rate = match args.rate.as_str() {
+                "none" => None,
+                rate => Some(plan::rate(rate)?),
+            };
+            let disk = find(&args.disk)?;
+            let rate = MirrorRate { rate };
+            let state = disk.client.post(&disk.resource("mirror/rate"), &rate)?;
+            tell(&disk, report, state, args.disk.wait)
         }
         MirrorVerb::Cancel(args) => {
             let disk = find(args)?;
@@ -60,6 +69,7 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
             max_pause_ms: args.max_pause,
             fresh: args.fresh,
             plain: args.plain,
+            rate: args.rate.as_deref().map(plan::rate).transpose()?,
         },
     )?;
     tell(&disk, report, state, args.disk.wait)

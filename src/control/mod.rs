@@ -68,6 +68,17 @@ pub(crate) struct StartMirror {
     /// Let the disk cross a network unencrypted.
     #[serde(default)]
     pub(crate) plain: bool,
+    /// Bytes a second for the copy.
+    #[serde(default)]
+    pub(crate) rate: Option<u64>,
+}
+
+/// How fast a move may copy.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MirrorRate {
+    /// Bytes a second; `None` for as fast as it goes.
+    pub(crate) rate: Option<u64>,
 }
 
 /// Another size for a disk.
@@ -148,4 +159,6 @@ pub(crate) trait Control: Send + Sync + 'static {
     fn cutover(&self, disk: &str) -> Result<serde_json::Value>;
     /// End the migration; the source stays the owner.
     fn cancel(&self, disk: &str) -> Result<serde_json::Value>;
+    /// Copy at most so many bytes a second from now on.
+    fn rate(&self, disk: &str, rate: MirrorRate) -> Result<serde_json::Value>;
 }

@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use super::machine::{self, MachineControl};
 use super::place;
 use super::refused::in_an_object;
-use super::{Checkpoint, Compact, Control, Resize, StartMirror, TakeSnapshot};
+use super::{Checkpoint, Compact, Control, MirrorRate, Resize, StartMirror, TakeSnapshot};
 use crate::commands::confinement;
 use crate::failure::{Exit, Failure, Result};
 
@@ -218,6 +218,7 @@ fn router(control: Arc<dyn Control>) -> Router {
         .route("/v1/disks/{disk}/snapshot", post(snapshot))
         .route("/v1/disks/{disk}/mirror", get(mirror).post(start_mirror))
         .route("/v1/disks/{disk}/mirror/cutover", post(cutover))
+        .route("/v1/disks/{disk}/mirror/rate", post(rate))
         .route("/v1/disks/{disk}/mirror/cancel", post(cancel))
         .with_state(control)
 }
@@ -280,6 +281,14 @@ async fn start_mirror(
 
 async fn cutover(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {
     answer(blocking(move || control.cutover(&disk)).await)
+}
+
+async fn rate(
+    State(control): Shared,
+    UrlPath(disk): UrlPath<String>,
+    Json(rate): Json<MirrorRate>,
+) -> Response {
+    answer(blocking(move || control.rate(&disk, rate)).await)
 }
 
 async fn cancel(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {

@@ -119,6 +119,7 @@ fn go_on(port: ExportPort, opened: &Opened, kept: &KeptSession) -> MirrorResult<
     config.automatic = wishes.automatic;
     config.replica.follow = wishes.follow;
     config.max_pause = Micros(wishes.max_pause);
+    config.limits.rate = wishes.rate;
     let (keep, store) = keep(opened);
     config.keep = keep;
     let failed = |e| mirror::Error::io(mirror::ErrorKind::Io, "it cannot be kept", e);

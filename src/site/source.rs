@@ -26,8 +26,8 @@ use super::port::ExportPort;
 use super::snapshot;
 use crate::control::place;
 use crate::control::{
-    Checkpoint, Compact, CompactState, Control, Cutover, DiskState, Limited, Resize, StartMirror,
-    TakeSnapshot,
+    Checkpoint, Compact, CompactState, Control, Cutover, DiskState, Limited, MirrorRate, Resize,
+    StartMirror, TakeSnapshot,
 };
 use crate::failure::{Exit, Failure, Result};
 use crate::identity;
@@ -479,6 +479,7 @@ impl SiteDisk {
         let mut config = SourceConfig::new(Uuid::new_v4(), to.to_owned(), description);
         config.automatic = start.cutover == Cutover::Automatic;
         config.replica.compare = !start.fresh;
+        config.limits.rate = start.rate;
         if let Some(most) = start.max_pause_ms {
             config.max_pause = Micros::from_millis(most);
         }
@@ -576,6 +577,11 @@ impl Control for Site {
 
     fn cancel(&self, disk: &str) -> Result<serde_json::Value> {
         self.disk(disk)?.with_session(SourceHandle::cancel)
+    }
+
+    fn rate(&self, disk: &str, rate: MirrorRate) -> Result<serde_json::Value> {
+        let disk = self.disk(disk)?;
+        disk.with_session(|session| session.set_rate(rate.rate))
     }
 }
 

@@ -10,14 +10,17 @@ use super::site::Sites;
 use crate::run::program;
 
 const MIB: u64 = 1 << 20;
-/// Bytes of the disk that hold something, no two granules of them alike; as much again is zero.
+/// Bytes of the disk that hold something, no two granules of them alike, from that place on. What clients write lies
+/// elsewhere: their ledger knows of nothing else.
 const FILLED: u64 = 56 * MIB;
+const FROM: u64 = 128 * MIB;
 
 /// A disk of 1 GiB with something in it; the same is in `content.raw`. Nothing runs yet.
 fn filled() -> Sites {
     let sites = Sites::new("a.vhdx", &["1G", "--block-size", "1M"]);
     let mut bytes = vec![0; 1 << 30];
-    for (number, word) in bytes[..FILLED as usize].chunks_exact_mut(8).enumerate() {
+    let filled = FROM as usize..(FROM + FILLED) as usize;
+    for (number, word) in bytes[filled].chunks_exact_mut(8).enumerate() {
         word.copy_from_slice(&(number as u64 | 1 << 60).to_le_bytes());
     }
     std::fs::write(sites.here().join("content.raw"), bytes).expect("a file can be written");
@@ -53,7 +56,7 @@ fn a_seed_that_came_another_way_is_completed_with_what_is_different() {
     let mut sites = filled();
     sites.run(&["convert", "a.vhdx", "in/a.vhdx"]).ends(0);
     // It is older: it has something where the disk has something else by now, and where it has nothing.
-    let old = ["write -P 7 4M 64k", "write -P 9 100M 3M"];
+    let old = ["write -P 7 132M 64k", "write -P 9 100M 3M"];
     for old in old {
         program(sites.here(), "qemu-io", &["-c", old, "in/a.vhdx"]).ends(0);
     }
@@ -160,6 +163,28 @@ fn a_move_goes_on_after_its_source_was_killed_by_comparing_little_where_changes_
     println!("{found} bytes were looked at, {sent} were sent");
     // What was being written when it was killed counts in parts of 2 MiB.
     assert!(found < 16 * MIB && sent < 12 * MIB, "{status}");
+}
+
+#[test]
+fn a_move_is_held_back_and_let_go_by_its_rate() {
+    let mut sites = filled();
+    sites.serve();
+    sites.receive();
+    // All of it would take a quarter of an hour.
+    sites.start(&["--manual", "--rate", "64K"]).ends(0);
+    sites.until("copying", |status| number(status, "copied") > 0);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let status = sites.until("looked at", |_| true);
+    assert!(number(&status, "copied") < 8 * MIB, "{status}");
+    assert_eq!(status["stage"], "copying");
+    let refused = sites.run(&["mirror", "rate", "a.vhdx", "0"]).ends(2);
+    assert!(refused.stderr.contains("4 KiB"), "{}", refused.stderr);
+    sites.run(&["mirror", "rate", "a.vhdx", "none"]).ends(0);
+    sites.until("in step", |status| status["stage"] == "synced");
+    sites.mirror("cutover").ends(0);
+    sites.moved();
+    sites.end();
+    holds_the_content(&sites, "in/a.vhdx");
 }
 
 #[test]

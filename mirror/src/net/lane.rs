@@ -15,10 +15,15 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::Clock;
 use super::stream::Stream;
 use super::tls;
+use crate::clock::Micros;
+use crate::pacing::Squeeze;
 use crate::session::ConnId;
-use crate::wire::{DecodeError, Decoder, Message, encode};
+use crate::wire::{
+    Chunk, DecodeError, Decoder, Frame, Message, Record, encode, encode_packed, pack,
+};
 
 /// Messages that may wait for the machine, each at most one frame.
 pub(super) const INBOX: usize = 64;
@@ -26,6 +31,9 @@ pub(super) const INBOX: usize = 64;
 const LINGER: Duration = Duration::from_secs(1);
 /// Bytes gathered for one system call.
 const BATCH: usize = 256 << 10;
+/// Shorter payloads are not worth packing; longer ones than the second are packed on another thread.
+const LEAST_PACKED: usize = 512;
+const LONG_TO_PACK: usize = 16 << 10;
 /// Least room for one read of the socket.
 const READ_ROOM: usize = 32 << 10;
 
@@ -188,24 +196,89 @@ async fn write_all(
     sent: &AtomicU64,
 ) -> io::Result<()> {
     let mut batch = Batch::default();
+    let mut packer = Packer::default();
     while let Some(message) = outgoing.recv().await {
-        batch.add(&message);
+        batch.push(packer.frame(message).await);
         while batch.len > 0 {
             while batch.len < BATCH
                 && let Ok(message) = outgoing.try_recv()
             {
-                batch.add(&message);
+                batch.push(packer.frame(message).await);
             }
+            let began = packer.clock.now();
             let written = writer.write_buf(&mut batch).await?;
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
+            packer.waited_since(began);
             sent.fetch_add(written as u64, Ordering::Relaxed);
         }
         // What encrypts may hold some of it back.
         writer.flush().await?;
     }
     Ok(())
+}
+
+/// Packs what a lane sends, as hard as is worth it.
+struct Packer {
+    squeeze: Squeeze,
+    clock: Clock,
+}
+
+impl Default for Packer {
+    fn default() -> Self {
+        Self {
+            squeeze: Squeeze::default(),
+            clock: Clock::start(),
+        }
+    }
+}
+
+impl Packer {
+    async fn frame(&mut self, message: Message) -> Frame {
+        let len = match &message {
+            Message::Chunk(Chunk { content, .. }) | Message::Record(Record { content, .. }) => {
+                content.held() as usize
+            }
+            _ => 0,
+        };
+        let level = if len < LEAST_PACKED {
+            None
+        } else {
+            self.squeeze.level()
+        };
+        let Some(level) = level else {
+            return encode(&message);
+        };
+        let pack = move |message: &Message| {
+            let mut shrank = false;
+            let frame = encode_packed(message, |payload| {
+                let packed = pack(payload, level);
+                shrank = packed.is_some();
+                packed
+            });
+            (frame, shrank)
+        };
+        let packed = if len < LONG_TO_PACK {
+            Ok(pack(&message))
+        } else {
+            // Others have things to do meanwhile.
+            let message = message.clone();
+            tokio::task::spawn_blocking(move || pack(&message)).await
+        };
+        match packed {
+            Ok((frame, shrank)) => {
+                self.squeeze.packed(shrank);
+                frame
+            }
+            Err(_) => encode(&message),
+        }
+    }
+
+    fn waited_since(&mut self, began: Micros) {
+        let now = self.clock.now();
+        self.squeeze.waited(now, now.since(began));
+    }
 }
 
 /// Send one message on a connection that is no lane, and end it.
@@ -232,7 +305,10 @@ struct Batch {
 
 impl Batch {
     fn add(&mut self, message: &Message) {
-        let frame = encode(message);
+        self.push(encode(message));
+    }
+
+    fn push(&mut self, frame: Frame) {
         for part in [frame.head, frame.payload] {
             if !part.is_empty() {
                 self.len += part.len();

@@ -8,6 +8,7 @@ use super::message::{
     Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Hello, Join, Marker, Message, Probe,
     Record, Refusal, Standing, Start,
 };
+use super::pack::unpack;
 use super::reader::Reader;
 use super::{
     HEAD_LEN, MAGIC, MAX_BLOCKS, MAX_CHUNKS_DONE, MAX_DISK, MAX_FIXED, MAX_FRAME, MAX_NAME,
@@ -68,6 +69,8 @@ pub struct FrameHead {
     /// The first eight bytes as they came, for the check.
     raw: [u8; 8],
     kind: u8,
+    /// Whether the payload is packed.
+    packed: bool,
     fixed: usize,
     body: usize,
     check: [u8; 4],
@@ -113,7 +116,7 @@ pub fn decode_head(bytes: [u8; HEAD_LEN]) -> Result<FrameHead, DecodeError> {
     let mut r = Reader::new(Bytes::copy_from_slice(&bytes), 0);
     let body = r.u32("body length")? as usize;
     let kind = r.u8("kind")?;
-    let zero = r.u8("reserved byte")?;
+    let form = r.u8("form")?;
     let fixed = usize::from(r.u16("fixed length")?);
     let check = r.array::<4>("check")?;
     let bad = |field, offset, fault| {
@@ -126,8 +129,9 @@ pub fn decode_head(bytes: [u8; HEAD_LEN]) -> Result<FrameHead, DecodeError> {
     let Some(bound) = payload_bound(kind) else {
         return bad("kind", 4, Fault::BadValue);
     };
-    if zero != 0 {
-        return bad("reserved byte", 5, Fault::BadValue);
+    let packs = matches!(kind, kind::RECORD_DATA | kind::CHUNK_DATA);
+    if form > u8::from(packs) {
+        return bad("form", 5, Fault::BadValue);
     }
     if fixed > MAX_FIXED || fixed > body {
         return bad("fixed length", 6, Fault::TooLong);
@@ -139,6 +143,7 @@ pub fn decode_head(bytes: [u8; HEAD_LEN]) -> Result<FrameHead, DecodeError> {
     Ok(FrameHead {
         raw,
         kind,
+        packed: form == 1,
         fixed,
         body,
         check,
@@ -162,6 +167,14 @@ pub fn decode_body(head: &FrameHead, mut body: Bytes) -> Result<Message, DecodeE
             offset: 8,
             fault: Fault::BadCheck,
         });
+    }
+    if head.packed {
+        let place = HEAD_LEN + head.fixed;
+        body = unpack(&body).ok_or(DecodeError {
+            field: "packed payload",
+            offset: place,
+            fault: Fault::BadValue,
+        })?;
     }
     let mut r = Reader::new(fixed, HEAD_LEN);
     let message = match head.kind {

@@ -35,14 +35,24 @@ impl Frame {
 /// refused by the other side's decoder; texts are cut to their bound here.
 #[must_use]
 pub fn encode(message: &Message) -> Frame {
+    encode_packed(message, |_| None)
+}
+
+/// The same; bytes of the disk are replaced by what `pack` makes of them, if it makes something: see [`super::pack`].
+#[must_use]
+pub fn encode_packed(message: &Message, pack: impl FnOnce(&Bytes) -> Option<Bytes>) -> Frame {
     let mut body = BytesMut::with_capacity(128);
     body.put_bytes(0, HEAD_LEN);
     let (kind, payload) = put_message(&mut body, message);
+    let packs = matches!(kind, kind::RECORD_DATA | kind::CHUNK_DATA);
+    let packed = packs.then(|| pack(&payload)).flatten();
+    let form = u8::from(packed.is_some());
+    let payload = packed.unwrap_or(payload);
     let fixed = body.len() - HEAD_LEN;
     let mut head = BytesMut::with_capacity(HEAD_LEN);
     head.put_u32_le((fixed + payload.len()) as u32);
     head.put_u8(kind);
-    head.put_u8(0);
+    head.put_u8(form);
     head.put_u16_le(fixed as u16);
     let check = super::decode::check_of(&head, body.get(HEAD_LEN..).unwrap_or_default());
     head.put_slice(&check);

@@ -21,16 +21,18 @@
 mod decode;
 mod encode;
 mod message;
+mod pack;
 mod reader;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use decode::{DecodeError, Decoder, Fault, FrameHead, decode_body, decode_head};
-pub use encode::{Frame, encode};
+pub use encode::{Frame, encode, encode_packed};
 pub use message::{
     Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Hello, Join, Marker, Message, Probe,
     Record, Refusal, Standing, Start,
 };
+pub use pack::{pack, unpack};
 
 /// Version of the protocol spoken by this code; the first field of a greeting.
 pub const VERSION: u16 = 3;

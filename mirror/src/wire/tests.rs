@@ -259,6 +259,16 @@ proptest! {
     }
 
     #[test]
+    fn a_message_comes_back_as_it_was_packed(message in message(), level in 1..4) {
+        let frame = encode_packed(&message, |payload| pack(payload, level));
+        let mut decoder = Decoder::default();
+        decoder.feed(&frame.head);
+        decoder.feed(&frame.payload);
+        prop_assert_eq!(decoder.next().unwrap(), Some(message));
+        prop_assert!(frame.len() <= MAX_FRAME);
+    }
+
+    #[test]
     fn a_body_with_a_right_check_and_wrong_fields_is_an_error_with_its_place(
         kind in any::<u8>(),
         body in prop::collection::vec(any::<u8>(), 0..200),

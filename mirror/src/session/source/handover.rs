@@ -18,7 +18,10 @@ impl Source {
                 self.local.cutover = Some(max_pause.unwrap_or(self.config.max_pause));
                 self.local.not_before = now;
             }
-            Command::SetRate(rate) => self.pace.bucket.set_rate(rate),
+            Command::SetRate(rate) => {
+                self.config.limits.rate = rate;
+                self.pace.bucket.set_rate(rate);
+            }
             Command::Cancel => {
                 let what = "the migration was cancelled; the disk stays here";
                 if !self.switch.committed() {

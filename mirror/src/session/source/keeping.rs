@@ -161,6 +161,7 @@ impl Source {
                 automatic: self.config.automatic,
                 follow: self.config.replica.follow,
                 max_pause: self.config.max_pause.0,
+                rate: self.config.limits.rate,
             },
             checkpoint: self.keeping.checkpoint.clone(),
             rest: self.rest(),

@@ -1,0 +1,83 @@
+//! What `mirror` is told.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum MirrorVerb {
+    /// Begin to move a disk that is being served
+    Start(MirrorStartArgs),
+    /// Say how the move stands
+    Status(MirrorArgs),
+    /// Switch over as soon as the target is in step
+    Cutover(MirrorArgs),
+    /// Copy at most so many bytes a second
+    Rate(MirrorRateArgs),
+    /// End the move; the source stays the owner
+    Cancel(MirrorArgs),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --wait
+  diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --manual
+  diskferry mirror start disk.vhdx --to /faster/disk.vhdx --wait      another path of this host
+  diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --fresh     copy all of it again
+
+The disk stays in use. Once the target is in step the source switches over by itself, unless --manual;
+from then on it forwards its clients' requests.
+
+If the target has something of the disk already (of an earlier move, of the time before it moved away, or a
+seed that was brought there: diskferry receive --seed), both read what they have, compare it by hashes, and only
+what is different is sent.")]
+pub(crate) struct MirrorStartArgs {
+    #[command(flatten)]
+    pub(crate) disk: MirrorArgs,
+    /// tls:HOST:PORT or tcp:HOST:PORT of a `diskferry receive`, or a new file on this host
+    #[arg(long, value_name = "TARGET")]
+    pub(crate) to: String,
+    /// Let the disk cross the network unencrypted
+    #[arg(long)]
+    pub(crate) plain: bool,
+    /// Stay in step until `diskferry mirror cutover`
+    #[arg(long)]
+    pub(crate) manual: bool,
+    /// Switch over only when the pause is estimated to be at most this long [default: 300]
+    #[arg(long, value_name = "MILLISECONDS")]
+    pub(crate) max_pause: Option<u64>,
+    /// Begin from an empty disk, whatever the target has of it
+    #[arg(long)]
+    pub(crate) fresh: bool,
+    /// Copy at most so many bytes a second, as in 20M; new writes always travel
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) rate: Option<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry mirror rate disk.vhdx 20M
+  diskferry mirror rate disk.vhdx none
+
+Holds from now on. What is packed takes less of the network than that. What clients write anew always travels at once.")]
+pub(crate) struct MirrorRateArgs {
+    #[command(flatten)]
+    pub(crate) disk: MirrorArgs,
+    /// Bytes a second that the copy reads, or `none` for as fast as it goes
+    #[arg(value_name = "SIZE")]
+    pub(crate) rate: String,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:
+  diskferry mirror status disk.vhdx --wait")]
+pub(crate) struct MirrorArgs {
+    /// The disk, as it was given to `diskferry serve`
+    pub(crate) disk: PathBuf,
+    /// The control socket of its server: unix:PATH [default: found by the disk]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) control: Option<String>,
+    /// Stay until the disk has moved or the move has ended; Ctrl-C leaves it running
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
