@@ -68,12 +68,12 @@ pub fn run(data: &[u8]) {
     let cut = messages(&plan.bytes, || pieces.next().map_or(1, |len| (*len).into()));
     assert_eq!(whole, cut, "it matters where the bytes are cut");
     for message in &whole.0 {
-        comes_back(message, encode(message));
-        comes_back(message, encode_packed(message, |payload| pack(payload, 1)));
+        comes_back(message, &encode(message));
+        comes_back(message, &encode_packed(message, |payload| pack(payload, 1)));
     }
 }
 
-fn comes_back(message: &Message, frame: Frame) {
+fn comes_back(message: &Message, frame: &Frame) {
     let bytes = [&frame.head[..], &frame.payload[..]].concat();
     assert!(bytes.len() <= MAX_FRAME + 12);
     let again = messages(&bytes, || usize::MAX);
