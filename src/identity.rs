@@ -27,9 +27,18 @@ pub(crate) fn introduce(given: Option<&Path>) -> Result<()> {
     if given.is_none() && !folder.join(tls::CERTIFICATE_FILE).exists() {
         return Ok(());
     }
-    let identity = tls::Identity::load(&folder).map_err(|error| {
-        Failure::new(Exit::Failed, error.to_string()).hint("`diskferry pair new` makes an identity")
-    })?;
+    let identity = match tls::Identity::load(&folder) {
+        Ok(identity) => identity,
+        // Who did not ask for it may have no use for it: what goes over `tls:` says that it is missing.
+        Err(error) if given.is_none() => {
+            tracing::warn!("this process has no identity: {error}");
+            return Ok(());
+        }
+        Err(error) => {
+            let hint = "`diskferry pair new` makes an identity";
+            return Err(Failure::new(Exit::Failed, error.to_string()).hint(hint));
+        }
+    };
     if identity.peers() == 0 {
         tracing::warn!(
             "{}: no other site is trusted; `diskferry pair trust` adds one",
@@ -40,9 +49,15 @@ pub(crate) fn introduce(given: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// Refuse an address at which others could read along, unless that is asked for.
+/// Refuse an address at which others could read along, unless that is asked for, and one that wants an identity that this
+/// process does not have.
 pub(crate) fn allowed(address: &str, plain: bool) -> Result<()> {
     let site = SiteAddress::parse(address).map_err(|error| Failure::usage(error.to_string()))?;
+    if site.is_sealed() && !tls::is_introduced() {
+        let what = format!("{address}: this process has no identity (--identity)");
+        let hint = "`diskferry pair new` makes one; then start this process again";
+        return Err(Failure::usage(what).hint(hint));
+    }
     if plain || site.is_sealed() || site.is_loopback() {
         return Ok(());
     }

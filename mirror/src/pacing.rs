@@ -20,7 +20,7 @@ pub struct Limits {
     pub window: u64,
     /// Bytes of records kept in memory before changes fall back to the bitmap.
     pub queue: u64,
-    /// Bytes a second for the bulk copy; `None` for as fast as it goes.
+    /// Bytes a second for the bulk copy, of chunks before they are packed and of hashes; `None` for as fast as it goes.
     pub rate: Option<u64>,
     /// Bytes of a block that is compared by its hash; a power of two from 4 KiB to 1 MiB, and at least a 128th of a chunk.
     ///

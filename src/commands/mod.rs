@@ -1,5 +1,6 @@
 //! The verbs, one file each. Here two crates may meet, and nowhere else.
 
+mod alone;
 mod bench;
 mod booting;
 mod check;

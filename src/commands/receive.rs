@@ -36,8 +36,8 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
         return seed::run(disk, report);
     }
     let plan = Receive::new(args)?;
-    identity::allowed(&plan.listen, args.plain)?;
     identity::introduce(args.identity.identity.as_deref())?;
+    identity::allowed(&plan.listen, args.plain)?;
     interrupt::listen();
     if !plan.into.is_dir() {
         let what = format!("{}: is no folder", plan.into.display());

@@ -7,7 +7,7 @@ use mirror::record::Ownership;
 use serde::Serialize;
 use vdisk::engine::Mark;
 
-use super::promote::{Found, alone, found, of_mirror};
+use super::alone::{Found, alone, found, of_mirror};
 use crate::failure::{Exit, Failure, Result};
 use crate::report::Report;
 

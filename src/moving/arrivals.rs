@@ -264,6 +264,12 @@ impl TargetHost for Arrivals {
         Ok(ADDRESS.to_owned())
     }
 
+    fn let_go(&self, name: &str) {
+        if let Some(place) = self.disks.get(name) {
+            place.folder.let_go(&place.file);
+        }
+    }
+
     fn served(&self, name: &str) -> Option<String> {
         let now = self.now();
         let served = now.owned.contains(name) && (name != STATE || now.runs);

@@ -145,6 +145,10 @@ impl TargetHost for OneDisk {
         self.0.folder.serve(name)
     }
 
+    fn let_go(&self, name: &str) {
+        self.0.folder.let_go(name);
+    }
+
     fn served(&self, name: &str) -> Option<String> {
         self.0.folder.served(name)
     }

@@ -57,13 +57,13 @@ pub(crate) fn open(
         ..OpenOptions::default()
     };
     let description = describe(path, kind)?;
-    // Before anybody can change it.
+    let disk = image::patiently(|| Disk::open_with(path, &options, search))?;
+    // Nobody else can change it any more, and nobody here does yet.
     let kept = if read_only {
         None
     } else {
         kept::look(path, kind)
     };
-    let disk = image::patiently(|| Disk::open_with(path, &options, search))?;
     let description = DiskDescription {
         size: disk.size(),
         ..description

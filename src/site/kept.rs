@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use blockserver::export::LocalRequest;
 use mirror::files::{SessionStore, load_session, remove_session, session_path, write_session};
 use mirror::net::{CheckpointDone, SourceDriver, SourceHandle};
-use mirror::saved::Saved;
+use mirror::saved::{Saved, put_together};
 use mirror::session::{Keep, SourceConfig};
 use mirror::{Micros, Result as MirrorResult};
 use uuid::Uuid;
@@ -29,7 +29,7 @@ pub(crate) struct KeptSession {
     parts: Vec<(u64, u64)>,
 }
 
-/// What is kept of a session of the disk at `path`, which nobody has open.
+/// What is kept of a session of the disk at `path`, which this process has open and has not changed yet.
 pub(super) fn look(path: &Path, kind: ImageFormat) -> Option<KeptSession> {
     let at = session_path(path);
     let saved = match load_session(&at) {
@@ -44,7 +44,11 @@ pub(super) fn look(path: &Path, kind: ImageFormat) -> Option<KeptSession> {
         _ => None,
     };
     let parts = match known {
-        Some(changed) => saved.rest.iter().copied().chain(changed).collect(),
+        Some(mut changed) => {
+            changed.extend(&saved.rest);
+            let most = changed.len();
+            put_together(changed, most)
+        }
         None => vec![(0, saved.size)],
     };
     Some(KeptSession { saved, parts })
@@ -57,7 +61,7 @@ fn changed_since(path: &Path, checkpoint: &str) -> Option<Vec<(u64, u64)>> {
         checkpoint,
         until: None,
     };
-    let listed = FileStorage::open(path, false).and_then(|mut storage| {
+    let listed = FileStorage::beside(path).and_then(|mut storage| {
         changed(&mut storage, since, &mut |offset, len| {
             parts.push((offset, len));
             Ok(())
@@ -91,9 +95,10 @@ pub(super) fn keep(opened: &Opened) -> (Keep, SessionStore) {
 }
 
 /// Go on with the session that was kept of `opened`, if there is one. Nobody may change the disk before this returns.
-pub(super) fn resume(port: ExportPort, opened: &Opened) -> Option<SourceHandle> {
-    let kept = opened.kept.as_ref()?;
-    match go_on(port, opened, kept) {
+pub(super) fn resume(port: ExportPort, opened: &mut Opened) -> Option<SourceHandle> {
+    // It may be large, and is of use once.
+    let kept = opened.kept.take()?;
+    match go_on(port, opened, &kept) {
         Ok(session) => {
             let to = &kept.saved.wishes.to;
             tracing::info!("{}: its move to {to} goes on", opened.path.display());

@@ -80,7 +80,7 @@ impl Site {
     pub(crate) fn add(
         &self,
         name: &str,
-        opened: Opened,
+        mut opened: Opened,
         (options, take_over): (ExportOptions, bool),
     ) -> Result<ExportHandle> {
         let failed = |e| {
@@ -98,7 +98,7 @@ impl Site {
                     let unmarked = unmark(&export);
                     unmarked.inspect_err(|_| self.take_back(&export, &opened))?;
                 }
-                let session = kept::resume(ExportPort(export.clone()), &opened);
+                let session = kept::resume(ExportPort(export.clone()), &mut opened);
                 export.release();
                 let beside = None;
                 (export, session.map(|session| Moving { session, beside }))

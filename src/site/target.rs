@@ -227,6 +227,15 @@ impl TargetHost for Folder {
         Ok(self.reachable.address(received.export.name()))
     }
 
+    fn let_go(&self, name: &str) {
+        if self.served(name).is_some() {
+            return;
+        }
+        if let Err(error) = self.close(name) {
+            tracing::warn!("{name} could not be closed cleanly: {error}");
+        }
+    }
+
     fn served(&self, name: &str) -> Option<String> {
         let disks = self.lock();
         let received = disks.get(name).filter(|received| received.served)?;

@@ -193,6 +193,11 @@ fn an_identity_is_made_once_and_its_key_is_for_nobody_else() {
     let known = last_json(&sites.run(&list).ends(0));
     assert_eq!(own["fingerprint"], known["fingerprint"]);
     assert_eq!(known["name"], "here");
+    // Whatever it is called: what lies there is trusted, and told of.
+    let odd = sites.here().join("there/peers/zoo (old).pem");
+    std::fs::copy(sites.here().join("stranger/cert.pem"), odd).expect("a copy");
+    let odd = last_json(&sites.run(&list).ends(0));
+    assert_eq!(odd["name"], "zoo (old)");
     let forget = ["pair", "forget", "here", "--identity", "there"];
     sites.run(&forget).ends(0);
     assert!(!sites.here().join("there/peers/here.pem").exists());
@@ -201,4 +206,23 @@ fn an_identity_is_made_once_and_its_key_is_for_nobody_else() {
         let trust = ["pair", "trust", file, "--as", name, "--identity", "there"];
         assert_ne!(sites.run(&trust).code, 0, "{file} as {name}");
     }
+}
+
+#[test]
+fn an_identity_that_is_broken_and_was_not_asked_for_keeps_no_disk_from_its_clients() {
+    let sites = acquainted();
+    let key = sites.here().join("here/key.pem");
+    std::fs::write(key, "no key").expect("it can be written");
+    let words = ["serve", "a.vhdx", "--listen", "unix:s"];
+    let asked = [&words[..], &["--identity", "here"]].concat();
+    let ran = sites.run(&asked).ends(1);
+    assert!(ran.stderr.contains("no private key"), "{}", ran.stderr);
+    let by_default = Some(("DISKFERRY_IDENTITY", "here"));
+    let mut serve = Running::start_with(sites.here(), &words, by_default);
+    serve.says("serving");
+    assert!(serve.log().contains("no private key"), "{}", serve.log());
+    let start = ["mirror", "start", "a.vhdx", "--to", "tls:127.0.0.1:9"];
+    let ran = sites.run(&start).ends(2);
+    assert!(ran.stderr.contains("--identity"), "{}", ran.stderr);
+    serve.end();
 }

@@ -1,5 +1,8 @@
 //! What the target has already does not travel again: a seed, what an earlier move left, what a disk left behind.
 
+use std::thread;
+use std::time::Duration;
+
 use mirror::record::State;
 use serde_json::Value;
 
@@ -108,6 +111,10 @@ fn a_seed_that_became_a_disk_meanwhile_is_left_alone() {
         assert!(ran.stderr.contains("another process"), "{}", ran.stderr);
         let (_, target) = sites.records();
         assert!(matches!(target, Some(State::Owner { .. })), "{target:?}");
+        // The site that left it alone does not keep it from its owner either.
+        let mut owner = Running::start(sites.here(), &words[..4]);
+        owner.says("serving");
+        owner.end();
         sites.end();
         holds_the_content(&sites, "in/a.vhdx");
     }
@@ -173,7 +180,7 @@ fn a_move_is_held_back_and_let_go_by_its_rate() {
     // All of it would take a quarter of an hour.
     sites.start(&["--manual", "--rate", "64K"]).ends(0);
     sites.until("copying", |status| number(status, "copied") > 0);
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    thread::sleep(Duration::from_secs(1));
     let status = sites.until("looked at", |_| true);
     assert!(number(&status, "copied") < 8 * MIB, "{status}");
     assert_eq!(status["stage"], "copying");

@@ -122,6 +122,10 @@ pub trait TargetHost: Send + Sync + 'static {
     /// this host durably owns it and no mark is in the image.
     fn serve(&self, name: &str) -> io::Result<String>;
 
+    /// Close what [`TargetHost::create`] or [`TargetHost::open`] opened under that name, unless it is served: somebody else
+    /// may want it.
+    fn let_go(&self, name: &str);
+
     /// The NBD address at which the disk is served now, if it is.
     fn served(&self, name: &str) -> Option<String>;
 }

@@ -83,6 +83,12 @@ pub fn introduce(identity: Identity) {
 
 static IDENTITY: OnceLock<Identity> = OnceLock::new();
 
+/// Whether this process can be told apart by others.
+#[must_use]
+pub fn is_introduced() -> bool {
+    IDENTITY.get().is_some()
+}
+
 /// What this process is to others; fails when nobody said.
 pub(super) fn identity() -> io::Result<&'static Identity> {
     IDENTITY.get().ok_or_else(|| {

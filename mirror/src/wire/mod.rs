@@ -32,7 +32,7 @@ pub use message::{
     Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Hello, Join, Marker, Message, Probe,
     Record, Refusal, Standing, Start,
 };
-pub use pack::{pack, unpack};
+pub use pack::pack;
 
 /// Version of the protocol spoken by this code; the first field of a greeting.
 pub const VERSION: u16 = 3;

@@ -43,7 +43,7 @@ pub fn pack(payload: &[u8], level: i32) -> Option<Bytes> {
 
 /// What was packed; `None` when it is not what [`pack`] makes of something.
 #[must_use]
-pub fn unpack(packed: &[u8]) -> Option<Bytes> {
+pub(super) fn unpack(packed: &[u8]) -> Option<Bytes> {
     let (len, rest) = packed.split_first_chunk::<4>()?;
     let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
     if len == 0 || len > MAX_PAYLOAD {

@@ -103,6 +103,8 @@ impl TargetHost for Site {
         Ok(address)
     }
 
+    fn let_go(&self, _name: &str) {}
+
     fn served(&self, name: &str) -> Option<String> {
         self.served.lock().unwrap().get(name).cloned()
     }

@@ -51,6 +51,17 @@ impl FileStorage {
         Self::of(file, path, writable)
     }
 
+    /// Open, to be read, a file that this process has open and locked already. It takes no lock, and closing it gives
+    /// none back: locks belong to the open file, and this is another one.
+    pub fn beside(path: &Path) -> Result<Self> {
+        let file = File::open(path);
+        let file = file.map_err(|error| Error::io("cannot be opened", error).in_file(path))?;
+        Ok(Self {
+            file: Some(file),
+            path: path.to_owned(),
+        })
+    }
+
     /// Create a file that must not exist yet, and lock it.
     pub fn create(path: &Path) -> Result<Self> {
         let file = OpenOptions::new()

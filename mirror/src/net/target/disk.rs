@@ -141,6 +141,10 @@ impl DiskTask {
             lane.close(&mut self.closing);
         }
         while self.closing.join_next().await.is_some() {}
+        self.port = None;
+        let (router, name) = (Arc::clone(&self.router), self.name.clone());
+        let let_go = tokio::task::spawn_blocking(move || router.host.let_go(&name));
+        let _ = let_go.await;
         while !self.leave(&mut incoming) {
             if let Some(Happened::Arrived(arrival)) = incoming.recv().await {
                 let refusal = Refusal::CannotCreate;
