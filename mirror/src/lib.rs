@@ -3,13 +3,14 @@
 //! | floor | modules | may not |
 //! |---|---|---|
 //! | driver | [`net`], [`files`] | hold policy |
-//! | machine | [`session`], [`switchover`], [`joint`], [`tracker`], [`pacing`] | do I/O, read a clock, take randomness, block |
+//! | machine | [`session`], [`switchover`], [`arbiter`], [`joint`], [`tracker`], [`pacing`] | do I/O, read a clock, take randomness, block |
 //! | codec | [`wire`], [`record`], [`journal`], [`saved`] | anything but bytes to checked types and back |
 //!
 //! The protocol, its phases, the order of the switchover and what a crash in each of them leaves
 //! are written down in `docs/mirror-protocol.md`.
 #![forbid(unsafe_code)]
 
+pub mod arbiter;
 pub mod clock;
 pub mod dirty;
 pub mod error;

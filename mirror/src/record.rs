@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::arbiter::ArbiterName;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Version of the sidecar's form.
@@ -47,6 +48,21 @@ pub enum State {
         /// The new owner's address for migration sessions, to grant it again after a restart.
         to: String,
     },
+    /// This host owns the disk or has handed it over, which an arbiter says: [`crate::arbiter`].
+    Offered {
+        /// The new owner's epoch, if it has it.
+        epoch: u64,
+        /// The session that moves it.
+        session: Uuid,
+        /// The attempt of that session.
+        attempt: u64,
+        /// The new owner's address, as in a record of a disk that was handed over.
+        to: String,
+        /// The session through which it had come here, if it did.
+        came: Option<Uuid>,
+        /// Who decides.
+        arbiter: ArbiterName,
+    },
     /// This host owns the disk or has handed it over, which the record of a machine says that moves with it:
     /// [`crate::joint`].
     Bound {
@@ -83,7 +99,7 @@ pub enum State {
         /// The source's epoch.
         epoch: u64,
     },
-    /// The disk here is complete and durable and waits for the source's word.
+    /// The disk here is complete and durable and waits for the source's word, or for an arbiter's.
     Prepared {
         /// The session.
         session: Uuid,
@@ -91,6 +107,9 @@ pub enum State {
         attempt: u64,
         /// The epoch it will own.
         epoch: u64,
+        /// Who may be asked for it, if the source has offered it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        claim: Option<ArbiterName>,
     },
 }
 
@@ -201,6 +220,7 @@ impl Ownership {
         match self.state {
             State::Owner { epoch, .. }
             | State::Released { epoch, .. }
+            | State::Offered { epoch, .. }
             | State::Bound { epoch, .. }
             | State::Emptying { epoch, .. }
             | State::Receiving { epoch, .. }
@@ -229,6 +249,13 @@ impl Ownership {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn arbiter() -> ArbiterName {
+        ArbiterName {
+            id: Uuid::from_u128(11),
+            at: "file:/mnt/third".into(),
+        }
+    }
 
     fn samples() -> Vec<Ownership> {
         let disk = Uuid::from_u128(7);
@@ -266,6 +293,21 @@ mod tests {
                 session,
                 attempt: 1,
                 epoch: 4,
+                claim: None,
+            },
+            State::Prepared {
+                session,
+                attempt: 1,
+                epoch: 4,
+                claim: Some(arbiter()),
+            },
+            State::Offered {
+                epoch: 5,
+                session,
+                attempt: 2,
+                to: "tcp:b:9000".into(),
+                came: None,
+                arbiter: arbiter(),
             },
         ]
         .map(|state| Ownership { disk, state })

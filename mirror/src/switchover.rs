@@ -12,6 +12,10 @@
 //! **The deciding record** is the source's `Released`. Before it is submitted the source may always
 //! go back; from that moment on it never does, and repeats the grant until the target runs.
 //!
+//! A *fast* switchover decides elsewhere: the source's `Offered` is durable before it says that the target may claim,
+//! and from then on each side goes on with the disk only once the arbiter says that it may ([`crate::arbiter`]). The
+//! source asks when it has heard nothing for too long, the target as soon as it is `Prepared`.
+//!
 //! ```text
 //!  source  Owner ─prepare─► Preparing ─ready─► Holding ─held─► Draining ─commit request─► Marking
 //!            ▲                  │                 │               │                          │ parked
@@ -24,17 +28,23 @@
 //!  the record that decides for them     Marking ─parked─► Bound ─word─► Deciding ─► …
 //!                                       from Bound only a word leads on or back: [`crate::joint`]
 //!
+//!  a disk that is offered   Draining ─all sent─► Marking ─parked─► Offering ─record durable─► Offered ─running─► Settling
+//!                           Offered ─give up─► Reclaiming ─arbiter: source─► Unbinding ─► Unmarking ─► Owner
+//!                                              Reclaiming ─arbiter: target─► Deciding ─► …
+//!
 //!  target  (none) ─► Emptying ─► Receiving ─► Following ◄─► Prepared ─grant─► Owner ─► served
-//!                                    └───────────────────────────▲
+//!                                    └───────────────────────────▲        └─arbiter: target─► Owner
 //! ```
 
+mod target;
 mod verdict;
 
 use uuid::Uuid;
 
+pub use self::target::TargetSwitch;
 pub use self::verdict::{Verdict, verdict};
+use crate::arbiter::{ArbiterName, Ballot, Side};
 use crate::record::{Lead, Ownership, State};
-use crate::wire::{Hello, Refusal, Standing};
 
 /// Where the source of a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +63,14 @@ pub enum Phase {
     Binding,
     /// All is done but the decision, which is not its own: no way forth or back without a word.
     Bound,
+    /// Writes that an arbiter decides from now on; nobody may ask it yet.
+    Offering,
+    /// That is durable, and said: only the target's word that it runs or the arbiter's leads on.
+    Offered,
+    /// Asks the arbiter for the disk.
+    Reclaiming,
+    /// The target runs what it was offered: forwards, and writes so.
+    Settling,
     /// Writes that the disk is this host's own again.
     Unbinding,
     /// Takes the mark out again after giving up.
@@ -72,6 +90,8 @@ pub enum Parked {
     Decide(Ownership),
     /// Write this record: another one decides.
     Bind(Ownership),
+    /// Write this record: an arbiter decides.
+    Offer(Ownership),
     /// Wait for the word.
     Wait,
     /// Take the mark out again.
@@ -97,6 +117,8 @@ pub enum Part {
 pub enum Recorded {
     /// Grant, now.
     Grant,
+    /// Say that the target may claim the disk, now.
+    Offer,
     /// Take the mark out.
     Unmark,
     /// Write this one: it was given up meanwhile.
@@ -114,6 +136,8 @@ pub enum GivenUp {
     Resume,
     /// The mark has to be taken out first; [`SourceSwitch::parked`] will say so.
     Later,
+    /// Ask the arbiter for it.
+    Reclaim,
     /// The deciding record may be durable, or is another one: only forward.
     TooLate,
 }
@@ -131,6 +155,10 @@ pub struct SourceSwitch {
     part: Part,
     /// The session that had brought the disk here.
     came: Option<Uuid>,
+    /// Who decides about the attempt, if the disk is to be offered.
+    arbiter: Option<ArbiterName>,
+    /// The disk is this host's own again, and its record may not say so.
+    owes_record: bool,
 }
 
 impl SourceSwitch {
@@ -147,6 +175,8 @@ impl SourceSwitch {
             given_up: false,
             part: Part::Alone,
             came: None,
+            arbiter: None,
+            owes_record: false,
         }
     }
 
@@ -195,6 +225,8 @@ impl SourceSwitch {
             given_up: false,
             part: Part::Alone,
             came: None,
+            arbiter: None,
+            owes_record: false,
         })
     }
 
@@ -231,7 +263,23 @@ impl SourceSwitch {
     pub fn decided(&self) -> bool {
         matches!(
             self.phase,
-            Phase::Deciding | Phase::Released | Phase::Forwarding
+            Phase::Deciding | Phase::Released | Phase::Settling | Phase::Forwarding
+        )
+    }
+
+    /// Whether the image may be closed, so that nothing can be read from it, without a decision.
+    #[must_use]
+    pub fn is_parked(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Marking
+                | Phase::Binding
+                | Phase::Bound
+                | Phase::Offering
+                | Phase::Offered
+                | Phase::Reclaiming
+                | Phase::Unbinding
+                | Phase::Unmarking
         )
     }
 
@@ -241,11 +289,29 @@ impl SourceSwitch {
         self.decided() || self.phase == Phase::Bound
     }
 
-    /// Begin an attempt; its number, or `None` when one is under way.
-    pub fn prepare(&mut self) -> Option<u64> {
-        if self.phase != Phase::Owner {
+    /// Who decides about the attempt under way, if that is to be a fast one.
+    #[must_use]
+    pub fn arbiter(&self) -> Option<&ArbiterName> {
+        self.arbiter.as_ref()
+    }
+
+    /// What is decided about the attempt under way.
+    #[must_use]
+    pub fn ballot(&self) -> Ballot {
+        Ballot {
+            disk: self.disk,
+            session: self.session,
+            attempt: self.attempt,
+        }
+    }
+
+    /// Begin an attempt; its number, or `None` when one is under way. With an arbiter it is a fast one, unless the disk
+    /// moves with others.
+    pub fn prepare(&mut self, arbiter: Option<&ArbiterName>) -> Option<u64> {
+        if self.phase != Phase::Owner || self.owes_record {
             return None;
         }
+        self.arbiter = arbiter.filter(|_| self.part == Part::Alone).cloned();
         self.phase = Phase::Preparing;
         self.attempt += 1;
         self.given_up = false;
@@ -264,7 +330,19 @@ impl SourceSwitch {
 
     /// The target has everything durably: whether to park the image with its mark now.
     pub fn commit_requested(&mut self, attempt: u64) -> bool {
-        self.step(attempt, Phase::Draining, Phase::Marking)
+        self.arbiter.is_none() && self.step(attempt, Phase::Draining, Phase::Marking)
+    }
+
+    /// Everything was sent: whether to park the image with its mark now, to offer the disk.
+    pub fn drained(&mut self) -> bool {
+        self.arbiter.is_some() && self.step(self.attempt, Phase::Draining, Phase::Marking)
+    }
+
+    /// The link is lost: the target can no longer have what an offer would speak of. Whether that ends the attempt.
+    pub fn link_lost(&mut self) -> bool {
+        let ends = self.arbiter.is_some() && matches!(self.phase, Phase::Marking | Phase::Offering);
+        self.given_up |= ends;
+        ends
     }
 
     fn step(&mut self, attempt: u64, from: Phase, to: Phase) -> bool {
@@ -278,21 +356,27 @@ impl SourceSwitch {
     /// The image is parked (`ok`) or could not be; `None` when that was not asked for.
     pub fn parked(&mut self, ok: bool) -> Option<Parked> {
         match self.phase {
-            Phase::Marking if ok && !self.given_up => Some(match &self.part {
-                Part::Alone => {
-                    self.phase = Phase::Deciding;
-                    Parked::Decide(self.deciding_record())
-                }
-                Part::Member(lead) => {
-                    let record = self.bound_record(lead.clone());
-                    self.phase = Phase::Binding;
-                    Parked::Bind(record)
-                }
-                Part::Lead => {
-                    self.phase = Phase::Bound;
-                    Parked::Wait
-                }
-            }),
+            Phase::Marking if ok && !self.given_up => {
+                Some(match (&self.part, self.arbiter.clone()) {
+                    (Part::Alone, Some(arbiter)) => {
+                        self.phase = Phase::Offering;
+                        Parked::Offer(self.offering_record(arbiter))
+                    }
+                    (Part::Alone, None) => {
+                        self.phase = Phase::Deciding;
+                        Parked::Decide(self.deciding_record())
+                    }
+                    (Part::Member(lead), _) => {
+                        let record = self.bound_record(lead.clone());
+                        self.phase = Phase::Binding;
+                        Parked::Bind(record)
+                    }
+                    (Part::Lead, _) => {
+                        self.phase = Phase::Bound;
+                        Parked::Wait
+                    }
+                })
+            }
             // A park that failed may have left the mark: it is taken out in any case.
             Phase::Marking => {
                 self.given_up = true;
@@ -336,6 +420,26 @@ impl SourceSwitch {
         }
     }
 
+    fn offering_record(&self, arbiter: ArbiterName) -> Ownership {
+        Ownership {
+            disk: self.disk,
+            state: State::Offered {
+                epoch: self.next_epoch(),
+                session: self.session,
+                attempt: self.attempt,
+                to: self.to.clone(),
+                came: self.came,
+                arbiter,
+            },
+        }
+    }
+
+    /// Whether the record of a disk that is this host's own again is still to be written.
+    #[must_use]
+    pub fn owes_record(&self) -> bool {
+        self.owes_record
+    }
+
     /// The record of a disk that is this host's own again.
     #[must_use]
     pub fn owner_record(&self) -> Ownership {
@@ -359,17 +463,32 @@ impl SourceSwitch {
                 self.phase = Phase::Bound;
                 Recorded::Nothing
             }
-            // What was written may be durable all the same.
-            Phase::Binding => {
+            Phase::Offering if ok && !self.given_up => {
+                self.phase = Phase::Offered;
+                Recorded::Offer
+            }
+            Phase::Settling if ok => {
+                self.phase = Phase::Forwarding;
+                Recorded::Nothing
+            }
+            // What was written may be durable all the same. An offer that nobody heard of is one that nobody claims.
+            Phase::Binding | Phase::Offering => {
                 self.given_up = true;
                 self.phase = Phase::Unbinding;
                 Recorded::Unbind
             }
-            // If it is not durable the disk stays bound to a record that never hands it over: this host's own.
+            // If it is not durable the disk stays bound to a record that never hands it over, or offered, which the
+            // arbiter will say was taken back: this host's own. Clients need not wait until it is.
             Phase::Unbinding => {
+                self.owes_record = !ok;
                 self.phase = Phase::Unmarking;
                 Recorded::Unmark
             }
+            Phase::Owner if self.owes_record && ok => {
+                self.owes_record = false;
+                Recorded::Nothing
+            }
+            Phase::Owner if self.owes_record => Recorded::Unbind,
             _ => Recorded::Nothing,
         }
     }
@@ -406,9 +525,34 @@ impl SourceSwitch {
         }
     }
 
-    /// The target runs under `epoch`: whether to forward now.
+    /// The target runs under `epoch`: whether to forward now. In [`Phase::Settling`] the record is to be written then.
     pub fn running(&mut self, epoch: u64) -> bool {
-        epoch >= self.next_epoch() && self.step(self.attempt, Phase::Released, Phase::Forwarding)
+        self.phase = match self.phase {
+            _ if epoch < self.next_epoch() => return false,
+            Phase::Released => Phase::Forwarding,
+            // It runs only because the arbiter gave it the disk.
+            Phase::Offered | Phase::Reclaiming => Phase::Settling,
+            _ => return false,
+        };
+        true
+    }
+
+    /// The arbiter's word on the attempt under way: the record to write now, if that was asked for.
+    pub fn told(&mut self, ballot: Ballot, side: Side) -> Option<Ownership> {
+        if self.phase != Phase::Reclaiming || ballot != self.ballot() {
+            return None;
+        }
+        Some(match side {
+            Side::Source => {
+                self.given_up = true;
+                self.phase = Phase::Unbinding;
+                self.owner_record()
+            }
+            Side::Target => {
+                self.phase = Phase::Deciding;
+                self.deciding_record()
+            }
+        })
     }
 
     /// Give up the attempt under way, if there is still a way back.
@@ -419,150 +563,24 @@ impl SourceSwitch {
                 self.phase = Phase::Owner;
                 GivenUp::Resume
             }
-            Phase::Marking | Phase::Binding | Phase::Unbinding | Phase::Unmarking => {
+            Phase::Marking
+            | Phase::Binding
+            | Phase::Offering
+            | Phase::Unbinding
+            | Phase::Unmarking => {
                 self.given_up = true;
                 GivenUp::Later
             }
-            Phase::Bound | Phase::Deciding | Phase::Released | Phase::Forwarding => {
-                GivenUp::TooLate
+            Phase::Offered => {
+                self.phase = Phase::Reclaiming;
+                GivenUp::Reclaim
             }
-        }
-    }
-}
-
-/// The target's side: the durable record and the one being written.
-#[derive(Debug)]
-pub struct TargetSwitch {
-    record: Option<Ownership>,
-    writing: Option<Ownership>,
-    /// An image is there.
-    image: bool,
-}
-
-impl TargetSwitch {
-    /// What a start finds: the sidecar's record, and whether there is an image.
-    #[must_use]
-    pub fn new(record: Option<Ownership>, image_exists: bool) -> Self {
-        Self {
-            record,
-            writing: None,
-            image: image_exists,
-        }
-    }
-
-    /// The durable record.
-    #[must_use]
-    pub fn record(&self) -> Option<&Ownership> {
-        self.record.as_ref()
-    }
-
-    /// The durable state.
-    #[must_use]
-    pub fn state(&self) -> Option<&State> {
-        self.record.as_ref().map(|record| &record.state)
-    }
-
-    /// Whether a record is being written: nothing that depends on it may be said meanwhile.
-    #[must_use]
-    pub fn busy(&self) -> bool {
-        self.writing.is_some()
-    }
-
-    /// What this host has of the session that greets it.
-    pub fn standing(&self, hello: &Hello) -> Result<Standing, (Refusal, String)> {
-        // What it could go on from by comparing, if it is there.
-        let stale = if self.image {
-            Standing::Stale
-        } else {
-            Standing::Empty
-        };
-        let Some(record) = &self.record else {
-            if self.image {
-                let text = "there is already an image of that name without an ownership record";
-                return Err((Refusal::Occupied, text.into()));
-            }
-            return Ok(Standing::Empty);
-        };
-        if record.disk != hello.disk && !record.is_seed() {
-            let text = "there is already another disk of that name";
-            return Err((Refusal::Occupied, text.into()));
-        }
-        match &record.state {
-            State::Receiving { session, .. } | State::Following { session, .. }
-                if *session == hello.session =>
-            {
-                Ok(Standing::Receiving)
-            }
-            State::Prepared {
-                session, attempt, ..
-            } if *session == hello.session => Ok(Standing::Prepared { attempt: *attempt }),
-            // A later owner (this disk may have been moved on, or back): what it was granted then
-            // is settled.
-            State::Owner { epoch, .. } | State::Released { epoch, .. } if *epoch > hello.epoch => {
-                Ok(Standing::Owner { epoch: *epoch })
-            }
-            State::Owner { .. } | State::Bound { .. } => {
-                Err((Refusal::Newer, "this host owns that disk itself".into()))
-            }
-            State::Emptying { epoch, .. } if *epoch <= hello.epoch => Ok(Standing::Empty),
-            State::Receiving { epoch, .. } | State::Following { epoch, .. }
-                if *epoch <= hello.epoch =>
-            {
-                Ok(stale)
-            }
-            // The owner of the epoch before: had it granted this, it would not begin again.
-            State::Prepared { epoch, .. } if *epoch <= hello.epoch.saturating_add(1) => Ok(stale),
-            State::Released { .. } => Ok(stale),
-            _ => Err((
-                Refusal::Newer,
-                "this host knows a later owner of that disk".into(),
-            )),
-        }
-    }
-
-    /// Write `state` for the disk `disk`; the record to persist, `None` while one is being written.
-    pub fn write(&mut self, disk: Uuid, state: State) -> Option<Ownership> {
-        if self.writing.is_some() {
-            return None;
-        }
-        self.writing = Some(Ownership { disk, state });
-        self.writing.clone()
-    }
-
-    /// The record being written is durable; it, if there was one.
-    pub fn written(&mut self) -> Option<Ownership> {
-        let record = self.writing.take()?;
-        self.record = Some(record.clone());
-        // Each other state is written only of an image that is there.
-        self.image |= !matches!(record.state, State::Emptying { .. });
-        Some(record)
-    }
-
-    /// The record being written could not be: it may or may not be durable. Write it again.
-    #[must_use]
-    pub fn again(&self) -> Option<Ownership> {
-        self.writing.clone()
-    }
-
-    /// The attempt of `session` that may be granted now.
-    #[must_use]
-    pub fn prepared_for(&self, session: Uuid) -> Option<(u64, u64)> {
-        match self.state()? {
-            State::Prepared {
-                session: s,
-                attempt,
-                epoch,
-            } if *s == session => Some((*attempt, *epoch)),
-            _ => None,
-        }
-    }
-
-    /// The epoch this host owns the disk under, or owned it under before moving it on.
-    #[must_use]
-    pub fn owned_epoch(&self) -> Option<u64> {
-        match self.state()? {
-            State::Owner { epoch, .. } | State::Released { epoch, .. } => Some(*epoch),
-            _ => None,
+            Phase::Reclaiming => GivenUp::Nothing,
+            Phase::Bound
+            | Phase::Deciding
+            | Phase::Settling
+            | Phase::Released
+            | Phase::Forwarding => GivenUp::TooLate,
         }
     }
 }

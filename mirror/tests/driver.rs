@@ -76,7 +76,7 @@ fn writes_that_the_queue_has_no_room_for_arrive_all_the_same() {
     until("the queue overflows", || {
         session.status().progress.fallen_back > 100
     });
-    session.cutover(Some(LONG));
+    session.cutover(Some(LONG), None);
     let status = moved(&session);
     world.check_moved(&load.finish());
     println!("{} changes fell back", status.progress.fallen_back);
@@ -100,12 +100,12 @@ fn cuts_and_silences_of_the_link_lose_no_acknowledged_write() {
         }
         // Cuts may also fall into a switchover.
         if world.random.below(2) == 0 {
-            session.cutover(Some(LONG));
+            session.cutover(Some(LONG), None);
         }
     }
     session.set_rate(None);
     until("the session ends", || {
-        session.cutover(Some(LONG));
+        session.cutover(Some(LONG), None);
         session.wait_for(Duration::from_millis(500)).is_some()
     });
     let status = moved(&session);
@@ -128,7 +128,7 @@ fn a_disk_that_nobody_writes_to_is_followed_as_well() {
         let record = world.away.store(NAME).load().unwrap();
         record.is_some_and(|record| matches!(record.state, State::Following { .. }))
     });
-    session.cutover(Some(LONG));
+    session.cutover(Some(LONG), None);
     moved(&session);
     world.check_moved(&world.disk().content());
 }
@@ -229,7 +229,7 @@ fn a_record_that_cannot_be_written_is_tried_again_until_it_can() {
     let directory = path.parent().unwrap();
     let aside = directory.with_extension("aside");
     std::fs::rename(directory, &aside).unwrap();
-    session.cutover(Some(LONG));
+    session.cutover(Some(LONG), None);
     until("it says so", || {
         let trouble = session.status().progress.trouble;
         trouble.is_some_and(|text| text.contains("deciding record"))

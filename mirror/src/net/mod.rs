@@ -10,12 +10,14 @@
 //! | [`port`] | what is needed of the disk and the site, as traits |
 //! | [`source`] | drives one source session, on a thread of its own |
 //! | [`target`] | listens, and drives one target machine for each disk, on one thread |
+//! | [`arbiter`] | asks a third place who goes on with a disk |
 //! | `journal` | the files of a journal |
 //! | `offer` | asks a target whether it would take a machine |
 //! | `promote` | makes a disk that follows a lost one this host's own |
 //! | `lane` | one connection: frames in, frames out |
 //! | `socket` | addresses and socket options |
 
+pub mod arbiter;
 mod journal;
 mod lane;
 mod offer;

@@ -97,6 +97,11 @@ pub trait TargetHost: Send + Sync + 'static {
         Err("only disks are received here, no machine".to_owned())
     }
 
+    /// Where to find the [arbiter](super::arbiter::at) that decides about disks which are offered to this host.
+    fn arbiter(&self) -> Option<String> {
+        None
+    }
+
     /// The disks whose record has to be looked at when the driver starts: those that were being
     /// received, are prepared, or came here and are to be served again. One whose record says that
     /// it is owned here is opened, its mark removed, and served, unless it is

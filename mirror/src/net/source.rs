@@ -21,11 +21,12 @@ pub use self::handle::{SourceHandle, SourceStatus};
 
 use self::handed_over::HandedOver;
 use self::handle::{SayStopped, Shared, SharedState};
-use super::Clock;
 use super::lane::{Heard, INBOX, Inbox, Lane};
 use super::port::{ServedDisk, Signal};
 use super::socket::{SiteAddress, Traffic, connect};
 use super::tls;
+use super::{Clock, arbiter};
+use crate::arbiter::Side;
 use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{RecordStore, SessionStore};
@@ -433,6 +434,15 @@ impl Session {
             SourceAction::Release => disk.release(),
             SourceAction::Park(mark) => disk.park(mark, self.tell(SourceEvent::Parked)),
             SourceAction::Persist(record) => self.persist(&record),
+            SourceAction::Reach { attempt, arbiter } => {
+                let tell = self.tell(move |result| SourceEvent::Reached(attempt, result));
+                tokio::task::spawn_blocking(move || tell(arbiter::reach(&arbiter)));
+            }
+            SourceAction::Reclaim { arbiter, ballot } => {
+                let tell = self.tell(move |result| SourceEvent::Decided(ballot, result));
+                let ask = move || tell(arbiter::ask(&arbiter, ballot, Side::Source));
+                tokio::task::spawn_blocking(ask);
+            }
             SourceAction::Checkpoint => {
                 let orders = self.orders.clone();
                 disk.checkpoint(Box::new(move |name| {

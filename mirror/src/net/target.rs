@@ -286,7 +286,11 @@ impl Router {
         let entry = disks.entry(name.to_owned()).or_insert_with(fresh);
         name.clone_into(&mut entry.status().name);
         let exists = self.host.image_exists(name);
-        let machine = crate::session::Target::new(TargetConfig::default(), record, exists);
+        let config = TargetConfig {
+            arbiter: self.host.arbiter(),
+            ..TargetConfig::default()
+        };
+        let machine = crate::session::Target::new(config, record, exists);
         let (events, incoming) = mpsc::unbounded_channel();
         entry.task = Some(events.clone());
         let task = DiskTask::new(Arc::clone(self), entry, (name.to_owned(), store), machine);

@@ -17,6 +17,7 @@
 //! | Copying | source owns and serves; every granule is clean at the target, or dirty, or in a chunk or record that is not yet durable there | source serves again and goes on with what it kept; target stays refused | source sends again what was not durable |
 //! | Synced | as Copying, and nothing is dirty | the same | the same |
 //! | Switching | requests are held; the source may still go back | source serves again: no grant was sent | source waits, then gives up and serves |
+//! | Offered | as Switching, but the source goes back only if the arbiter lets it | it finds its offer and asks the arbiter | the source asks the arbiter; the target does when it is back, if it has everything |
 //! | Deciding | the deciding record may be durable | its record says which of the two | source waits for the record, then grants |
 //! | Released | the source never serves again | it finds its record and repeats the grant | target finds `Prepared` and waits, or `Owner` and serves |
 //! | Forwarding | the target owns and serves | it finds its record, asks where the target is, forwards | target finds `Owner` and serves |
@@ -77,6 +78,12 @@ pub(crate) enum Sabotage {
     DurableBeforeFlush,
     /// The target serves as soon as it is prepared.
     ServeUngranted,
+    /// The source tells the target that it may claim the disk before its offer is durable.
+    OfferBeforeRecord,
+    /// The source takes back what it offered without asking the arbiter.
+    ReclaimUnasked,
+    /// The target takes what it was offered without asking the arbiter.
+    ClaimUnasked,
     /// The source calls a marker consistent although a chunk may hold later changes.
     ConsistentTooEarly,
     /// The source sends chunks while a consistent marker is on the way.

@@ -3,10 +3,12 @@
 //! Must never make a client wait for the network, except while it switches over, and never let a
 //! client write once the deciding record may be durable. Phases and invariants: [`super`].
 
+mod clock;
 mod greeting;
 mod handover;
 mod keeping;
 mod local;
+mod offering;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -15,6 +17,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use self::keeping::Keeping;
+use self::offering::Offering;
 pub use self::words::{Command, Keep, Replica, SourceAction, SourceConfig, SourceEvent};
 use super::copy::BulkCopy;
 use super::link::{Control, Link, LinkAction};
@@ -27,12 +30,10 @@ use crate::record::{Ownership, State};
 use crate::saved::Saved;
 use crate::switchover::{Phase, SourceSwitch};
 use crate::tracker::Tracker;
-use crate::wire::{Hello, Join, Marker, Message, Refusal};
+use crate::wire::{Hello, Join, Marker, Message, Refusal, Standing};
 
 /// How often the machine wants to be woken when nothing happens.
 const TICK: Micros = Micros::from_millis(20);
-/// In so much time what was written often counts half.
-const FADE_EVERY: Micros = Micros::from_secs(4);
 
 /// What concerns this host's disk and its clients.
 #[derive(Debug, Default)]
@@ -52,6 +53,7 @@ struct Local {
     reconnects: u64,
     /// When the tracker was last told that time passed.
     faded_at: Micros,
+    offering: Offering,
 }
 
 /// How a session ended, and the last trouble on the way.
@@ -101,6 +103,7 @@ impl Source {
                 "this host does not own the disk",
             ));
         };
+        config.check()?;
         let to = config.recorded.as_ref().unwrap_or(&config.to).clone();
         let switch = SourceSwitch::new(record.disk, epoch, config.session, to)
             .with_part(config.part.clone(), session);
@@ -187,6 +190,8 @@ impl Source {
             }
             SourceEvent::Parked(result) => self.on_parked(now, &result),
             SourceEvent::Persisted(result) => self.on_persisted(now, &result),
+            SourceEvent::Reached(attempt, result) => self.on_reached(now, attempt, result),
+            SourceEvent::Decided(ballot, result) => self.on_decided(now, ballot, result),
             SourceEvent::Checkpointed(name) => self.on_checkpointed(name),
             SourceEvent::Saved(result) => self.on_saved(result),
             SourceEvent::Command(command) => self.on_command(now, command),
@@ -213,6 +218,7 @@ impl Source {
         self.end.outcome.is_some()
             && matches!(self.switch.phase(), Phase::Owner | Phase::Forwarding)
             && self.keeping.is_settled()
+            && !self.switch.owes_record()
     }
 
     /// How it ended; `Ok` when the target runs. `None` while it has not.
@@ -241,6 +247,7 @@ impl Source {
             Phase::Forwarding => Stage::Forwarding,
             Phase::Bound if self.end.outcome.is_none() => Stage::Bound,
             Phase::Released => Stage::Released,
+            Phase::Offered | Phase::Reclaiming | Phase::Settling => Stage::Switching,
             _ if self.end.outcome.is_some() => Stage::Ended,
             Phase::Owner | Phase::Preparing if !self.end.begun => Stage::Connecting,
             Phase::Owner | Phase::Preparing if remaining == 0 && self.copy.scan_complete() => {
@@ -346,6 +353,7 @@ impl Source {
         self.push_link(actions);
         self.local.final_sent = false;
         self.local.reconnects += 1;
+        self.offer_lost();
         #[cfg(test)]
         if self.broken(super::Sabotage::ForgetChunksOnTheWay) {
             self.copy.forget_on_the_way();
@@ -367,6 +375,10 @@ impl Source {
             Message::Durable { marker, chunks } => self.on_durable(now, marker, chunks),
             Message::Ready { attempt } => {
                 self.on_ready(now, attempt);
+                Ok(())
+            }
+            Message::NotReady { attempt, text } => {
+                self.on_not_ready(now, attempt, &text);
                 Ok(())
             }
             Message::CommitRequest { attempt } => {
@@ -478,14 +490,12 @@ impl Source {
             self.pump_switch(now);
         }
         self.pump_grant(now);
+        self.pump_reclaim(now);
         self.pump_keeping(now);
     }
 
     fn pump_copy(&mut self, now: Micros) {
-        if matches!(
-            self.switch.phase(),
-            Phase::Marking | Phase::Binding | Phase::Bound | Phase::Unbinding | Phase::Unmarking
-        ) {
+        if self.switch.is_parked() {
             return;
         }
         if let Some((op, offset, len)) = self.copy.ask(&self.tracker) {
@@ -560,35 +570,5 @@ impl Source {
         let settled = settled || self.broken(super::Sabotage::ConsistentTooEarly);
         marker.consistent = nothing_left && settled;
         marker
-    }
-
-    /// Silence, held requests, stuck lanes.
-    fn watch_the_clock(&mut self, now: Micros) {
-        if self.link.is_dead(now) {
-            self.end.trouble = Some("the target has fallen silent".into());
-            self.lose_link(now);
-        }
-        for conn in self.link.stuck_lanes(now) {
-            self.actions.push_back(SourceAction::Close(conn));
-            self.link.lane_down(conn, now);
-            self.copy.lane_lost(conn, &self.tracker);
-        }
-        if now.since(self.local.faded_at) >= FADE_EVERY {
-            self.local.faded_at = now;
-            self.tracker.fade();
-        }
-        let waited = self
-            .local
-            .held_since
-            .is_some_and(|t| now.since(t) > self.config.give_up_after);
-        #[cfg(test)]
-        if waited && self.broken(super::Sabotage::GiveUpTooLate) && self.switch.decided() {
-            self.local.held_since = None;
-            self.actions.push_back(SourceAction::Release);
-        }
-        if waited && !self.switch.committed() {
-            self.end.trouble = Some("the switchover took too long and was given up".into());
-            self.give_up(now);
-        }
     }
 }

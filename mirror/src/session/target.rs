@@ -12,6 +12,7 @@
 //! every chunk again that it does not know to be durable, the chunks read anew.
 
 mod apply;
+mod claim;
 mod compare;
 mod markers;
 mod setup;
@@ -24,6 +25,7 @@ mod words;
 use std::collections::{BTreeMap, VecDeque};
 
 use self::apply::{Answer, Applier, DiskOp, Work};
+use self::claim::Claim;
 use self::compare::Journaled;
 use self::markers::Markers;
 use self::setup::Setup;
@@ -62,6 +64,7 @@ pub struct Target {
     lanes: Lanes,
     setup: Setup,
     takeover: Takeover,
+    claim: Claim,
     apply: Applier,
     markers: Markers,
     journaled: Journaled,
@@ -93,6 +96,7 @@ impl Target {
             lanes: Lanes::default(),
             setup: Setup::default(),
             takeover,
+            claim: Claim::default(),
             markers: Markers::default(),
             journaled: Journaled::default(),
             done_count: 0,
@@ -114,6 +118,8 @@ impl Target {
             TargetEvent::Read(op, result) => self.on_read(op, result),
             TargetEvent::Persisted(result) => self.on_persisted(now, result.is_ok()),
             TargetEvent::Parked(result) => self.on_parked(now, result.is_ok()),
+            TargetEvent::Reached(attempt, result) => self.on_reached(now, attempt, result),
+            TargetEvent::Decided(ballot, result) => self.on_decided(now, ballot, result),
             TargetEvent::Serving(result) => self.on_serving(now, result),
         }
         self.pump(now);
@@ -132,7 +138,8 @@ impl Target {
             && self.lanes.bulk.is_empty()
             && self.setup.is_idle()
             && self.timers.write_again.is_none()
-            && self.takeover.is_idle();
+            && self.takeover.is_idle()
+            && !self.claims();
         (!idle).then_some(self.timers.wake_at)
     }
 
@@ -291,7 +298,7 @@ impl Target {
                 self.reach(&marker, None)?;
             }
             Message::Final(last) => self.on_final(&last)?,
-            Message::Prepare { attempt } => self.markers.prepare(attempt),
+            Message::Prepare { attempt, arbiter } => self.on_prepare(now, attempt, arbiter),
             Message::Grant { attempt, epoch } => self.on_grant(now, attempt, epoch),
             Message::Abandon { .. } => self.drop_lanes(),
             other => {
@@ -342,13 +349,18 @@ impl Target {
         };
         match record.state {
             State::Prepared {
-                session, attempt, ..
+                session,
+                attempt,
+                claim: None,
+                ..
             } => self.on_prepared(now, session, attempt),
             State::Owner { .. } => self.takeover.recorded(),
             State::Following { .. } => self.on_following(),
             State::Emptying { .. }
             | State::Receiving { .. }
             | State::Released { .. }
+            | State::Offered { .. }
+            | State::Prepared { .. }
             | State::Bound { .. } => {}
         }
     }
@@ -408,6 +420,7 @@ impl Target {
             self.send(now, Message::Ready { attempt });
         }
         self.pump_setup(now);
+        self.pump_claim(now);
         self.pump_takeover(now);
         self.watch_the_clock(now);
     }

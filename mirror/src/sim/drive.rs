@@ -4,11 +4,13 @@ use uuid::Uuid;
 
 use std::io::ErrorKind;
 
+use super::arbiter::Question;
 use super::host::{Asked, Doing, Front, Machine, Op};
 use super::journal::JournalOp;
 use super::ledger::Promise;
 use super::network::{TO_SOURCE, TO_TARGET, through_the_codec};
 use super::world::{Event, SOURCE, TARGET, World};
+use crate::arbiter::Side;
 use crate::clock::Micros;
 use crate::record::State;
 use crate::session::{ConnId, OpId, SourceAction, SourceEvent, TargetAction, TargetEvent};
@@ -128,6 +130,13 @@ impl World {
                 let ok = self.calm() || !self.rng.percent(3);
                 self.step_op(SOURCE, Doing::Persist(record, ok));
             }
+            SourceAction::Reach { attempt, .. } => {
+                self.ask_arbiter(SOURCE, Question::Reach(attempt));
+            }
+            SourceAction::Reclaim { ballot, .. } => {
+                self.ask_arbiter(SOURCE, Question::Decide(ballot, Side::Source));
+                self.maybe_crash_soon();
+            }
             SourceAction::Checkpoint => self.step_op(SOURCE, Doing::Checkpoint),
             SourceAction::Save(saved) => {
                 let ok = self.calm() || !self.rng.percent(3);
@@ -190,6 +199,13 @@ impl World {
                 let ok = self.calm() || !self.rng.percent(3);
                 self.step_op(TARGET, Doing::Persist(record, ok));
             }
+            TargetAction::Reach { attempt, .. } => {
+                self.ask_arbiter(TARGET, Question::Reach(attempt));
+            }
+            TargetAction::Claim { ballot, .. } => {
+                self.ask_arbiter(TARGET, Question::Decide(ballot, Side::Target));
+                self.maybe_crash_soon();
+            }
             TargetAction::Park(mark) => self.step_op(TARGET, Doing::Park(mark)),
             TargetAction::Serve => self.step_op(TARGET, Doing::Serve),
         }
@@ -231,6 +247,7 @@ impl World {
     /// A step that matters: crashes like to fall here.
     fn step_op(&mut self, host: usize, doing: Doing) {
         let marking = matches!(doing, Doing::Park(Some(_)));
+        let offering = matches!(&doing, Doing::Persist(record, _) if record.ballot().is_some());
         let parking = matches!(doing, Doing::Park(_));
         let unmarking = host == SOURCE && matches!(doing, Doing::Park(None));
         self.begin_op(host, Asked::Step, doing);
@@ -242,6 +259,11 @@ impl World {
         // The rarest of all.
         if unmarking && self.plan.crashes && self.rng.percent(20) {
             let span = Micros(self.rng.below(self.plan.op_time.0));
+            self.after(span, Event::Crash(host, self.plan.power));
+        }
+        // Where it matters most what is durable where.
+        if offering && self.plan.crashes && !self.calm() && self.rng.percent(60) {
+            let span = Micros(self.rng.below(self.plan.op_time.0 + 6 * self.net.delay.0));
             self.after(span, Event::Crash(host, self.plan.power));
         }
         // A user who thinks better of it at the last moment.
@@ -458,7 +480,7 @@ impl World {
             self.net.partitioned = false;
             return;
         }
-        let next = Micros(self.rng.between(5_000, 150_000));
+        let next = Micros(self.rng.between(5_000, self.plan.fault_gap.0));
         self.after(next, Event::Fault);
         self.check_replica();
         match self.rng.below(10) {

@@ -12,11 +12,13 @@
 //! | records, marks | a crash before, after or between effect and answer; a write that reports failure and may have happened |
 //! | link | delay, jitter, lanes overtaking each other, cuts of single lanes or all, silent death, partitions |
 //! | hosts | the process or the power of either side ends at any step, and comes back |
+//! | arbiter | questions and answers are late or lost |
 //! | users | cut over at any time, cancel, start again |
 //!
 //! # What is checked
 //!
 //! * At every step: at most one side accepts writes, and at most one would after a restart.
+//! * When a disk was offered: only the side that the arbiter named goes on with it.
 //! * At every read of a client: it sees every write acknowledged before.
 //! * After every power cut of the owner: everything acknowledged before a flush is there.
 //! * Whenever a host crashes while the target follows: what a promotion would serve is the source's disk as a crash could
@@ -25,6 +27,7 @@
 //! * In the end, once the faults stop: the target owns and serves, nobody else does, and every
 //!   acknowledged write is there.
 
+mod arbiter;
 mod clients;
 mod disk;
 mod drive;

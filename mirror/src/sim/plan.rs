@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use super::rng::Rng;
+use crate::arbiter::{ArbiterName, Switchover};
 use crate::clock::Micros;
 use crate::session::{Sabotage, SourceConfig};
 use crate::wire::{DiskDescription, DiskFormat};
@@ -13,6 +14,9 @@ pub(super) enum Aim {
     TakeOver,
     Follow,
 }
+
+/// Where the arbiter is.
+pub(super) const AT: &str = "third";
 
 /// What clients write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +49,11 @@ pub(super) struct Plan {
     pub(super) power: bool,
     pub(super) contents: Contents,
     pub(super) kept: Sessions,
+    /// How many of a hundred questions to the arbiter are lost, or their answers.
+    pub(super) arbiter_lossy: u64,
     pub(super) fault_until: Micros,
+    /// The longest time from one fault to the next.
+    pub(super) fault_gap: Micros,
     pub(super) sabotage: Option<Sabotage>,
     pub(super) config: SourceConfig,
 }
@@ -86,9 +94,17 @@ impl Plan {
         config.replica.compare = rng.percent(80);
         config.limits.block = 4096;
         config.limits.save_every = Micros([1_000, 15_000, 2_000_000][rng.below(3) as usize]);
+        let fast = rng.percent(50);
+        if fast {
+            config.switchover = Switchover::Fast;
+            config.arbiter = Some(ArbiterName {
+                id: Uuid::from_u128(77),
+                at: AT.into(),
+            });
+        }
         let kind = rng.below(5);
         let spans = [(50, 200), (200, 800), (500, 2000)];
-        let (low, high) = spans[rng.below(3) as usize];
+        let (low, high) = spans[if fast { 2 } else { rng.below(3) as usize }];
         Self {
             size,
             think: Micros(
@@ -109,11 +125,14 @@ impl Plan {
                 Sessions::Untracked,
                 Sessions::Nothing,
             ][rng.below(4) as usize],
+            arbiter_lossy: [0, 5, 40][rng.below(3) as usize],
             contents: if rng.percent(15) {
                 Contents::Few
             } else {
                 Contents::New
             },
+            // Where a switchover hangs on more than the link, let more of them come to that.
+            fault_gap: Micros::from_millis(if fast { 600 } else { 150 }),
             fault_until: Micros::from_secs(1) + Micros::from_millis(rng.between(low, high)),
             sabotage,
             config,

@@ -34,6 +34,7 @@ fn run(count: u64, aim: Aim) -> Stats {
         total.inherited += stats.inherited;
         total.same += stats.same;
         total.resumed += stats.resumed;
+        total.settled += stats.settled;
         total.crashed_in.extend(stats.crashed_in);
     }
     println!("{total:?}");
@@ -59,6 +60,10 @@ fn no_fault_ever_makes_two_owners_or_loses_a_write() {
         "source Holding",
         "source Draining",
         "source Marking",
+        "source Offering",
+        "source Offered",
+        "source Reclaiming",
+        "source Settling",
         "source Unmarking",
         "source Deciding",
         "source Released",
@@ -73,6 +78,7 @@ fn no_fault_ever_makes_two_owners_or_loses_a_write() {
     ] {
         assert!(total.crashed_in.contains(doing), "no crash in: {doing}");
     }
+    assert!(total.settled > 100, "{} offers settled", total.settled);
     assert!(total.resumed > 500 && total.same > 1 << 20);
     assert!(total.cuts > 5000 && total.given_up > 1000 && total.fallen_back > 10_000);
 }
@@ -107,6 +113,13 @@ fn the_simulation_notices_broken_rules_of_ownership() {
     is_noticed(Sabotage::GrantBeforeRecord, Aim::TakeOver);
     is_noticed(Sabotage::GiveUpTooLate, Aim::TakeOver);
     is_noticed(Sabotage::ServeUngranted, Aim::TakeOver);
+}
+
+#[test]
+fn the_simulation_notices_broken_rules_of_an_offer() {
+    is_noticed(Sabotage::OfferBeforeRecord, Aim::TakeOver);
+    is_noticed(Sabotage::ReclaimUnasked, Aim::TakeOver);
+    is_noticed(Sabotage::ClaimUnasked, Aim::TakeOver);
 }
 
 #[test]

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::arbiter::{Decided, Question};
 use super::clients::Client;
 use super::host::{Asked, Doing, Front, Host, Machine, Op, Request};
 use super::ledger::{Ledger, Moments, Promise};
 use super::network::Network;
-use super::plan::{Aim, Plan, Sessions};
+use super::plan::{AT, Aim, Plan, Sessions};
 use super::rng::Rng;
+use crate::arbiter::Side;
 use crate::clock::Micros;
 use crate::record::{Ownership, State};
 use crate::session::{
@@ -37,6 +39,9 @@ pub(super) enum Event {
     Attached(u64),
     Held(u64, u64),
     Cancel(u64),
+    ArbiterHears(Question),
+    /// To that host in that life, or the time to wait for it is over.
+    ArbiterAnswers(usize, u64, Question, bool),
     Fault,
     Heal,
     Crash(usize, bool),
@@ -61,6 +66,8 @@ pub(super) struct Stats {
     pub(super) inherited: u64,
     /// Sessions that came back after a crash of the source.
     pub(super) resumed: u64,
+    /// Sources that found an offer after a crash, and heard whose the disk is.
+    pub(super) settled: u64,
     /// Bytes that sessions found at the target.
     pub(super) same: u64,
     /// Attempts undone long after the last fault.
@@ -77,6 +84,7 @@ pub(super) struct World {
     pub(super) plan: Plan,
     pub(super) hosts: [Host; 2],
     pub(super) net: Network,
+    pub(super) decided: Decided,
     pub(super) ledger: Ledger,
     pub(super) clients: Vec<Client>,
     pub(super) next_tag: u64,
@@ -129,6 +137,7 @@ impl World {
             plan,
             hosts,
             net,
+            decided: Decided::new(),
             ledger,
             clients,
             next_tag: 0,
@@ -239,6 +248,10 @@ impl World {
             }
             Event::Cancel(life) if life == self.hosts[SOURCE].life => {
                 self.source_event(SourceEvent::Command(Command::Cancel));
+            }
+            Event::ArbiterHears(question) => self.arbiter_hears(&question),
+            Event::ArbiterAnswers(host, life, question, answered) => {
+                self.arbiter_answers((host, life), &question, answered);
             }
             Event::Attached(_) | Event::Held(..) | Event::Cancel(_) => {}
             Event::Fault => self.fault(),
@@ -430,7 +443,10 @@ impl World {
                     Micros::from_secs(3600)
                 };
                 let max_pause = Some(max_pause);
-                self.source_event(SourceEvent::Command(Command::Cutover { max_pause }));
+                self.source_event(SourceEvent::Command(Command::Cutover {
+                    max_pause,
+                    how: None,
+                }));
             } else if !self.calm() && self.rng.percent(1) {
                 self.source_event(SourceEvent::Command(Command::Cancel));
             }
@@ -521,6 +537,7 @@ impl World {
         if host == TARGET {
             let config = TargetConfig {
                 window: 2 << 20,
+                arbiter: Some(AT.into()),
                 sabotage: self.plan.sabotage,
             };
             let target = Target::new(config, record, self.hosts[host].image);
@@ -529,6 +546,17 @@ impl World {
             self.arm(TARGET);
             return;
         }
+        let ballot = record.as_ref().and_then(Ownership::ballot);
+        if let Some((_, ballot)) = ballot {
+            return self.ask_arbiter(SOURCE, Question::Settle(ballot, Side::Source));
+        }
+        self.start_source();
+    }
+
+    /// The source has just started, and its record speaks for itself.
+    pub(super) fn start_source(&mut self) {
+        let host = SOURCE;
+        let record = self.hosts[host].record.clone();
         match verdict(record.as_ref(), self.hosts[host].mark) {
             Verdict::Serve { .. } => {
                 self.hosts[host].mark = None;

@@ -3,7 +3,8 @@
 use vdisk::engine::Mark;
 
 use super::*;
-use crate::wire::{DiskDescription, DiskFormat};
+use crate::arbiter::{ArbiterName, Side};
+use crate::wire::{DiskDescription, DiskFormat, Hello, Refusal, Standing};
 
 const DISK: Uuid = Uuid::from_u128(1);
 const SESSION: Uuid = Uuid::from_u128(2);
@@ -29,9 +30,83 @@ fn target(state: State) -> TargetSwitch {
     TargetSwitch::new(Some(Ownership { disk: DISK, state }), true)
 }
 
+fn arbiter() -> ArbiterName {
+    ArbiterName {
+        id: Uuid::from_u128(5),
+        at: "file:/third".into(),
+    }
+}
+
+/// In the middle of a fast switchover: the offer is being written.
+fn offering() -> SourceSwitch {
+    let mut switch = SourceSwitch::new(DISK, 1, SESSION, "b".into());
+    assert_eq!(switch.prepare(Some(&arbiter())), Some(1));
+    assert!(switch.ready(1) && switch.held(1));
+    assert!(
+        !switch.commit_requested(1),
+        "it is not the target that asks"
+    );
+    assert!(switch.drained());
+    let Some(Parked::Offer(record)) = switch.parked(true) else {
+        panic!("must offer")
+    };
+    assert!(matches!(record.state, State::Offered { epoch: 2, .. }));
+    switch
+}
+
+#[test]
+fn what_was_offered_is_taken_back_only_by_the_arbiter_s_word() {
+    let mut switch = offering();
+    assert!(!switch.running(2), "runs before it was offered");
+    assert!(switch.recorded(true) == Recorded::Offer);
+    assert!(
+        switch.told(switch.ballot(), Side::Source).is_none(),
+        "was not asked for"
+    );
+    assert!(switch.give_up() == GivenUp::Reclaim && switch.give_up() == GivenUp::Nothing);
+    let mut earlier = switch.ballot();
+    earlier.attempt = 0;
+    assert!(
+        switch.told(earlier, Side::Source).is_none(),
+        "about another attempt"
+    );
+    let back = switch.told(switch.ballot(), Side::Source).unwrap();
+    assert!(matches!(back.state, State::Owner { epoch: 1, .. }));
+    assert!(!switch.running(2), "it is not the target's");
+    assert!(switch.recorded(true) == Recorded::Unmark);
+    assert!(switch.parked(true) == Some(Parked::Resume) && switch.aborted() == 1);
+}
+
+#[test]
+fn what_the_arbiter_gave_the_target_is_handed_over() {
+    let mut switch = offering();
+    assert!(switch.recorded(true) == Recorded::Offer);
+    assert!(switch.give_up() == GivenUp::Reclaim);
+    let gone = switch.told(switch.ballot(), Side::Target).unwrap();
+    assert_eq!(gone, switch.deciding_record());
+    assert!(switch.recorded(true) == Recorded::Grant && switch.running(2));
+    // And when the target is heard of before the arbiter is asked.
+    let mut switch = offering();
+    assert!(switch.recorded(true) == Recorded::Offer && switch.running(2));
+    assert!(switch.phase() == Phase::Settling && switch.decided());
+    assert!(switch.recorded(true) == Recorded::Nothing && switch.phase() == Phase::Forwarding);
+}
+
+#[test]
+fn an_offer_that_nobody_heard_of_is_taken_back_without_asking() {
+    let mut switch = offering();
+    assert!(switch.link_lost() && switch.give_up() == GivenUp::Later);
+    assert!(switch.recorded(true) == Recorded::Unbind);
+    assert!(switch.recorded(true) == Recorded::Unmark);
+    assert!(switch.parked(true) == Some(Parked::Resume));
+    // What moves with others is decided by their lead.
+    let mut member = SourceSwitch::new(DISK, 1, SESSION, "b".into()).with_part(Part::Lead, None);
+    assert!(member.prepare(Some(&arbiter())).is_some() && member.arbiter().is_none());
+}
+
 fn draining() -> SourceSwitch {
     let mut switch = SourceSwitch::new(DISK, 1, SESSION, "b".into());
-    assert_eq!(switch.prepare(), Some(1));
+    assert_eq!(switch.prepare(None), Some(1));
     assert!(switch.ready(1) && switch.held(1));
     switch
 }
@@ -77,7 +152,7 @@ fn an_attempt_can_be_given_up_until_the_deciding_record_is_on_its_way() {
     assert_eq!(switch.parked(true), Some(Parked::Unmark));
     assert_eq!(switch.parked(true), Some(Parked::Resume));
     assert_eq!((switch.phase(), switch.aborted()), (Phase::Owner, 1));
-    assert_eq!(switch.prepare(), Some(2));
+    assert_eq!(switch.prepare(None), Some(2));
     assert_eq!(switch.aborted(), 1);
 
     let mut switch = draining();
@@ -93,6 +168,7 @@ fn a_target_that_owns_or_may_own_a_disk_is_never_emptied_by_a_stranger() {
         session: SESSION,
         attempt: 1,
         epoch: 2,
+        claim: None,
     };
     let owner = State::Owner {
         epoch: 2,
@@ -157,6 +233,21 @@ fn what_a_start_finds_says_who_serves() {
             session: SESSION,
             attempt: 1,
             epoch: 2,
+            claim: None,
+        },
+        State::Prepared {
+            session: SESSION,
+            attempt: 1,
+            epoch: 2,
+            claim: Some(arbiter()),
+        },
+        State::Offered {
+            epoch: 2,
+            session: SESSION,
+            attempt: 1,
+            to: "b".into(),
+            came: None,
+            arbiter: arbiter(),
         },
     ] {
         assert!(matches!(

@@ -63,6 +63,11 @@ pub fn verdict(record: Option<&Ownership>, mark: Option<Mark>) -> Verdict {
             epoch: *epoch,
             to: to.clone(),
         },
+        State::Offered { arbiter, .. } => Verdict::Refuse(format!(
+            "the disk was offered to another host, and the arbiter at {} says whether it has taken it; serve it, and \
+             that is asked",
+            arbiter.at
+        )),
         State::Bound { lead, .. } => Verdict::Refuse(format!(
             "the disk is about to move with a machine, and {} says whether it has; run the machine",
             lead.record
@@ -75,6 +80,14 @@ pub fn verdict(record: Option<&Ownership>, mark: Option<Mark>) -> Verdict {
              if that is lost for good, `receive --promote-at-last-epoch`"
                 .into(),
         ),
+        State::Prepared {
+            claim: Some(arbiter),
+            ..
+        } => Verdict::Refuse(format!(
+            "the disk is complete, and the arbiter at {} says whether it is this host's; receive there, and that is \
+             asked",
+            arbiter.at
+        )),
         State::Prepared { .. } => Verdict::Refuse(
             "the disk is complete but the source has not handed it over yet; let the two hosts \
              reach each other, or override if the source is lost for good"

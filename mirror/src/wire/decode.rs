@@ -104,7 +104,7 @@ fn payload_bound(kind: u8) -> Option<usize> {
         | kind::TAKEN
         | kind::RECORD_ZERO
         | kind::CHUNK_ZERO..=kind::DIFFERS
-        | kind::PREPARE..=kind::RUNNING
+        | kind::PREPARE..=kind::NOT_READY
         | kind::ABANDON
         | kind::FAILED => Some(0),
         _ => None,
@@ -206,6 +206,7 @@ pub fn decode_body(head: &FrameHead, mut body: Bytes) -> Result<Message, DecodeE
         kind::FINAL => Message::Final(Final {
             attempt: r.nonzero("attempt")?,
             chunks: r.u64("chunks")?,
+            arbiter: r.maybe_name("arbiter")?,
             marker: marker(&mut r)?,
         }),
         kind::CHUNKS_DONE => Message::ChunksDone(chunks_done(&mut r)?),
@@ -231,6 +232,11 @@ fn short(r: &mut Reader, kind: u8) -> Result<Message, DecodeError> {
         },
         kind::PREPARE => Message::Prepare {
             attempt: r.nonzero("attempt")?,
+            arbiter: r.maybe_name("arbiter")?,
+        },
+        kind::NOT_READY => Message::NotReady {
+            attempt: r.nonzero("attempt")?,
+            text: r.text("text", MAX_TEXT)?,
         },
         kind::READY => Message::Ready {
             attempt: r.nonzero("attempt")?,

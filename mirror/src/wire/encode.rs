@@ -124,7 +124,16 @@ fn put_short(out: &mut BytesMut, message: &Message) -> u8 {
             out.put_u128_le(*blocks);
             kind::DIFFERS
         }
-        Message::Prepare { attempt } => put_attempt(out, *attempt, kind::PREPARE),
+        Message::Prepare { attempt, arbiter } => {
+            out.put_u64_le(*attempt);
+            put_arbiter(out, *arbiter);
+            kind::PREPARE
+        }
+        Message::NotReady { attempt, text } => {
+            out.put_u64_le(*attempt);
+            put_text(out, text);
+            kind::NOT_READY
+        }
         Message::Ready { attempt } => put_attempt(out, *attempt, kind::READY),
         Message::CommitRequest { attempt } => put_attempt(out, *attempt, kind::COMMIT_REQUEST),
         Message::Grant { attempt, epoch } => {
@@ -153,6 +162,11 @@ fn put_short(out: &mut BytesMut, message: &Message) -> u8 {
 fn put_attempt(out: &mut BytesMut, attempt: u64, kind: u8) -> u8 {
     out.put_u64_le(attempt);
     kind
+}
+
+/// All zero bytes for none: no arbiter is called so.
+fn put_arbiter(out: &mut BytesMut, arbiter: Option<uuid::Uuid>) {
+    out.put_slice(arbiter.unwrap_or_default().as_bytes());
 }
 
 fn put_hello(out: &mut BytesMut, hello: &Hello) -> u8 {
@@ -252,6 +266,7 @@ fn put_marker(out: &mut BytesMut, marker: &Marker) {
 fn put_final(out: &mut BytesMut, last: &Final) -> u8 {
     out.put_u64_le(last.attempt);
     out.put_u64_le(last.chunks);
+    put_arbiter(out, last.arbiter);
     put_marker(out, &last.marker);
     kind::FINAL
 }

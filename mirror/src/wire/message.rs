@@ -201,6 +201,8 @@ pub struct Final {
     pub attempt: u64,
     /// How many chunks the target has acknowledged in this incarnation.
     pub chunks: u64,
+    /// The disk is offered, durably: once the target has everything it may ask that arbiter for it.
+    pub arbiter: Option<Uuid>,
     /// The marker.
     pub marker: Marker,
 }
@@ -280,11 +282,20 @@ pub enum Message {
     Prepare {
         /// Which attempt.
         attempt: u64,
+        /// The arbiter that is to decide about it, if it is a fast one: both have to mean the same.
+        arbiter: Option<Uuid>,
     },
     /// Target: I can.
     Ready {
         /// Which attempt.
         attempt: u64,
+    },
+    /// Target: I cannot, now.
+    NotReady {
+        /// Which attempt.
+        attempt: u64,
+        /// Why, for a person.
+        text: String,
     },
     /// Source: this is all.
     Final(Final),

@@ -99,6 +99,11 @@ impl Reader {
         Ok(name)
     }
 
+    /// One that names something, or nothing.
+    pub(super) fn maybe_name(&mut self, field: &'static str) -> Result<Option<Uuid>, DecodeError> {
+        Ok(Some(self.uuid(field)?).filter(|name| !name.is_nil()))
+    }
+
     pub(super) fn uuid(&mut self, field: &'static str) -> Result<Uuid, DecodeError> {
         self.array::<16>(field).map(Uuid::from_bytes)
     }

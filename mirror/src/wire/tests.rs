@@ -179,26 +179,33 @@ fn data() -> impl Strategy<Value = Message> {
     ]
 }
 
+fn arbiter() -> impl Strategy<Value = Option<Uuid>> {
+    prop::option::of((1..u128::MAX).prop_map(Uuid::from_u128))
+}
+
 fn switching() -> impl Strategy<Value = Message> {
     let number = 1..u64::MAX;
     let text = ".{0,100}";
     prop_oneof![
-        number
-            .clone()
-            .prop_map(|attempt| Message::Prepare { attempt }),
+        (number.clone(), arbiter())
+            .prop_map(|(attempt, arbiter)| Message::Prepare { attempt, arbiter }),
+        (number.clone(), text).prop_map(|(attempt, text)| Message::NotReady { attempt, text }),
         number
             .clone()
             .prop_map(|attempt| Message::Ready { attempt }),
         number
             .clone()
             .prop_map(|attempt| Message::CommitRequest { attempt }),
-        (number.clone(), any::<u64>(), marker()).prop_map(|(attempt, chunks, marker)| {
-            Message::Final(Final {
-                attempt,
-                chunks,
-                marker,
-            })
-        }),
+        (number.clone(), any::<u64>(), arbiter(), marker()).prop_map(
+            |(attempt, chunks, arbiter, marker)| {
+                Message::Final(Final {
+                    attempt,
+                    chunks,
+                    arbiter,
+                    marker,
+                })
+            }
+        ),
         (number.clone(), number.clone())
             .prop_map(|(attempt, epoch)| Message::Grant { attempt, epoch }),
         (number, text).prop_map(|(epoch, address)| Message::Running { epoch, address }),

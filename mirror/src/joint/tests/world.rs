@@ -155,7 +155,7 @@ impl World {
         };
         match switch.phase() {
             Phase::Owner if switching && !volume.failed && !volume.over => {
-                switch.prepare();
+                switch.prepare(None);
             }
             Phase::Owner if volume.failed => volume.over = true,
             Phase::Preparing => {
@@ -182,6 +182,7 @@ impl World {
                     Some(Parked::Bind(record) | Parked::Decide(record)) => {
                         volume.here_writes = Some(record);
                     }
+                    Some(Parked::Offer(_)) => panic!("what moves with others is not offered"),
                     Some(Parked::Unmark | Parked::Resume | Parked::Wait) | None => {}
                 }
             }
@@ -255,7 +256,7 @@ impl World {
         }
         match switch.recorded(ok) {
             Recorded::Unbind => volume.here_writes = Some(switch.owner_record()),
-            Recorded::Grant | Recorded::Unmark | Recorded::Nothing => {}
+            Recorded::Grant | Recorded::Unmark | Recorded::Offer | Recorded::Nothing => {}
         }
     }
 
@@ -504,5 +505,6 @@ fn prepared_state(switch: &SourceSwitch) -> State {
         session,
         attempt: switch.attempt(),
         epoch: switch.next_epoch(),
+        claim: None,
     }
 }

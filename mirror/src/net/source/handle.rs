@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::Order;
+use crate::arbiter::Switchover;
 use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::joint::Seen;
@@ -50,11 +51,12 @@ impl SourceHandle {
         self.shared.lock().status.clone()
     }
 
-    /// Switch over as soon as the estimated pause is at most `max_pause`, or the configured one.
-    pub fn cutover(&self, max_pause: Option<Duration>) {
+    /// Switch over as soon as the estimated pause is at most `max_pause`, or the configured one; `how` if not as
+    /// configured. A fast switchover without an arbiter is a safe one.
+    pub fn cutover(&self, max_pause: Option<Duration>, how: Option<Switchover>) {
         let max_pause =
             max_pause.map(|span| Micros(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)));
-        self.command(Command::Cutover { max_pause });
+        self.command(Command::Cutover { max_pause, how });
     }
 
     /// End the session; the disk stays here. Without effect once it is handed over.

@@ -13,12 +13,13 @@ use tokio::task::JoinSet;
 use vdisk::engine::Mark;
 
 use super::{Arrival, Entry, Router, joined};
+use crate::arbiter::Side;
 use crate::files::{RecordStore, journal_paths};
 use crate::journal::{self as form, Head};
-use crate::net::Clock;
 use crate::net::journal::{self, Ask, Journal};
 use crate::net::lane::{Heard, INBOX, Inbox, Lane, answer_and_close};
 use crate::net::port::{DiskPort, Done, ReadDone};
+use crate::net::{Clock, arbiter};
 use crate::record::{Ownership, State};
 use crate::session::{ConnId, OpId, Target, TargetAction, TargetEvent};
 use crate::wire::{DiskDescription, Message, Refusal};
@@ -251,6 +252,7 @@ impl DiskTask {
         let failed = match &event {
             TargetEvent::Persisted(Err(e)) | TargetEvent::Disk(_, Err(e)) => Some(("write", e)),
             TargetEvent::Read(_, Err(e)) => Some(("read", e)),
+            TargetEvent::Decided(_, Err(e)) => Some(("question to the arbiter", e)),
             _ => None,
         };
         if let Some((what, e)) = failed {
@@ -326,6 +328,14 @@ impl DiskTask {
                 self.store
                     .persist_over(self.machine.record(), &record, done);
             }
+            TargetAction::Reach { attempt, arbiter } => self.ask(
+                move || arbiter::reach(&arbiter),
+                move |result| TargetEvent::Reached(attempt, result),
+            ),
+            TargetAction::Claim { arbiter, ballot } => self.ask(
+                move || arbiter::ask(&arbiter, ballot, Side::Target),
+                move |result| TargetEvent::Decided(ballot, result),
+            ),
             TargetAction::Park(mark) => self.park(mark),
             TargetAction::Serve => self.serve(),
         }
@@ -340,6 +350,22 @@ impl DiskTask {
                 let _ = task.send(Happened::Event(event(result)));
             }
         })
+    }
+
+    /// Ask somebody else, who may take long.
+    fn ask<T: Send + 'static>(
+        &mut self,
+        ask: impl FnOnce() -> io::Result<T> + Send + 'static,
+        event: impl FnOnce(io::Result<T>) -> TargetEvent + Send + 'static,
+    ) {
+        self.asked += 1;
+        let task = self.entry.task.clone();
+        tokio::task::spawn_blocking(move || {
+            let answer = ask();
+            if let Some(task) = task {
+                let _ = task.send(Happened::Event(event(answer)));
+            }
+        });
     }
 
     fn read(&mut self, op: OpId, offset: u64, len: u32) {
@@ -477,6 +503,7 @@ fn state_name(record: &Ownership) -> &'static str {
     match record.state {
         State::Owner { .. } => "owner",
         State::Released { .. } => "released",
+        State::Offered { .. } => "offered",
         State::Bound { .. } => "bound",
         State::Emptying { .. } => "emptying",
         State::Receiving { .. } => "receiving",

@@ -26,6 +26,10 @@ impl Source {
             }
             return Ok(());
         }
+        if matches!(self.switch.phase(), Phase::Offered | Phase::Reclaiming) {
+            self.on_welcome_to_offer(now, standing);
+            return Ok(());
+        }
         let start = match standing {
             Standing::Owner { epoch } => {
                 let what = format!(
@@ -105,12 +109,7 @@ impl Source {
         self.tick(now);
         if self.switch.phase() == Phase::Preparing {
             // The question or its answer was lost with the link.
-            self.send_control(
-                now,
-                Message::Prepare {
-                    attempt: self.switch.attempt(),
-                },
-            );
+            self.send_prepare(now);
         }
         self.attach();
         Ok(())

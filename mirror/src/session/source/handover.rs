@@ -14,7 +14,8 @@ const RETRY_AFTER: Micros = Micros::from_secs(5);
 impl Source {
     pub(super) fn on_command(&mut self, now: Micros, command: Command) {
         match command {
-            Command::Cutover { max_pause } => {
+            Command::Cutover { max_pause, how } => {
+                self.local.offering.how = how;
                 self.local.cutover = Some(max_pause.unwrap_or(self.config.max_pause));
                 self.local.not_before = now;
             }
@@ -73,26 +74,24 @@ impl Source {
                 .sent
                 .time_for(left)
                 .is_some_and(|pause| pause <= max_pause);
-        if short && let Some(attempt) = self.switch.prepare() {
+        let arbiter = self.next_arbiter();
+        if short && let Some(attempt) = self.switch.prepare(arbiter.as_ref()) {
             self.local.final_sent = false;
-            self.send_control(now, Message::Prepare { attempt });
+            self.send_prepare(now);
+            self.reach(attempt);
             // From here on it counts as held: a target that does not answer is given up on too.
             self.local.held_since = Some(now);
         }
     }
 
-    pub(super) fn on_ready(&mut self, now: Micros, attempt: u64) {
-        if self.switch.ready(attempt) {
-            self.local.held_since = Some(now);
-            self.actions.push_back(SourceAction::Hold(attempt));
-        }
+    pub(super) fn send_prepare(&mut self, now: Micros) {
+        let attempt = self.switch.attempt();
+        let arbiter = self.switch.arbiter().map(|arbiter| arbiter.id);
+        self.send_control(now, Message::Prepare { attempt, arbiter });
     }
 
-    /// Requests are held and none is in flight: once nothing is dirty or on the way, say so.
+    /// Requests are held and none is in flight: once nothing is dirty or on the way, say so, or offer the disk first.
     fn maybe_final(&mut self, now: Micros) {
-        let Control::Up(conn) = self.link.control() else {
-            return;
-        };
         let complete = self.copy.scan_complete()
             && self.tracker.figures().dirty == 0
             && self.copy.landed()
@@ -100,6 +99,21 @@ impl Source {
         if !complete || self.local.final_sent {
             return;
         }
+        if self.switch.arbiter().is_none() {
+            self.send_final(now);
+        } else if self.switch.drained() {
+            let mark = Some(Mark::HandedOver);
+            self.actions.push_back(SourceAction::Park(mark));
+            #[cfg(test)]
+            self.offer_too_early(now);
+        }
+    }
+
+    /// Say that this is all.
+    pub(super) fn send_final(&mut self, now: Micros) {
+        let Control::Up(conn) = self.link.control() else {
+            return;
+        };
         let floor = self.copy.floor();
         let marker = self.marker(now, floor);
         let chunks = self.copy.done_count();
@@ -111,6 +125,7 @@ impl Source {
             Message::Final(Final {
                 attempt,
                 chunks,
+                arbiter: self.switch.arbiter().map(|arbiter| arbiter.id),
                 marker,
             }),
         );
@@ -135,7 +150,9 @@ impl Source {
                     self.send_grant(now);
                 }
             }
-            Some(Parked::Bind(record)) => self.actions.push_back(SourceAction::Persist(record)),
+            Some(Parked::Bind(record) | Parked::Offer(record)) => {
+                self.actions.push_back(SourceAction::Persist(record))
+            }
             Some(Parked::Unmark) => {
                 self.actions.push_back(SourceAction::Park(None));
             }
@@ -155,6 +172,9 @@ impl Source {
             }
         }
         let next = self.switch.recorded(result.is_ok());
+        if next == Recorded::Offer {
+            self.send_final(now);
+        }
         self.after_record(next);
         self.pump_grant(now);
     }
@@ -167,7 +187,7 @@ impl Source {
             }
             Recorded::Unbind => SourceAction::Persist(self.switch.owner_record()),
             Recorded::Unmark => SourceAction::Park(None),
-            Recorded::Nothing => return,
+            Recorded::Offer | Recorded::Nothing => return,
         };
         self.actions.push_back(action);
     }
@@ -196,6 +216,10 @@ impl Source {
             self.local.pause = self.local.held_since.map(|t| now.since(t).0);
             self.local.held_since = None;
             self.actions.push_back(SourceAction::Forward(address));
+            if self.switch.phase() == Phase::Settling {
+                let record = self.switch.deciding_record();
+                self.actions.push_back(SourceAction::Persist(record));
+            }
             if self.local.attached {
                 self.actions.push_back(SourceAction::DetachTap);
             }
@@ -209,6 +233,7 @@ impl Source {
     pub(super) fn give_up(&mut self, now: Micros) {
         match self.switch.give_up() {
             GivenUp::Resume => self.resume(now),
+            GivenUp::Reclaim => self.pump_reclaim(now),
             GivenUp::Nothing | GivenUp::Later | GivenUp::TooLate => {}
         }
     }
@@ -217,9 +242,14 @@ impl Source {
         self.local.held_since = None;
         self.local.final_sent = false;
         self.local.cutover = None;
+        self.local.offering.how = None;
         self.local.not_before = now + RETRY_AFTER;
         self.local.given_up += 1;
         self.actions.push_back(SourceAction::Release);
+        if self.switch.owes_record() {
+            let record = self.switch.owner_record();
+            self.actions.push_back(SourceAction::Persist(record));
+        }
         // A fresh greeting tells the target that the attempt is over, in whatever state it is.
         self.lose_link(now);
     }

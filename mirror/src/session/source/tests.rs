@@ -88,7 +88,10 @@ fn marking() -> Source {
     let (mut source, _) = synced();
     let prepare = tell(
         &mut source,
-        SourceEvent::Command(Command::Cutover { max_pause: None }),
+        SourceEvent::Command(Command::Cutover {
+            max_pause: None,
+            how: None,
+        }),
     );
     assert!(
         prepare
@@ -120,7 +123,10 @@ fn a_target_that_acknowledges_what_was_never_sent_ends_the_session_and_nothing_e
         },
         Message::Begun { window: 1 },
         Message::Welcome(Standing::Empty),
-        Message::Prepare { attempt: 1 },
+        Message::Prepare {
+            attempt: 1,
+            arbiter: None,
+        },
     ] {
         let (mut source, _) = synced();
         let actions = say(&mut source, lie.clone());

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 use vdisk::engine::{Extent, Mark};
 
+use crate::arbiter::{ArbiterName, Ballot, Side, Switchover};
 use crate::clock::Micros;
 use crate::pacing::Limits;
 use crate::record::Ownership;
@@ -36,6 +37,10 @@ pub struct SourceConfig {
     pub keep: Keep,
     /// The longest estimated pause with which to begin a switchover.
     pub max_pause: Micros,
+    /// How to switch over, if nothing else is asked for.
+    pub switchover: Switchover,
+    /// Who decides in a fast switchover.
+    pub arbiter: Option<ArbiterName>,
     /// How long requests are held before an attempt is given up.
     pub give_up_after: Micros,
     /// The rule that a test breaks.
@@ -61,6 +66,8 @@ impl SourceConfig {
             },
             keep: Keep::Nothing,
             max_pause: Micros::from_millis(300),
+            switchover: Switchover::Safe,
+            arbiter: None,
             give_up_after: Micros::from_secs(10),
             #[cfg(test)]
             sabotage: None,
@@ -97,6 +104,8 @@ pub enum Command {
     Cutover {
         /// The longest estimated pause.
         max_pause: Option<Micros>,
+        /// How, if not as the session was told.
+        how: Option<Switchover>,
     },
     /// End the session; the disk stays here.
     Cancel,
@@ -133,6 +142,10 @@ pub enum SourceEvent {
     Parked(std::io::Result<()>),
     /// The record is durable; on failure it may or may not be.
     Persisted(std::io::Result<()>),
+    /// Whether the arbiter is there, for that attempt.
+    Reached(u64, std::io::Result<()>),
+    /// What the arbiter says of that, or that it cannot be asked.
+    Decided(Ballot, std::io::Result<Side>),
     /// From a moment on, which has this name, it is known what changes on the disk; `None` if that cannot be known.
     Checkpointed(Option<String>),
     /// The session is kept as asked, or is not.
@@ -166,6 +179,20 @@ pub enum SourceAction {
     Park(Option<Mark>),
     /// Make this the disk's durable ownership record.
     Persist(Ownership),
+    /// Find out whether that arbiter is there, and is the one so named.
+    Reach {
+        /// For which attempt.
+        attempt: u64,
+        /// The arbiter.
+        arbiter: ArbiterName,
+    },
+    /// Ask that arbiter for the disk, as the source.
+    Reclaim {
+        /// The arbiter.
+        arbiter: ArbiterName,
+        /// About what.
+        ballot: Ballot,
+    },
     /// Make durable what was acknowledged, and note what changes from then on, also over a crash.
     Checkpoint,
     /// Keep this of the session, durably, in place of what was kept; `None` for nothing.

@@ -12,6 +12,8 @@
 
 use std::collections::VecDeque;
 
+use crate::arbiter::ArbiterName;
+
 use super::{
     ConnId, DiskOp, Error, Final, Hello, Marker, Message, Micros, OpId, Result, State, Target,
     TargetAction,
@@ -26,7 +28,14 @@ struct Reached {
     /// Everything before this operation has to be written first.
     before: OpId,
     /// The attempt, when it is the final one.
-    attempt: Option<u64>,
+    last: Option<Last>,
+}
+
+/// The attempt of a final marker, and who may be asked for the disk then.
+#[derive(Clone, Debug)]
+pub(super) struct Last {
+    attempt: u64,
+    claim: Option<ArbiterName>,
 }
 
 /// The flush under way.
@@ -64,7 +73,7 @@ pub(super) struct Markers {
     /// From this operation on all waits until the disk was called consistent.
     held: Option<OpId>,
     /// What was sealed is being carried over into the disk; for that attempt and source, if it was the final one.
-    applying: Option<(OpId, Option<(u64, Hello)>)>,
+    applying: Option<(OpId, Option<(Last, Hello)>)>,
     /// The attempt that the source asked for, until it is answered.
     preparing: Option<u64>,
 }
@@ -138,7 +147,7 @@ impl Markers {
         let mut newest = None;
         while let Some(marker) = self.reached.front() {
             // The final one has to be in the disk, and one part of the journal is carried over at a time.
-            let waits = marker.attempt.is_some() && self.applying.is_some();
+            let waits = marker.last.is_some() && self.applying.is_some();
             if waits || !written(marker.before) {
                 break;
             }
@@ -169,7 +178,7 @@ impl Target {
         self.markers.mode == Mode::Following
     }
 
-    pub(super) fn reach(&mut self, marker: &Marker, attempt: Option<u64>) -> Result<()> {
+    pub(super) fn reach(&mut self, marker: &Marker, last: Option<Last>) -> Result<()> {
         self.apply.marker(marker)?;
         let before = self.apply.next_op();
         self.markers.reached.push_back(Reached {
@@ -177,7 +186,7 @@ impl Target {
             seq: marker.seq,
             consistent: marker.consistent,
             before,
-            attempt,
+            last,
         });
         Ok(())
     }
@@ -195,7 +204,9 @@ impl Target {
             let what = "the final marker is not a consistent one";
             return Err(Error::misbehaved(what));
         }
-        self.reach(&last.marker, Some(last.attempt))?;
+        let claim = last.arbiter.map(|id| self.arbiter(id)).transpose()?;
+        let attempt = last.attempt;
+        self.reach(&last.marker, Some(Last { attempt, claim }))?;
         self.streaming = false;
         Ok(())
     }
@@ -210,7 +221,7 @@ impl Target {
         };
         let op = self.apply.take_op();
         #[cfg(test)]
-        if self.broken(crate::session::Sabotage::DurableBeforeFlush) && marker.attempt.is_none() {
+        if self.broken(crate::session::Sabotage::DurableBeforeFlush) && marker.last.is_none() {
             let (id, chunks) = (marker.id, self.done_count);
             self.send(now, Message::Durable { marker: id, chunks });
             return;
@@ -249,8 +260,8 @@ impl Target {
             self.record_following();
         } else if let Some((_, last)) = self.markers.applying.take_if(|(a, _)| *a == op) {
             self.journaled.carried_over();
-            if let Some((attempt, hello)) = last {
-                self.prepare_for(attempt, &hello);
+            if let Some((last, hello)) = last {
+                self.prepare_for(last, &hello);
             }
         } else {
             return false;
@@ -270,7 +281,7 @@ impl Target {
         };
         if flushing.seals {
             let op = self.apply.take_op();
-            let last = marker.attempt.zip(hello.clone());
+            let last = marker.last.clone().zip(hello.clone());
             self.markers.applying = Some((op, last));
             self.actions.push_back(TargetAction::Apply(op));
         }
@@ -278,7 +289,8 @@ impl Target {
             self.markers.held = None;
             return;
         };
-        match marker.attempt {
+        let ends = marker.last.is_some();
+        match marker.last {
             None => self.send(
                 now,
                 Message::Durable {
@@ -286,10 +298,10 @@ impl Target {
                     chunks,
                 },
             ),
-            Some(attempt) if !flushing.seals => self.prepare_for(attempt, &hello),
+            Some(last) if !flushing.seals => self.prepare_for(last, &hello),
             Some(_) => {}
         }
-        if marker.consistent && marker.attempt.is_none() && self.markers.mode == Mode::Direct {
+        if marker.consistent && !ends && self.markers.mode == Mode::Direct {
             let op = self.apply.take_op();
             self.markers.mode = Mode::Starting(op);
             self.actions.push_back(TargetAction::StartJournal {
@@ -320,7 +332,7 @@ impl Target {
         }
     }
 
-    fn prepare_for(&mut self, attempt: u64, hello: &Hello) {
+    fn prepare_for(&mut self, last: Last, hello: &Hello) {
         // Given up in the meantime: the stream goes on.
         let same = self.lanes.control.as_ref().is_some_and(|(_, now)| {
             now.session == hello.session && now.incarnation == hello.incarnation
@@ -333,8 +345,9 @@ impl Target {
             hello.disk,
             State::Prepared {
                 session: hello.session,
-                attempt,
+                attempt: last.attempt,
                 epoch,
+                claim: last.claim,
             },
         );
     }

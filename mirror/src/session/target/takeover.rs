@@ -88,9 +88,18 @@ impl Target {
         };
         // Only the attempt it is prepared for: another one may lack writes.
         if self.switch.prepared_for(hello.session) == Some((attempt, epoch)) {
+            self.take_over(hello.session);
+        }
+    }
+
+    /// The disk is this host's, as what it is prepared for in that session.
+    pub(super) fn take_over(&mut self, session: uuid::Uuid) {
+        let prepared = self.switch.prepared_for(session);
+        if let (Some((_, epoch)), Some(record)) = (prepared, self.switch.record()) {
+            let disk = record.disk;
+            let session = Some(session);
             self.takeover.step = Step::Recording;
-            let session = Some(hello.session);
-            self.persist(hello.disk, State::Owner { epoch, session });
+            self.persist(disk, State::Owner { epoch, session });
         }
     }
 

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::arbiter::Side;
 use crate::wire::{Begin, Chunk, DiskDescription, DiskFormat, Probe, Record, Start, StreamDigest};
 
 const SIZE: u64 = 1 << 20;
@@ -297,6 +298,7 @@ fn a_grant_for_an_attempt_it_is_not_prepared_for_is_not_taken() {
     let last = Final {
         attempt: 3,
         chunks: 0,
+        arbiter: None,
         marker,
     };
     let flush = say(&mut target, CONTROL, Message::Final(last));
@@ -453,6 +455,8 @@ fn oblige(target: &mut Target, first: Vec<TargetAction>) {
             | TargetAction::Apply(op) => TargetEvent::Disk(op, Ok(())),
             TargetAction::Persist(_) => TargetEvent::Persisted(Ok(())),
             TargetAction::Park(_) => TargetEvent::Parked(Ok(())),
+            TargetAction::Reach { attempt, .. } => TargetEvent::Reached(attempt, Ok(())),
+            TargetAction::Claim { ballot, .. } => TargetEvent::Decided(ballot, Ok(Side::Target)),
             TargetAction::Serve => TargetEvent::Serving(Ok("a".into())),
             TargetAction::Send(..) | TargetAction::Close(_) => continue,
         };

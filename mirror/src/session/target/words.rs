@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use vdisk::engine::Mark;
 
+use crate::arbiter::{ArbiterName, Ballot, Side};
 use crate::record::Ownership;
 use crate::session::{ConnId, OpId};
 use crate::wire::{Content, DiskDescription, Message};
@@ -12,6 +13,8 @@ use crate::wire::{Content, DiskDescription, Message};
 pub struct TargetConfig {
     /// The most bytes of records, and of chunks, that may be on the way to it.
     pub window: u64,
+    /// Where to find the arbiter that may be asked for a disk that is offered, if there is one.
+    pub arbiter: Option<String>,
     /// The rule that a test breaks.
     #[cfg(test)]
     pub(crate) sabotage: Option<crate::session::Sabotage>,
@@ -21,6 +24,7 @@ impl Default for TargetConfig {
     fn default() -> Self {
         Self {
             window: 64 << 20,
+            arbiter: None,
             #[cfg(test)]
             sabotage: None,
         }
@@ -48,6 +52,10 @@ pub enum TargetEvent {
     Persisted(std::io::Result<()>),
     /// The image is parked without a mark.
     Parked(std::io::Result<()>),
+    /// Whether the arbiter is there, for that attempt.
+    Reached(u64, std::io::Result<()>),
+    /// What the arbiter says of that, or that it cannot be asked.
+    Decided(Ballot, std::io::Result<Side>),
     /// The disk is served, at that address.
     Serving(std::io::Result<String>),
 }
@@ -99,6 +107,20 @@ pub enum TargetAction {
     /// Open the journal if it is not open, without what came after its last marker; write what is sealed into the disk in
     /// the order of the journal, flush the disk, and take it out of the journal, durably. May be done again after a crash.
     Apply(OpId),
+    /// Find out whether that arbiter is there, and is the one so named.
+    Reach {
+        /// For which attempt.
+        attempt: u64,
+        /// The arbiter.
+        arbiter: ArbiterName,
+    },
+    /// Ask that arbiter for the disk, as the target.
+    Claim {
+        /// The arbiter.
+        arbiter: ArbiterName,
+        /// About what.
+        ballot: Ballot,
+    },
     /// Make this the disk's durable ownership record.
     Persist(Ownership),
     /// Flush, close the image cleanly and leave this mark in it.
