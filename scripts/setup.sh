@@ -5,6 +5,8 @@
 # already installed (a newer qemu-utils, say) is neither replaced nor removed. Elsewhere, or not as
 # root, it prints what to install and fails. Further programs may be given as program:package.
 #
+# etcd is unpacked into target/etcd where it is missing: its package would start a server on this host.
+#
 # QEMU's emulator of one release cannot stand beside qemu-utils of another. Where installing it would
 # take something away, its packages are unpacked into target/qemu, and tests find it there.
 set -euo pipefail
@@ -41,6 +43,7 @@ $*
 EMULATOR=qemu-system-x86_64
 EMULATOR_PACKAGE=qemu-system-x86
 UNPACKED=target/qemu
+ETCD=target/etcd
 MINIMUM_RUST=90
 
 have() {
@@ -139,6 +142,19 @@ provide_emulator() {
     have_emulator || fail "$EMULATOR is still missing" "look at the output of apt-get above"
 }
 
+provide_etcd() {
+    have apt-get || fail "etcd is missing and there is no apt-get here" \
+        "install what Debian calls etcd-server"
+    if [ "$(id -u)" -eq 0 ]; then
+        apt-get update -qq
+    fi
+    echo "setup: unpacking etcd-server into $ETCD"
+    mkdir -p "$ETCD"
+    # As root, apt would rather fetch as nobody in particular, who may not write here.
+    (cd "$ETCD" && apt-get download -qq -o APT::Sandbox::User=root etcd-server && dpkg --extract etcd-server*.deb . && rm etcd-server*.deb)
+    [ -x "$ETCD/usr/bin/etcd" ] || fail "etcd is still missing" "look at the output of apt-get above"
+}
+
 check_rust
 packages=$(missing_packages)
 if [ -n "$packages" ]; then
@@ -148,4 +164,5 @@ if [ -n "$packages" ]; then
         "look at the output of apt-get above"
 fi
 have_emulator || provide_emulator
+have etcd || [ -x "$ETCD/usr/bin/etcd" ] || provide_etcd
 echo "setup: all programs are here"

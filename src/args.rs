@@ -2,6 +2,7 @@
 //!
 //! Help, completions and man pages are all made from these types. Every verb shows examples.
 
+mod arbiter;
 mod chain;
 mod check;
 mod compact;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
+pub(crate) use self::arbiter::{ArbiterArgs, ArbiterVerb, SwitchoverName};
 pub(crate) use self::chain::{ChainArgs, CommitArgs, FlattenArgs, RebaseArgs, SnapshotArgs};
 pub(crate) use self::check::CheckArgs;
 pub(crate) use self::compact::CompactArgs;
@@ -202,6 +204,20 @@ Nobody else is let in, and nobody else is sent anything. Programs that run learn
 started again; a move goes on then."
     )]
     Pair(PairVerb),
+    /// Make or look at the third place that decides in a fast switchover
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  diskferry arbiter new file:/mnt/third-place/arbiter    once
+  diskferry arbiter list file:/mnt/third-place/arbiter
+
+Both hosts of a move reach it. With
+  diskferry receive ... --arbiter file:/mnt/third-place/arbiter
+  diskferry mirror start disk.vhdx --to ... --switchover fast --arbiter file:/mnt/third-place/arbiter
+the target takes the disk over as soon as it has everything and the arbiter says so, which saves a round trip
+between the hosts; and if one of them is lost in the middle, the other goes on by itself."
+    )]
+    Arbiter(ArbiterVerb),
     /// Move a disk that is being served to another host or path
     #[command(
         subcommand,

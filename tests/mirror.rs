@@ -6,6 +6,7 @@
 mod run;
 
 mod mirror {
+    mod arbiter;
     mod faults;
     mod ledger;
     mod load;

@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::arbiter::{ArbiterName, Switchover};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Version of the form.
@@ -58,6 +59,17 @@ pub struct Wishes {
     pub max_pause: u64,
     /// Bytes a second for the copy; `None` for as fast as it goes.
     pub rate: Option<u64>,
+    /// How to switch over.
+    #[serde(default, skip_serializing_if = "is_safe")]
+    pub switchover: Switchover,
+    /// Who decides in a fast switchover.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arbiter: Option<ArbiterName>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_safe(switchover: &Switchover) -> bool {
+    *switchover == Switchover::Safe
 }
 
 /// The file's outer form.
@@ -177,6 +189,8 @@ mod tests {
                 follow: false,
                 max_pause: 300_000,
                 rate: Some(20 << 20),
+                switchover: Switchover::Safe,
+                arbiter: None,
             },
             checkpoint: Some("mirror-1".into()),
             rest: vec![(0, 4096), (1 << 30, 1 << 20)],
@@ -194,6 +208,19 @@ mod tests {
                 assert_eq!(read, sample(), "byte {at} changed it unnoticed");
             }
         }
+    }
+
+    #[test]
+    fn how_to_switch_over_is_kept_and_not_written_where_an_older_program_would_not_know_it() {
+        let text = String::from_utf8(sample().to_bytes().unwrap()).unwrap();
+        assert!(!text.contains("switchover") && !text.contains("arbiter"));
+        let mut fast = sample();
+        fast.wishes.switchover = Switchover::Fast;
+        fast.wishes.arbiter = Some(ArbiterName {
+            id: Uuid::from_u128(4),
+            at: "file:/third".into(),
+        });
+        assert_eq!(Saved::from_bytes(&fast.to_bytes().unwrap()).unwrap(), fast);
     }
 
     #[test]

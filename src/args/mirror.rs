@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::SwitchoverName;
+
 #[derive(Subcommand, Debug)]
 pub(crate) enum MirrorVerb {
     /// Begin to move a disk that is being served
@@ -11,7 +13,7 @@ pub(crate) enum MirrorVerb {
     /// Say how the move stands
     Status(MirrorArgs),
     /// Switch over as soon as the target is in step
-    Cutover(MirrorArgs),
+    Cutover(MirrorCutoverArgs),
     /// Copy at most so many bytes a second
     Rate(MirrorRateArgs),
     /// End the move; the source stays the owner
@@ -24,6 +26,7 @@ pub(crate) enum MirrorVerb {
   diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --manual
   diskferry mirror start disk.vhdx --to /faster/disk.vhdx --wait      another path of this host
   diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --fresh     copy all of it again
+  diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --switchover fast --arbiter file:/mnt/third/arbiter
 
 The disk stays in use. Once the target is in step the source switches over by itself, unless --manual;
 from then on it forwards its clients' requests.
@@ -46,6 +49,12 @@ pub(crate) struct MirrorStartArgs {
     /// Switch over only when the pause is estimated to be at most this long [default: 300]
     #[arg(long, value_name = "MILLISECONDS")]
     pub(crate) max_pause: Option<u64>,
+    /// How the disk changes its owner [default: safe]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) switchover: Option<SwitchoverName>,
+    /// Who decides in a fast switchover: file:/DIRECTORY or etcd:http://HOST:PORT, as at the target
+    #[arg(long, value_name = "ARBITER")]
+    pub(crate) arbiter: Option<String>,
     /// Begin from an empty disk, whatever the target has of it
     #[arg(long)]
     pub(crate) fresh: bool,
@@ -66,6 +75,18 @@ pub(crate) struct MirrorRateArgs {
     /// Bytes a second that the copy reads, or `none` for as fast as it goes
     #[arg(value_name = "SIZE")]
     pub(crate) rate: String,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry mirror cutover disk.vhdx --wait
+  diskferry mirror cutover disk.vhdx --switchover safe     the arbiter is away")]
+pub(crate) struct MirrorCutoverArgs {
+    #[command(flatten)]
+    pub(crate) disk: MirrorArgs,
+    /// How, if not as the move was started
+    #[arg(long, value_name = "HOW")]
+    pub(crate) switchover: Option<SwitchoverName>,
 }
 
 #[derive(Args, Debug)]

@@ -49,6 +49,9 @@ pub(crate) struct ReceiveArgs {
         conflicts_with_all = ["listen", "into", "serve"]
     )]
     pub(crate) promote: Option<PathBuf>,
+    /// Who decides in fast switchovers: file:/DIRECTORY or etcd:http://HOST:PORT (see `diskferry arbiter`)
+    #[arg(long, value_name = "ARBITER")]
+    pub(crate) arbiter: Option<String>,
     /// The NBD address that sources are told [default: the first --serve]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) advertise: Option<String>,

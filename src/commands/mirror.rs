@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::remote::Remote;
 use crate::args::{MirrorArgs, MirrorStartArgs, MirrorVerb};
-use crate::control::{Cutover, MirrorRate, StartMirror};
+use crate::control::{Cutover, CutoverNow, MirrorRate, StartMirror};
 use crate::failure::{Exit, Failure, Result};
 use crate::report::Report;
 use crate::{interrupt, plan, size};
@@ -27,9 +27,12 @@ pub(crate) fn run(verb: &MirrorVerb, report: Report) -> Result<()> {
             tell(&disk, report, state, args.wait)
         }
         MirrorVerb::Cutover(args) => {
-            let disk = find(args)?;
-            let state = disk.client.post(&disk.resource("mirror/cutover"), &())?;
-            tell(&disk, report, state, args.wait)
+            let disk = find(&args.disk)?;
+            let now = CutoverNow {
+                switchover: args.switchover.map(Into::into),
+            };
+            let state = disk.client.post(&disk.resource("mirror/cutover"), &now)?;
+            tell(&disk, report, state, args.disk.wait)
         }
         MirrorVerb::Rate(args) => {
             let rate = match args.rate.as_str() {
@@ -70,6 +73,8 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
             fresh: args.fresh,
             plain: args.plain,
             rate: args.rate.as_deref().map(plan::rate).transpose()?,
+            switchover: args.switchover.map(Into::into).unwrap_or_default(),
+            arbiter: args.arbiter.clone(),
         },
     )?;
     tell(&disk, report, state, args.disk.wait)

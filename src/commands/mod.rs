@@ -1,6 +1,7 @@
 //! The verbs, one file each. Here two crates may meet, and nowhere else.
 
 mod alone;
+mod arbiter;
 mod bench;
 mod booting;
 mod check;
@@ -63,6 +64,7 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Machine(verb) => machine::run(verb, report),
         Verb::Serve(args) => serve::run(args, report),
         Verb::Receive(args) => receive::run(args, report),
+        Verb::Arbiter(verb) => arbiter::run(verb, report),
         Verb::Pair(verb) => pair::run(verb, report),
         Verb::Mirror(verb) => mirror::run(verb, report),
         Verb::Bench(args) => bench::run(args, report),

@@ -56,7 +56,12 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
     }
     let advertised = plan.advertise.as_ref().unwrap_or(&endpoints[0]).clone();
     let reachable = Reachable(plan::from_anywhere(advertised));
-    let folder = Arc::new(Folder::new(&plan.into, &server, reachable));
+    if let Some(arbiter) = &args.arbiter {
+        // One that is away now may be there when it is needed.
+        mirror::net::arbiter::at(arbiter).map_err(|e| Failure::usage(e.to_string()))?;
+    }
+    let folder = Folder::new(&plan.into, &server, reachable).decided_by(args.arbiter.clone());
+    let folder = Arc::new(folder);
     let target = TargetDriver::start(&plan.listen, folder.clone())
         .map_err(|e| Failure::new(crate::failure::Exit::Failed, e.to_string()))?;
     announce(report, &plan, (&target, &endpoints))?;

@@ -11,6 +11,7 @@ pub(crate) mod service;
 
 use blockserver::export::Throttled;
 use blockserver::throttle::Limits;
+use mirror::arbiter::Switchover;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Result;
@@ -71,6 +72,21 @@ pub(crate) struct StartMirror {
     /// Bytes a second for the copy.
     #[serde(default)]
     pub(crate) rate: Option<u64>,
+    /// How to switch over.
+    #[serde(default)]
+    pub(crate) switchover: Switchover,
+    /// Where the arbiter is that decides in a fast switchover.
+    #[serde(default)]
+    pub(crate) arbiter: Option<String>,
+}
+
+/// A switchover that is wanted now.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CutoverNow {
+    /// How, if not as the migration was begun.
+    #[serde(default)]
+    pub(crate) switchover: Option<Switchover>,
 }
 
 /// How fast a move may copy.
@@ -156,7 +172,7 @@ pub(crate) trait Control: Send + Sync + 'static {
     /// How the newest migration stands.
     fn mirror(&self, disk: &str) -> Result<serde_json::Value>;
     /// Switch over as soon as the mirror is in step.
-    fn cutover(&self, disk: &str) -> Result<serde_json::Value>;
+    fn cutover(&self, disk: &str, now: CutoverNow) -> Result<serde_json::Value>;
     /// End the migration; the source stays the owner.
     fn cancel(&self, disk: &str) -> Result<serde_json::Value>;
     /// Copy at most so many bytes a second from now on.

@@ -26,7 +26,9 @@ use tokio::task::JoinHandle;
 use super::machine::{self, MachineControl};
 use super::place;
 use super::refused::in_an_object;
-use super::{Checkpoint, Compact, Control, MirrorRate, Resize, StartMirror, TakeSnapshot};
+use super::{
+    Checkpoint, Compact, Control, CutoverNow, MirrorRate, Resize, StartMirror, TakeSnapshot,
+};
 use crate::commands::confinement;
 use crate::failure::{Exit, Failure, Result};
 
@@ -279,8 +281,13 @@ async fn start_mirror(
     answer(blocking(move || control.start_mirror(&disk, &start)).await)
 }
 
-async fn cutover(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {
-    answer(blocking(move || control.cutover(&disk)).await)
+async fn cutover(
+    State(control): Shared,
+    UrlPath(disk): UrlPath<String>,
+    now: Option<Json<CutoverNow>>,
+) -> Response {
+    let Json(now) = now.unwrap_or_default();
+    answer(blocking(move || control.cutover(&disk, now)).await)
 }
 
 async fn rate(

@@ -457,7 +457,7 @@ fn carry_out(order: Order, sessions: &[SourceHandle]) {
     match order {
         Order::SwitchOver => sessions
             .iter()
-            .for_each(|session| session.cutover(Some(Duration::MAX))),
+            .for_each(|session| session.cutover(Some(Duration::MAX), None)),
         Order::DecideLead => lead.decide(),
         Order::DecideMembers => members.iter().for_each(SourceHandle::decide),
         Order::Undo => sessions.iter().for_each(SourceHandle::undo),

@@ -15,8 +15,8 @@ use vdisk::engine::Mark;
 use vdisk::info::info;
 use vdisk::storage::FileStorage;
 
-use super::bound;
 use super::kept::{self, KeptSession};
+use super::{bound, offered};
 use crate::commands::image;
 use crate::failure::{Exit, Failure, Result};
 
@@ -175,7 +175,9 @@ impl Opened {
                 remove_mark: self.mark.is_some(),
             });
         }
-        let record = bound::settle(&store, record.as_ref()).map_err(|why| self.refused(&why))?;
+        let record = bound::settle(&store, record.as_ref())
+            .and_then(|record| offered::settle(&store, record))
+            .map_err(|why| self.refused(&why))?;
         match (verdict(record.as_ref(), self.mark), record) {
             (Verdict::Serve { remove_mark }, _) => Ok(Standing::Ours { remove_mark }),
             (Verdict::Forward { .. }, Some(record)) => Ok(Standing::HandedOver(record)),

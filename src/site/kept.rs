@@ -125,6 +125,8 @@ fn go_on(port: ExportPort, opened: &Opened, kept: &KeptSession) -> MirrorResult<
     config.replica.follow = wishes.follow;
     config.max_pause = Micros(wishes.max_pause);
     config.limits.rate = wishes.rate;
+    config.switchover = wishes.switchover;
+    config.arbiter.clone_from(&wishes.arbiter);
     let (keep, store) = keep(opened);
     config.keep = keep;
     let failed = |e| mirror::Error::io(mirror::ErrorKind::Io, "it cannot be kept", e);

@@ -2,6 +2,7 @@
 
 pub(crate) mod freezing;
 pub(crate) mod joining;
+mod switching;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,8 +27,8 @@ use super::port::ExportPort;
 use super::snapshot;
 use crate::control::place;
 use crate::control::{
-    Checkpoint, Compact, CompactState, Control, Cutover, DiskState, Limited, MirrorRate, Resize,
-    StartMirror, TakeSnapshot,
+    Checkpoint, Compact, CompactState, Control, Cutover, CutoverNow, DiskState, Limited,
+    MirrorRate, Resize, StartMirror, TakeSnapshot,
 };
 use crate::failure::{Exit, Failure, Result};
 use crate::identity;
@@ -336,6 +337,7 @@ impl SiteDisk {
     }
 
     fn start(&self, server: &Arc<Server>, start: &StartMirror) -> Result<serde_json::Value> {
+        let arbiter = switching::arbiter(start)?;
         let mut moving = self.lock();
         self.stays(moving.as_ref())?;
         if self.opened().read_only {
@@ -355,6 +357,7 @@ impl SiteDisk {
             let opened = self.opened();
             let (keep, kept) = kept::keep(&opened);
             config.keep = keep;
+            config.arbiter = arbiter;
             let session = SourceDriver::start_kept(port, opened.record(), (config, kept));
             Moving {
                 session: session.map_err(|e| refused(&e))?,
@@ -480,6 +483,7 @@ impl SiteDisk {
         config.automatic = start.cutover == Cutover::Automatic;
         config.replica.compare = !start.fresh;
         config.limits.rate = start.rate;
+        config.switchover = start.switchover;
         if let Some(most) = start.max_pause_ms {
             config.max_pause = Micros::from_millis(most);
         }
@@ -570,9 +574,8 @@ impl Control for Site {
         self.disk(disk)?.with_session(|_| {})
     }
 
-    fn cutover(&self, disk: &str) -> Result<serde_json::Value> {
-        self.disk(disk)?
-            .with_session(|session| session.cutover(None))
+    fn cutover(&self, disk: &str, now: CutoverNow) -> Result<serde_json::Value> {
+        self.disk(disk)?.switch_over(now)
     }
 
     fn cancel(&self, disk: &str) -> Result<serde_json::Value> {

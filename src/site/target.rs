@@ -29,6 +29,8 @@ pub(crate) struct Folder {
     reachable: Reachable,
     /// Whether a disk that is received appears to clients of the server once it is owned here.
     listed: bool,
+    /// Who decides about disks that are offered.
+    arbiter: Option<String>,
     disks: Mutex<BTreeMap<String, Received>>,
 }
 
@@ -46,6 +48,7 @@ impl Folder {
             server: Arc::clone(server),
             reachable,
             listed: true,
+            arbiter: None,
             disks: Mutex::default(),
         }
     }
@@ -54,6 +57,12 @@ impl Folder {
     /// under a name of its own.
     pub(crate) fn hidden(mut self) -> Self {
         self.listed = false;
+        self
+    }
+
+    /// The same, for disks that may be offered, about which that arbiter decides.
+    pub(crate) fn decided_by(mut self, arbiter: Option<String>) -> Self {
+        self.arbiter = arbiter;
         self
     }
 
@@ -184,6 +193,10 @@ fn create_image(path: &Path, description: &DiskDescription) -> io::Result<()> {
 }
 
 impl TargetHost for Folder {
+    fn arbiter(&self) -> Option<String> {
+        self.arbiter.clone()
+    }
+
     fn disks(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&self.root)? {

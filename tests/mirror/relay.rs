@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use mirror::wire::{Decoder, Message};
+
 const OPEN: u8 = 0;
 /// Nothing gets through, and nobody is told.
 const SILENT: u8 = 1;
@@ -19,17 +21,29 @@ pub(crate) struct Relay {
     state: Arc<AtomicU8>,
     /// Somebody greeted so that all could read it.
     greeted: Arc<AtomicBool>,
+    /// It still waits for the message at which it ends.
+    armed: Arc<AtomicBool>,
 }
+
+/// Where a link ends by itself: before that message.
+type Until = fn(&Message) -> bool;
 
 impl Relay {
     /// A link to `to`.
     pub(crate) fn start(to: String) -> Self {
+        Self::start_until(to, |_| false)
+    }
+
+    /// The same; the first message of that kind does not get through, and nothing does from then on, until it is opened.
+    pub(crate) fn start_until(to: String, until: Until) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("it has one");
         let state = Arc::new(AtomicU8::new(OPEN));
         let link = Arc::clone(&state);
         let greeted: Arc<AtomicBool> = Arc::default();
         let heard = Arc::clone(&greeted);
+        let armed = Arc::new(AtomicBool::new(true));
+        let waits = Arc::clone(&armed);
         thread::spawn(move || {
             for near in listener.incoming().map_while(Result::ok) {
                 if link.load(Ordering::Relaxed) == CLOSED {
@@ -44,8 +58,13 @@ impl Relay {
                 ];
                 for (from, into) in ends {
                     let (link, heard) = (Arc::clone(&link), Arc::clone(&heard));
+                    let mut watch = Watch {
+                        decoder: Decoder::default(),
+                        until,
+                        armed: Arc::clone(&waits),
+                    };
                     let (from, into) = (from.expect("a handle"), into.expect("a handle"));
-                    thread::spawn(move || carry(from, into, (&link, &heard)));
+                    thread::spawn(move || carry(from, into, (&link, &heard), &mut watch));
                 }
             }
         });
@@ -53,12 +72,19 @@ impl Relay {
             address,
             state,
             greeted,
+            armed,
         }
     }
 
     /// Whether somebody greeted so that all could read it.
     pub(crate) fn was_greeted(&self) -> bool {
         self.greeted.load(Ordering::Relaxed)
+    }
+
+    /// Everything gets through from now on.
+    pub(crate) fn open(&self) {
+        self.armed.store(false, Ordering::Relaxed);
+        self.state.store(OPEN, Ordering::Relaxed);
     }
 
     /// Nothing gets through for `span`; the ends are told or not.
@@ -70,7 +96,31 @@ impl Relay {
     }
 }
 
-fn carry(mut from: TcpStream, mut into: TcpStream, (link, greeted): (&AtomicU8, &AtomicBool)) {
+/// Reads along.
+struct Watch {
+    decoder: Decoder,
+    until: Until,
+    armed: Arc<AtomicBool>,
+}
+
+impl Watch {
+    /// Whether the link is to end before these bytes.
+    fn ends(&mut self, bytes: &[u8]) -> bool {
+        self.decoder.feed(bytes);
+        let mut ends = false;
+        while let Ok(Some(message)) = self.decoder.next() {
+            ends |= (self.until)(&message);
+        }
+        ends && self.armed.swap(false, Ordering::Relaxed)
+    }
+}
+
+fn carry(
+    mut from: TcpStream,
+    mut into: TcpStream,
+    (link, greeted): (&AtomicU8, &AtomicBool),
+    watch: &mut Watch,
+) {
     let tick = Some(Duration::from_millis(10));
     from.set_read_timeout(tick).expect("it can be set");
     let mut buffer = vec![0; 64 << 10];
@@ -89,6 +139,11 @@ fn carry(mut from: TcpStream, mut into: TcpStream, (link, greeted): (&AtomicU8, 
                 // How the protocol's greetings begin.
                 if buffer[..got].windows(4).any(|bytes| bytes == b"DFM1") {
                     greeted.store(true, Ordering::Relaxed);
+                }
+                if watch.ends(&buffer[..got]) {
+                    link.store(SILENT, Ordering::Relaxed);
+                    // What was cut off never arrives.
+                    break;
                 }
                 if into.write_all(&buffer[..got]).is_err() {
                     break;

@@ -23,6 +23,8 @@ pub(crate) struct Sites {
     pub(crate) target: Option<Running>,
     /// Where `receive` listens once it was started.
     pub(crate) port: u16,
+    /// What it is told of who decides.
+    pub(crate) arbiter: Option<String>,
 }
 
 impl Sites {
@@ -36,6 +38,7 @@ impl Sites {
             source: None,
             target: None,
             port: 0,
+            arbiter: None,
         };
         sites.run(&[&["create", disk], words].concat()).ends(0);
         sites
@@ -67,9 +70,12 @@ impl Sites {
     /// Starts `receive`, always with the same words and at the same port.
     pub(crate) fn receive(&mut self) {
         let listen = format!("tcp:127.0.0.1:{}", self.port);
-        let words = [
+        let mut words = vec![
             "receive", "--listen", &listen, "--into", "in", "--serve", "unix:t",
         ];
+        if let Some(arbiter) = &self.arbiter {
+            words.extend(["--arbiter", arbiter]);
+        }
         let mut receive = Running::start(self.here(), &words);
         let line = receive.says("receiving");
         let at = line["listen"].as_str().expect("an address");
@@ -100,6 +106,11 @@ impl Sites {
 
     pub(crate) fn to(&self) -> String {
         format!("tcp:127.0.0.1:{}", self.port)
+    }
+
+    /// The same, for a relay.
+    pub(crate) fn to_port(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// `diskferry mirror start DISK --to …` with more words.

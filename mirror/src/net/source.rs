@@ -208,6 +208,11 @@ impl Parts {
             name: self.config.description.name.clone(),
             to: self.config.to.clone(),
             session: self.config.session,
+            arbiter: self
+                .config
+                .arbiter
+                .as_ref()
+                .map(|arbiter| arbiter.at.clone()),
             progress: self.machine.progress(),
             sent: 0,
             elapsed: 0,

@@ -24,6 +24,9 @@ pub struct SourceStatus {
     pub to: String,
     /// The session.
     pub session: Uuid,
+    /// Who decides in a fast switchover, if there may be one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arbiter: Option<String>,
     /// The machine's figures.
     #[serde(flatten)]
     pub progress: Progress,

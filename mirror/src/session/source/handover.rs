@@ -241,8 +241,10 @@ impl Source {
     fn resume(&mut self, now: Micros) {
         self.local.held_since = None;
         self.local.final_sent = false;
-        self.local.cutover = None;
-        self.local.offering.how = None;
+        if !self.local.offering.cut_short {
+            self.local.cutover = None;
+            self.local.offering.how = None;
+        }
         self.local.not_before = now + RETRY_AFTER;
         self.local.given_up += 1;
         self.actions.push_back(SourceAction::Release);

@@ -162,6 +162,8 @@ impl Source {
                 follow: self.config.replica.follow,
                 max_pause: self.config.max_pause.0,
                 rate: self.config.limits.rate,
+                switchover: self.config.switchover,
+                arbiter: self.config.arbiter.clone(),
             },
             checkpoint: self.keeping.checkpoint.clone(),
             rest: self.rest(),

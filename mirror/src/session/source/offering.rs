@@ -19,6 +19,8 @@ pub(super) struct Offering {
     reached: u64,
     /// It is being asked.
     asked: bool,
+    /// The attempt under way ends for the link, not because it took too long: what the user wants still holds.
+    pub(super) cut_short: bool,
     not_before: Micros,
 }
 
@@ -32,6 +34,7 @@ impl Source {
 
     /// Whether it is there: without it the disk could end up with nobody.
     pub(super) fn reach(&mut self, attempt: u64) {
+        self.local.offering.cut_short = false;
         if let Some(arbiter) = self.switch.arbiter().cloned() {
             self.actions
                 .push_back(SourceAction::Reach { attempt, arbiter });
@@ -130,13 +133,17 @@ impl Source {
             Standing::Prepared { attempt } if *attempt == self.switch.attempt() => {}
             // It has not, and what it lacks is in an image that is closed; or it says that the disk is its own, which
             // the arbiter has to know.
-            _ => self.give_up(now),
+            _ => {
+                self.local.offering.cut_short = true;
+                self.give_up(now);
+            }
         }
     }
 
     /// An offer that nobody may have heard of ends with the link; the attempt is given up when its record allows it.
     pub(super) fn offer_lost(&mut self) {
         if self.switch.link_lost() {
+            self.local.offering.cut_short = true;
             self.end.trouble = Some("the link was lost in a switchover, which was given up".into());
         }
     }
