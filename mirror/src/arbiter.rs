@@ -69,20 +69,20 @@ impl Ownership {
     /// What this record leaves to an arbiter, and to which.
     #[must_use]
     pub fn ballot(&self) -> Option<(&ArbiterName, Ballot)> {
-        let (arbiter, session, attempt) = match &self.state {
-            State::Offered {
-                arbiter,
-                session,
-                attempt,
-                ..
-            } => (arbiter, session, attempt),
-            State::Prepared {
-                claim: Some(arbiter),
-                session,
-                attempt,
-                ..
-            } => (arbiter, session, attempt),
-            _ => return None,
+        let (State::Offered {
+            arbiter,
+            session,
+            attempt,
+            ..
+        }
+        | State::Prepared {
+            claim: Some(arbiter),
+            session,
+            attempt,
+            ..
+        }) = &self.state
+        else {
+            return None;
         };
         let ballot = Ballot {
             disk: self.disk,

@@ -558,7 +558,7 @@ impl SourceSwitch {
     /// Give up the attempt under way, if there is still a way back.
     pub fn give_up(&mut self) -> GivenUp {
         match self.phase {
-            Phase::Owner => GivenUp::Nothing,
+            Phase::Owner | Phase::Reclaiming => GivenUp::Nothing,
             Phase::Preparing | Phase::Holding | Phase::Draining => {
                 self.phase = Phase::Owner;
                 GivenUp::Resume
@@ -575,7 +575,6 @@ impl SourceSwitch {
                 self.phase = Phase::Reclaiming;
                 GivenUp::Reclaim
             }
-            Phase::Reclaiming => GivenUp::Nothing,
             Phase::Bound
             | Phase::Deciding
             | Phase::Settling

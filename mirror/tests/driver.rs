@@ -40,7 +40,7 @@ fn a_busy_disk_moves_by_itself_with_every_acknowledged_write() {
     let mut world = World::new("moves", 32 << 20);
     let load = world.load(Duration::from_micros(500));
     let mut config = world.config();
-    config.max_pause = Micros::from_millis(20);
+    config.handover.max_pause = Micros::from_millis(20);
     let session = world.start(config);
     let status = moved(&session);
     let after = load.acknowledged.load(Ordering::Relaxed) + 100;
@@ -70,7 +70,7 @@ fn writes_that_the_queue_has_no_room_for_arrive_all_the_same() {
     let load = world.load(Duration::from_micros(50));
     let mut config = world.config();
     config.limits.queue = 256 << 10;
-    config.automatic = false;
+    config.handover.automatic = false;
     config.replica.follow = true;
     let session = world.start(config);
     until("the queue overflows", || {
@@ -87,7 +87,7 @@ fn cuts_and_silences_of_the_link_lose_no_acknowledged_write() {
     let mut world = World::new("cuts", 16 << 20);
     let load = world.load(Duration::from_millis(1));
     let mut config = world.config();
-    config.automatic = false;
+    config.handover.automatic = false;
     config.replica.follow = true;
     config.limits.rate = Some(8 << 20);
     let session = world.start(config);
@@ -121,7 +121,7 @@ fn cuts_and_silences_of_the_link_lose_no_acknowledged_write() {
 fn a_disk_that_nobody_writes_to_is_followed_as_well() {
     let world = World::new("idle", 4 << 20);
     let mut config = world.config();
-    config.automatic = false;
+    config.handover.automatic = false;
     config.replica.follow = true;
     let session = world.start(config);
     until("it is followed", || {
@@ -170,7 +170,7 @@ fn a_session_that_is_to_begin_anew_empties_what_an_earlier_one_left() {
 fn cancelled(world: &mut World) {
     let load = world.load(Duration::from_millis(1));
     let mut config = world.config();
-    config.automatic = false;
+    config.handover.automatic = false;
     config.replica.follow = true;
     let session = world.start(config);
     until("it follows", || {
@@ -219,7 +219,7 @@ fn a_record_that_cannot_be_written_is_tried_again_until_it_can() {
     let mut world = World::new("record", 4 << 20);
     let load = world.load(Duration::from_millis(1));
     let mut config = world.config();
-    config.automatic = false;
+    config.handover.automatic = false;
     config.replica.follow = true;
     let session = world.start(config);
     until("it follows", || {

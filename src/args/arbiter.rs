@@ -16,7 +16,11 @@ pub(crate) enum ArbiterVerb {
   diskferry arbiter new etcd:http://10.0.9.1:2379,http://10.0.9.2:2379
   diskferry arbiter list file:/mnt/third-place/arbiter")]
 pub(crate) struct ArbiterArgs {
-    /// file:/DIRECTORY, on a file system with hard links, or etcd:http://HOST:PORT[,http://HOST:PORT]
+    // As an attribute: an address is no link.
+    #[arg(
+        value_name = "ARBITER",
+        help = "file:/DIRECTORY, on a file system with hard links, or etcd:http://HOST:PORT[,http://HOST:PORT]"
+    )]
     pub(crate) arbiter: String,
 }
 

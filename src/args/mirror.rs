@@ -52,8 +52,11 @@ pub(crate) struct MirrorStartArgs {
     /// How the disk changes its owner [default: safe]
     #[arg(long, value_name = "HOW")]
     pub(crate) switchover: Option<SwitchoverName>,
-    /// Who decides in a fast switchover: file:/DIRECTORY or etcd:http://HOST:PORT, as at the target
-    #[arg(long, value_name = "ARBITER")]
+    #[arg(
+        long,
+        value_name = "ARBITER",
+        help = "Who decides in a fast switchover: file:/DIRECTORY or etcd:http://HOST:PORT, as at the target"
+    )]
     pub(crate) arbiter: Option<String>,
     /// Begin from an empty disk, whatever the target has of it
     #[arg(long)]

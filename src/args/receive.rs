@@ -49,8 +49,11 @@ pub(crate) struct ReceiveArgs {
         conflicts_with_all = ["listen", "into", "serve"]
     )]
     pub(crate) promote: Option<PathBuf>,
-    /// Who decides in fast switchovers: file:/DIRECTORY or etcd:http://HOST:PORT (see `diskferry arbiter`)
-    #[arg(long, value_name = "ARBITER")]
+    #[arg(
+        long,
+        value_name = "ARBITER",
+        help = "Who decides in fast switchovers: file:/DIRECTORY or etcd:http://HOST:PORT (see `diskferry arbiter`)"
+    )]
     pub(crate) arbiter: Option<String>,
     /// The NBD address that sources are told [default: the first --serve]
     #[arg(long, value_name = "ADDRESS")]

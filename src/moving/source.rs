@@ -254,7 +254,7 @@ impl Mover {
         config.part = Part::Lead;
         // What is left of another moment of the machine is of no use.
         config.replica.compare = false;
-        config.give_up_after = PATIENCE;
+        config.handover.give_up_after = PATIENCE;
         let lead = Lead {
             record: store.path().display().to_string(),
             session,

@@ -121,12 +121,12 @@ fn go_on(port: ExportPort, opened: &Opened, kept: &KeptSession) -> MirrorResult<
     let mut description = opened.description.clone();
     description.name.clone_from(&wishes.name);
     let mut config = SourceConfig::new(saved.session, wishes.to.clone(), description);
-    config.automatic = wishes.automatic;
+    config.handover.automatic = wishes.automatic;
     config.replica.follow = wishes.follow;
-    config.max_pause = Micros(wishes.max_pause);
+    config.handover.max_pause = Micros(wishes.max_pause);
     config.limits.rate = wishes.rate;
-    config.switchover = wishes.switchover;
-    config.arbiter.clone_from(&wishes.arbiter);
+    config.handover.how = wishes.switchover;
+    config.handover.arbiter.clone_from(&wishes.arbiter);
     let (keep, store) = keep(opened);
     config.keep = keep;
     let failed = |e| mirror::Error::io(mirror::ErrorKind::Io, "it cannot be kept", e);

@@ -353,11 +353,11 @@ impl SiteDisk {
             let port = Arc::new(ExportPort(self.export.clone()));
             let mut config = self.config(&start.to, &self.name_here(), start);
             // What is at another path of this host would be lost with it.
-            config.replica.follow = !config.automatic;
+            config.replica.follow = !config.handover.automatic;
             let opened = self.opened();
             let (keep, kept) = kept::keep(&opened);
             config.keep = keep;
-            config.arbiter = arbiter;
+            config.handover.arbiter = arbiter;
             let session = SourceDriver::start_kept(port, opened.record(), (config, kept));
             Moving {
                 session: session.map_err(|e| refused(&e))?,
@@ -480,12 +480,12 @@ impl SiteDisk {
         description.size = self.export.size();
         name.clone_into(&mut description.name);
         let mut config = SourceConfig::new(Uuid::new_v4(), to.to_owned(), description);
-        config.automatic = start.cutover == Cutover::Automatic;
+        config.handover.automatic = start.cutover == Cutover::Automatic;
         config.replica.compare = !start.fresh;
         config.limits.rate = start.rate;
-        config.switchover = start.switchover;
+        config.handover.how = start.switchover;
         if let Some(most) = start.max_pause_ms {
-            config.max_pause = Micros::from_millis(most);
+            config.handover.max_pause = Micros::from_millis(most);
         }
         config
     }

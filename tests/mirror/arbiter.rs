@@ -93,15 +93,15 @@ fn in_step(sites: &Sites, relay: Option<&Relay>) {
 
 /// Waits until the source's record is as wanted.
 #[track_caller]
-fn until_source(sites: &Sites, wanted: impl Fn(&Option<State>) -> bool) {
+fn until_source(sites: &Sites, wanted: impl Fn(Option<&State>) -> bool) {
     let since = Instant::now();
-    while !wanted(&sites.records().0) {
+    while !wanted(sites.records().0.as_ref()) {
         assert!(since.elapsed() < STUCK, "{:?}", sites.records());
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-fn is_offered(state: &Option<State>) -> bool {
+fn is_offered(state: Option<&State>) -> bool {
     matches!(state, Some(State::Offered { .. }))
 }
 

@@ -210,6 +210,7 @@ impl Parts {
             session: self.config.session,
             arbiter: self
                 .config
+                .handover
                 .arbiter
                 .as_ref()
                 .map(|arbiter| arbiter.at.clone()),

@@ -45,7 +45,9 @@ mod stream;
 mod target;
 
 pub use progress::{Progress, Stage};
-pub use source::{Command, Keep, Replica, Source, SourceAction, SourceConfig, SourceEvent};
+pub use source::{
+    Command, Handover, Keep, Replica, Source, SourceAction, SourceConfig, SourceEvent,
+};
 pub use target::{Target, TargetAction, TargetConfig, TargetEvent};
 
 /// A connection, named by who opened it (source) or accepted it (target's driver). Never reused.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use self::keeping::Keeping;
 use self::offering::Offering;
-pub use self::words::{Command, Keep, Replica, SourceAction, SourceConfig, SourceEvent};
+pub use self::words::{Command, Handover, Keep, Replica, SourceAction, SourceConfig, SourceEvent};
 use super::copy::BulkCopy;
 use super::link::{Control, Link, LinkAction};
 use super::stream::RecordStream;

@@ -25,7 +25,6 @@ mod words;
 use std::collections::{BTreeMap, VecDeque};
 
 use self::apply::{Answer, Applier, DiskOp, Work};
-use self::claim::Claim;
 use self::compare::Journaled;
 use self::markers::Markers;
 use self::setup::Setup;
@@ -64,7 +63,6 @@ pub struct Target {
     lanes: Lanes,
     setup: Setup,
     takeover: Takeover,
-    claim: Claim,
     apply: Applier,
     markers: Markers,
     journaled: Journaled,
@@ -96,7 +94,6 @@ impl Target {
             lanes: Lanes::default(),
             setup: Setup::default(),
             takeover,
-            claim: Claim::default(),
             markers: Markers::default(),
             journaled: Journaled::default(),
             done_count: 0,
@@ -119,7 +116,7 @@ impl Target {
             TargetEvent::Persisted(result) => self.on_persisted(now, result.is_ok()),
             TargetEvent::Parked(result) => self.on_parked(now, result.is_ok()),
             TargetEvent::Reached(attempt, result) => self.on_reached(now, attempt, result),
-            TargetEvent::Decided(ballot, result) => self.on_decided(now, ballot, result),
+            TargetEvent::Decided(ballot, result) => self.on_decided(now, ballot, &result),
             TargetEvent::Serving(result) => self.on_serving(now, result),
         }
         self.pump(now);

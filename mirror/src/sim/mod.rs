@@ -35,6 +35,7 @@ mod host;
 mod journal;
 mod kept;
 mod ledger;
+mod link;
 mod network;
 mod plan;
 pub(crate) mod rng;

@@ -81,26 +81,23 @@ impl Plan {
         config.limits.window = [8 << 10, 40 << 10, 1 << 20][rng.below(3) as usize];
         config.limits.queue = [0, 6 << 10, 40 << 10, 1 << 20][rng.below(4) as usize];
         config.limits.marker_every = Micros([2_000, 20_000, 100_000][rng.below(3) as usize]);
-        config.automatic = rng.percent(10);
-        config.replica.follow = !config.automatic;
+        config.handover.automatic = rng.percent(10);
+        config.replica.follow = !config.handover.automatic;
         if follow {
-            config.automatic = false;
+            config.handover.automatic = false;
             config.replica.follow = true;
             config.limits.window = 1 << 20;
             config.limits.queue = [12 << 10, 1 << 20][rng.below(2) as usize];
         }
-        config.give_up_after = Micros::from_millis([150, 400, 2000][rng.below(3) as usize]);
+        config.handover.give_up_after =
+            Micros::from_millis([150, 400, 2000][rng.below(3) as usize]);
         config.sabotage = sabotage;
         config.replica.compare = rng.percent(80);
         config.limits.block = 4096;
         config.limits.save_every = Micros([1_000, 15_000, 2_000_000][rng.below(3) as usize]);
         let fast = rng.percent(50);
         if fast {
-            config.switchover = Switchover::Fast;
-            config.arbiter = Some(ArbiterName {
-                id: Uuid::from_u128(77),
-                at: AT.into(),
-            });
+            decide_elsewhere(&mut config);
         }
         let kind = rng.below(5);
         let spans = [(50, 200), (200, 800), (500, 2000)];
@@ -138,4 +135,13 @@ impl Plan {
             config,
         }
     }
+}
+
+/// The arbiter decides.
+fn decide_elsewhere(config: &mut SourceConfig) {
+    config.handover.how = Switchover::Fast;
+    config.handover.arbiter = Some(ArbiterName {
+        id: Uuid::from_u128(77),
+        at: AT.into(),
+    });
 }

@@ -107,9 +107,13 @@ impl World {
         let plan = Plan::from_seed(&mut rng, sabotage, aim);
         let net = Network::new(Micros([100, 1000, 8000][rng.below(3) as usize]));
         // Shorter than a few round trips and every attempt is given up.
-        let patience = plan.config.give_up_after.max(Micros(net.delay.0 * 60));
+        let patience = plan
+            .config
+            .handover
+            .give_up_after
+            .max(Micros(net.delay.0 * 60));
         let mut plan = plan;
-        plan.config.give_up_after = patience;
+        plan.config.handover.give_up_after = patience;
         let mut hosts = [Host::new(plan.size), Host::new(plan.size)];
         let disk = Uuid::from_u128(1);
         hosts[SOURCE].record = Some(Ownership::first(disk));
@@ -436,7 +440,7 @@ impl World {
             }
             let ready = matches!(progress.stage, Stage::Copying | Stage::Synced);
             if ready && (self.calm() || (self.plan.aim == Aim::TakeOver && self.rng.percent(30))) {
-                let patient = Micros(self.plan.config.give_up_after.0 / 3);
+                let patient = Micros(self.plan.config.handover.give_up_after.0 / 3);
                 let max_pause = if self.calm() {
                     patient
                 } else {

@@ -156,7 +156,7 @@ pub(crate) fn description(disk: &Arc<MemoryDisk>) -> DiskDescription {
 
 pub(crate) fn config(disk: &Arc<MemoryDisk>, to: String) -> SourceConfig {
     let mut config = SourceConfig::new(Uuid::new_v4(), to, description(disk));
-    config.automatic = true;
+    config.handover.automatic = true;
     config
 }
 

@@ -38,7 +38,7 @@ impl Site {
         let mut config = SourceConfig::new(Uuid::new_v4(), to.to_owned(), description);
         config.recorded = Some(moving::recorded(to));
         config.part = Part::Member(lead.clone());
-        config.give_up_after = PATIENCE;
+        config.handover.give_up_after = PATIENCE;
         let port = Arc::new(Member(ExportPort(disk.export.clone())));
         let session = disk.session(port, config)?;
         *moving = Some(Moving {

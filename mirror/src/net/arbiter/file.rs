@@ -4,7 +4,7 @@
 //! make it at once one succeeds, also over NFS, and both then read what the file says.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -78,23 +78,23 @@ impl Folder {
         File::open(&self.path)?.sync_all()?;
         Ok(made)
     }
+}
 
-    fn read<T: for<'a> Deserialize<'a>>(&self, path: &Path) -> io::Result<T> {
-        let long = fs::metadata(path)?.len() > MAX_LEN;
-        let bytes = if long { Vec::new() } else { fs::read(path)? };
-        serde_json::from_slice(&bytes).map_err(|e| damaged(path, &e.to_string()))
-    }
+fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> io::Result<T> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_LEN).read_to_end(&mut bytes)?;
+    serde_json::from_slice(&bytes).map_err(|e| damaged(path, &e.to_string()))
+}
 
-    fn read_ballot(&self, path: &Path) -> io::Result<(Ballot, Side)> {
-        let decided: Decided = self.read(path)?;
-        if decided.diskferry_ballot != VERSION {
-            return Err(damaged(path, "it is of another version"));
-        }
-        if path.file_name().and_then(|name| name.to_str()) != Some(&name_of(decided.ballot())) {
-            return Err(damaged(path, "it speaks of another attempt than its name"));
-        }
-        Ok((decided.ballot(), decided.winner))
+fn read_ballot(path: &Path) -> io::Result<(Ballot, Side)> {
+    let decided: Decided = read(path)?;
+    if decided.diskferry_ballot != VERSION {
+        return Err(damaged(path, "it is of another version"));
     }
+    if path.file_name().and_then(|name| name.to_str()) != Some(&name_of(decided.ballot())) {
+        return Err(damaged(path, "it speaks of another attempt than its name"));
+    }
+    Ok((decided.ballot(), decided.winner))
 }
 
 fn name_of(ballot: Ballot) -> String {
@@ -116,7 +116,7 @@ fn damaged(path: &Path, why: &str) -> io::Error {
 impl Arbiter for Folder {
     fn id(&self) -> io::Result<Uuid> {
         let path = self.path.join(NAME);
-        let found: Established = match self.read(&path) {
+        let found: Established = match read(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(none_there()),
             found => found?,
         };
@@ -148,7 +148,7 @@ impl Arbiter for Folder {
         };
         let name = name_of(ballot);
         self.make(&name, &decided)?;
-        Ok(self.read_ballot(&self.path.join(name))?.1)
+        Ok(read_ballot(&self.path.join(name))?.1)
     }
 
     fn decided(&self) -> io::Result<Vec<(Ballot, Side)>> {
@@ -157,7 +157,7 @@ impl Arbiter for Folder {
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
             if path.to_string_lossy().ends_with(SUFFIX) {
-                all.push(self.read_ballot(&path)?);
+                all.push(read_ballot(&path)?);
             }
         }
         all.sort_unstable_by_key(|(ballot, _)| *ballot);

@@ -24,7 +24,7 @@ impl Source {
         let waited = self
             .local
             .held_since
-            .is_some_and(|t| now.since(t) > self.config.give_up_after);
+            .is_some_and(|t| now.since(t) > self.config.handover.give_up_after);
         #[cfg(test)]
         if waited && self.broken(crate::session::Sabotage::GiveUpTooLate) && self.switch.decided() {
             self.local.held_since = None;

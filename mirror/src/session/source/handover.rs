@@ -16,7 +16,7 @@ impl Source {
         match command {
             Command::Cutover { max_pause, how } => {
                 self.local.offering.how = how;
-                self.local.cutover = Some(max_pause.unwrap_or(self.config.max_pause));
+                self.local.cutover = Some(max_pause.unwrap_or(self.config.handover.max_pause));
                 self.local.not_before = now;
             }
             Command::SetRate(rate) => {
@@ -59,7 +59,11 @@ impl Source {
     fn maybe_prepare(&mut self, now: Micros) {
         let wanted = match self.local.cutover {
             Some(max_pause) => Some(max_pause),
-            None => self.config.automatic.then_some(self.config.max_pause),
+            None => self
+                .config
+                .handover
+                .automatic
+                .then_some(self.config.handover.max_pause),
         };
         let Some(max_pause) = wanted else { return };
         if now < self.local.not_before || !self.copy.scan_complete() || self.end.outcome.is_some() {
@@ -151,7 +155,7 @@ impl Source {
                 }
             }
             Some(Parked::Bind(record) | Parked::Offer(record)) => {
-                self.actions.push_back(SourceAction::Persist(record))
+                self.actions.push_back(SourceAction::Persist(record));
             }
             Some(Parked::Unmark) => {
                 self.actions.push_back(SourceAction::Park(None));

@@ -27,8 +27,8 @@ pub(super) struct Offering {
 impl Source {
     /// The arbiter of the next attempt, if that is to be a fast one.
     pub(super) fn next_arbiter(&self) -> Option<ArbiterName> {
-        let how = self.local.offering.how.unwrap_or(self.config.switchover);
-        let arbiter = self.config.arbiter.clone();
+        let how = self.local.offering.how.unwrap_or(self.config.handover.how);
+        let arbiter = self.config.handover.arbiter.clone();
         arbiter.filter(|_| how == Switchover::Fast)
     }
 
@@ -152,7 +152,7 @@ impl Source {
 impl SourceConfig {
     /// Whether it can be done.
     pub(super) fn check(&self) -> Result<()> {
-        if self.switchover == Switchover::Fast && self.arbiter.is_none() {
+        if self.handover.how == Switchover::Fast && self.handover.arbiter.is_none() {
             let what = "a fast switchover needs an arbiter";
             return Err(Error::new(ErrorKind::InvalidArgument, what));
         }

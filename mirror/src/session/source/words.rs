@@ -29,20 +29,12 @@ pub struct SourceConfig {
     pub part: Part,
     /// How hard to work.
     pub limits: Limits,
-    /// Switch over without being asked, once the pause would be short enough.
-    pub automatic: bool,
+    /// When and how to switch over.
+    pub handover: Handover,
     /// What the target makes of what it has.
     pub replica: Replica,
     /// Keep what is needed to go on with the session after a crash of this process or this host.
     pub keep: Keep,
-    /// The longest estimated pause with which to begin a switchover.
-    pub max_pause: Micros,
-    /// How to switch over, if nothing else is asked for.
-    pub switchover: Switchover,
-    /// Who decides in a fast switchover.
-    pub arbiter: Option<ArbiterName>,
-    /// How long requests are held before an attempt is given up.
-    pub give_up_after: Micros,
     /// The rule that a test breaks.
     #[cfg(test)]
     pub(crate) sabotage: Option<crate::session::Sabotage>,
@@ -59,18 +51,41 @@ impl SourceConfig {
             description,
             part: Part::Alone,
             limits: Limits::default(),
-            automatic: false,
+            handover: Handover::default(),
             replica: Replica {
                 follow: false,
                 compare: true,
             },
             keep: Keep::Nothing,
-            max_pause: Micros::from_millis(300),
-            switchover: Switchover::Safe,
-            arbiter: None,
-            give_up_after: Micros::from_secs(10),
             #[cfg(test)]
             sabotage: None,
+        }
+    }
+}
+
+/// When and how to switch over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handover {
+    /// Without being asked, once the pause would be short enough.
+    pub automatic: bool,
+    /// The longest estimated pause with which to begin a switchover.
+    pub max_pause: Micros,
+    /// How long requests are held before an attempt is given up.
+    pub give_up_after: Micros,
+    /// How, if nothing else is asked for.
+    pub how: Switchover,
+    /// Who decides in a fast switchover.
+    pub arbiter: Option<ArbiterName>,
+}
+
+impl Default for Handover {
+    fn default() -> Self {
+        Self {
+            automatic: false,
+            max_pause: Micros::from_millis(300),
+            give_up_after: Micros::from_secs(10),
+            how: Switchover::Safe,
+            arbiter: None,
         }
     }
 }

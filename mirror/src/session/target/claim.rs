@@ -61,7 +61,7 @@ impl Target {
         let (arbiter, ballot) = record.ballot()?;
         // A record of this host's own offer is none of this machine's.
         let prepared = matches!(record.state, State::Prepared { .. });
-        let open = prepared && self.claim.lost != Some(ballot);
+        let open = prepared && self.takeover.claim.lost != Some(ballot);
         open.then(|| (arbiter.clone(), ballot))
     }
 
@@ -72,7 +72,7 @@ impl Target {
 
     /// Ask, if there is something to ask.
     pub(super) fn pump_claim(&mut self, now: Micros) {
-        if self.claim.asked.is_some() || now < self.claim.not_before {
+        if self.takeover.claim.asked.is_some() || now < self.takeover.claim.not_before {
             return;
         }
         if let Some((arbiter, ballot)) = self.open_ballot() {
@@ -80,7 +80,7 @@ impl Target {
             if self.broken(crate::session::Sabotage::ClaimUnasked) {
                 return self.take_over(ballot.session);
             }
-            self.claim.asked = Some(ballot);
+            self.takeover.claim.asked = Some(ballot);
             self.actions
                 .push_back(TargetAction::Claim { arbiter, ballot });
         }
@@ -91,12 +91,12 @@ impl Target {
         &mut self,
         now: Micros,
         ballot: Ballot,
-        result: std::io::Result<Side>,
+        result: &std::io::Result<Side>,
     ) {
-        self.claim.asked = None;
+        self.takeover.claim.asked = None;
         match result {
-            Err(_) => self.claim.not_before = now + AGAIN,
-            Ok(Side::Source) => self.claim.lost = Some(ballot),
+            Err(_) => self.takeover.claim.not_before = now + AGAIN,
+            Ok(Side::Source) => self.takeover.claim.lost = Some(ballot),
             Ok(Side::Target) => {
                 // Else the source has gone on, which it does only with another answer; or it is asked again.
                 let open = self.open_ballot().is_some_and(|(_, open)| open == ballot);

@@ -2,6 +2,7 @@
 //!
 //! Must never serve before the `Owner` record is durable. Each step may be done again after a crash.
 
+use super::claim::Claim;
 use super::{Message, Micros, State, Target, TargetAction};
 use crate::switchover::TargetSwitch;
 
@@ -32,6 +33,7 @@ enum Step {
 pub(super) struct Takeover {
     step: Step,
     not_before: Micros,
+    pub(super) claim: Claim,
 }
 
 impl Takeover {
@@ -44,6 +46,7 @@ impl Takeover {
         Self {
             step,
             not_before: Micros(0),
+            claim: Claim::default(),
         }
     }
 
