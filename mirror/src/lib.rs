@@ -12,6 +12,7 @@
 
 pub mod arbiter;
 pub mod clock;
+pub mod contract;
 pub mod dirty;
 pub mod error;
 pub mod files;

@@ -65,6 +65,12 @@ pub struct Wishes {
     /// Who decides in a fast switchover.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arbiter: Option<ArbiterName>,
+    /// When the target is to be in step, in seconds of UNIX.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<u64>,
+    /// By how many of a hundred clients' writes may be slowed down for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_slowdown: Option<u8>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
@@ -191,6 +197,8 @@ mod tests {
                 rate: Some(20 << 20),
                 switchover: Switchover::Safe,
                 arbiter: None,
+                deadline: None,
+                max_slowdown: None,
             },
             checkpoint: Some("mirror-1".into()),
             rest: vec![(0, 4096), (1 << 30, 1 << 20)],
@@ -211,15 +219,18 @@ mod tests {
     }
 
     #[test]
-    fn how_to_switch_over_is_kept_and_not_written_where_an_older_program_would_not_know_it() {
+    fn what_an_older_program_does_not_know_is_written_only_where_it_was_asked_for() {
         let text = String::from_utf8(sample().to_bytes().unwrap()).unwrap();
-        assert!(!text.contains("switchover") && !text.contains("arbiter"));
+        let new = ["switchover", "arbiter", "deadline", "slowdown"];
+        assert!(new.iter().all(|word| !text.contains(word)));
         let mut fast = sample();
         fast.wishes.switchover = Switchover::Fast;
         fast.wishes.arbiter = Some(ArbiterName {
             id: Uuid::from_u128(4),
             at: "file:/third".into(),
         });
+        fast.wishes.deadline = Some(1_800_000_000);
+        fast.wishes.max_slowdown = Some(50);
         assert_eq!(Saved::from_bytes(&fast.to_bytes().unwrap()).unwrap(), fast);
     }
 

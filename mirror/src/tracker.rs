@@ -59,6 +59,10 @@ pub struct Figures {
     pub queued: bool,
     /// Changes that went to the bitmap because the queue was full.
     pub fallen_back: u64,
+    /// Bytes that clients wrote.
+    pub written: u64,
+    /// Bytes that have to be sent because of that: not those that were to be sent anyway.
+    pub added: u64,
 }
 
 type Waker = Box<dyn Fn() + Send + Sync>;
@@ -81,6 +85,8 @@ struct Inner {
     unsure: DirtyMap,
     heat: Heat,
     fallen_back: u64,
+    written: u64,
+    added: u64,
 }
 
 impl fmt::Debug for Tracker {
@@ -111,6 +117,8 @@ impl Tracker {
             unsure: DirtyMap::default(),
             heat: Heat::new(region),
             fallen_back: 0,
+            written: 0,
+            added: 0,
         };
         Self {
             inner: Mutex::new(inner),
@@ -138,6 +146,8 @@ impl Tracker {
             dirty: inner.dirty.bytes(),
             queued: !inner.queue.is_empty(),
             fallen_back: inner.fallen_back,
+            written: inner.written,
+            added: inner.added,
         }
     }
 
@@ -288,6 +298,7 @@ impl Inner {
     fn add(&mut self, offset: u64, content: Content) {
         self.seq += 1;
         self.heat.touch(offset);
+        self.written += content.held();
         let len = content.covers();
         let below = self.cursor.saturating_sub(offset).min(len);
         if below == 0 || self.dirty.covers(offset, below) {
@@ -301,10 +312,13 @@ impl Inner {
         let cost = cost(&record);
         if self.held.saturating_add(cost) > self.limit {
             self.fallen_back += 1;
+            let before = self.dirty.bytes();
             self.dirty.mark(offset, below);
+            self.added += self.dirty.bytes() - before;
             return;
         }
         self.held += cost;
+        self.added += record.content.held();
         self.queue.push_back(record);
     }
 }

@@ -26,7 +26,11 @@ pub(crate) enum MirrorVerb {
   diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --manual
   diskferry mirror start disk.vhdx --to /faster/disk.vhdx --wait      another path of this host
   diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --fresh     copy all of it again
+  diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --deadline 30m --max-slowdown 50
   diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --switchover fast --arbiter file:/mnt/third/arbiter
+
+With a deadline the status says all the time how long it will take and how sure that is, to how many bytes a second
+writers are held, and, as soon as it is known, that it cannot be kept and what it would need.
 
 The disk stays in use. Once the target is in step the source switches over by itself, unless --manual;
 from then on it forwards its clients' requests.
@@ -58,6 +62,12 @@ pub(crate) struct MirrorStartArgs {
         help = "Who decides in a fast switchover: file:/DIRECTORY or etcd:http://HOST:PORT, as at the target"
     )]
     pub(crate) arbiter: Option<String>,
+    /// Be in step within that time, as in 90s, 30m or 2h: clients' writes are slowed down as far as that takes
+    #[arg(long, value_name = "TIME")]
+    pub(crate) deadline: Option<String>,
+    /// Slow clients' writes down by at most so many percent for the deadline [default: as far as it takes]
+    #[arg(long, value_name = "PERCENT", requires = "deadline", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) max_slowdown: Option<u8>,
     /// Begin from an empty disk, whatever the target has of it
     #[arg(long)]
     pub(crate) fresh: bool,

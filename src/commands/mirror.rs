@@ -73,11 +73,19 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
             fresh: args.fresh,
             plain: args.plain,
             rate: args.rate.as_deref().map(plan::rate).transpose()?,
+            deadline_s: deadline(args)?,
+            max_slowdown: args.max_slowdown,
             switchover: args.switchover.map(Into::into).unwrap_or_default(),
             arbiter: args.arbiter.clone(),
         },
     )?;
     tell(&disk, report, state, args.disk.wait)
+}
+
+/// In seconds, at least one.
+fn deadline(args: &MirrorStartArgs) -> Result<Option<u64>> {
+    let deadline = args.deadline.as_deref().map(plan::duration).transpose()?;
+    Ok(deadline.map(|span| span.as_secs().max(1)))
 }
 
 fn find(args: &MirrorArgs) -> Result<Remote> {
@@ -125,6 +133,18 @@ fn people(state: &Value) -> String {
     }
     if let Some(seconds) = state["seconds_remaining"].as_u64() {
         let _ = write!(text, ", {seconds} s to go");
+        let least = state["estimate"]["least"].as_u64().unwrap_or(seconds);
+        let _ = match state["estimate"]["most"].as_u64() {
+            Some(most) if most > least => write!(text, " ({least} to {most})"),
+            Some(_) => Ok(()),
+            None => write!(text, " ({least}, or never)"),
+        };
+    }
+    if let Some(brake) = state["brake"].as_u64() {
+        let _ = write!(text, ", writers held to {}/s", size::show(brake));
+    }
+    if let Some(unmet) = state["unmet"].as_str() {
+        let _ = write!(text, " ({unmet})");
     }
     if let Some(pause) = state["pause"].as_u64() {
         let _ = write!(text, ", pause {}.{} ms", pause / 1000, pause % 1000 / 100);

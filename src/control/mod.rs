@@ -72,6 +72,12 @@ pub(crate) struct StartMirror {
     /// Bytes a second for the copy.
     #[serde(default)]
     pub(crate) rate: Option<u64>,
+    /// Seconds from now in which the target is to be in step.
+    #[serde(default)]
+    pub(crate) deadline_s: Option<u64>,
+    /// By how many of a hundred clients' writes may be slowed down for it.
+    #[serde(default)]
+    pub(crate) max_slowdown: Option<u8>,
     /// How to switch over.
     #[serde(default)]
     pub(crate) switchover: Switchover,

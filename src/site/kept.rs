@@ -9,7 +9,7 @@ use blockserver::export::LocalRequest;
 use mirror::files::{SessionStore, load_session, remove_session, session_path, write_session};
 use mirror::net::{CheckpointDone, SourceDriver, SourceHandle};
 use mirror::saved::{Saved, put_together};
-use mirror::session::{Keep, SourceConfig};
+use mirror::session::{Keep, SourceConfig, Terms};
 use mirror::{Micros, Result as MirrorResult};
 use uuid::Uuid;
 use vdisk::disk::ImageFormat;
@@ -127,12 +127,31 @@ fn go_on(port: ExportPort, opened: &Opened, kept: &KeptSession) -> MirrorResult<
     config.limits.rate = wishes.rate;
     config.handover.how = wishes.switchover;
     config.handover.arbiter.clone_from(&wishes.arbiter);
+    config.terms = terms(wishes.deadline, wishes.max_slowdown);
     let (keep, store) = keep(opened);
     config.keep = keep;
     let failed = |e| mirror::Error::io(mirror::ErrorKind::Io, "it cannot be kept", e);
     write_session(&session_path(&opened.path), saved).map_err(failed)?;
     let parts = (saved, kept.parts.as_slice());
     SourceDriver::resume(Arc::new(port), opened.record(), (config, store), parts)
+}
+
+/// The second of UNIX that is so many from now.
+pub(super) fn in_seconds(span: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs()).saturating_add(span)
+}
+
+/// What a session has to keep to: to be in step at that second of UNIX.
+pub(super) fn terms(until: Option<u64>, max_slowdown: Option<u8>) -> Terms {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_or(0, |now| now.as_secs());
+    let left = until.map(|until| until.saturating_sub(now));
+    Terms {
+        within: left.map(Micros::from_secs),
+        until,
+        max_slowdown,
+    }
 }
 
 /// Take a checkpoint of a disk that is served, under a name of its own.

@@ -89,6 +89,10 @@ impl ServedDisk for ExportPort {
         self.0.release();
     }
 
+    fn brake(&self, bytes: Option<u64>) {
+        self.0.brake(bytes);
+    }
+
     fn checkpoint(&self, done: CheckpointDone) {
         super::kept::checkpoint(self, done);
     }

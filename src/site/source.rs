@@ -484,6 +484,7 @@ impl SiteDisk {
         config.replica.compare = !start.fresh;
         config.limits.rate = start.rate;
         config.handover.how = start.switchover;
+        config.terms = kept::terms(start.deadline_s.map(kept::in_seconds), start.max_slowdown);
         if let Some(most) = start.max_pause_ms {
             config.handover.max_pause = Micros::from_millis(most);
         }

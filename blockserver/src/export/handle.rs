@@ -14,7 +14,7 @@ use super::policy::Passed;
 use super::{Disk, Export, Mode, QueueHandle, QueueShared, Statistics, Throttled};
 use crate::forward::Forwarder;
 use crate::nbd::uri::Address;
-use crate::throttle::Limits;
+use crate::throttle::{Limits, Rate};
 use crate::virtio::block::BlockDevice;
 use crate::virtio::ring::SplitQueue;
 use crate::virtio::{GuestMemory, QueueOptions, QueueSetup};
@@ -313,10 +313,26 @@ impl ExportHandle {
     /// (see [`Self::forward`]) and what this process asks for.
     pub fn set_limits(&self, limits: Limits) {
         let mut policy = self.export.policy();
-        self.export.throttle.change(limits);
-        policy.limited = !limits.is_none();
+        policy.limited = self.export.throttle.change(limits);
         drop(policy);
         self.announce(Box::new(|| {}));
+    }
+
+    /// Besides its limits, let clients and guests write at most so many bytes a second from now on; at least one. What
+    /// they read does not wait for that. May be called often.
+    pub fn brake(&self, bytes: Option<u64>) {
+        let rate = bytes.and_then(|bytes| {
+            let bytes = bytes.clamp(1, Rate::MOST);
+            Rate::new(bytes, Rate::usual_burst(bytes))
+        });
+        let mut policy = self.export.policy();
+        let limited = self.export.throttle.brake(rate);
+        let was = std::mem::replace(&mut policy.limited, limited);
+        drop(policy);
+        // Those who wait already ask again by themselves.
+        if was != limited {
+            self.announce(Box::new(|| {}));
+        }
     }
 
     /// What has waited under its limits.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::throttle::{Cost, Gate, Limits, Place, Wait};
+use crate::throttle::{Cost, Gate, Limits, Place, Rate, Wait};
 
 /// What waited for its turn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,8 @@ pub(crate) struct Throttle {
 #[derive(Debug, Default)]
 struct State {
     limits: Limits,
+    /// Besides them, the most bytes a second that may be written.
+    brake: Option<Rate>,
     gate: Gate,
     throttled: Throttled,
 }
@@ -60,12 +62,22 @@ impl Throttle {
         self.state().throttled
     }
 
-    /// Other limits from now on.
-    pub(crate) fn change(&self, limits: Limits) {
+    /// Other limits from now on; whether anything is limited then.
+    pub(crate) fn change(&self, limits: Limits) -> bool {
         let now = self.time(Instant::now());
         let mut state = self.state();
         state.limits = limits;
         state.gate.change(&limits, now);
+        !limits.is_none() || state.brake.is_some()
+    }
+
+    /// At most so many bytes a second may be written, besides; whether anything is limited then.
+    pub(crate) fn brake(&self, rate: Option<Rate>) -> bool {
+        let now = self.time(Instant::now());
+        let mut state = self.state();
+        state.brake = rate;
+        state.gate.brake(rate, now);
+        !state.limits.is_none() || rate.is_some()
     }
 
     /// Whether a request may begin; see [`Gate::ask`].

@@ -9,8 +9,8 @@
 use super::bucket::{Bucket, Rate};
 use super::limits::Limits;
 
-/// How many kinds of tokens there are. One more, which only writes take, is one more here.
-const KINDS: usize = 2;
+/// How many kinds of tokens there are.
+const KINDS: usize = 3;
 
 /// Nanoseconds after which it is looked again whether somebody ahead, who could begin, has asked.
 const SOON: u64 = 50_000;
@@ -22,11 +22,13 @@ pub struct Cost {
     pub operations: u64,
     /// Bytes that it moves.
     pub bytes: u64,
+    /// Of those, bytes that it writes.
+    pub written: u64,
 }
 
 impl Cost {
     fn of_each_kind(self) -> [u64; KINDS] {
-        [self.operations, self.bytes]
+        [self.operations, self.bytes, self.written]
     }
 }
 
@@ -152,16 +154,25 @@ impl Gate {
         self.line.len()
     }
 
+    /// The most bytes a second that may be written, besides the limits; as [`Gate::change`].
+    pub fn brake(&mut self, rate: Option<Rate>, now: u64) {
+        let [_, _, written] = &mut self.buckets;
+        change(written, rate, now);
+    }
+
     /// Other limits from now on. What was there stays as it is filled, and what is new begins full; those who wait
     /// keep their places and may ask at once.
     pub fn change(&mut self, limits: &Limits, now: u64) {
-        let rates: [Option<Rate>; KINDS] = [limits.iops, limits.bandwidth];
-        for (bucket, rate) in self.buckets.iter_mut().zip(rates) {
-            match (bucket.as_mut(), rate) {
-                (Some(bucket), Some(rate)) => bucket.change(rate, now),
-                (None, Some(rate)) => *bucket = Some(Bucket::new(rate, now)),
-                (_, None) => *bucket = None,
-            }
-        }
+        let [operations, bytes, _] = &mut self.buckets;
+        change(operations, limits.iops, now);
+        change(bytes, limits.bandwidth, now);
+    }
+}
+
+fn change(bucket: &mut Option<Bucket>, rate: Option<Rate>, now: u64) {
+    match (bucket.as_mut(), rate) {
+        (Some(bucket), Some(rate)) => bucket.change(rate, now),
+        (None, Some(rate)) => *bucket = Some(Bucket::new(rate, now)),
+        (_, None) => *bucket = None,
     }
 }

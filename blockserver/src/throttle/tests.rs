@@ -47,7 +47,7 @@ fn rate(random: &mut Random) -> Rate {
 
 fn operations(operations: u64) -> Cost {
     #[rustfmt::skip]
-    let cost = Cost { operations, bytes: 0 };
+    let cost = Cost { operations, ..Cost::default() };
     cost
 }
 
@@ -233,7 +233,7 @@ fn a_request_that_moves_no_bytes_waits_for_none() {
     let slow = Rate::new(1, 1).expect("in bounds");
     let mut gate = gate(Rate::new(1000, 100), Some(slow));
     #[rustfmt::skip]
-    let write = Cost { operations: 1, bytes: 4096 };
+    let write = Cost { operations: 1, bytes: 4096, written: 4096 };
     gate.ask(None, 0, write).expect("full");
     assert!(gate.ask(None, 0, write).is_err(), "in debt");
     for _ in 0..98 {
@@ -254,7 +254,7 @@ fn both_limits_hold_at_once() {
         for _ in 0..500 {
             let bytes = 1 + random.below(2 * bandwidth.burst());
             #[rustfmt::skip]
-            let cost = Cost { operations: 1, bytes };
+            let cost = Cost { operations: 1, bytes, written: 0 };
             let mut place = None;
             while let Err(told) = gate.ask(place.take(), now, cost) {
                 now += told.wait;
@@ -308,7 +308,7 @@ fn changing_the_limits_again_and_again_makes_no_tokens() {
 fn lifting_the_limits_lets_all_who_wait_begin() {
     let mut gate = gate(Rate::new(1, 1), Rate::new(1, 1));
     #[rustfmt::skip]
-    let cost = Cost { operations: 1, bytes: 1 << 30 };
+    let cost = Cost { operations: 1, bytes: 1 << 30, written: 0 };
     gate.ask(None, 0, cost).expect("full");
     let waits: Vec<_> = (0..10)
         .map(|_| gate.ask(None, 0, cost).expect_err("empty"))
@@ -336,4 +336,25 @@ fn time_that_stands_still_goes_back_or_leaps_breaks_nothing() {
         bucket.take(Rate::MOST);
         assert!(bucket.wait(0, 0, 1) > 0, "and what comes, comes once");
     }
+}
+
+#[test]
+fn a_brake_holds_writes_besides_the_limits_and_nothing_else() {
+    let mut gate = gate(None, Rate::new(1 << 20, 1 << 20));
+    gate.brake(Rate::new(1 << 10, 1 << 10), 0);
+    let (bytes, operations) = (1 << 10, 1);
+    #[rustfmt::skip]
+    let write = Cost { operations, bytes, written: bytes };
+    #[rustfmt::skip]
+    let read = Cost { operations, bytes, written: 0 };
+    gate.ask(None, 0, write).expect("full");
+    let told = gate.ask(None, 0, write).expect_err("braked");
+    assert_eq!(told.wait, SECOND);
+    for _ in 0..500 {
+        gate.ask(None, 0, read).expect("not braked");
+    }
+    // It goes, and what waited begins.
+    gate.brake(None, 1);
+    gate.ask(Some(told.place), 1, write)
+        .expect("nothing holds it");
 }

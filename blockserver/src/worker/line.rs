@@ -1,6 +1,7 @@
 //! What waits for its turn under the limits of an export.
 //!
-//! Each worker is one entrance to the gate that all share: it keeps its requests in the order in which they
+//! Each worker is two entrances to the gate that all share, one for what changes the disk and one for the rest, since
+//! one of them may be slowed down alone. It keeps the requests of each in the order in which they
 //! came, and the oldest has a place in the gate's line. A timer of the ring says when to ask again, so nothing
 //! blocks and nothing spins. A request that waits has its room already, so whoever sends more waits with it. It is
 //! not in flight: holding the export, or closing it, does not wait for it.
@@ -23,6 +24,14 @@ const LONGEST: Duration = Duration::from_secs(1);
 /// Requests of one export here that wait for their turn.
 #[derive(Default)]
 pub(super) struct Line {
+    ways: [Way; WAYS],
+}
+
+const WAYS: usize = 2;
+
+/// Those of one entrance.
+#[derive(Default)]
+struct Way {
     tasks: VecDeque<u32>,
     /// The place of the first of them.
     place: Option<Place>,
@@ -32,8 +41,14 @@ pub(super) struct Line {
 
 impl Line {
     pub(super) fn is_empty(&self) -> bool {
-        self.tasks.is_empty()
+        self.ways.iter().all(|way| way.tasks.is_empty())
     }
+}
+
+/// The entrance of a request.
+fn way_of(task: &Task) -> usize {
+    let changes = matches!(task.asked.action.kind(), Kind::Write | Kind::Zero);
+    usize::from(changes)
 }
 
 /// What a request takes. A flush is free: it covers only what has completed, and holding it back would save
@@ -45,6 +60,11 @@ fn cost(task: &Task) -> Cost {
         bytes: match kind {
             Kind::Read | Kind::Write => task.asked.len,
             Kind::Zero | Kind::Flush | Kind::Status => 0,
+        },
+        written: if kind == Kind::Write {
+            task.asked.len
+        } else {
+            0
         },
     }
 }
@@ -59,7 +79,8 @@ impl Worker {
             From::Queue { queue, .. } => self.is_hurried(queue),
             _ => false,
         };
-        let (export, free) = (task.export, cost(task) == Cost::default());
+        let (export, way) = (task.export, way_of(task));
+        let free = cost(task) == Cost::default();
         if free {
             return self.start(id);
         }
@@ -69,42 +90,47 @@ impl Worker {
         let Some(here) = self.exports.get_mut(export) else {
             return;
         };
-        here.line.tasks.push_back(id);
-        if here.line.tasks.len() == 1 {
-            self.advance(export);
+        let Some(line) = here.line.ways.get_mut(way) else {
+            return;
+        };
+        line.tasks.push_back(id);
+        if line.tasks.len() == 1 {
+            self.advance(export, way);
         }
     }
 
     /// A timer went off.
-    pub(super) fn ask_again(&mut self, export: u32, timer: u64) {
+    pub(super) fn ask_again(&mut self, export: u32, way: usize, timer: u64) {
         let here = self.exports.get(export);
-        if here.is_some_and(|here| here.line.timer == timer) {
-            self.advance(export);
+        let line = here.and_then(|here| here.line.ways.get(way));
+        if line.is_some_and(|line| line.timer == timer) {
+            self.advance(export, way);
         }
     }
 
     /// Begin those at the head of the line whose turn it is.
-    fn advance(&mut self, export: u32) {
+    fn advance(&mut self, export: u32, way: usize) {
         let now = self.life.now;
         while let Some(here) = self.exports.get_mut(export)
-            && let Some(&id) = here.line.tasks.front()
+            && let Some(line) = here.line.ways.get_mut(way)
+            && let Some(&id) = line.tasks.front()
         {
             let task = self.tasks.get(id);
-            let place = here.line.place.take();
+            let place = line.place.take();
             let asked = here
                 .shared
                 .throttle
                 .ask(place, now, task.map_or_else(Cost::default, cost));
             if let Err(wait) = asked {
-                here.line.place = Some(wait.place);
-                here.line.timer += 1;
-                let timer = here.line.timer;
+                line.place = Some(wait.place);
+                line.timer += 1;
+                let timer = line.timer;
                 let after = Duration::from_nanos(wait.wait).clamp(SHORTEST, LONGEST);
-                self.ring
-                    .submit(Op::Timer { after }, Token::Turn { export, timer });
+                let token = Token::Turn { export, way, timer };
+                self.ring.submit(Op::Timer { after }, token);
                 return;
             }
-            here.line.tasks.pop_front();
+            line.tasks.pop_front();
             let waited = task.map_or(Duration::ZERO, |task| {
                 now.saturating_duration_since(task.began)
             });
@@ -125,16 +151,20 @@ impl Worker {
         self.start(id);
     }
 
-    /// Take everybody out of the line, oldest first.
+    /// Take everybody out of the line, of each entrance the oldest first.
     pub(super) fn clear_line(&mut self, export: u32) -> VecDeque<u32> {
         let Some(here) = self.exports.get_mut(export) else {
             return VecDeque::new();
         };
-        if let Some(place) = here.line.place.take() {
-            here.shared.throttle.leave(&place);
+        let mut all = VecDeque::new();
+        for line in &mut here.line.ways {
+            if let Some(place) = line.place.take() {
+                here.shared.throttle.leave(&place);
+            }
+            line.timer += 1;
+            all.append(&mut line.tasks);
         }
-        here.line.timer += 1;
-        std::mem::take(&mut here.line.tasks)
+        all
     }
 
     /// Take those out of the line that `who` names, and do with each what `then` does.
@@ -158,13 +188,19 @@ impl Worker {
                 .is_some_and(|task| who(&task.asked.from))
         };
         let (out, stay): (VecDeque<u32>, VecDeque<u32>) = all.into_iter().partition(its);
-        if let Some(here) = self.exports.get_mut(export) {
-            here.line.tasks = stay;
+        for id in stay {
+            let way = self.tasks.get(id).map_or(0, way_of);
+            let here = self.exports.get_mut(export);
+            if let Some(line) = here.and_then(|here| here.line.ways.get_mut(way)) {
+                line.tasks.push_back(id);
+            }
         }
         for id in out {
             then(self, id);
         }
-        self.advance(export);
+        for way in 0..WAYS {
+            self.advance(export, way);
+        }
     }
 
     /// What a virtqueue waits with begins now.

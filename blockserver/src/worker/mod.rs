@@ -93,7 +93,7 @@ enum Token {
     /// A disk's coalesced flush ended.
     Sync(u32),
     /// It may be the turn of what waits under an export's limits.
-    Turn { export: u32, timer: u64 },
+    Turn { export: u32, way: usize, timer: u64 },
     /// Clients had their time to leave.
     DrainLimit,
 }
@@ -243,7 +243,7 @@ impl Worker {
             Token::Accept(listener) => self.accepted(listener, one.accepted()),
             Token::AcceptAgain(listener) => self.accept(listener),
             Token::Handshake { session, serial } => self.handshake_limit(session, serial),
-            Token::Turn { export, timer } => self.ask_again(export, timer),
+            Token::Turn { export, way, timer } => self.ask_again(export, way, timer),
             Token::DrainLimit => self.drain_limit(),
         }
     }

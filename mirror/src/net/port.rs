@@ -74,6 +74,10 @@ pub trait ServedDisk: DiskPort {
     /// Let held requests go on here.
     fn release(&self);
 
+    /// Let clients write at most so many bytes a second, `None` for as many as they like. What they read does not wait for
+    /// that. Nothing is held back unless this is implemented.
+    fn brake(&self, _bytes: Option<u64>) {}
+
     /// Make what was acknowledged durable, and note what changes from then on in a way that outlives a crash, under a name
     /// that the disk's change tracking has not had yet. Clients wait meanwhile. Nothing is noted unless this is
     /// implemented.

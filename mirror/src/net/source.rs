@@ -246,7 +246,7 @@ impl Parts {
             runtime.block_on(async move {
                 let (inbox, heard) = mpsc::channel(INBOX);
                 let session = Session::new(self, shared, orders, inbox);
-                session.run(incoming, heard).await;
+                Box::pin(session.run(incoming, heard)).await;
             });
             // A name that is being looked up is not waited for.
             runtime.shutdown_background();
@@ -449,6 +449,7 @@ impl Session {
                 let ask = move || tell(arbiter::ask(&arbiter, ballot, Side::Source));
                 tokio::task::spawn_blocking(ask);
             }
+            SourceAction::Brake(bytes) => disk.brake(bytes),
             SourceAction::Checkpoint => {
                 let orders = self.orders.clone();
                 disk.checkpoint(Box::new(move |name| {

@@ -46,7 +46,7 @@ mod target;
 
 pub use progress::{Progress, Stage};
 pub use source::{
-    Command, Handover, Keep, Replica, Source, SourceAction, SourceConfig, SourceEvent,
+    Command, Handover, Keep, Replica, Source, SourceAction, SourceConfig, SourceEvent, Terms,
 };
 pub use target::{Target, TargetAction, TargetConfig, TargetEvent};
 

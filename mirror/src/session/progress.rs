@@ -4,6 +4,8 @@
 
 use serde::Serialize;
 
+use crate::contract::Estimate;
+
 /// Where a session stands, for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -53,8 +55,14 @@ pub struct Progress {
     pub fallen_back: u64,
     /// Bytes a second that became durable at the target lately.
     pub rate: u64,
-    /// Seconds until the copy is complete at this rate.
+    /// Seconds until the target is in step, most likely; `None` if that is not known, or it never will be.
     pub seconds_remaining: Option<u64>,
+    /// The same, and how sure that is.
+    pub estimate: Option<Estimate>,
+    /// Bytes a second to which clients' writes are held for the deadline.
+    pub brake: Option<u64>,
+    /// What was asked for and cannot be.
+    pub unmet: Option<String>,
     /// How often the link was lost.
     pub reconnects: u64,
     /// Attempts to switch over that were given up.

@@ -4,6 +4,7 @@
 //! client write once the deciding record may be durable. Phases and invariants: [`super`].
 
 mod clock;
+mod contract;
 mod greeting;
 mod handover;
 mod keeping;
@@ -18,12 +19,15 @@ use std::sync::Arc;
 
 use self::keeping::Keeping;
 use self::offering::Offering;
-pub use self::words::{Command, Handover, Keep, Replica, SourceAction, SourceConfig, SourceEvent};
+pub use self::words::{
+    Command, Handover, Keep, Replica, SourceAction, SourceConfig, SourceEvent, Terms,
+};
 use super::copy::BulkCopy;
 use super::link::{Control, Link, LinkAction};
 use super::stream::RecordStream;
 use super::{ConnId, OpId, Progress, Stage};
 use crate::clock::Micros;
+use crate::contract::Contract;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pacing::{Bucket, Meter};
 use crate::record::{Ownership, State};
@@ -73,6 +77,9 @@ struct Pace {
     /// The same, and what the target was found to have.
     covered: Meter,
     bucket: Bucket,
+    contract: Contract,
+    /// Whether the contract knows when the session began.
+    agreed: bool,
 }
 
 /// The machine. See [`super`] for its contract.
@@ -163,6 +170,8 @@ impl Source {
                 sent: Meter::default(),
                 covered: Meter::default(),
                 bucket: Bucket::new(config.limits.rate),
+                contract: Contract::default(),
+                agreed: false,
             },
             local: Local::default(),
             end: End::default(),
@@ -257,7 +266,7 @@ impl Source {
             _ => Stage::Switching,
         };
         let rate = self.pace.sent.rate();
-        let covered = self.pace.covered.rate();
+        let estimate = self.pace.contract.estimate().filter(|_| remaining > 0);
         Progress {
             stage,
             connected: self.link.is_up(),
@@ -275,7 +284,10 @@ impl Source {
             unacknowledged: self.stream.outstanding(),
             fallen_back: figures.fallen_back,
             rate,
-            seconds_remaining: (covered > 0 && remaining > 0).then(|| remaining.div_ceil(covered)),
+            seconds_remaining: estimate.map(|estimate| estimate.seconds),
+            estimate,
+            brake: self.pace.contract.brake(),
+            unmet: self.pace.contract.unmet().map(|unmet| unmet.to_string()),
             reconnects: self.local.reconnects,
             given_up: self.local.given_up,
             pause: self.local.pause,
@@ -491,6 +503,7 @@ impl Source {
         }
         self.pump_grant(now);
         self.pump_reclaim(now);
+        self.pump_contract(now);
         self.pump_keeping(now);
     }
 

@@ -127,6 +127,8 @@ impl World {
                 self.ask_arbiter(SOURCE, Question::Decide(ballot, Side::Source));
                 self.maybe_crash_soon();
             }
+            // Its clients wait for each answer anyway.
+            SourceAction::Brake(_) => {}
             SourceAction::Checkpoint => self.step_op(SOURCE, Doing::Checkpoint),
             SourceAction::Save(saved) => {
                 let ok = self.calm() || !self.rng.percent(3);

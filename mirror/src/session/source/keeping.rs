@@ -164,6 +164,8 @@ impl Source {
                 rate: self.config.limits.rate,
                 switchover: self.config.handover.how,
                 arbiter: self.config.handover.arbiter.clone(),
+                deadline: self.config.terms.until,
+                max_slowdown: self.config.terms.max_slowdown,
             },
             checkpoint: self.keeping.checkpoint.clone(),
             rest: self.rest(),

@@ -31,6 +31,8 @@ pub struct SourceConfig {
     pub limits: Limits,
     /// When and how to switch over.
     pub handover: Handover,
+    /// What it has to keep to.
+    pub terms: Terms,
     /// What the target makes of what it has.
     pub replica: Replica,
     /// Keep what is needed to go on with the session after a crash of this process or this host.
@@ -52,6 +54,7 @@ impl SourceConfig {
             part: Part::Alone,
             limits: Limits::default(),
             handover: Handover::default(),
+            terms: Terms::default(),
             replica: Replica {
                 follow: false,
                 compare: true,
@@ -61,6 +64,17 @@ impl SourceConfig {
             sabotage: None,
         }
     }
+}
+
+/// What a session has to keep to: [`crate::contract`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// The target is to be in step so long after the session begins.
+    pub within: Option<Micros>,
+    /// The same moment in seconds of UNIX, for a session that goes on after a crash.
+    pub until: Option<u64>,
+    /// By how many of a hundred clients' writes may be slowed down for it; `None` for as far as it takes.
+    pub max_slowdown: Option<u8>,
 }
 
 /// When and how to switch over.
@@ -208,6 +222,8 @@ pub enum SourceAction {
         /// About what.
         ballot: Ballot,
     },
+    /// Let clients write at most so many bytes a second; `None` for as many as they like.
+    Brake(Option<u64>),
     /// Make durable what was acknowledged, and note what changes from then on, also over a crash.
     Checkpoint,
     /// Keep this of the session, durably, in place of what was kept; `None` for nothing.
