@@ -17,4 +17,5 @@ mod mirror {
     mod relay;
     mod seeds;
     mod site;
+    mod wan;
 }

@@ -21,8 +21,12 @@ pub(crate) struct Sites {
     pub(crate) disk: String,
     pub(crate) source: Option<Running>,
     pub(crate) target: Option<Running>,
+    /// Where the target's host is reached.
+    pub(crate) host: String,
     /// Where `receive` listens once it was started.
     pub(crate) port: u16,
+    /// Where it serves the disk, as `--serve` has it.
+    pub(crate) serves: String,
 }
 
 impl Sites {
@@ -35,7 +39,9 @@ impl Sites {
             disk: disk.to_owned(),
             source: None,
             target: None,
+            host: "127.0.0.1".to_owned(),
             port: 0,
+            serves: "unix:t".to_owned(),
         };
         sites.run(&[&["create", disk], words].concat()).ends(0);
         sites
@@ -66,10 +72,17 @@ impl Sites {
 
     /// Starts `receive`, always with the same words and at the same port.
     pub(crate) fn receive(&mut self) {
-        let listen = format!("tcp:127.0.0.1:{}", self.port);
+        let listen = self.to();
         let words = [
-            "receive", "--listen", &listen, "--into", "in", "--serve", "unix:t",
+            "receive",
+            "--listen",
+            &listen,
+            "--into",
+            "in",
+            "--serve",
+            &self.serves,
         ];
+        let words = [&words, self.plainly()].concat();
         let mut receive = Running::start(self.here(), &words);
         let line = receive.says("receiving");
         let at = line["listen"].as_str().expect("an address");
@@ -89,6 +102,9 @@ impl Sites {
 
     /// The disk as clients of the target find it.
     pub(crate) fn at_target(&self) -> String {
+        if let Some(at) = self.serves.strip_prefix("tcp:") {
+            return format!("nbd://{at}/{}", self.export());
+        }
         let socket = self.here().join("t");
         format!("nbd+unix:///{}?socket={}", self.export(), socket.display())
     }
@@ -99,13 +115,23 @@ impl Sites {
     }
 
     pub(crate) fn to(&self) -> String {
-        format!("tcp:127.0.0.1:{}", self.port)
+        format!("tcp:{}:{}", self.host, self.port)
+    }
+
+    /// What allows a move to another host without TLS.
+    fn plainly(&self) -> &'static [&'static str] {
+        if self.host == "127.0.0.1" {
+            &[]
+        } else {
+            &["--plain"]
+        }
     }
 
     /// `diskferry mirror start DISK --to …` with more words.
     pub(crate) fn start(&self, words: &[&str]) -> Ran {
         let to = self.to();
-        let all = [&["mirror", "start", &self.disk, "--to", &to], words];
+        let start: &[&str] = &["mirror", "start", &self.disk, "--to", &to];
+        let all = [start, self.plainly(), words];
         self.run(&all.concat())
     }
 
