@@ -18,4 +18,5 @@ mod mirror {
     mod relay;
     mod seeds;
     mod site;
+    mod wan;
 }

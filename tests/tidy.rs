@@ -135,7 +135,14 @@ fn clippy_is_told_to_hold_the_numbers() {
             "lint {lint}"
         );
     }
-    let members = ["vdisk/", "blockserver/", "mirror/", "vmm/", ""];
+    let members = [
+        "vdisk/",
+        "blockserver/",
+        "mirror/",
+        "vmm/",
+        "tests/link/",
+        "",
+    ];
     for member in members {
         let manifest = text(&format!("{member}Cargo.toml"));
         assert!(

@@ -250,6 +250,11 @@ impl Drop for Forwarder {
 /// Connect, again and again, and send until nothing more comes.
 fn keep_connected(shared: &Arc<Shared>, address: &Address) {
     let mut pause = RETRY.0;
+    // Clients wait for the first connection, and who owns a disk that has moved is one of ours.
+    let options = ConnectOptions {
+        at_once: true,
+        ..ConnectOptions::default()
+    };
     loop {
         {
             let state = shared.lock();
@@ -257,7 +262,7 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
                 return;
             }
         }
-        match PipelinedClient::connect(address, &ConnectOptions::default()) {
+        match PipelinedClient::connect(address, &options) {
             Ok(client) => {
                 tracing::info!(%address, "forwarding");
                 let answered = serve(shared, client);

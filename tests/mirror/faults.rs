@@ -17,7 +17,7 @@ const MIB: u64 = 1 << 20;
 /// Where no load writes.
 const ASIDE: u64 = GIB - MIB;
 
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let seed = std::env::var("SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());

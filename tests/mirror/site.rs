@@ -21,10 +21,14 @@ pub(crate) struct Sites {
     pub(crate) disk: String,
     pub(crate) source: Option<Running>,
     pub(crate) target: Option<Running>,
+    /// Where the target's host is reached.
+    pub(crate) host: String,
     /// Where `receive` listens once it was started.
     pub(crate) port: u16,
     /// What it is told of who decides.
     pub(crate) arbiter: Option<String>,
+    /// Where it serves the disk, as `--serve` has it.
+    pub(crate) serves: String,
 }
 
 impl Sites {
@@ -37,8 +41,10 @@ impl Sites {
             disk: disk.to_owned(),
             source: None,
             target: None,
+            host: "127.0.0.1".to_owned(),
             port: 0,
             arbiter: None,
+            serves: "unix:t".to_owned(),
         };
         sites.run(&[&["create", disk], words].concat()).ends(0);
         sites
@@ -69,10 +75,17 @@ impl Sites {
 
     /// Starts `receive`, always with the same words and at the same port.
     pub(crate) fn receive(&mut self) {
-        let listen = format!("tcp:127.0.0.1:{}", self.port);
+        let listen = self.to();
         let mut words = vec![
-            "receive", "--listen", &listen, "--into", "in", "--serve", "unix:t",
+            "receive",
+            "--listen",
+            &listen,
+            "--into",
+            "in",
+            "--serve",
+            &self.serves,
         ];
+        words.extend(self.plainly());
         if let Some(arbiter) = &self.arbiter {
             words.extend(["--arbiter", arbiter]);
         }
@@ -95,6 +108,9 @@ impl Sites {
 
     /// The disk as clients of the target find it.
     pub(crate) fn at_target(&self) -> String {
+        if let Some(at) = self.serves.strip_prefix("tcp:") {
+            return format!("nbd://{at}/{}", self.export());
+        }
         let socket = self.here().join("t");
         format!("nbd+unix:///{}?socket={}", self.export(), socket.display())
     }
@@ -105,7 +121,16 @@ impl Sites {
     }
 
     pub(crate) fn to(&self) -> String {
-        format!("tcp:127.0.0.1:{}", self.port)
+        format!("tcp:{}:{}", self.host, self.port)
+    }
+
+    /// What allows a move to another host without TLS.
+    fn plainly(&self) -> &'static [&'static str] {
+        if self.host == "127.0.0.1" {
+            &[]
+        } else {
+            &["--plain"]
+        }
     }
 
     /// The same, for a relay.
@@ -116,7 +141,8 @@ impl Sites {
     /// `diskferry mirror start DISK --to …` with more words.
     pub(crate) fn start(&self, words: &[&str]) -> Ran {
         let to = self.to();
-        let all = [&["mirror", "start", &self.disk, "--to", &to], words];
+        let start: &[&str] = &["mirror", "start", &self.disk, "--to", &to];
+        let all = [start, self.plainly(), words];
         self.run(&all.concat())
     }
 

@@ -70,6 +70,9 @@ pub enum ClientError {
 pub struct ConnectOptions {
     /// What to ask the server for.
     pub wanted: Wanted,
+    /// Ask for all there is without waiting for the server in between ([`Attach::at_once`]): for one that is known to be
+    /// ours, and may be far away.
+    pub at_once: bool,
     /// The most requests outstanding.
     pub max_in_flight: usize,
     /// How long connecting and the handshake may take, each.
@@ -80,6 +83,7 @@ impl Default for ConnectOptions {
     fn default() -> Self {
         Self {
             wanted: Wanted::default(),
+            at_once: false,
             max_in_flight: DEFAULT_MAX_IN_FLIGHT,
             limit: Duration::from_secs(10),
         }
@@ -133,7 +137,13 @@ impl PipelinedClient {
     /// Do the handshake on a connected socket.
     fn attach(socket: Socket, export: &str, options: &ConnectOptions) -> Result<Self, ClientError> {
         let deadline = Instant::now() + options.limit;
-        let mut attach = Attach::new(export, options.wanted);
+        let mut attach = if options.at_once {
+            Attach::at_once(export)
+        } else {
+            Attach::new(export, options.wanted)
+        };
+        (&socket).write_all(attach.output())?;
+        attach.output().clear();
         let mut input = [0; 4096];
         let (remote, mut replies, rest) = loop {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -23,7 +23,7 @@ use self::handed_over::HandedOver;
 use self::handle::{SayStopped, Shared, SharedState};
 use super::lane::{Heard, INBOX, Inbox, Lane};
 use super::port::{ServedDisk, Signal};
-use super::socket::{SiteAddress, Traffic, connect};
+use super::socket::{SiteAddress, Traffic, connect, lanes};
 use super::tls;
 use super::{Clock, arbiter};
 use crate::arbiter::Side;
@@ -76,9 +76,9 @@ impl SourceDriver {
     fn begin(
         disk: Arc<dyn ServedDisk>,
         store: RecordStore,
-        (config, kept): (SourceConfig, Option<SessionStore>),
+        (mut config, kept): (SourceConfig, Option<SessionStore>),
     ) -> Result<SourceHandle> {
-        fits(disk.as_ref(), &config)?;
+        fits(disk.as_ref(), &mut config)?;
         let record = if let Some(record) = store.load()? {
             record
         } else {
@@ -107,10 +107,10 @@ impl SourceDriver {
     pub fn resume(
         disk: Arc<dyn ServedDisk>,
         store: RecordStore,
-        (config, kept): (SourceConfig, SessionStore),
+        (mut config, kept): (SourceConfig, SessionStore),
         (saved, parts): (&Saved, &[(u64, u64)]),
     ) -> Result<SourceHandle> {
-        fits(disk.as_ref(), &config)?;
+        fits(disk.as_ref(), &mut config)?;
         let Some(record) = store.load()? else {
             return Err(Error::new(ErrorKind::NotOwned, "the disk has no record"));
         };
@@ -168,9 +168,10 @@ impl SourceDriver {
     }
 }
 
-/// Whether the disk is as it is described, and the address one.
-fn fits(disk: &dyn ServedDisk, config: &SourceConfig) -> Result<()> {
-    SiteAddress::parse(&config.to)?;
+/// Whether the disk is as it is described, and the address one; it decides how many connections are made.
+fn fits(disk: &dyn ServedDisk, config: &mut SourceConfig) -> Result<()> {
+    let target = SiteAddress::parse(&config.to)?;
+    config.limits.lanes = lanes(&target, config.limits.lanes);
     if disk.size() == config.description.size {
         return Ok(());
     }

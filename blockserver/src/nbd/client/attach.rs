@@ -1,7 +1,7 @@
 //! The client's handshake: structured replies if there are any, contexts if wanted, then GO.
 //!
 //! Machine. A server that does not know GO is asked with `EXPORT_NAME`; one that does not know
-//! structured replies is used with simple ones.
+//! structured replies is used with simple ones. All of it can be asked at once: four times there and back are one then.
 
 use super::ClientFault;
 use crate::nbd::error::{Hex, ProtocolError};
@@ -12,6 +12,8 @@ use crate::nbd::wire::{
 
 /// The longest payload of an option reply that is accepted.
 const MAX_REPLY: u32 = 64 << 10;
+/// The flags of a greeting that are of use here.
+const EXPECTED: u16 = wire::FIXED_NEWSTYLE | wire::NO_ZEROES;
 
 /// What to ask a server for; it may not have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +90,8 @@ pub struct Attach {
     position: u64,
     no_zeroes: bool,
     sized: bool,
+    /// Everything was asked in the beginning; only answers are awaited.
+    at_once: bool,
     remote: RemoteExport,
     output: Vec<u8>,
 }
@@ -106,6 +110,7 @@ impl Attach {
             position: 0,
             no_zeroes: false,
             sized: false,
+            at_once: false,
             remote: RemoteExport {
                 size: 0,
                 flags: 0,
@@ -117,6 +122,21 @@ impl Attach {
             },
             output: Vec::new(),
         }
+    }
+
+    /// The same for a server that is known to be one of ours: everything is asked before it has said anything, and it is no
+    /// use with any other that cannot take that.
+    #[must_use]
+    pub fn at_once(export: &str) -> Self {
+        let mut attach = Self::new(export, Wanted::default());
+        attach.answer_greeting(EXPECTED);
+        attach.ask(option::STRUCTURED_REPLY, &[]);
+        attach.choose_contexts();
+        attach.go();
+        attach.at_once = true;
+        attach.expect = Expect::Greeting;
+        attach.need = GREETING_LEN;
+        attach
     }
 
     /// Take bytes of the server, none beyond the end of the handshake; answers how many.
@@ -184,10 +204,15 @@ impl Attach {
             ));
         }
         let flags = fields.u16().unwrap_or_default();
-        let answer = flags & (wire::FIXED_NEWSTYLE | wire::NO_ZEROES);
-        self.no_zeroes = flags & wire::NO_ZEROES != 0;
-        self.output
-            .extend_from_slice(&u32::from(answer).to_be_bytes());
+        if !self.at_once {
+            self.answer_greeting(flags & EXPECTED);
+        } else if flags & EXPECTED != EXPECTED {
+            return Err(self.wrong(
+                "handshake flags",
+                flags.into(),
+                "a server that is asked everything at once has to have all of them",
+            ));
+        }
         if flags & wire::FIXED_NEWSTYLE == 0 {
             self.ask_by_name();
         } else if self.wanted.structured {
@@ -198,8 +223,16 @@ impl Attach {
         Ok(())
     }
 
+    fn answer_greeting(&mut self, flags: u16) {
+        self.no_zeroes = flags & wire::NO_ZEROES != 0;
+        self.output
+            .extend_from_slice(&u32::from(flags).to_be_bytes());
+    }
+
     fn ask(&mut self, number: u32, data: &[u8]) {
-        wire::put_option(&mut self.output, number, data);
+        if !self.at_once {
+            wire::put_option(&mut self.output, number, data);
+        }
         self.asked = number;
         self.expect_reply();
     }
@@ -279,7 +312,7 @@ impl Attach {
         match (header.option, header.kind) {
             (option::STRUCTURED_REPLY, kind) if failed || kind == reply::ACK => {
                 self.remote.structured = !failed;
-                if self.remote.structured && self.wanted.allocation {
+                if self.wanted.allocation && (self.remote.structured || self.at_once) {
                     self.choose_contexts();
                 } else {
                     self.go();
@@ -295,7 +328,7 @@ impl Attach {
                 self.expect_reply();
             }
             (option::SET_META_CONTEXT, kind) if failed || kind == reply::ACK => {
-                if failed {
+                if failed || !self.remote.structured {
                     self.remote.allocation = None;
                 }
                 self.go();

@@ -126,3 +126,55 @@ fn a_handshake_that_breaks_the_rules_is_an_error_with_its_place() {
         .expect_err("no power of two");
     assert!(odd.to_string().contains("block size info"));
 }
+
+/// A client that asks everything at once, which has said so.
+fn hasty() -> Scripted {
+    let phase = Phase::Attaching(Attach::at_once("disk"));
+    let mut client = Client::new("disk", Wanted::default(), 64);
+    client.phase = phase;
+    let Phase::Attaching(attach) = &mut client.phase else {
+        panic!("attaching");
+    };
+    let said = std::mem::take(attach.output());
+    Scripted { client, said }
+}
+
+#[test]
+fn everything_asked_at_once_is_answered_as_if_it_was_asked_step_by_step() {
+    for piece in [1, 7, 4096] {
+        let mut hasty = hasty();
+        let mut server = Server::new();
+        let greeting = std::mem::take(server.machine.output());
+        server.receive(&hasty.said);
+        let answers = [greeting, std::mem::take(server.machine.output())].concat();
+        for bytes in answers.chunks(piece) {
+            hasty.client.receive(bytes).expect("an honest server");
+        }
+        assert!(hasty.client.output().is_empty(), "nothing is asked twice");
+        let (client, _) = attached(true, 999);
+        assert_eq!(hasty.client.remote(), client.remote());
+    }
+}
+
+#[test]
+fn a_server_that_refuses_some_of_what_is_asked_at_once_is_used_all_the_same() {
+    let mut server = hasty();
+    let greeting = [b"NBDMAGICIHAVEOPT".as_slice(), &[0, 3]].concat();
+    server.client.receive(&greeting).expect("a greeting");
+    for (option, kind, payload) in [
+        (option::STRUCTURED_REPLY, reply::ERR_UNSUP, vec![]),
+        (option::SET_META_CONTEXT, reply::ERR_INVALID, vec![]),
+        (option::GO, reply::INFO, export_info()),
+        (option::GO, reply::ACK, vec![]),
+    ] {
+        server.reply(option, kind, &payload).expect("goes on");
+        assert!(server.said.is_empty());
+    }
+    let remote = server.client.remote().expect("attached");
+    assert_eq!((remote.structured, remote.allocation), (false, None));
+
+    let mut old = hasty();
+    let greeting = [b"NBDMAGICIHAVEOPT".as_slice(), &[0, 1]].concat();
+    let wrong = old.client.receive(&greeting).expect_err("no such flags");
+    assert!(wrong.to_string().contains("handshake flags"), "{wrong}");
+}
