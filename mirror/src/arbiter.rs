@@ -65,6 +65,14 @@ pub enum Switchover {
     Fast,
 }
 
+impl Switchover {
+    /// Whether it is the usual one.
+    #[must_use]
+    pub fn is_safe(&self) -> bool {
+        *self == Self::Safe
+    }
+}
+
 impl Ownership {
     /// What this record leaves to an arbiter, and to which.
     #[must_use]

@@ -336,7 +336,7 @@ async fn serve(request: Request) {
                 Err(e) if unsupported(&e) => load_blocking(&path, MAX_LEN),
                 result => result,
             };
-            done(result);
+            done(result.and_then(|bytes| for_good(&path, bytes)));
         }
         Request::Replace {
             path,
@@ -360,7 +360,10 @@ async fn serve(request: Request) {
 
 fn serve_blocking(request: Request) {
     match request {
-        Request::Load { path, done } => done(load_blocking(&path, MAX_LEN)),
+        Request::Load { path, done } => {
+            let result = load_blocking(&path, MAX_LEN);
+            done(result.and_then(|bytes| for_good(&path, bytes)));
+        }
         Request::Replace {
             path,
             bytes,
@@ -373,6 +376,25 @@ fn serve_blocking(request: Request) {
         }
         Request::Remove { path, done } => done(remove_session(&path)),
     }
+}
+
+/// What was read stays: whoever replaced the file may have died before its name was durable, and others are about to
+/// act on it.
+fn for_good(path: &Path, bytes: Option<Vec<u8>>) -> io::Result<Option<Vec<u8>>> {
+    if bytes.is_some() {
+        let synced = fs::File::open(directory_of(path)).and_then(|folder| folder.sync_all());
+        match synced {
+            // Nothing can be changed there, or nobody can tell: it is as good as it gets.
+            Err(e) if !cannot_sync(&e) => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(bytes)
+}
+
+fn cannot_sync(e: &io::Error) -> bool {
+    let errno = Errno::from_io_error(e);
+    errno.is_some_and(|e| [Errno::INVAL, Errno::ROFS, Errno::ACCESS, Errno::PERM].contains(&e))
 }
 
 /// Whether there is what `bytes` is to take the place of. The file is small, and read at once.

@@ -60,7 +60,7 @@ pub struct Wishes {
     /// Bytes a second for the copy; `None` for as fast as it goes.
     pub rate: Option<u64>,
     /// How to switch over.
-    #[serde(default, skip_serializing_if = "is_safe")]
+    #[serde(default, skip_serializing_if = "Switchover::is_safe")]
     pub switchover: Switchover,
     /// Who decides in a fast switchover.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -71,11 +71,6 @@ pub struct Wishes {
     /// By how many of a hundred clients' writes may be slowed down for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_slowdown: Option<u8>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
-fn is_safe(switchover: &Switchover) -> bool {
-    *switchover == Switchover::Safe
 }
 
 /// The file's outer form.

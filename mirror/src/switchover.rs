@@ -267,6 +267,12 @@ impl SourceSwitch {
         )
     }
 
+    /// Whether the target may have the disk by the arbiter's word.
+    #[must_use]
+    pub fn is_offered(&self) -> bool {
+        matches!(self.phase, Phase::Offered | Phase::Reclaiming)
+    }
+
     /// Whether the image may be closed, so that nothing can be read from it, without a decision.
     #[must_use]
     pub fn is_parked(&self) -> bool {
@@ -530,8 +536,8 @@ impl SourceSwitch {
         self.phase = match self.phase {
             _ if epoch < self.next_epoch() => return false,
             Phase::Released => Phase::Forwarding,
-            // It runs only because the arbiter gave it the disk.
-            Phase::Offered | Phase::Reclaiming => Phase::Settling,
+            // It runs only because the arbiter gave it the disk; under a later epoch it was forced.
+            Phase::Offered | Phase::Reclaiming if epoch == self.next_epoch() => Phase::Settling,
             _ => return false,
         };
         true

@@ -72,17 +72,18 @@ pub(crate) struct StartMirror {
     /// Bytes a second for the copy.
     #[serde(default)]
     pub(crate) rate: Option<u64>,
+    // What an older program does not know is said only where it is wanted.
     /// Seconds from now in which the target is to be in step.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) deadline_s: Option<u64>,
     /// By how many of a hundred clients' writes may be slowed down for it.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) max_slowdown: Option<u8>,
     /// How to switch over.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Switchover::is_safe")]
     pub(crate) switchover: Switchover,
     /// Where the arbiter is that decides in a fast switchover.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) arbiter: Option<String>,
 }
 

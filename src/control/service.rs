@@ -284,9 +284,10 @@ async fn start_mirror(
 async fn cutover(
     State(control): Shared,
     UrlPath(disk): UrlPath<String>,
-    now: Option<Json<CutoverNow>>,
+    // Nothing, or null, which an older program sends.
+    now: Option<Json<Option<CutoverNow>>>,
 ) -> Response {
-    let Json(now) = now.unwrap_or_default();
+    let now = now.and_then(|Json(now)| now).unwrap_or_default();
     answer(blocking(move || control.cutover(&disk, now)).await)
 }
 

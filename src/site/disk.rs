@@ -163,6 +163,10 @@ impl Opened {
         }
         if take_over {
             if let Some(record) = &record {
+                let closed = offered::close_ballot(&store, record);
+                closed.map_err(|why| {
+                    Failure::new(Exit::InUse, format!("{}: {why}", self.path.display()))
+                })?;
                 let mut forced = record.forced();
                 // A seed becomes a disk of its own.
                 if record.is_seed() {
@@ -176,7 +180,12 @@ impl Opened {
             });
         }
         let record = bound::settle(&store, record.as_ref())
-            .and_then(|record| offered::settle(&store, record))
+            .and_then(|record| {
+                if self.read_only {
+                    return Ok(record);
+                }
+                offered::settle(&store, record)
+            })
             .map_err(|why| self.refused(&why))?;
         match (verdict(record.as_ref(), self.mark), record) {
             (Verdict::Serve { remove_mark }, _) => Ok(Standing::Ours { remove_mark }),

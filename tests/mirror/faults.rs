@@ -295,4 +295,9 @@ fn whoever_is_killed_at_a_fast_switchover_there_is_one_owner_with_everything_flu
         let (kill_source, owner) = round(&mut random, seed + number, Some(&arbiter));
         println!("round {number}: source killed: {kill_source}, owner: {owner:?}");
     }
+    let list = ["arbiter", "list", &arbiter, "--json"];
+    let listed = last_json(&crate::run::diskferry(third.path(), &list).ends(0));
+    println!("{listed}");
+    let decided = listed["decided"].as_array().expect("a list").len();
+    assert!(decided > 0, "nothing was ever offered");
 }

@@ -8,6 +8,7 @@ mod etcd;
 mod file;
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use uuid::Uuid;
 
@@ -23,6 +24,9 @@ pub trait Arbiter: Send + Sync {
 
     /// Make an arbiter of that place, durably. Fails with [`io::ErrorKind::AlreadyExists`] when it is one.
     fn establish(&self, id: Uuid) -> io::Result<()>;
+
+    /// Whether it is the arbiter `id` and could decide now: tries all that a decision takes.
+    fn reach(&self, id: Uuid) -> io::Result<()>;
 
     /// Ask for a ballot as `side`: who has it, from now on and durably. Fails when this is not the arbiter `id`, or does
     /// not answer; then it may be decided or not.
@@ -63,8 +67,37 @@ pub fn find(place: &str) -> Result<ArbiterName> {
 
 /// Whether that arbiter is there, and is the one so named.
 pub fn reach(name: &ArbiterName) -> io::Result<()> {
-    let id = at(&name.at).map_err(io::Error::other)?.id()?;
-    is_the_one(name.id, id)
+    at(&name.at).map_err(io::Error::other)?.reach(name.id)
+}
+
+/// Questions under way in this process.
+static ASKED: AtomicUsize = AtomicUsize::new(0);
+/// More than that are not asked: the place hangs.
+const MOST_ASKED: usize = 32;
+
+/// Ask on a thread of its own, since a file server that is gone keeps whoever asks for as long as it likes; `tell` hears
+/// the answer.
+pub(super) fn apart<T: Send + 'static>(
+    ask: impl FnOnce() -> io::Result<T> + Send + 'static,
+    tell: impl FnOnce(io::Result<T>) + Send + 'static,
+) {
+    if ASKED.fetch_add(1, Ordering::Relaxed) >= MOST_ASKED {
+        ASKED.fetch_sub(1, Ordering::Relaxed);
+        return tell(Err(io::Error::other(
+            "it has not answered earlier questions",
+        )));
+    }
+    let run = move || {
+        let answer = ask();
+        ASKED.fetch_sub(1, Ordering::Relaxed);
+        tell(answer);
+    };
+    let thread = std::thread::Builder::new().name("arbiter".into());
+    if let Err(e) = thread.spawn(run) {
+        // The one who asked gives up in time.
+        ASKED.fetch_sub(1, Ordering::Relaxed);
+        tracing::error!("cannot start a thread to ask the arbiter: {e}");
+    }
 }
 
 /// Ask that arbiter. Fails as [`Arbiter::decide`].

@@ -443,12 +443,12 @@ impl Session {
             SourceAction::Persist(record) => self.persist(&record),
             SourceAction::Reach { attempt, arbiter } => {
                 let tell = self.tell(move |result| SourceEvent::Reached(attempt, result));
-                tokio::task::spawn_blocking(move || tell(arbiter::reach(&arbiter)));
+                arbiter::apart(move || arbiter::reach(&arbiter), tell);
             }
             SourceAction::Reclaim { arbiter, ballot } => {
                 let tell = self.tell(move |result| SourceEvent::Decided(ballot, result));
-                let ask = move || tell(arbiter::ask(&arbiter, ballot, Side::Source));
-                tokio::task::spawn_blocking(ask);
+                let ask = move || arbiter::ask(&arbiter, ballot, Side::Source);
+                arbiter::apart(ask, tell);
             }
             SourceAction::Brake(bytes) => disk.brake(bytes),
             SourceAction::Checkpoint => {
@@ -544,6 +544,8 @@ impl Session {
 
     fn publish(&self) {
         let outcome = self.parts.machine.outcome();
+        // Where the disk stays is not known before that.
+        let outcome = outcome.filter(|_| !self.parts.machine.is_offered());
         let failed = outcome.and_then(|result| result.as_ref().err());
         let mut state = self.shared.lock();
         state.failed = failed.map(Error::kind);

@@ -259,7 +259,7 @@ impl Router {
                 Ok(
                     None
                     | Some(Ownership {
-                        state: State::Released { .. } | State::Bound { .. },
+                        state: State::Released { .. } | State::Offered { .. } | State::Bound { .. },
                         ..
                     }),
                 ) => {}

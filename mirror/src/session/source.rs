@@ -236,6 +236,12 @@ impl Source {
         self.end.outcome.as_ref()
     }
 
+    /// Whether the disk was offered, and it is not known yet who has it.
+    #[must_use]
+    pub fn is_offered(&self) -> bool {
+        self.switch.is_offered()
+    }
+
     /// Where the switchover stands.
     #[must_use]
     pub fn phase(&self) -> Phase {
@@ -489,7 +495,7 @@ impl Source {
             self.attach();
         }
         self.watch_the_clock(now);
-        if self.end.outcome.is_none() || self.switch.decided() {
+        if self.end.outcome.is_none() || self.switch.decided() || self.switch.is_offered() {
             let actions = self.link.connect(now);
             self.push_link(actions);
         }

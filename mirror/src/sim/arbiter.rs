@@ -25,8 +25,16 @@ impl World {
     /// A host asks the arbiter.
     pub(super) fn ask_arbiter(&mut self, host: usize, question: Question) {
         let life = self.hosts[host].life;
-        let there = self.rng.between(20, 2 * self.net.delay.0 + 40);
-        let back = self.rng.between(20, 2 * self.net.delay.0 + 40);
+        let slowest = if self.calm() {
+            0
+        } else {
+            self.plan.arbiter_slow.0
+        };
+        let mut way = || {
+            let slow = self.rng.below(slowest + 1);
+            self.rng.between(20, 2 * self.net.delay.0 + 40) + slow
+        };
+        let (there, back) = (way(), way());
         // The question is lost, or the answer, or neither.
         let lossy = !self.calm() && self.rng.percent(self.plan.arbiter_lossy);
         let (arrives, answered) = match self.rng.below(2) {

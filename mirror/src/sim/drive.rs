@@ -107,7 +107,9 @@ impl World {
                 self.check_held(SOURCE);
             }
             SourceAction::Release => {
-                if self.now > self.plan.fault_until + Micros::from_secs(3) {
+                // What piled up while there were faults takes its time.
+                let faulty = self.plan.fault_until.since(Micros::from_secs(1)).0;
+                if self.now > self.plan.fault_until + Micros(3_000_000 + 2 * faulty) {
                     self.stats.undone_in_calm += 1;
                 }
                 if matches!(self.hosts[SOURCE].front, Front::Holding(..)) {
@@ -249,30 +251,34 @@ impl World {
 
     /// A step that matters: crashes like to fall here.
     fn step_op(&mut self, host: usize, doing: Doing) {
+        let op_time = self.plan.op_time.0;
+        let forwarding = self.hosts[host].front == Front::Forwarding;
+        // What is rare or short, how often of a hundred to crash in it, and within which time.
+        let (chance, span) = match &doing {
+            Doing::Park(None) if host == SOURCE => (20, op_time),
+            // Where it matters most what is durable where.
+            Doing::Persist(record, _) if record.ballot().is_some() => {
+                (60, op_time + 6 * self.net.delay.0)
+            }
+            Doing::Persist(..) if forwarding => (50, op_time),
+            _ => (0, op_time),
+        };
         let marking = matches!(doing, Doing::Park(Some(_)));
-        let offering = matches!(&doing, Doing::Persist(record, _) if record.ballot().is_some());
         let parking = matches!(doing, Doing::Park(_));
-        let unmarking = host == SOURCE && matches!(doing, Doing::Park(None));
         self.begin_op(host, Asked::Step, doing);
         self.maybe_crash_soon();
         // Short, and rare.
         if parking {
             self.maybe_crash_soon();
         }
-        // The rarest of all.
-        if unmarking && self.plan.crashes && self.rng.percent(20) {
-            let span = Micros(self.rng.below(self.plan.op_time.0));
-            self.after(span, Event::Crash(host, self.plan.power));
-        }
-        // Where it matters most what is durable where.
-        if offering && self.plan.crashes && !self.calm() && self.rng.percent(60) {
-            let span = Micros(self.rng.below(self.plan.op_time.0 + 6 * self.net.delay.0));
+        if chance > 0 && self.plan.crashes && self.rng.percent(chance) {
+            let span = Micros(self.rng.below(span));
             self.after(span, Event::Crash(host, self.plan.power));
         }
         // A user who thinks better of it at the last moment.
         if marking && !self.calm() && self.rng.percent(25) {
             let life = self.hosts[host].life;
-            let span = Micros(self.rng.below(self.plan.op_time.0));
+            let span = Micros(self.rng.below(op_time));
             self.after(span, Event::Cancel(life));
         }
     }

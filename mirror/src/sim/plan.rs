@@ -51,6 +51,8 @@ pub(super) struct Plan {
     pub(super) kept: Sessions,
     /// How many of a hundred questions to the arbiter are lost, or their answers.
     pub(super) arbiter_lossy: u64,
+    /// How late it may be.
+    pub(super) arbiter_slow: Micros,
     pub(super) fault_until: Micros,
     /// The longest time from one fault to the next.
     pub(super) fault_gap: Micros,
@@ -123,6 +125,7 @@ impl Plan {
                 Sessions::Nothing,
             ][rng.below(4) as usize],
             arbiter_lossy: [0, 5, 40][rng.below(3) as usize],
+            arbiter_slow: Micros([0, 20_000, 400_000][rng.below(3) as usize]),
             contents: if rng.percent(15) {
                 Contents::Few
             } else {

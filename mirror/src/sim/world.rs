@@ -451,7 +451,7 @@ impl World {
                     max_pause,
                     how: None,
                 }));
-            } else if !self.calm() && self.rng.percent(1) {
+            } else if !self.calm() && self.rng.percent(if source.is_offered() { 20 } else { 1 }) {
                 self.source_event(SourceEvent::Command(Command::Cancel));
             }
         } else if self.hosts[SOURCE].front == Front::Serving {

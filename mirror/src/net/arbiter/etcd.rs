@@ -1,6 +1,6 @@
 //! etcd, by the JSON form of its API: one transaction for each question, so that its quorum is what decides.
 //!
-//! Keys: `diskferry/arbiter/id`, and `diskferry/arbiter/ballot/DISK/SESSION/ATTEMPT` with the side as its value.
+//! Keys: `diskferry/arbiter/id`, `diskferry/arbiter/probe` with the time of the last one, and `diskferry/arbiter/ballot/DISK/SESSION/ATTEMPT` with the side as its value.
 
 use std::io;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Request, StatusCode, body::Bytes};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::{Arbiter, already_there, is_the_one, none_there};
@@ -18,6 +19,7 @@ use crate::arbiter::{Ballot, Side};
 use crate::error::{Error, ErrorKind, Result};
 
 const ID: &str = "diskferry/arbiter/id";
+const PROBE: &str = "diskferry/arbiter/probe";
 const BALLOTS: &str = "diskferry/arbiter/ballot/";
 /// How long one member may take to answer.
 const WITHIN: Duration = Duration::from_secs(3);
@@ -47,25 +49,33 @@ impl Etcd {
         Ok(Self { members })
     }
 
-    /// Ask one member after another until one answers.
-    fn call(&self, path: &str, body: &Value) -> io::Result<Value> {
+    /// Ask all members at once; the first answer counts. What is asked may be asked again and again.
+    fn call(&self, path: &'static str, body: &Value) -> io::Result<Value> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let mut last = io::Error::other("no member is known");
-        for member in &self.members {
-            let answer = runtime.block_on(async {
-                let asked = post(member, path, body.to_string());
-                tokio::time::timeout(WITHIN, asked)
-                    .await
-                    .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            });
-            match answer {
-                Ok(answer) => return Ok(answer),
-                Err(e) => last = io::Error::new(e.kind(), format!("{member}: {e}")),
+        let answer = runtime.block_on(async {
+            let mut asked = JoinSet::new();
+            for member in self.members.clone() {
+                let body = body.to_string();
+                asked.spawn(async move {
+                    let answer = tokio::time::timeout(WITHIN, post(&member, path, body)).await;
+                    let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+                    answer.map_err(|e| io::Error::new(e.kind(), format!("{member}: {e}")))
+                });
             }
-        }
-        Err(last)
+            let mut last = io::Error::other("no member is known");
+            while let Some(answer) = asked.join_next().await {
+                match answer.map_err(io::Error::other).flatten() {
+                    Ok(answer) => return Ok(answer),
+                    Err(e) => last = e,
+                }
+            }
+            Err(last)
+        });
+        // A name that is being looked up is not waited for.
+        runtime.shutdown_background();
+        answer
     }
 
     /// Put `value` under `key` if nothing is there and the arbiter is `id`; what is there then.
@@ -198,6 +208,24 @@ impl Arbiter for Etcd {
             return Ok(());
         }
         Err(already_there(there))
+    }
+
+    fn reach(&self, id: Uuid) -> io::Result<()> {
+        let now = format!("{:?}", std::time::SystemTime::now());
+        let named = text(&id.to_string());
+        let answer = self.call(
+            "/v3/kv/txn",
+            &json!({
+                "compare": [{"key": text(ID), "target": "VALUE", "result": "EQUAL", "value": named}],
+                "success": [{"request_put": {"key": text(PROBE), "value": text(&now)}}],
+                "failure": [{"request_range": {"key": text(ID)}}],
+            }),
+        )?;
+        if answer.get("succeeded").and_then(Value::as_bool) == Some(true) {
+            return Ok(());
+        }
+        is_the_one(id, parse_id(found(&answer, 0)?)?)?;
+        Err(no_answer("neither yes nor no"))
     }
 
     fn decide(&self, id: Uuid, ballot: Ballot, side: Side) -> io::Result<Side> {

@@ -3,10 +3,12 @@
 //! Each ballot is a file that appears whole or not at all, by a hard link from a file that is durable: of two hosts that
 //! make it at once one succeeds, also over NFS, and both then read what the file says.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use rustix::fs::{AtFlags, Mode, OFlags, linkat, openat, unlinkat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -59,71 +61,103 @@ impl Folder {
         Self { path: path.into() }
     }
 
-    /// Have a file with that content and name, durably, unless there is one of that name; whether it was made.
-    fn make(&self, name: &str, content: &impl Serialize) -> io::Result<bool> {
+    /// The directory as it is now: all of one question is asked there, whatever is mounted on its path meanwhile.
+    fn open(&self) -> io::Result<Place> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(&self.path, flags, Mode::empty())?;
+        Ok(Place {
+            folder: File::from(folder),
+        })
+    }
+}
+
+struct Place {
+    folder: File,
+}
+
+impl Place {
+    /// Have a file with that content and name, durably, unless there is one of that name.
+    fn make(&self, name: &str, content: &impl Serialize) -> io::Result<Made> {
         let mut bytes = serde_json::to_vec(content)?;
         bytes.push(b'\n');
-        let new = self.path.join(format!(".{}.new", Uuid::new_v4().simple()));
-        let linked = write_durably(&new, &bytes).and_then(|()| {
-            let linked = fs::hard_link(&new, self.path.join(name));
-            match linked {
-                Ok(()) => Ok(true),
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-                Err(e) => Err(e),
+        let new = format!(".{}.new", Uuid::new_v4().simple());
+        let linked = self.write_durably(&new, &bytes).and_then(|()| {
+            match linkat(&self.folder, &new, &self.folder, name, AtFlags::empty()) {
+                Ok(()) => Ok(Made::Now),
+                Err(Errno::EXIST) => Ok(Made::Before),
+                Err(e) => Err(e.into()),
             }
         });
-        let _ = fs::remove_file(&new);
+        let _ = unlinkat(&self.folder, &new, AtFlags::empty());
         // Whoever made it: it has to be there for good before anybody acts on it.
         let made = linked?;
-        File::open(&self.path)?.sync_all()?;
+        self.folder.sync_all()?;
         Ok(made)
     }
+
+    fn write_durably(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mut file = File::from(openat(&self.folder, name, flags, READABLE)?);
+        // The other host may come as somebody else, and this process may be told to hide what it makes.
+        rustix::fs::fchmod(&file, READABLE)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    }
+
+    fn read<T: for<'a> Deserialize<'a>>(&self, name: &str) -> io::Result<T> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(openat(&self.folder, name, flags, Mode::empty())?);
+        let mut bytes = Vec::new();
+        file.take(MAX_LEN).read_to_end(&mut bytes)?;
+        serde_json::from_slice(&bytes).map_err(|e| damaged(name, &e.to_string()))
+    }
+
+    fn id(&self) -> io::Result<Uuid> {
+        let found: Established = match self.read(NAME) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(none_there()),
+            found => found?,
+        };
+        if found.diskferry_arbiter != VERSION {
+            return Err(damaged(NAME, "it is of another version"));
+        }
+        Ok(found.id)
+    }
+
+    fn read_ballot(&self, name: &str) -> io::Result<(Ballot, Side)> {
+        let decided: Decided = self.read(name)?;
+        if decided.diskferry_ballot != VERSION {
+            return Err(damaged(name, "it is of another version"));
+        }
+        if name != name_of(decided.ballot()) {
+            return Err(damaged(name, "it speaks of another attempt than its name"));
+        }
+        Ok((decided.ballot(), decided.winner))
+    }
 }
 
-fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> io::Result<T> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_LEN).read_to_end(&mut bytes)?;
-    serde_json::from_slice(&bytes).map_err(|e| damaged(path, &e.to_string()))
+/// Whether this call made a file.
+#[derive(Debug, PartialEq, Eq)]
+enum Made {
+    Now,
+    Before,
 }
 
-fn read_ballot(path: &Path) -> io::Result<(Ballot, Side)> {
-    let decided: Decided = read(path)?;
-    if decided.diskferry_ballot != VERSION {
-        return Err(damaged(path, "it is of another version"));
-    }
-    if path.file_name().and_then(|name| name.to_str()) != Some(&name_of(decided.ballot())) {
-        return Err(damaged(path, "it speaks of another attempt than its name"));
-    }
-    Ok((decided.ballot(), decided.winner))
-}
+/// For everybody to read.
+const READABLE: Mode = Mode::from_raw_mode(0o644);
 
 fn name_of(ballot: Ballot) -> String {
     let (disk, session) = (ballot.disk, ballot.session);
     format!("{disk}.{session}.{}{SUFFIX}", ballot.attempt)
 }
 
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-fn damaged(path: &Path, why: &str) -> io::Error {
-    let what = format!("{} is damaged: {why}", path.display());
+fn damaged(name: &str, why: &str) -> io::Error {
+    let what = format!("its file {name} is damaged: {why}");
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 impl Arbiter for Folder {
     fn id(&self) -> io::Result<Uuid> {
-        let path = self.path.join(NAME);
-        let found: Established = match read(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(none_there()),
-            found => found?,
-        };
-        if found.diskferry_arbiter != VERSION {
-            return Err(damaged(&path, "it is of another version"));
-        }
-        Ok(found.id)
+        self.open()?.id()
     }
 
     fn establish(&self, id: Uuid) -> io::Result<()> {
@@ -131,14 +165,31 @@ impl Arbiter for Folder {
             diskferry_arbiter: VERSION,
             id,
         };
-        if self.make(NAME, &established)? {
-            return Ok(());
+        let place = self.open()?;
+        match place.make(NAME, &established)? {
+            Made::Now => Ok(()),
+            Made::Before => Err(already_there(place.id()?)),
         }
-        Err(already_there(self.id()?))
+    }
+
+    fn reach(&self, id: Uuid) -> io::Result<()> {
+        let place = self.open()?;
+        is_the_one(id, place.id()?)?;
+        // All that a decision takes, and nothing of it stays.
+        let name = format!(".{}.probe", Uuid::new_v4().simple());
+        let probe = Established {
+            diskferry_arbiter: VERSION,
+            id,
+        };
+        place.make(&name, &probe)?;
+        let read = place.read::<Established>(&name).map(drop);
+        unlinkat(&place.folder, &name, AtFlags::empty())?;
+        read
     }
 
     fn decide(&self, id: Uuid, ballot: Ballot, side: Side) -> io::Result<Side> {
-        is_the_one(id, self.id()?)?;
+        let place = self.open()?;
+        is_the_one(id, place.id()?)?;
         let decided = Decided {
             diskferry_ballot: VERSION,
             disk: ballot.disk,
@@ -147,17 +198,19 @@ impl Arbiter for Folder {
             winner: side,
         };
         let name = name_of(ballot);
-        self.make(&name, &decided)?;
-        Ok(read_ballot(&self.path.join(name))?.1)
+        place.make(&name, &decided)?;
+        Ok(place.read_ballot(&name)?.1)
     }
 
     fn decided(&self) -> io::Result<Vec<(Ballot, Side)>> {
-        self.id()?;
+        let place = self.open()?;
+        place.id()?;
         let mut all = Vec::new();
-        for entry in fs::read_dir(&self.path)? {
-            let path = entry?.path();
-            if path.to_string_lossy().ends_with(SUFFIX) {
-                all.push(read_ballot(&path)?);
+        for entry in rustix::fs::Dir::read_from(&place.folder)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy();
+            if name.ends_with(SUFFIX) {
+                all.push(place.read_ballot(&name)?);
             }
         }
         all.sort_unstable_by_key(|(ballot, _)| *ballot);
@@ -167,6 +220,10 @@ impl Arbiter for Folder {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
+
     use super::*;
 
     fn ballot(attempt: u64) -> Ballot {
@@ -234,6 +291,25 @@ mod tests {
             fs::write(&path, damage).unwrap();
             let asked = arbiter.decide(id, ballot(1), Side::Source).unwrap_err();
             assert_eq!(asked.kind(), io::ErrorKind::InvalidData, "{damage}");
+        }
+    }
+
+    #[test]
+    fn an_arbiter_that_could_not_decide_is_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (arbiter, id) = established(dir.path());
+        arbiter.reach(id).unwrap();
+        assert!(arbiter.reach(Uuid::from_u128(8)).is_err());
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            1,
+            "a probe stays"
+        );
+        // What it makes is for the other host to read, whoever that comes as.
+        arbiter.decide(id, ballot(1), Side::Target).unwrap();
+        for entry in fs::read_dir(dir.path()).unwrap() {
+            let mode = entry.unwrap().metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o644);
         }
     }
 }

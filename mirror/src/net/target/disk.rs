@@ -163,7 +163,12 @@ impl DiskTask {
             && self.machine.poll_timeout().is_none()
             && matches!(
                 state,
-                None | Some(State::Owner { .. } | State::Released { .. } | State::Bound { .. })
+                None | Some(
+                    State::Owner { .. }
+                        | State::Released { .. }
+                        | State::Offered { .. }
+                        | State::Bound { .. }
+                )
             )
     }
 
@@ -249,10 +254,14 @@ impl DiskTask {
     }
 
     fn handle(&mut self, event: TargetEvent) {
+        if let TargetEvent::Decided(_, Err(e)) = &event {
+            // Twice a second for as long as it is away.
+            tracing::debug!("{}: the arbiter does not answer: {e}", self.name);
+            self.entry.status().trouble = Some(format!("the arbiter does not answer: {e}"));
+        }
         let failed = match &event {
             TargetEvent::Persisted(Err(e)) | TargetEvent::Disk(_, Err(e)) => Some(("write", e)),
             TargetEvent::Read(_, Err(e)) => Some(("read", e)),
-            TargetEvent::Decided(_, Err(e)) => Some(("question to the arbiter", e)),
             _ => None,
         };
         if let Some((what, e)) = failed {
@@ -360,8 +369,7 @@ impl DiskTask {
     ) {
         self.asked += 1;
         let task = self.entry.task.clone();
-        tokio::task::spawn_blocking(move || {
-            let answer = ask();
+        arbiter::apart(ask, move |answer| {
             if let Some(task) = task {
                 let _ = task.send(Happened::Event(event(answer)));
             }

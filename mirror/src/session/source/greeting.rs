@@ -26,7 +26,7 @@ impl Source {
             }
             return Ok(());
         }
-        if matches!(self.switch.phase(), Phase::Offered | Phase::Reclaiming) {
+        if self.switch.is_offered() {
             self.on_welcome_to_offer(now, standing);
             return Ok(());
         }

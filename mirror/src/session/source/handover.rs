@@ -207,7 +207,7 @@ impl Source {
         }
     }
 
-    fn send_grant(&mut self, now: Micros) {
+    pub(super) fn send_grant(&mut self, now: Micros) {
         if let Control::Beginning(_) | Control::Up(_) = self.link.control() {
             let (attempt, epoch) = (self.switch.attempt(), self.switch.next_epoch());
             self.local.granted_at = Some(now);
@@ -242,15 +242,20 @@ impl Source {
         }
     }
 
-    fn resume(&mut self, now: Micros) {
+    /// An attempt is over; the next one waits for a while.
+    pub(super) fn count_given_up(&mut self, now: Micros) {
         self.local.held_since = None;
-        self.local.final_sent = false;
         if !self.local.offering.cut_short {
             self.local.cutover = None;
             self.local.offering.how = None;
         }
         self.local.not_before = now + RETRY_AFTER;
         self.local.given_up += 1;
+    }
+
+    fn resume(&mut self, now: Micros) {
+        self.local.final_sent = false;
+        self.count_given_up(now);
         self.actions.push_back(SourceAction::Release);
         if self.switch.owes_record() {
             let record = self.switch.owner_record();

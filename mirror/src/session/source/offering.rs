@@ -5,6 +5,7 @@
 use super::{Error, Micros, Phase, Result, Source, SourceAction, SourceConfig, Standing};
 use crate::arbiter::{ArbiterName, Ballot, Side, Switchover};
 use crate::error::ErrorKind;
+use crate::switchover::GivenUp;
 
 /// How long after a question that was not answered it is asked again.
 const AGAIN: Micros = Micros::from_millis(500);
@@ -53,22 +54,30 @@ impl Source {
             Err(e) => {
                 let what =
                     format!("the arbiter cannot be asked: {e}; try later, or --switchover safe");
-                self.end.trouble = Some(what);
-                self.give_up(now);
+                self.not_now(now, what);
             }
         }
     }
 
     pub(super) fn on_ready(&mut self, now: Micros, attempt: u64) {
-        self.local.offering.ready = attempt;
-        self.hold_if_ready(now);
+        if attempt == self.switch.attempt() {
+            self.local.offering.ready = attempt;
+            self.hold_if_ready(now);
+        }
     }
 
     /// The target says that it cannot.
     pub(super) fn on_not_ready(&mut self, now: Micros, attempt: u64, text: &str) {
         if attempt == self.switch.attempt() && self.switch.phase() == Phase::Preparing {
-            self.end.trouble = Some(format!("the target cannot take over now: {text}"));
-            self.give_up(now);
+            self.not_now(now, format!("the target cannot take over now: {text}"));
+        }
+    }
+
+    /// An attempt in which nothing was held yet does not begin.
+    fn not_now(&mut self, now: Micros, why: String) {
+        self.end.trouble = Some(why);
+        if self.switch.give_up() == GivenUp::Resume {
+            self.count_given_up(now);
         }
     }
 
@@ -111,6 +120,7 @@ impl Source {
         self.local.offering.asked = false;
         match result {
             Ok(side) => {
+                self.end.trouble = None;
                 if let Some(record) = self.switch.told(ballot, side) {
                     self.actions.push_back(SourceAction::Persist(record));
                 }
@@ -131,8 +141,10 @@ impl Source {
         match standing {
             // It has everything and asks for itself, and says when it runs.
             Standing::Prepared { attempt } if *attempt == self.switch.attempt() => {}
-            // It has not, and what it lacks is in an image that is closed; or it says that the disk is its own, which
-            // the arbiter has to know.
+            // It can only have it from the arbiter, and says so once more when it is granted what it has.
+            Standing::Owner { epoch } if *epoch == self.switch.next_epoch() => self.send_grant(now),
+            // It has not, and what it lacks is in an image that is closed; or the disk was taken by force, and the
+            // arbiter has to say whether it is this host's.
             _ => {
                 self.local.offering.cut_short = true;
                 self.give_up(now);
@@ -142,6 +154,8 @@ impl Source {
 
     /// An offer that nobody may have heard of ends with the link; the attempt is given up when its record allows it.
     pub(super) fn offer_lost(&mut self) {
+        // Whoever is reached next has not said yet that it can.
+        self.local.offering.ready = 0;
         if self.switch.link_lost() {
             self.local.offering.cut_short = true;
             self.end.trouble = Some("the link was lost in a switchover, which was given up".into());
@@ -169,3 +183,6 @@ impl Source {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

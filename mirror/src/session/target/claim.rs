@@ -4,7 +4,7 @@
 
 use uuid::Uuid;
 
-use super::{Error, Message, Micros, Result, State, Target, TargetAction};
+use super::{ConnId, Error, Message, Micros, Result, State, Target, TargetAction};
 use crate::arbiter::{ArbiterName, Ballot, Side};
 
 /// How long after a question that was not answered it is asked again.
@@ -12,6 +12,8 @@ const AGAIN: Micros = Micros::from_millis(500);
 
 #[derive(Debug, Default)]
 pub(super) struct Claim {
+    /// The attempt for which it is being looked for, and the connection that wants to know.
+    reaching: Option<(u64, ConnId)>,
     /// It is being asked about that.
     asked: Option<Ballot>,
     /// That one the source has taken back.
@@ -27,11 +29,17 @@ impl Target {
             return;
         };
         match self.arbiter(id) {
-            Ok(arbiter) => self
-                .actions
-                .push_back(TargetAction::Reach { attempt, arbiter }),
+            Ok(arbiter) => {
+                self.takeover.claim.reaching = self.control().map(|conn| (attempt, conn));
+                self.actions
+                    .push_back(TargetAction::Reach { attempt, arbiter });
+            }
             Err(e) => self.not_ready(now, attempt, e.to_string()),
         }
+    }
+
+    fn control(&self) -> Option<ConnId> {
+        self.lanes.control.as_ref().map(|(conn, _)| *conn)
     }
 
     fn not_ready(&mut self, now: Micros, attempt: u64, text: String) {
@@ -49,6 +57,12 @@ impl Target {
     }
 
     pub(super) fn on_reached(&mut self, now: Micros, attempt: u64, result: std::io::Result<()>) {
+        let wanted = self.control().map(|conn| (attempt, conn));
+        let reaching = &mut self.takeover.claim.reaching;
+        if reaching.is_none() || *reaching != wanted {
+            return;
+        }
+        *reaching = None;
         match result {
             Ok(()) => self.markers.prepare(attempt),
             Err(e) => self.not_ready(now, attempt, format!("the arbiter cannot be asked: {e}")),
@@ -61,7 +75,8 @@ impl Target {
         let (arbiter, ballot) = record.ballot()?;
         // A record of this host's own offer is none of this machine's.
         let prepared = matches!(record.state, State::Prepared { .. });
-        let open = prepared && self.takeover.claim.lost != Some(ballot);
+        // Whoever begins a session has the arbiter's word, or was forced: nothing is taken from it then.
+        let open = prepared && !self.setup.has_begun() && self.takeover.claim.lost != Some(ballot);
         open.then(|| (arbiter.clone(), ballot))
     }
 
@@ -107,3 +122,6 @@ impl Target {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

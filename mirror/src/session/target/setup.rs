@@ -49,6 +49,11 @@ impl Setup {
         self.step == Step::Idle && self.waiting.is_none()
     }
 
+    /// Whether something is being done for a source that said how to begin.
+    pub(super) fn has_begun(&self) -> bool {
+        self.begin.is_some()
+    }
+
     pub(super) fn forget(&mut self, conn: ConnId) {
         if self.waiting.as_ref().is_some_and(|(c, _)| *c == conn) {
             self.waiting = None;
@@ -143,6 +148,9 @@ impl Target {
                 Step::Opening
             };
         }
+        if self.refuses_to_go_on(now) {
+            return;
+        }
         let (session, epoch) = (hello.session, hello.epoch);
         if self.setup.step == Step::Emptying {
             let state = State::Emptying { session, epoch };
@@ -176,6 +184,22 @@ impl Target {
             self.markers.begin(following);
             self.begun(now, &hello, begin);
         }
+    }
+
+    /// A disk that became this host's own is not made into anything else, whoever asked for that before.
+    fn refuses_to_go_on(&mut self, now: Micros) -> bool {
+        let owned = match self.switch.state() {
+            Some(State::Owner { .. } | State::Offered { .. } | State::Bound { .. }) => true,
+            // What was handed over may come back.
+            _ => false,
+        };
+        if owned {
+            self.setup.step = Step::Idle;
+            self.setup.begin = None;
+            let what = "this host owns that disk itself";
+            self.fail(now, &Error::new(ErrorKind::NotOwned, what));
+        }
+        owned
     }
 
     /// Whether the disk is as the source's was at a moment, but for what is in the journal, and is to stay so.
