@@ -10,6 +10,7 @@ mod limit;
 mod machine;
 mod metadata;
 mod mirror;
+mod package;
 mod pair;
 mod receive;
 mod run;
@@ -34,6 +35,7 @@ pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
 };
 pub(crate) use self::mirror::{MirrorArgs, MirrorStartArgs, MirrorVerb};
+pub(crate) use self::package::{ExportArgs, ImportArgs, KeyArgs, LockArgs};
 pub(crate) use self::pair::{IdentityArgs, PairForgetArgs, PairNewArgs, PairTrustArgs, PairVerb};
 pub(crate) use self::receive::ReceiveArgs;
 pub(crate) use self::run::{Confine, RunArgs};
@@ -212,6 +214,10 @@ started again; a move goes on then."
   diskferry mirror cancel disk.vhdx"
     )]
     Mirror(MirrorVerb),
+    /// Write a disk, or what changed of it, as a package of files for another site
+    Export(ExportArgs),
+    /// Make a disk of a package, or bring one up to date
+    Import(ImportArgs),
     /// Measure how fast a disk or a server is
     Bench(BenchArgs),
     /// Write at a steady rate and keep a ledger, or check a disk against one
