@@ -6,7 +6,7 @@ use std::path::Path;
 
 use age::secrecy::SecretString;
 use age::stream::{StreamReader, StreamWriter};
-use age::{Decryptor, Encryptor, scrypt, x25519};
+use age::{DecryptError, Decryptor, Encryptor, scrypt, x25519};
 
 use crate::args::{KeyArgs, LockArgs};
 use crate::failure::{Exit, Failure, Result};
@@ -26,6 +26,14 @@ pub(crate) enum Keys {
     None,
     Identities(Vec<Box<dyn age::Identity + Send + Sync>>),
     Passphrase(SecretString),
+}
+
+/// Why a file is not decrypted.
+#[derive(Debug)]
+pub(crate) struct Unopened {
+    /// Whether it may be sound, and is for another key.
+    pub(crate) other_key: bool,
+    pub(crate) what: String,
 }
 
 impl Lock {
@@ -117,14 +125,18 @@ impl Keys {
     }
 
     /// Decrypts `input`, which is the whole of an encrypted file, or says why it cannot be.
-    pub(crate) fn open<R: BufRead>(&self, mut input: R) -> Result<StreamReader<R>, String> {
-        let start = input.fill_buf().map_err(|e| e.to_string())?;
+    pub(crate) fn open<R: BufRead>(&self, mut input: R) -> Result<StreamReader<R>, Unopened> {
+        let damaged = |why: &dyn std::fmt::Display| Unopened {
+            other_key: false,
+            what: format!("is damaged: it cannot be decrypted ({why})"),
+        };
+        let start = input.fill_buf().map_err(|e| damaged(&e))?;
         if !ends_its_head(start) {
-            return Err("is damaged: it does not begin as a file of age".to_owned());
+            return Err(damaged(&"it does not begin as a file of age"));
         }
-        let decryptor = Decryptor::new_buffered(input).map_err(|e| e.to_string())?;
+        let decryptor = Decryptor::new_buffered(input).map_err(|e| damaged(&e))?;
         let opened = match self {
-            Self::None => return Err("is encrypted".to_owned()),
+            Self::None => Err(DecryptError::NoMatchingKeys),
             Self::Identities(identities) => {
                 decryptor.decrypt(identities.iter().map(|one| &**one as &dyn age::Identity))
             }
@@ -133,7 +145,15 @@ impl Keys {
                 decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity))
             }
         };
-        opened.map_err(|e| format!("cannot be decrypted: {e}"))
+        opened.map_err(|e| match e {
+            DecryptError::NoMatchingKeys
+            | DecryptError::DecryptionFailed
+            | DecryptError::KeyDecryptionFailed => Unopened {
+                other_key: true,
+                what: "is encrypted for another key".to_owned(),
+            },
+            other => damaged(&other),
+        })
     }
 }
 

@@ -124,7 +124,7 @@ impl Package {
         let file = self.look(number, entry);
         let file = file.map_err(|what| Failure::new(Exit::Corrupt, what))?;
         let mut input = SealedReader::new(file, &self.keys, self.manifest.encrypted)
-            .map_err(|what| damaged(&what))?;
+            .map_err(|unopened| damaged(&unopened.what))?;
         let mut buffer = vec![0; package::CHUNK as usize];
         loop {
             interrupt::check("the same command goes on")?;
@@ -190,8 +190,14 @@ fn read_manifest(path: &Path, keys: &Keys, encrypted: bool) -> Result<Vec<u8>> {
     let shown = path.display().to_string();
     let file = File::open(path).map_err(|e| Failure::io(format!("{shown}: cannot be read"), &e))?;
     let input = SealedReader::new(file, keys, encrypted);
-    let mut input =
-        input.map_err(|what| Failure::new(Exit::Corrupt, format!("{shown}: {what}")))?;
+    let mut input = input.map_err(|unopened| {
+        let what = format!("{shown}: {}", unopened.what);
+        if unopened.other_key {
+            return Failure::new(Exit::Failed, what)
+                .hint("give the identity or the passphrase that it was encrypted for");
+        }
+        Failure::new(Exit::Corrupt, what).hint("bring this file again")
+    })?;
     let mut bytes = Vec::new();
     let mut piece = vec![0; 64 << 10];
     loop {

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use age::stream::{StreamReader, StreamWriter};
 use package::Hash;
 
-use super::cipher::{HEAD_LIMIT, Keys, Lock};
+use super::cipher::{HEAD_LIMIT, Keys, Lock, Unopened};
 use crate::failure::Result;
 
 /// What came by.
@@ -121,7 +121,7 @@ pub(crate) struct SealedReader {
 
 impl SealedReader {
     /// Begins to read a file, or says what is wrong with it.
-    pub(crate) fn new(file: File, keys: &Keys, encrypted: bool) -> Result<Self, String> {
+    pub(crate) fn new(file: File, keys: &Keys, encrypted: bool) -> Result<Self, Unopened> {
         let count = Rc::new(RefCell::new(Count::default()));
         let counted = Counted {
             file,

@@ -65,7 +65,7 @@ fn a_package_for_a_recipient_is_read_with_its_key_alone() {
     }
     let import = ["import", "b.vhdx", "--from", "p"];
     diskferry(here, &import).fails(2);
-    diskferry(here, &[&import[..], &["--identity", "other.txt"]].concat()).fails(3);
+    diskferry(here, &[&import[..], &["--identity", "other.txt"]].concat()).fails(1);
     assert!(!here.join("b.vhdx").exists());
     diskferry(here, &[&import[..], &["--identity", "key.txt"]].concat()).ok();
     same(here);
@@ -177,7 +177,7 @@ fn a_passphrase_opens_what_it_closed() {
     diskferry(here, &export("empty")).fails(2);
     diskferry(here, &export("secret")).ok();
     let import = |file| ["import", "b.vhdx", "--from", "p", "--passphrase-file", file];
-    diskferry(here, &import("wrong")).fails(3);
+    diskferry(here, &import("wrong")).fails(1);
     diskferry(here, &import("secret")).ok();
     same(here);
 }

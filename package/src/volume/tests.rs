@@ -165,6 +165,48 @@ fn records_that_are_sound_and_in_the_wrong_place_are_refused() {
 }
 
 #[test]
+fn a_record_in_another_place_or_longer_than_a_chunk_is_refused() {
+    let record = |content, len| Record {
+        content,
+        offset: 0,
+        len,
+        hash: if content == Content::Zeros {
+            Hash::NONE
+        } else {
+            Hash::of(b"it")
+        },
+    };
+    let decoded = |record: &Record, place: u64| {
+        let mut writer = Sequence::new(Hash::of(b"a volume"));
+        let mut reader = writer.clone();
+        for _ in 0..place {
+            writer.encode(record);
+        }
+        reader.decode(&writer.encode(record))
+    };
+    let chunk = crate::CHUNK;
+    for sound in [
+        record(Content::Plain, chunk),
+        record(Content::Packed(100), chunk),
+        record(Content::Zeros, chunk * 1000),
+    ] {
+        assert_eq!(decoded(&sound, 0), Ok(sound));
+        assert!(decoded(&sound, 1).is_err(), "{sound:?}");
+    }
+    for wrong in [
+        record(Content::Plain, chunk + 1),
+        record(Content::Packed(100), chunk + 1),
+        record(Content::Packed(100), 100),
+        record(Content::Packed(0), 100),
+        record(Content::Plain, 0),
+        record(Content::Zeros, MAX_DISK + 1),
+        record(Content::Zeros, u64::MAX),
+    ] {
+        assert!(decoded(&wrong, 0).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
 fn a_chunk_that_would_unpack_to_more_than_it_says_is_refused() {
     let bytes = vec![1; 1 << 20];
     let packed = pack(&bytes).unwrap();
