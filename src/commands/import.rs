@@ -85,7 +85,6 @@ pub(crate) fn run(args: &ImportArgs, global: &GlobalArgs, report: Report) -> Res
     let Some((disk, shape)) = job.plan.disk.take() else {
         return job.check();
     };
-    job.package.refuse_incomplete()?;
     let imported = job.import(&disk, shape)?;
     report.event("summary", &imported, &imported.sentence())
 }

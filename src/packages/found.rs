@@ -72,10 +72,26 @@ impl Package {
         Manifest::volume_name(&manifest.name, number, manifest.encrypted)
     }
 
+    /// Which volumes that tell of the disk from `from` on are not there, or not as long as they must be; and
+    /// whether the first of those that are wanted is one of them.
+    pub(crate) fn incomplete(&self, from: u64) -> (Vec<String>, bool) {
+        let wanted = || {
+            self.manifest
+                .numbered()
+                .filter(|(_, entry)| entry.end > from)
+        };
+        let wrong = |(number, entry)| self.look(number, entry).err();
+        let first = wanted().next().and_then(wrong);
+        (wanted().filter_map(wrong).collect(), first.is_some())
+    }
+
     /// Refuses a package of which volumes are not there, or not as long as they must be, and names all of them.
     pub(crate) fn refuse_incomplete(&self) -> Result<()> {
-        let wrong = |(number, entry)| self.look(number, entry).err();
-        let wrong: Vec<String> = self.manifest.numbered().filter_map(wrong).collect();
+        Self::refuse(&self.incomplete(0).0)
+    }
+
+    /// Refuses a package of which this is wrong.
+    pub(crate) fn refuse(wrong: &[String]) -> Result<()> {
         if wrong.is_empty() {
             return Ok(());
         }

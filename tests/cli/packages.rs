@@ -232,6 +232,37 @@ fn damaged_missing_and_exchanged_volumes_are_named_and_nothing_is_installed() {
 }
 
 #[test]
+fn media_may_come_one_after_another() {
+    let here = folder();
+    let here = here.path();
+    package(here);
+    let away = |number: u32| here.join(format!("away.{number}"));
+    let there = |number: u32| here.join(format!("p/a.{number:03}"));
+    let count = whole_volumes(&here.join("p")).len() as u32;
+    for number in 1..=count {
+        fs::rename(there(number), away(number)).unwrap();
+    }
+    let import = ["import", "b.vhdx", "--from", "p"];
+    says(
+        &diskferry(here, &import).fails(3),
+        &["a.001", "a.002", "is missing"],
+    );
+    for number in 1..=count {
+        assert!(!here.join("b.vhdx").exists());
+        fs::rename(away(number), there(number)).unwrap();
+        let ran = diskferry(here, &import);
+        if number < count {
+            let next = format!("a.{:03}", number + 1);
+            says(&ran.fails(3), &[&next, "is missing", "are kept"]);
+        } else {
+            ran.ok();
+        }
+        fs::remove_file(there(number)).unwrap();
+    }
+    same(here, ("raw", "a.img"), ("vhdx", "b.vhdx"));
+}
+
+#[test]
 fn a_manifest_that_was_changed_is_refused() {
     let here = folder();
     let here = here.path();

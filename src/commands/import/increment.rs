@@ -59,6 +59,7 @@ impl Job<'_> {
             );
         }
         site::disk::refuse_moved(path)?;
+        self.package.refuse_incomplete()?;
         let versions = self.versions(base)?;
         let (disk, standing) = open(path, versions, None)?;
         drop(disk);

@@ -14,7 +14,9 @@ use crate::copy::partial::{Partial, Start};
 use crate::copy::read::{Data, Part};
 use crate::copy::sink::ImageSink;
 use crate::failure::{Exit, Failure, Result};
+use crate::packages::found::Package;
 use crate::plan::{Shape, library_format};
+use crate::size;
 use crate::source::Identity;
 
 impl Job<'_> {
@@ -38,12 +40,13 @@ impl Job<'_> {
         let mut partial = Partial::new(path, self.plan.force, true)?;
         let start = partial.start(Some(work), self.plan.restart)?;
         let resumed = start.done();
+        self.look(resumed)?;
         let filled = self.fill(&mut partial, start, &shape, size);
         let written = match filled {
             Ok(written) => written,
             Err((failure, done)) => {
                 partial.give_up(done);
-                return Err(failure);
+                return Err(going_on(failure, done));
             }
         };
         partial.finish()?;
@@ -51,6 +54,21 @@ impl Job<'_> {
             resumed_at: Some(resumed).filter(|at| *at > 0),
             ..self.imported(path, written)
         })
+    }
+
+    /// Looks which volumes are there. Where the next one is, that is enough to begin: media may come one after
+    /// another.
+    fn look(&self, from: u64) -> Result<()> {
+        let (wrong, now) = self.package.incomplete(from);
+        if now {
+            return Package::refuse(&wrong);
+        }
+        if !wrong.is_empty() {
+            let wrong = wrong.join("\n");
+            self.report
+                .warn(&format!("{wrong}\nwhat comes before is imported"));
+        }
+        Ok(())
     }
 
     /// Makes it under its name for now. A failure comes with the number of bytes that another run need not
@@ -131,6 +149,23 @@ impl Job<'_> {
             sink.take(Part::Zeros { len: rest })?;
         }
         Ok(())
+    }
+}
+
+fn going_on(failure: Failure, done: u64) -> Failure {
+    if done == 0 {
+        return failure;
+    }
+    let kept = format!(
+        "{} of the disk are kept: the same command goes on, and needs no volume before that",
+        size::show(done)
+    );
+    Failure {
+        hint: Some(match failure.hint {
+            Some(hint) => format!("{hint}; {kept}"),
+            None => kept,
+        }),
+        ..failure
     }
 }
 
