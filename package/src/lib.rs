@@ -20,7 +20,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use fill::Fill;
 pub use hash::Hash;
 pub use manifest::{
-    DiskShape, MANIFEST_LIMIT, MOST_VOLUMES, Manifest, NAME_LIMIT, VolumeEntry, is_name,
+    DiskShape, MANIFEST_LIMIT, MOST_VOLUMES, Manifest, NAME_LIMIT, VolumeEntry, applying, is_name,
 };
 pub use record::{Content, RECORD_HEAD, Record, Sequence, pack};
 pub use volume::{HEADER, Header, Item, Walker};

@@ -73,6 +73,18 @@ pub fn is_name(name: &str) -> bool {
     (1..=NAME_LIMIT).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(allowed)
 }
 
+/// The version of a disk's data while the changes of `package` are applied to it: neither what it was, nor what it
+/// will be.
+#[must_use]
+pub fn applying(package: Uuid) -> Uuid {
+    let hash = Hash::of(format!("{MAGIC} applying {package}").as_bytes());
+    let mut bytes = [0; 16];
+    for (byte, part) in bytes.iter_mut().zip(hash.0) {
+        *byte = part;
+    }
+    Uuid::from_bytes(bytes)
+}
+
 impl Manifest {
     /// Its bytes, and the hash that stands for the whole package.
     #[must_use]

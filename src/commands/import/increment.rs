@@ -4,14 +4,16 @@
 //! that changes a VHDX disk makes another one first. The order, each step durable before the next:
 //!
 //! ```text
-//!   larger, if it must be ─► marked incomplete ─► all of it, in the version of this package ─► mark removed ─► smaller
+//!   larger, if it must be ─► marked incomplete ─► all of it ─► mark removed ─► smaller, if it must be
+//!   └──────── the version of applying this package ───────┘    └──── the version of this package ────┘
 //! ```
 //!
-//! So a disk without a mark is what one package left or the next, and one with a mark is opened by nobody else.
+//! So a disk without a mark holds what one package left or the next, and one with a mark is opened by nobody else;
+//! half of one package is never taken for what another builds upon.
 
 use std::path::Path;
 
-use package::Item;
+use package::{Item, applying};
 use uuid::Uuid;
 use vdisk::chain::{ParentSearch, open_chain};
 use vdisk::disk::{Disk, OpenOptions};
@@ -26,12 +28,23 @@ use crate::interrupt;
 use crate::plan::{format_of, library_format};
 use crate::site;
 
+/// The versions that a disk's data may have.
+#[derive(Clone, Copy, Debug)]
+struct Versions {
+    /// What the package left upon which this one builds.
+    base: Guid,
+    /// While this one is applied.
+    applying: Guid,
+    /// What this one leaves.
+    own: Guid,
+}
+
 /// What a disk is to a package.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     /// What the package left upon which this one builds.
     Base,
-    /// The same, or half of this one: an import was interrupted.
+    /// Half of this one: an import was interrupted.
     Begun,
     /// What this package leaves.
     Done,
@@ -70,8 +83,11 @@ impl Job<'_> {
         let written = if standing == Standing::Done {
             0
         } else {
-            let (disk, _) = open(path, versions, Some(versions.1))?;
-            self.write(disk, path)?
+            let (disk, _) = open(path, versions, Some(versions.applying))?;
+            let written = self.write(disk, path)?;
+            let (mut disk, _) = open(path, versions, Some(versions.own))?;
+            disk.park(None)?;
+            written
         };
         let shrunk = self.shrink(path, versions)?;
         Ok(Imported {
@@ -82,25 +98,21 @@ impl Job<'_> {
 
     /// Says in the disk that it is incomplete. One that is to become larger becomes so before, as a marked one
     /// cannot: it holds no less for it.
-    fn mark(&self, path: &Path, versions: (Guid, Guid)) -> Result<()> {
-        let (mut disk, standing) = open(path, versions, Some(versions.0))?;
+    fn mark(&self, path: &Path, versions: Versions) -> Result<()> {
+        let (mut disk, standing) = open(path, versions, Some(versions.applying))?;
         if standing != Standing::Base {
             return Ok(());
         }
         let size = self.package.manifest.disk.size;
         if disk.size() < size {
             disk.resize(size, false)?;
-            disk.close()?;
-        } else {
-            drop(disk);
         }
-        let (mut disk, _) = open(path, versions, None)?;
         Ok(disk.park(Some(Mark::Incomplete))?)
     }
 
     /// A disk that is to become smaller becomes so at the end: until then it holds more than it must.
-    fn shrink(&self, path: &Path, versions: (Guid, Guid)) -> Result<bool> {
-        let (mut disk, _) = open(path, versions, Some(versions.1))?;
+    fn shrink(&self, path: &Path, versions: Versions) -> Result<bool> {
+        let (mut disk, _) = open(path, versions, Some(versions.own))?;
         let size = self.package.manifest.disk.size;
         let larger = disk.size() > size;
         if larger {
@@ -110,9 +122,14 @@ impl Job<'_> {
         Ok(larger)
     }
 
-    fn versions(&self, base: Uuid) -> Result<(Guid, Guid)> {
+    fn versions(&self, base: Uuid) -> Result<Versions> {
         let version = |package: Uuid| package.to_string().parse::<Guid>();
-        Ok((version(base)?, version(self.package.manifest.package)?))
+        let own = self.package.manifest.package;
+        Ok(Versions {
+            base: version(base)?,
+            applying: version(applying(own))?,
+            own: version(own)?,
+        })
     }
 
     /// Finds all of the package to be sound, before the first byte is written.
@@ -147,7 +164,7 @@ impl Job<'_> {
         progress.finish();
         let finished = applied.and_then(|()| {
             disk.flush()?;
-            disk.park(None)?;
+            // The mark stays.
             Ok(disk.close()?)
         });
         finished.map_err(|failure| going_on(failure, path))?;
@@ -156,7 +173,7 @@ impl Job<'_> {
 }
 
 /// The disk, if it is in one of these states. With its next change it gets the version `becomes`, or keeps its own.
-fn open(path: &Path, (base, own): (Guid, Guid), becomes: Option<Guid>) -> Result<(Disk, Standing)> {
+fn open(path: &Path, versions: Versions, becomes: Option<Guid>) -> Result<(Disk, Standing)> {
     let options = OpenOptions {
         allow_marked: true,
         format: Some(library_format(FormatName::Vhdx)),
@@ -166,11 +183,17 @@ fn open(path: &Path, (base, own): (Guid, Guid), becomes: Option<Guid>) -> Result
     };
     let chain = image::patiently(|| open_chain(path, &options, &ParentSearch::default()))?;
     let layer = chain.top;
-    let standing = match (layer.data_write, layer.engine.mark()) {
-        (version, None) if version == base => Standing::Base,
-        (version, None) if version == own => Standing::Done,
-        (version, Some(Mark::Incomplete)) if version == base || version == own => Standing::Begun,
-        (version, _) => return Err(not_the_base(path, version, base)),
+    let (version, mark) = (layer.data_write, layer.engine.mark());
+    let is_one_of = |these: [Guid; 2]| these.contains(&version);
+    let standing = match mark {
+        None if version == versions.own => Standing::Done,
+        // Of one that was to be marked next nothing was written yet.
+        None if is_one_of([versions.base, versions.applying]) => Standing::Base,
+        Some(Mark::Incomplete) if is_one_of([versions.applying, versions.own]) => Standing::Begun,
+        Some(Mark::Incomplete) if version == versions.base => {
+            return Err(unfinished(path, version));
+        }
+        _ => return Err(not_the_base(path, version, versions.base)),
     };
     Ok((Disk::new(Box::new(layer.storage), layer.engine), standing))
 }
@@ -183,6 +206,14 @@ fn not_the_base(path: &Path, version: Guid, base: Guid) -> Failure {
     Failure::new(Exit::Mismatch, what).hint(
         "it was written since, or packages are missing in between: import those first, or a package of the whole disk",
     )
+}
+
+fn unfinished(path: &Path, base: Guid) -> Failure {
+    let what = format!(
+        "{}: the import of package {base} was interrupted",
+        path.display()
+    );
+    Failure::new(Exit::Mismatch, what).hint("import that one again first")
 }
 
 fn going_on(failure: Failure, path: &Path) -> Failure {
