@@ -148,6 +148,12 @@ impl Job<'_> {
     }
 
     fn write(&self, mut disk: Disk, path: &Path) -> Result<u64> {
+        if disk.size() < self.package.manifest.disk.size {
+            // It became larger before it was marked, if it was this package.
+            let what = format!("{}: is smaller than the package says", path.display());
+            return Err(Failure::new(Exit::Mismatch, what)
+                .hint("it is half of another package with the same number; import that one"));
+        }
         let mut progress = self.progress("import", 0);
         let applied = self.each_item(0, &mut |item| {
             interrupt::check("the disk is incomplete until the same command has ended")?;
