@@ -11,6 +11,7 @@ mod limit;
 mod machine;
 mod metadata;
 mod mirror;
+mod package;
 mod pair;
 mod receive;
 mod run;
@@ -36,6 +37,7 @@ pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
 };
 pub(crate) use self::mirror::{MirrorArgs, MirrorStartArgs, MirrorVerb};
+pub(crate) use self::package::{ExportArgs, ImportArgs, KeyArgs, LockArgs};
 pub(crate) use self::pair::{IdentityArgs, PairForgetArgs, PairNewArgs, PairTrustArgs, PairVerb};
 pub(crate) use self::receive::ReceiveArgs;
 pub(crate) use self::run::{Confine, RunArgs};
@@ -228,6 +230,10 @@ between the hosts; and if one of them is lost in the middle, the other goes on b
   diskferry mirror cancel disk.vhdx"
     )]
     Mirror(MirrorVerb),
+    /// Write a disk, or what changed of it, as a package of files for another site
+    Export(ExportArgs),
+    /// Make a disk of a package, or bring one up to date
+    Import(ImportArgs),
     /// Measure how fast a disk or a server is
     Bench(BenchArgs),
     /// Write at a steady rate and keep a ledger, or check a disk against one

@@ -18,6 +18,7 @@ mod limits;
 mod load;
 mod log;
 mod moving;
+mod packages;
 mod plan;
 mod progress;
 mod report;

@@ -9,6 +9,7 @@ mod limit;
 mod machine;
 mod metadata;
 mod new_size;
+mod package;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ use crate::load::ledger::Area;
 use crate::size;
 
 pub(crate) use self::new_size::NewSize;
+pub(crate) use self::package::{Export, Import};
 
 /// A disk to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]

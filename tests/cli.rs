@@ -14,6 +14,9 @@ mod cli {
     mod load;
     mod locking;
     mod metadata;
+    mod packages;
+    mod packages_of_changes;
+    mod packages_sealed;
     mod resize;
     mod run;
     mod serve;

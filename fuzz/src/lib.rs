@@ -19,6 +19,7 @@
 //! | [`pci`] | what a guest does to configuration space and base addresses | both ways agree, identities stay, nothing is decoded outside of the window |
 //! | [`registers`] | what a guest does to every register | devices get queues that keep the rules, and give them back |
 //! | [`wire`] | what comes over a lane of the mirror | what is read is written again alike, or refused |
+//! | [`volumes`] | files of a package, forged or harmed | reading is bounded and in order; harm makes no other bytes |
 //! | [`virtqueue`] | what a guest and its device do to a virtqueue | what is taken keeps the rules, the rest is refused |
 
 pub mod boot_from_disk;
@@ -33,6 +34,7 @@ pub mod parent_locator;
 pub mod pci;
 pub mod registers;
 pub mod virtqueue;
+pub mod volumes;
 pub mod wire;
 
 mod device;
@@ -51,7 +53,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     Target {
         name: "open",
         run: open::run,
@@ -116,5 +118,10 @@ pub const TARGETS: [Target; 13] = [
         name: "wire",
         run: wire::run,
         most: 2048,
+    },
+    Target {
+        name: "volumes",
+        run: volumes::run,
+        most: 1024,
     },
 ];

@@ -139,3 +139,8 @@ fn a_journal_is_read_as_it_was_written_or_not_at_all() {
 fn what_comes_over_a_lane_is_refused_or_written_again_alike() {
     replay("wire");
 }
+
+#[test]
+fn files_of_a_package_are_refused_or_read_in_order_and_as_they_were_written() {
+    replay("volumes");
+}

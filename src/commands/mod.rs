@@ -12,8 +12,10 @@ mod completions;
 pub(crate) mod confinement;
 mod convert;
 mod create;
+mod export;
 mod flatten;
 pub(crate) mod image;
+mod import;
 mod info;
 mod limit;
 mod load;
@@ -67,6 +69,8 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Arbiter(verb) => arbiter::run(verb, report),
         Verb::Pair(verb) => pair::run(verb, report),
         Verb::Mirror(verb) => mirror::run(verb, report),
+        Verb::Export(args) => export::run(args, &typed.global, report),
+        Verb::Import(args) => import::run(args, &typed.global, report),
         Verb::Bench(args) => bench::run(args, report),
         Verb::Load(LoadVerb::Run(args)) => load::run(args, report),
         Verb::Load(LoadVerb::Verify(args)) => load::verify(args, report),

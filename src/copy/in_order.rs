@@ -11,7 +11,7 @@ const AHEAD: usize = 2;
 /// Gives what `plan` hands out to `workers` in turn, and their results to `take`, in the same order.
 ///
 /// The first failure ends all of it. `plan` is told when nobody wants more, and is to return then.
-pub(super) fn in_order<T: Send, R: Send, W: FnMut(T) -> Result<R> + Send>(
+pub(crate) fn in_order<T: Send, R: Send, W: FnMut(T) -> Result<R> + Send>(
     plan: impl FnOnce(&mut dyn FnMut(T) -> bool) -> Result<()> + Send,
     workers: Vec<W>,
     mut take: impl FnMut(R) -> Result<()>,

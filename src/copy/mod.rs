@@ -8,7 +8,7 @@
 
 pub(crate) mod compare;
 pub(crate) mod digest;
-mod in_order;
+pub(crate) mod in_order;
 pub(crate) mod journal;
 pub(crate) mod partial;
 pub(crate) mod pieces;

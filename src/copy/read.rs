@@ -33,7 +33,7 @@ pub(crate) struct Data {
 }
 
 impl Data {
-    pub(super) fn new(offset: u64, bytes: Vec<u8>, hashes: bool) -> Self {
+    pub(crate) fn new(offset: u64, bytes: Vec<u8>, hashes: bool) -> Self {
         let runs = data_runs(&bytes, GRAIN);
         let hash = (hashes && !runs.is_empty()).then(|| digest::of_piece(&bytes));
         Self {

@@ -231,7 +231,7 @@ impl Compare {
 }
 
 /// How many threads read.
-fn jobs(given: Option<usize>) -> Result<usize> {
+pub(super) fn jobs(given: Option<usize>) -> Result<usize> {
     let processors = || thread::available_parallelism().map_or(2, NonZeroUsize::get);
     let jobs = given.unwrap_or_else(|| processors().clamp(2, 8));
     if (1..=MOST_JOBS).contains(&jobs) {

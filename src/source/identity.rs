@@ -40,6 +40,14 @@ impl Identity {
         Ok(files.map(|files| Self { files, versions }))
     }
 
+    /// That of something which is no file, by what it holds.
+    pub(crate) fn of_content(version: String) -> Self {
+        Self {
+            files: Vec::new(),
+            versions: vec![version],
+        }
+    }
+
     /// Fails if one of the files has changed since.
     pub(crate) fn still(&self) -> Result<()> {
         for file in &self.files {

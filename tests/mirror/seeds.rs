@@ -82,6 +82,31 @@ fn a_seed_that_came_another_way_is_completed_with_what_is_different() {
 }
 
 #[test]
+fn a_disk_that_came_as_packages_is_a_seed_and_only_what_changed_since_is_sent() {
+    let mut sites = filled();
+    sites.run(&["track", "on", "a.vhdx"]).ends(0);
+    let export = ["export", "a.vhdx", "--to", "drive", "--volume-size", "16M"];
+    sites.run(&export).ends(0);
+    sites
+        .run(&["import", "in/a.vhdx", "--from", "drive"])
+        .ends(0);
+    holds_the_content(&sites, "in/a.vhdx");
+    sites.run(&["receive", "--seed", "in/a.vhdx"]).ends(0);
+    // It is a target of a move now, and no package may change it.
+    let since = ["export", "a.vhdx", "--to", "more", "--since", "last"];
+    sites.run(&since).ends(0);
+    sites
+        .run(&["import", "in/a.vhdx", "--from", "more"])
+        .ends(5);
+    sites.serve();
+    sites.receive();
+    sites.start(&["--wait"]).ends(0);
+    sent_little(&sites.moved(), MIB);
+    sites.end();
+    holds_the_content(&sites, "in/a.vhdx");
+}
+
+#[test]
 fn a_seed_that_is_not_wanted_becomes_a_disk_again() {
     let sites = filled();
     sites.run(&["receive", "--seed", "a.vhdx"]).ends(0);

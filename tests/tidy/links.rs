@@ -6,10 +6,11 @@ use std::path::Path;
 use crate::File;
 
 /// Folders whose files documents name by their path from the root.
-const FOLDERS: [&str; 11] = [
+const FOLDERS: [&str; 12] = [
     "vdisk/",
     "blockserver/",
     "mirror/",
+    "package/",
     "vmm/",
     "src/",
     "tests/",
