@@ -7,6 +7,7 @@ mod run;
 
 mod mirror {
     mod arbiter;
+    mod deadline;
     mod faults;
     mod ledger;
     mod load;

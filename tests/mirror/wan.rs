@@ -14,12 +14,12 @@ use crate::run::program;
 
 const MIB: u64 = 1 << 20;
 const SOURCE: &str = "10.77.3.1";
-const TARGET: &str = "10.77.3.2";
+pub(crate) const TARGET: &str = "10.77.3.2";
 /// What there is to copy, between the places where the client writes: some seconds of the line.
 const OLD: std::ops::Range<u64> = 100..132;
 
-/// Two hosts and what joins them: 100 Mbit/s, 40 ms each way, one packet of a thousand lost.
-struct Line {
+/// Two hosts and what joins them.
+pub(crate) struct Line {
     /// Ends before its interfaces do: a kernel that takes a namespace apart waits long for one that is in use.
     link: Link,
     near: Namespace,
@@ -27,13 +27,18 @@ struct Line {
 }
 
 impl Line {
+    /// 100 Mbit/s, 40 ms each way, one packet of a thousand lost.
     fn new(seed: u64) -> Self {
-        let near = Namespace::new().expect("a namespace");
-        let far = Namespace::new().expect("a namespace");
         let shape = Shape {
             loss: 1000,
             ..Shape::new(100_000_000, Duration::from_millis(40))
         };
+        Self::with(seed, shape)
+    }
+
+    pub(crate) fn with(seed: u64, shape: Shape) -> Self {
+        let near = Namespace::new().expect("a namespace");
+        let far = Namespace::new().expect("a namespace");
         let (source, target) = (format!("{SOURCE}/24"), format!("{TARGET}/24"));
         let end = |namespace, address| End { namespace, address };
         let ends = [end(&near, &source), end(&far, &target)];
@@ -49,11 +54,11 @@ impl Line {
         self.link.mend();
     }
 
-    fn at_source<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn at_source<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.near.enter(work).expect("it can be entered")
     }
 
-    fn at_target<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn at_target<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.far.enter(work).expect("it can be entered")
     }
 }
