@@ -198,7 +198,14 @@ impl Shared {
 /// The way to one export of a server elsewhere. When it is dropped, what it was given is still
 /// carried out.
 pub(crate) struct Forwarder {
+    address: Address,
     shared: Arc<Shared>,
+}
+
+impl std::fmt::Debug for Forwarder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "to {}", self.address)
+    }
 }
 
 impl Forwarder {
@@ -206,14 +213,20 @@ impl Forwarder {
     pub(crate) fn start(address: Address) -> Self {
         let shared = Arc::new(Shared::default());
         let threads = Arc::clone(&shared);
+        let to = address.clone();
         let started = thread::Builder::new()
             .name("forward-send".into())
-            .spawn(move || keep_connected(&threads, &address));
+            .spawn(move || keep_connected(&threads, &to));
         if let Err(error) = started {
             tracing::error!(%error, "no thread to forward requests");
             shared.lock().closed = true;
         }
-        Self { shared }
+        Self { address, shared }
+    }
+
+    /// Where it leads.
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
     }
 
     /// Send a request; `done` is called on a thread of its own and must not block.

@@ -97,6 +97,19 @@ impl ServedDisk for ExportPort {
         super::kept::checkpoint(self, done);
     }
 
+    fn expect(&self, address: &str) {
+        // What is no address will be said again, and told then.
+        if let Ok(address) = address.parse() {
+            self.0.expect(address);
+        }
+    }
+
+    fn forward_ahead(&self, address: &str) {
+        if let Ok(address) = address.parse() {
+            self.0.forward(address);
+        }
+    }
+
     fn forward(&self, address: &str) {
         match address.parse() {
             Ok(address) => self.0.forward(address),

@@ -249,6 +249,10 @@ impl TargetHost for Folder {
         }
     }
 
+    fn address(&self, name: &str) -> Option<String> {
+        Some(self.reachable.address(&self.export_name(name)))
+    }
+
     fn served(&self, name: &str) -> Option<String> {
         let disks = self.lock();
         let received = disks.get(name).filter(|received| received.served)?;

@@ -183,6 +183,7 @@ impl ExportHandle {
 
     /// Serve from the disk (again), what waited first.
     pub fn release(&self) {
+        self.export.expect(None);
         self.export.policy().mode = Mode::Serve;
         self.announce(Box::new(|| {}));
     }
@@ -192,10 +193,26 @@ impl ExportHandle {
     /// for: hold first.
     ///
     /// A lost connection is made again and what was not answered is sent again; clients see a pause.
+    /// Said again of the same address it changes nothing.
     pub fn forward(&self, address: Address) {
-        let forwarder = Forwarder::start(address);
-        self.export.policy().mode = Mode::Forward(Arc::new(forwarder));
+        let expected = self.export.expect(None);
+        let mut policy = self.export.policy();
+        if let Mode::Forward(there) = &policy.mode
+            && *there.address() == address
+        {
+            return;
+        }
+        let there = expected.filter(|expected| *expected.address() == address);
+        let there = there.unwrap_or_else(|| Arc::new(Forwarder::start(address)));
+        policy.mode = Mode::Forward(there);
+        drop(policy);
         self.announce(Box::new(|| {}));
+    }
+
+    /// Requests will probably be [sent on](Self::forward) there: begin to connect. [`Self::release`] ends that.
+    pub fn expect(&self, address: Address) {
+        self.export
+            .expect(Some(Arc::new(Forwarder::start(address))));
     }
 
     /// Put another disk of the same size in place of the one served. Hold the export first and wait

@@ -34,7 +34,9 @@ pub(crate) use stats::Counters;
 pub(crate) use table::ExportIndex;
 pub(crate) use throttle::Throttle;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::forward::Forwarder;
 
 /// What the owner wants of an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub(crate) struct Export {
     pub(crate) counters: Box<[Counters]>,
     pub(crate) throttle: Throttle,
     policy: Mutex<Policy>,
+    /// Where requests will probably go: the connection is there then.
+    expected: Mutex<Option<Arc<Forwarder>>>,
 }
 
 impl Export {
@@ -85,7 +89,14 @@ impl Export {
             counters: (0..workers).map(|_| Counters::default()).collect(),
             throttle: Throttle::default(),
             policy: Mutex::new(policy),
+            expected: Mutex::default(),
         }
+    }
+
+    /// Expect requests to go there, or nowhere; what was expected before.
+    pub(crate) fn expect(&self, forwarder: Option<Arc<Forwarder>>) -> Option<Arc<Forwarder>> {
+        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut expected, forwarder)
     }
 
     /// What is to be done with its requests now.

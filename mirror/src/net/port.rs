@@ -85,6 +85,14 @@ pub trait ServedDisk: DiskPort {
         done(None);
     }
 
+    /// The disk is about to be handed over, and its clients' requests will go to the NBD server at `address`: connect.
+    /// Void when [`ServedDisk::release`] is called.
+    fn expect(&self, _address: &str) {}
+
+    /// The disk is handed over, for ever, and the target is told so: send held and later requests there already, where they
+    /// wait for it to take over. [`ServedDisk::forward`] follows, of the same address or another.
+    fn forward_ahead(&self, _address: &str) {}
+
     /// Send held and all later requests of clients to the NBD server at `address`, which is what the
     /// target's [`TargetHost::serve`] returned. Never undone.
     fn forward(&self, address: &str);
@@ -134,6 +142,11 @@ pub trait TargetHost: Send + Sync + 'static {
     /// Close what [`TargetHost::create`] or [`TargetHost::open`] opened under that name, unless it is served: somebody else
     /// may want it.
     fn let_go(&self, name: &str);
+
+    /// The NBD address at which the disk will be served, if that is known. Who connects there before it is has to wait.
+    fn address(&self, _name: &str) -> Option<String> {
+        None
+    }
 
     /// The NBD address at which the disk is served now, if it is.
     fn served(&self, name: &str) -> Option<String>;

@@ -458,6 +458,8 @@ impl Session {
                 }));
             }
             SourceAction::Save(saved) => self.save(saved.as_deref()),
+            SourceAction::Expect(address) => disk.expect(&address),
+            SourceAction::ForwardAhead(address) => disk.forward_ahead(&address),
             SourceAction::Forward(address) => {
                 tracing::info!("the target runs; requests go to {address}");
                 disk.forward(&address);

@@ -287,6 +287,7 @@ impl Router {
         name.clone_into(&mut entry.status().name);
         let exists = self.host.image_exists(name);
         let config = TargetConfig {
+            address: self.host.address(name),
             arbiter: self.host.arbiter(),
             ..TargetConfig::default()
         };

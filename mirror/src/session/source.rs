@@ -391,8 +391,8 @@ impl Source {
             Message::ChunksDone(ids) => self.on_chunks_done(now, &ids),
             Message::Differs { id, blocks } => self.on_differs(now, id, blocks),
             Message::Durable { marker, chunks } => self.on_durable(now, marker, chunks),
-            Message::Ready { attempt } => {
-                self.on_ready(now, attempt);
+            Message::Ready { attempt, address } => {
+                self.on_ready(now, attempt, address);
                 Ok(())
             }
             Message::NotReady { attempt, text } => {

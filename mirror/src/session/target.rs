@@ -414,7 +414,8 @@ impl Target {
             now,
         );
         if let Some(attempt) = self.markers.take_ready() {
-            self.send(now, Message::Ready { attempt });
+            let address = self.config.address.clone().unwrap_or_default();
+            self.send(now, Message::Ready { attempt, address });
         }
         self.pump_setup(now);
         self.pump_claim(now);

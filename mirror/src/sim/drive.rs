@@ -129,14 +129,14 @@ impl World {
                 self.ask_arbiter(SOURCE, Question::Decide(ballot, Side::Source));
                 self.maybe_crash_soon();
             }
-            // Its clients wait for each answer anyway.
-            SourceAction::Brake(_) => {}
             SourceAction::Checkpoint => self.step_op(SOURCE, Doing::Checkpoint),
             SourceAction::Save(saved) => {
                 let ok = self.calm() || !self.rng.percent(3);
                 self.begin_op(SOURCE, Asked::Step, Doing::Save(saved, ok));
             }
-            SourceAction::Forward(_) => {
+            // Its clients wait for each answer anyway, and find the disk wherever it is.
+            SourceAction::Brake(_) | SourceAction::Expect(_) => {}
+            SourceAction::ForwardAhead(_) | SourceAction::Forward(_) => {
                 self.hosts[SOURCE].front = Front::Forwarding;
                 for request in std::mem::take(&mut self.hosts[SOURCE].waiting) {
                     self.submit(request);

@@ -541,6 +541,7 @@ impl World {
         if host == TARGET {
             let config = TargetConfig {
                 window: 2 << 20,
+                address: Some("b".into()),
                 arbiter: Some(AT.into()),
                 sabotage: self.plan.sabotage,
             };

@@ -240,6 +240,7 @@ fn short(r: &mut Reader, kind: u8) -> Result<Message, DecodeError> {
         },
         kind::READY => Message::Ready {
             attempt: r.nonzero("attempt")?,
+            address: r.text("address", MAX_TEXT)?,
         },
         kind::COMMIT_REQUEST => Message::CommitRequest {
             attempt: r.nonzero("attempt")?,

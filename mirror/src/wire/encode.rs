@@ -134,7 +134,11 @@ fn put_short(out: &mut BytesMut, message: &Message) -> u8 {
             put_text(out, text);
             kind::NOT_READY
         }
-        Message::Ready { attempt } => put_attempt(out, *attempt, kind::READY),
+        Message::Ready { attempt, address } => {
+            out.put_u64_le(*attempt);
+            put_text(out, address);
+            kind::READY
+        }
         Message::CommitRequest { attempt } => put_attempt(out, *attempt, kind::COMMIT_REQUEST),
         Message::Grant { attempt, epoch } => {
             out.put_u64_le(*attempt);

@@ -289,6 +289,8 @@ pub enum Message {
     Ready {
         /// Which attempt.
         attempt: u64,
+        /// Where clients will find the disk, if that is known; until then they are kept waiting there.
+        address: String,
     },
     /// Target: I cannot, now.
     NotReady {

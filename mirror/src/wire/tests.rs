@@ -190,9 +190,7 @@ fn switching() -> impl Strategy<Value = Message> {
         (number.clone(), arbiter())
             .prop_map(|(attempt, arbiter)| Message::Prepare { attempt, arbiter }),
         (number.clone(), text).prop_map(|(attempt, text)| Message::NotReady { attempt, text }),
-        number
-            .clone()
-            .prop_map(|attempt| Message::Ready { attempt }),
+        (number.clone(), text).prop_map(|(attempt, address)| Message::Ready { attempt, address }),
         number
             .clone()
             .prop_map(|attempt| Message::CommitRequest { attempt }),

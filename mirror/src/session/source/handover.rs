@@ -187,6 +187,7 @@ impl Source {
         let action = match next {
             Recorded::Grant => {
                 self.local.granted_at = None;
+                self.forward_ahead();
                 return;
             }
             Recorded::Unbind => SourceAction::Persist(self.switch.owner_record()),

@@ -5,7 +5,7 @@
 use super::{Error, Micros, Phase, Result, Source, SourceAction, SourceConfig, Standing};
 use crate::arbiter::{ArbiterName, Ballot, Side, Switchover};
 use crate::error::ErrorKind;
-use crate::switchover::GivenUp;
+use crate::switchover::{GivenUp, Part};
 
 /// How long after a question that was not answered it is asked again.
 const AGAIN: Micros = Micros::from_millis(500);
@@ -18,6 +18,8 @@ pub(super) struct Offering {
     /// The attempt for which the target is ready, and the one for which the arbiter was found.
     ready: u64,
     reached: u64,
+    /// Where the target will serve the disk, as it says.
+    address: Option<String>,
     /// It is being asked.
     asked: bool,
     /// The attempt under way ends for the link, not because it took too long: what the user wants still holds.
@@ -59,9 +61,10 @@ impl Source {
         }
     }
 
-    pub(super) fn on_ready(&mut self, now: Micros, attempt: u64) {
+    pub(super) fn on_ready(&mut self, now: Micros, attempt: u64, address: String) {
         if attempt == self.switch.attempt() {
             self.local.offering.ready = attempt;
+            self.local.offering.address = Some(address).filter(|address| !address.is_empty());
             self.hold_if_ready(now);
         }
     }
@@ -86,7 +89,18 @@ impl Source {
         let reached = self.switch.arbiter().is_none() || offering.reached == attempt;
         if reached && offering.ready == attempt && self.switch.ready(attempt) {
             self.local.held_since = Some(now);
+            if let Some(address) = self.local.offering.address.clone() {
+                self.actions.push_back(SourceAction::Expect(address));
+            }
             self.actions.push_back(SourceAction::Hold(attempt));
+        }
+    }
+
+    /// The disk is handed over for good: requests need not wait here for the target to say that it runs.
+    pub(super) fn forward_ahead(&mut self) {
+        let alone = self.config.part == Part::Alone;
+        if let Some(address) = self.local.offering.address.take().filter(|_| alone) {
+            self.actions.push_back(SourceAction::ForwardAhead(address));
         }
     }
 

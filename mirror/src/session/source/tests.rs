@@ -98,7 +98,13 @@ fn marking() -> Source {
             .iter()
             .any(|a| matches!(a, SourceAction::Send(_, Message::Prepare { .. })))
     );
-    let hold = say(&mut source, Message::Ready { attempt: 1 });
+    let hold = say(
+        &mut source,
+        Message::Ready {
+            attempt: 1,
+            address: String::new(),
+        },
+    );
     assert!(matches!(hold[..], [SourceAction::Hold(1)]));
     let last = tell(&mut source, SourceEvent::Held(1));
     assert!(
@@ -147,7 +153,10 @@ fn a_target_that_acknowledges_what_was_never_sent_ends_the_session_and_nothing_e
 fn early_words_of_the_switchover_change_nothing() {
     let (mut source, _) = synced();
     for early in [
-        Message::Ready { attempt: 1 },
+        Message::Ready {
+            attempt: 1,
+            address: String::new(),
+        },
         Message::CommitRequest { attempt: 1 },
         Message::Running {
             epoch: 2,

@@ -228,6 +228,10 @@ pub enum SourceAction {
     Checkpoint,
     /// Keep this of the session, durably, in place of what was kept; `None` for nothing.
     Save(Option<Box<Saved>>),
+    /// Requests will probably go to that address: connect.
+    Expect(String),
+    /// The disk is handed over: send held requests to that address, where they wait for the target to take over.
+    ForwardAhead(String),
     /// Send held and all later requests to the new owner's address.
     Forward(String),
 }

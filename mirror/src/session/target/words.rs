@@ -13,6 +13,8 @@ use crate::wire::{Content, DiskDescription, Message};
 pub struct TargetConfig {
     /// The most bytes of records, and of chunks, that may be on the way to it.
     pub window: u64,
+    /// Where clients will find the disk once it is served, if that is known.
+    pub address: Option<String>,
     /// Where to find the arbiter that may be asked for a disk that is offered, if there is one.
     pub arbiter: Option<String>,
     /// The rule that a test breaks.
@@ -24,6 +26,7 @@ impl Default for TargetConfig {
     fn default() -> Self {
         Self {
             window: 64 << 20,
+            address: None,
             arbiter: None,
             #[cfg(test)]
             sabotage: None,
