@@ -22,6 +22,8 @@ use crate::clock::Micros;
 
 /// How often figures are taken.
 const EVERY: Micros = Micros::from_millis(250);
+/// Over how long the link is measured: what is durable at the target comes in bursts.
+const LINK_EVERY: Micros = Micros::from_secs(1);
 /// How much of the link is counted on: the rest is for what cannot be foreseen.
 const COUNTED_ON: f64 = 0.9;
 /// Of what the link carries, what clients may take when the deadline is past or cannot be kept: the disk arrives all the same.
@@ -30,12 +32,14 @@ const WHEN_LATE: f64 = 0.5;
 const IDLE: f64 = 0.8;
 /// For so long, before they are let go.
 const IDLE_FOR: Micros = Micros::from_secs(2);
+/// For so long what was measured of the link says something of now.
+const FRESH: Micros = Micros::from_secs(10);
 /// Clients are never slowed down to less.
 const LEAST: f64 = 64.0 * 1024.0;
 /// Kept free before the deadline for the switchover.
 const RESERVE: Micros = Micros::from_secs(1);
 /// How much of a new figure is taken into the old one.
-const NEW: f64 = 0.125;
+const NEW: f64 = 0.2;
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,8 +145,11 @@ impl Varying {
 pub struct Contract {
     wish: Wish,
     at: Option<(Micros, Seen)>,
+    /// Since when the link has had more to carry than it could, and what was durable then.
+    busy_since: Option<(Micros, u64)>,
     /// What the link carries when it is busy, in bytes a second.
     link: Varying,
+    link_at: Micros,
     /// What clients write, and what they wrote when nothing held them.
     writing: Varying,
     free: Varying,
@@ -199,6 +206,7 @@ impl Contract {
         }
         self.at = Some((now, seen));
         self.learn(span.0 as f64 / 1e6, before, seen);
+        self.learn_link(now, before, seen);
         let brake = self.decide(now, seen.left as f64);
         let changed = brake != self.brake;
         self.brake = brake;
@@ -207,15 +215,7 @@ impl Contract {
 
     fn learn(&mut self, seconds: f64, before: Seen, seen: Seen) {
         let gain = |after: u64, before: u64| after.saturating_sub(before) as f64;
-        let (done, written) = (
-            gain(seen.done, before.done),
-            gain(seen.written, before.written),
-        );
-        // With less left than goes out in that time the link was not what was waited for.
-        let busy = before.connected && seen.connected && seen.left.min(before.left) as f64 > done;
-        if busy && done > 0.0 {
-            self.link.learn(done / seconds);
-        }
+        let written = gain(seen.written, before.written);
         self.writing.learn(written / seconds);
         let held = self
             .brake
@@ -226,6 +226,25 @@ impl Contract {
         if written > 0.0 {
             let share = gain(seen.added, before.added) / written;
             self.share.learn(share.clamp(0.01, 16.0));
+        }
+    }
+
+    fn learn_link(&mut self, now: Micros, before: Seen, seen: Seen) {
+        // With less left than goes out in that time the link was not what was waited for.
+        let done = seen.done.saturating_sub(before.done);
+        let busy = before.connected && seen.connected && seen.left.min(before.left) > done;
+        let first = self.busy_since.filter(|_| busy);
+        let (since, had) = *self.busy_since.insert(first.unwrap_or((now, seen.done)));
+        let span = now.since(since);
+        if span < LINK_EVERY {
+            return;
+        }
+        self.busy_since = Some((now, seen.done));
+        let rate = seen.done.saturating_sub(had) as f64 * 1e6 / span.0 as f64;
+        // Until the first of it arrives nothing is known.
+        if rate > 0.0 || self.link.known {
+            self.link.learn(rate);
+            self.link_at = now;
         }
     }
 
@@ -296,6 +315,15 @@ impl Contract {
         }
         let since = *self.idle_since.get_or_insert(now);
         now.since(since) < IDLE_FOR
+    }
+
+    /// How long the link takes for so much, if nothing is added; `None` while nothing is known of it, or nothing new: it
+    /// may have been bad then.
+    #[must_use]
+    pub fn time_for(&self, now: Micros, bytes: u64) -> Option<Micros> {
+        let known = self.link.mean >= 1.0 && now.since(self.link_at) < FRESH;
+        let micros = bytes as f64 * 1e6 / self.link.mean;
+        known.then_some(Micros(micros.ceil() as u64))
     }
 
     /// When the target will be in step; `None` while nothing is known of the link, or if it never will.

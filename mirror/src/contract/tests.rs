@@ -19,6 +19,10 @@ struct Flow {
     /// Bytes that clients wrote, and would have.
     wrote: f64,
     wanted: f64,
+    /// What arrives is told of each so many tenths of a second.
+    burst: u64,
+    steps: u64,
+    arrived: f64,
 }
 
 impl Flow {
@@ -36,6 +40,9 @@ impl Flow {
             },
             wrote: 0.0,
             wanted: 0.0,
+            burst: 1,
+            steps: 0,
+            arrived: 0.0,
         }
     }
 
@@ -48,7 +55,7 @@ impl Flow {
         0.85 + (self.noise >> 40) as f64 / (1_u64 << 24) as f64 * 0.3
     }
 
-    /// A tenth of a second.
+    /// A tenth of a second. What arrives is told of in bursts.
     fn step(&mut self, contract: &mut Contract) {
         self.now += Micros::from_millis(100);
         let wanted = self.demand * self.wobble() / 10.0;
@@ -58,8 +65,14 @@ impl Flow {
         let carried = (self.link * self.wobble() / 10.0).min(self.left + written * self.share);
         self.left = self.left + written * self.share - carried;
         (self.wrote, self.wanted) = (self.wrote + written, self.wanted + wanted);
-        self.seen.left = self.left as u64;
-        self.seen.done += carried as u64;
+        self.arrived += carried;
+        self.steps += 1;
+        // What is not known to have arrived counts as left.
+        if self.steps.is_multiple_of(self.burst) {
+            self.seen.done += self.arrived as u64;
+            self.arrived = 0.0;
+        }
+        self.seen.left = (self.left + self.arrived) as u64;
         self.seen.written += written as u64;
         self.seen.added += (written * self.share) as u64;
         contract.look(self.now, self.seen);
@@ -188,14 +201,16 @@ proptest! {
         link in 1_u32..120,
         demand in 0_u32..600,
         share in 1_u32..150,
-        spare in 14_u32..60,
+        spare in 15_u32..60,
+        burst in 1_u64..9,
     ) {
         let (size, link) = (f64::from(size) * MIB, f64::from(link) * MIB);
         let (demand, share) = (f64::from(demand) * MIB, f64::from(share) / 100.0);
         let mut flow = Flow::new(size, link, (demand, share));
         // What it takes without a writer, but for what it writes before anything is known of it; and some more.
-        let first = (demand * share - link).max(0.0);
+        let first = 2.0 * (demand * share - link).max(0.0);
         let seconds = ((size + first) / link * f64::from(spare) / 10.0) as u64 + 12;
+        flow.burst = burst;
         let mut contract = Contract::new(by(&flow, seconds));
         let took = flow.run(&mut contract, seconds);
         prop_assert!(took.is_some(), "{} MiB left of {}, brake {:?}", flow.left / MIB, size / MIB, contract.brake());

@@ -190,7 +190,7 @@ impl World {
         self.clients[client].outstanding = false;
         // Who writes more than the link carries can not be moved: in the end they write less.
         let busy = if self.calm() {
-            self.plan.think.0.max(6_000) * 25
+            self.plan.think.0.max(6_000) * 60
         } else {
             self.plan.think.0
         };

@@ -69,15 +69,14 @@ impl Source {
         if now < self.local.not_before || !self.copy.scan_complete() || self.end.outcome.is_some() {
             return;
         }
-        let left = self.tracker.figures().dirty + self.copy.flying() + self.stream.outstanding();
+        let figures = self.tracker.figures();
+        let left = figures.dirty + self.copy.flying() + figures.held;
         // Whatever it takes: what is held is not this session's to care for.
         let any = max_pause == Micros(u64::MAX);
-        let short = any
-            || self
-                .pace
-                .sent
-                .time_for(left)
-                .is_some_and(|pause| pause <= max_pause);
+        // A link that never was what is waited for is known by its best only.
+        let pause = self.pace.contract.time_for(now, left);
+        let pause = pause.or_else(|| self.pace.sent.time_for(left));
+        let short = any || pause.is_some_and(|pause| pause <= max_pause);
         let arbiter = self.next_arbiter();
         if short && let Some(attempt) = self.switch.prepare(arbiter.as_ref()) {
             self.local.final_sent = false;
