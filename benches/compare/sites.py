@@ -98,6 +98,10 @@ class Programs:
 class Diskferry(Programs):
     """A disk that is served at the source, and a target that waits for it."""
 
+    # Besides, what `receive` and `mirror start` are told.
+    receives = ()
+    terms = ()
+
     def __init__(self, program, sites, folder):
         super().__init__(sites, folder)
         self.program = str(program.resolve())
@@ -132,12 +136,13 @@ class Diskferry(Programs):
         there = ADDRESSES["target"]
         self.there = self.start([
             *self.sites.at("target"), self.program, "receive", "--listen", f"tcp:{there}:9000", "--into", "in",
-            "--serve", f"tcp:{there}:10809", *self.plainly("receive"),
+            "--serve", f"tcp:{there}:10809", *self.plainly("receive"), *self.receives,
         ])  # fmt: skip
 
     def begin(self):
         to = f"tcp:{ADDRESSES['target']}:9000"
-        self.run("mirror", "start", "disk.vhdx", "--to", to, "--manual", *self.plainly("mirror", "start"))
+        words = ["--manual", *self.plainly("mirror", "start"), *self.terms]
+        self.run("mirror", "start", "disk.vhdx", "--to", to, *words)
 
     def is_ready(self):
         return self.status()["stage"] == "synced"

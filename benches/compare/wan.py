@@ -9,7 +9,7 @@ cost to end it is then how long the client had to stand still until it was ("for
 Cases:
   slow     200 Mbit/s, no delay, 2000 writes a second
   far      the same, 80 ms there and back
-  busy     200 Mbit/s, no delay, as many writes as it takes
+  busy     200 Mbit/s, no delay, as many writes as it takes; ours is told to be in step within 85 s
   killed   200 Mbit/s, 80 ms, no client; the target is killed when half of the disk is there, and comes back a second later
   lossy    200 Mbit/s, 80 ms, one packet of a thousand lost, Reno, no client
 
@@ -38,9 +38,9 @@ AFTER = 1.5
 class Case:
     """What is measured, over which line, and what is asked."""
 
-    def __init__(self, measure, asked, rate=None, text=True, line=(), reno=False):
+    def __init__(self, measure, asked, rate=None, text=True, line=(), reno=False, terms=()):
         self.measure, self.asked, self.rate, self.text = measure, asked, rate, text
-        self.line, self.reno = line, reno
+        self.line, self.reno, self.terms = line, reno, terms
 
 
 class Line(Namespaces):
@@ -237,7 +237,9 @@ CASES = {
         rate=2000,
     ),
     "far": Case(while_written, [at_least("writes/s", 1950), within("pause ms", 140)], rate=2000, line=FAR),
-    "busy": Case(while_written, []),
+    "busy": Case(
+        while_written, [within("in step s", 85), within("pause, as it says, ms", 20)], terms=("--deadline", "85s")
+    ),
     # A second of what the line carries.
     "killed": Case(while_killed, [within("sent again MiB", 24)], text=False, line=FAR),
     "lossy": Case(while_lost, [at_least("Mbit/s", 150)], text=False, line=(*FAR, "--loss", "0.1"), reno=True),
@@ -251,12 +253,28 @@ class Ours(Diskferry):
         return self.status()["copied"]
 
 
+class Fast(Ours):
+    """The same, with a fast switchover that a directory of this machine decides: the arbiter is as near as can be."""
+
+    def prepare(self, raw):
+        arbiter = f"file:{self.folder}/third"
+        self.folder.joinpath("third").mkdir()
+        self.run("arbiter", "new", arbiter)
+        self.receives = ("--arbiter", arbiter)
+        self.terms = ("--switchover", "fast", "--arbiter", arbiter)
+        super().prepare(raw)
+
+
+FAST = "diskferry, fast"
+
+
 def subjects(words):
     """Who is measured: by name, how to make it."""
     made = {}
     for number, program in enumerate([words.diskferry, *words.against]):
         name = "diskferry" if number == 0 else f"diskferry, {program}"
         made[name] = lambda sites, folder, program=program: Ours(program, sites, folder)
+    made[FAST] = lambda sites, folder: Fast(words.diskferry, sites, folder)
     for mode in words.qemu:
         made[f"QEMU, {mode}"] = lambda sites, folder, mode=mode: Qemu(mode, sites, folder)
     return made
@@ -286,6 +304,8 @@ def measured(name, words, place):
     with tempfile.TemporaryDirectory(dir=place) as folder:
         subject = words.make[name](line, Path(folder))
         subject.name = name
+        if type(subject) is Ours and "--deadline" in subject.run("mirror", "start", "--help"):
+            subject.terms = CASES[words.case].terms
         try:
             subject.prepare(words.raw)
             return CASES[words.case].measure(CASES[words.case], subject, line, words)
@@ -329,9 +349,11 @@ def main():
         for words.case in words.only or CASES:
             words.raw = Path(place) / "raw"
             image(words.raw, words.size * MIB, CASES[words.case].text)
-            samples = everything[words.case] = {name: [] for name in words.make}
+            # How it switches over shows where the line is far.
+            names = [name for name in words.make if name != FAST or words.case == "far"]
+            samples = everything[words.case] = {name: [] for name in names}
             for turn in range(words.rounds):
-                for name in words.make:
+                for name in names:
                     print(f"wan: {words.case}, round {turn + 1} of {words.rounds}, {name}", flush=True)
                     samples[name].append(measured(name, words, place))
                     print(f"wan: {json.dumps(samples[name][-1])}", flush=True)

@@ -387,12 +387,12 @@ impl Source {
         let result = match message {
             Message::Beat => Ok(()),
             Message::Welcome(standing) => self.on_welcome(now, conn, &standing),
-            Message::Begun { window } => self.on_begun(now, window),
+            Message::Begun { window, address } => self.on_begun(now, window, address),
             Message::ChunksDone(ids) => self.on_chunks_done(now, &ids),
             Message::Differs { id, blocks } => self.on_differs(now, id, blocks),
             Message::Durable { marker, chunks } => self.on_durable(now, marker, chunks),
-            Message::Ready { attempt, address } => {
-                self.on_ready(now, attempt, address);
+            Message::Ready { attempt } => {
+                self.on_ready(now, attempt);
                 Ok(())
             }
             Message::NotReady { attempt, text } => {

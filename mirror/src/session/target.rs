@@ -414,8 +414,7 @@ impl Target {
             now,
         );
         if let Some(attempt) = self.markers.take_ready() {
-            let address = self.config.address.clone().unwrap_or_default();
-            self.send(now, Message::Ready { attempt, address });
+            self.send(now, Message::Ready { attempt });
         }
         self.pump_setup(now);
         self.pump_claim(now);

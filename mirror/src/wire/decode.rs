@@ -221,6 +221,7 @@ fn short(r: &mut Reader, kind: u8) -> Result<Message, DecodeError> {
     Ok(match kind {
         kind::BEGUN => Message::Begun {
             window: r.nonzero("window")?,
+            address: r.text("address", MAX_TEXT)?,
         },
         kind::DURABLE => Message::Durable {
             marker: r.u64("marker")?,
@@ -240,7 +241,6 @@ fn short(r: &mut Reader, kind: u8) -> Result<Message, DecodeError> {
         },
         kind::READY => Message::Ready {
             attempt: r.nonzero("attempt")?,
-            address: r.text("address", MAX_TEXT)?,
         },
         kind::COMMIT_REQUEST => Message::CommitRequest {
             attempt: r.nonzero("attempt")?,

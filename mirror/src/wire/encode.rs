@@ -110,8 +110,9 @@ fn put_message(out: &mut BytesMut, message: &Message) -> (u8, Bytes) {
 /// The messages of a number or two.
 fn put_short(out: &mut BytesMut, message: &Message) -> u8 {
     match message {
-        Message::Begun { window } => {
+        Message::Begun { window, address } => {
             out.put_u64_le(*window);
+            put_text(out, address);
             kind::BEGUN
         }
         Message::Durable { marker, chunks } => {
@@ -134,11 +135,7 @@ fn put_short(out: &mut BytesMut, message: &Message) -> u8 {
             put_text(out, text);
             kind::NOT_READY
         }
-        Message::Ready { attempt, address } => {
-            out.put_u64_le(*attempt);
-            put_text(out, address);
-            kind::READY
-        }
+        Message::Ready { attempt } => put_attempt(out, *attempt, kind::READY),
         Message::CommitRequest { attempt } => put_attempt(out, *attempt, kind::COMMIT_REQUEST),
         Message::Grant { attempt, epoch } => {
             out.put_u64_le(*attempt);

@@ -251,6 +251,8 @@ pub enum Message {
     Begun {
         /// The most bytes of records, and the most bytes of chunks, the source may have on the way.
         window: u64,
+        /// Where clients will find the disk, if that is known; empty if not. Until then they are kept waiting there.
+        address: String,
     },
     /// Either: I live.
     Beat,
@@ -289,8 +291,6 @@ pub enum Message {
     Ready {
         /// Which attempt.
         attempt: u64,
-        /// Where clients will find the disk, if that is known; until then they are kept waiting there.
-        address: String,
     },
     /// Target: I cannot, now.
     NotReady {

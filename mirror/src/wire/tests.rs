@@ -137,7 +137,7 @@ fn greeting() -> impl Strategy<Value = Message> {
                 })
             }
         ),
-        number.clone().prop_map(|window| Message::Begun { window }),
+        (number.clone(), text).prop_map(|(window, address)| Message::Begun { window, address }),
         Just(Message::Beat),
         Just(Message::Taken),
         proptest::collection::vec(any::<u8>(), 0..2000)
@@ -190,7 +190,9 @@ fn switching() -> impl Strategy<Value = Message> {
         (number.clone(), arbiter())
             .prop_map(|(attempt, arbiter)| Message::Prepare { attempt, arbiter }),
         (number.clone(), text).prop_map(|(attempt, text)| Message::NotReady { attempt, text }),
-        (number.clone(), text).prop_map(|(attempt, address)| Message::Ready { attempt, address }),
+        number
+            .clone()
+            .prop_map(|attempt| Message::Ready { attempt }),
         number
             .clone()
             .prop_map(|attempt| Message::CommitRequest { attempt }),

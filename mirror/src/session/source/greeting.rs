@@ -97,11 +97,12 @@ impl Source {
         self.lose_link(now);
     }
 
-    pub(super) fn on_begun(&mut self, now: Micros, window: u64) -> Result<()> {
+    pub(super) fn on_begun(&mut self, now: Micros, window: u64, address: String) -> Result<()> {
         if !matches!(self.link.control(), Control::Beginning(_)) {
             return Err(Error::misbehaved("the target began twice"));
         }
         self.link.begun();
+        self.local.offering.address = Some(address).filter(|address| !address.is_empty());
         self.end.begun = true;
         self.config.limits.window = self.config.limits.window.min(window);
         self.stream.restart(self.config.limits.window);

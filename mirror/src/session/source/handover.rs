@@ -82,6 +82,7 @@ impl Source {
             self.local.final_sent = false;
             self.send_prepare(now);
             self.reach(attempt);
+            self.expect();
             // From here on it counts as held: a target that does not answer is given up on too.
             self.local.held_since = Some(now);
         }

@@ -19,7 +19,7 @@ pub(super) struct Offering {
     ready: u64,
     reached: u64,
     /// Where the target will serve the disk, as it says.
-    address: Option<String>,
+    pub(super) address: Option<String>,
     /// It is being asked.
     asked: bool,
     /// The attempt under way ends for the link, not because it took too long: what the user wants still holds.
@@ -61,10 +61,9 @@ impl Source {
         }
     }
 
-    pub(super) fn on_ready(&mut self, now: Micros, attempt: u64, address: String) {
+    pub(super) fn on_ready(&mut self, now: Micros, attempt: u64) {
         if attempt == self.switch.attempt() {
             self.local.offering.ready = attempt;
-            self.local.offering.address = Some(address).filter(|address| !address.is_empty());
             self.hold_if_ready(now);
         }
     }
@@ -89,17 +88,21 @@ impl Source {
         let reached = self.switch.arbiter().is_none() || offering.reached == attempt;
         if reached && offering.ready == attempt && self.switch.ready(attempt) {
             self.local.held_since = Some(now);
-            if let Some(address) = self.local.offering.address.clone() {
-                self.actions.push_back(SourceAction::Expect(address));
-            }
             self.actions.push_back(SourceAction::Hold(attempt));
+        }
+    }
+
+    /// Requests will go there if the attempt goes well: by the time they do the connection is there.
+    pub(super) fn expect(&mut self) {
+        if let Some(address) = self.local.offering.address.clone() {
+            self.actions.push_back(SourceAction::Expect(address));
         }
     }
 
     /// The disk is handed over for good: requests need not wait here for the target to say that it runs.
     pub(super) fn forward_ahead(&mut self) {
         let alone = self.config.part == Part::Alone;
-        if let Some(address) = self.local.offering.address.take().filter(|_| alone) {
+        if let Some(address) = self.local.offering.address.clone().filter(|_| alone) {
             self.actions.push_back(SourceAction::ForwardAhead(address));
         }
     }

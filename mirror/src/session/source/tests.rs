@@ -64,7 +64,13 @@ fn synced() -> (Source, Arc<Tracker>) {
             })
         )]
     ));
-    let set = say(&mut source, Message::Begun { window: 1 << 20 });
+    let set = say(
+        &mut source,
+        Message::Begun {
+            window: 1 << 20,
+            address: String::new(),
+        },
+    );
     assert!(set.iter().any(|a| matches!(a, SourceAction::AttachTap)));
     let asked = tell(&mut source, SourceEvent::Attached(Ok(())));
     let Some(op) = asked.iter().find_map(|a| match a {
@@ -98,13 +104,7 @@ fn marking() -> Source {
             .iter()
             .any(|a| matches!(a, SourceAction::Send(_, Message::Prepare { .. })))
     );
-    let hold = say(
-        &mut source,
-        Message::Ready {
-            attempt: 1,
-            address: String::new(),
-        },
-    );
+    let hold = say(&mut source, Message::Ready { attempt: 1 });
     assert!(matches!(hold[..], [SourceAction::Hold(1)]));
     let last = tell(&mut source, SourceEvent::Held(1));
     assert!(
@@ -127,7 +127,10 @@ fn a_target_that_acknowledges_what_was_never_sent_ends_the_session_and_nothing_e
             marker: 99,
             chunks: 0,
         },
-        Message::Begun { window: 1 },
+        Message::Begun {
+            window: 1,
+            address: String::new(),
+        },
         Message::Welcome(Standing::Empty),
         Message::Prepare {
             attempt: 1,
@@ -153,10 +156,7 @@ fn a_target_that_acknowledges_what_was_never_sent_ends_the_session_and_nothing_e
 fn early_words_of_the_switchover_change_nothing() {
     let (mut source, _) = synced();
     for early in [
-        Message::Ready {
-            attempt: 1,
-            address: String::new(),
-        },
+        Message::Ready { attempt: 1 },
         Message::CommitRequest { attempt: 1 },
         Message::Running {
             epoch: 2,

@@ -293,6 +293,7 @@ impl Target {
                 now,
                 Message::Begun {
                     window: self.config.window,
+                    address: self.config.address.clone().unwrap_or_default(),
                 },
             );
         }

@@ -242,7 +242,13 @@ fn messages_out_of_place_end_the_session() {
                 chunks: 0,
             },
         ),
-        (CONTROL, Message::Begun { window: 1 }),
+        (
+            CONTROL,
+            Message::Begun {
+                window: 1,
+                address: String::new(),
+            },
+        ),
     ] {
         let mut target = streaming();
         let actions = say(&mut target, conn, message.clone());

@@ -76,7 +76,10 @@ impl Lone {
         let mut lone = Self::new();
         lone.tell(SourceEvent::Tick);
         lone.greet(Standing::Empty);
-        lone.say(Message::Begun { window: 1 << 20 });
+        lone.say(Message::Begun {
+            window: 1 << 20,
+            address: String::new(),
+        });
         let asked = lone.tell(SourceEvent::Attached(Ok(())));
         let op = asked.iter().find_map(|action| match action {
             SourceAction::Status(op, ..) => Some(*op),
@@ -105,10 +108,7 @@ impl Lone {
         let mut lone = Self::synced();
         lone.cut_over();
         lone.tell(SourceEvent::Reached(1, Ok(())));
-        lone.say(Message::Ready {
-            attempt: 1,
-            address: String::new(),
-        });
+        lone.say(Message::Ready { attempt: 1 });
         lone.tell(SourceEvent::Held(1));
         lone.tell(SourceEvent::Parked(Ok(())));
         let last = lone.tell(SourceEvent::Persisted(Ok(())));
@@ -220,14 +220,8 @@ fn what_was_answered_to_an_earlier_attempt_changes_nothing() {
     assert_eq!(lone.source.phase(), Phase::Owner);
     lone.cut_over();
     assert_eq!(lone.source.phase(), Phase::Preparing);
-    lone.say(Message::Ready {
-        attempt: 2,
-        address: String::new(),
-    });
-    lone.say(Message::Ready {
-        attempt: 1,
-        address: String::new(),
-    });
+    lone.say(Message::Ready { attempt: 2 });
+    lone.say(Message::Ready { attempt: 1 });
     lone.tell(SourceEvent::Reached(1, Ok(())));
     assert_eq!(lone.source.phase(), Phase::Preparing);
     let hold = lone.tell(SourceEvent::Reached(2, Ok(())));
@@ -250,10 +244,7 @@ fn an_arbiter_that_is_away_costs_the_mirror_nothing() {
     // What was said before a link was lost says nothing of the next one.
     let mut lone = Lone::synced();
     lone.cut_over();
-    lone.say(Message::Ready {
-        attempt: 1,
-        address: String::new(),
-    });
+    lone.say(Message::Ready { attempt: 1 });
     lone.tell(SourceEvent::Closed(lone.conn, "lost".into()));
     let reached = lone.tell(SourceEvent::Reached(1, Ok(())));
     assert!(
