@@ -118,6 +118,16 @@ impl Failure {
         self.hint = Some(hint.into());
         self
     }
+
+    /// The same failure, with one thing more to do about it.
+    pub(crate) fn and_hint(self, hint: impl Into<String>) -> Self {
+        let hint = hint.into();
+        let both = match &self.hint {
+            Some(first) => format!("{first}; {hint}"),
+            None => hint,
+        };
+        self.hint(both)
+    }
 }
 
 impl From<vdisk::Error> for Failure {

@@ -379,17 +379,10 @@ fn going_on(failure: Failure, done: u64) -> Failure {
     if done == 0 {
         return failure;
     }
-    let kept = format!(
+    failure.and_hint(format!(
         "{} of the disk are kept: the same command goes on; --restart starts over",
         size::show(done)
-    );
-    Failure {
-        hint: Some(match failure.hint {
-            Some(hint) => format!("{hint}; {kept}"),
-            None => kept,
-        }),
-        ..failure
-    }
+    ))
 }
 
 /// Lets the host forget what it holds in memory of a file, so that reading it shows what the medium has.

@@ -7,8 +7,7 @@ use testlink::{Shape, inside};
 use super::faults::seed;
 use super::ledger::{Ledger, Promise};
 use super::load::{Area, Load, verify};
-use super::site::Sites;
-use super::wan::{Line, TARGET};
+use super::wan::Line;
 use crate::run::program;
 
 const MIB: u64 = 1 << 20;
@@ -22,12 +21,7 @@ fn a_client_that_the_line_cannot_follow_is_slowed_down_until_its_disk_has_moved(
     }
     let seed = seed();
     let line = Line::with(seed, Shape::new(30_000_000, Duration::from_millis(1)));
-    let mut sites = Sites::new("a.vhdx", &["1G", "--block-size", "1M"]);
-    TARGET.clone_into(&mut sites.host);
-    sites.port = 9000;
-    sites.serves = format!("tcp:{TARGET}:10809");
-    line.at_source(|| sites.serve());
-    line.at_target(|| sites.receive());
+    let mut sites = line.sites();
     let area = Area {
         seed,
         disk: 1024 * MIB,

@@ -14,7 +14,7 @@ use crate::run::program;
 
 const MIB: u64 = 1 << 20;
 const SOURCE: &str = "10.77.3.1";
-pub(crate) const TARGET: &str = "10.77.3.2";
+const TARGET: &str = "10.77.3.2";
 /// What there is to copy, between the places where the client writes: some seconds of the line.
 const OLD: std::ops::Range<u64> = 100..132;
 
@@ -45,6 +45,17 @@ impl Line {
         let link = Link::join(ends, ("link0", 1500), (shape, seed));
         let link = link.expect("a link");
         Self { link, near, far }
+    }
+
+    /// A disk that is served at one end, and a site that waits for it at the other.
+    pub(crate) fn sites(&self) -> Sites {
+        let mut sites = Sites::new("a.vhdx", &["1G", "--block-size", "1M"]);
+        TARGET.clone_into(&mut sites.host);
+        sites.port = 9000;
+        sites.serves = format!("tcp:{TARGET}:10809");
+        self.at_source(|| sites.serve());
+        self.at_target(|| sites.receive());
+        sites
     }
 
     /// An outage of a fifth of a second to over two.
@@ -97,12 +108,7 @@ fn nothing_acknowledged_is_lost_over_a_long_line_that_breaks_while_the_target_is
     let seed = seed();
     let mut random = Random::new(seed);
     let line = Line::new(seed);
-    let mut sites = Sites::new("a.vhdx", &["1G", "--block-size", "1M"]);
-    TARGET.clone_into(&mut sites.host);
-    sites.port = 9000;
-    sites.serves = format!("tcp:{TARGET}:10809");
-    line.at_source(|| sites.serve());
-    line.at_target(|| sites.receive());
+    let mut sites = line.sites();
     write_old(&sites.at_source(), seed);
     let area = Area {
         seed,

@@ -156,17 +156,10 @@ fn going_on(failure: Failure, done: u64) -> Failure {
     if done == 0 {
         return failure;
     }
-    let kept = format!(
+    failure.and_hint(format!(
         "{} of the disk are kept: the same command goes on, and needs no volume before that",
         size::show(done)
-    );
-    Failure {
-        hint: Some(match failure.hint {
-            Some(hint) => format!("{hint}; {kept}"),
-            None => kept,
-        }),
-        ..failure
-    }
+    ))
 }
 
 /// Closes a new disk. One into which nothing was written gets its version by being marked and unmarked.

@@ -14,16 +14,20 @@ use crate::wire::{Begin, DiskDescription, DiskFormat, Standing, Start};
 
 const SIZE: u64 = 1 << 20;
 
-fn source() -> (Source, Arc<Tracker>) {
-    let description = DiskDescription {
+/// The disk of these tests.
+pub(super) fn description() -> DiskDescription {
+    DiskDescription {
         name: "disk".into(),
         size: SIZE,
         block_size: 1 << 20,
         logical_sector: 512,
         physical_sector: 4096,
         format: DiskFormat::Vhdx,
-    };
-    let config = SourceConfig::new(Uuid::from_u128(5), "b".into(), description);
+    }
+}
+
+fn source() -> (Source, Arc<Tracker>) {
+    let config = SourceConfig::new(Uuid::from_u128(5), "b".into(), description());
     let tracker = Arc::new(Tracker::new(SIZE, 1 << 20));
     let record = Ownership::first(Uuid::from_u128(1));
     (

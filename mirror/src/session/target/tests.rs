@@ -13,7 +13,8 @@ const CONTROL: ConnId = ConnId(1);
 const BULK: ConnId = ConnId(2);
 const SESSION: Uuid = Uuid::from_u128(5);
 
-fn hello() -> Hello {
+/// From the source of these tests.
+pub(super) fn hello() -> Hello {
     Hello {
         session: SESSION,
         disk: Uuid::from_u128(1),

@@ -8,9 +8,10 @@ use vdisk::engine::Extent;
 use super::*;
 use crate::clock::Micros;
 use crate::record::{Ownership, State};
+use crate::session::source::tests::description;
 use crate::session::{Command, ConnId, SourceEvent, Stage};
 use crate::tracker::Tracker;
-use crate::wire::{DiskDescription, DiskFormat, Message};
+use crate::wire::Message;
 
 const SIZE: u64 = 1 << 20;
 
@@ -23,15 +24,7 @@ struct Lone {
 
 impl Lone {
     fn new() -> Self {
-        let description = DiskDescription {
-            name: "disk".into(),
-            size: SIZE,
-            block_size: 1 << 20,
-            logical_sector: 512,
-            physical_sector: 4096,
-            format: DiskFormat::Vhdx,
-        };
-        let mut config = SourceConfig::new(Uuid::from_u128(5), "b".into(), description);
+        let mut config = SourceConfig::new(Uuid::from_u128(5), "b".into(), description());
         config.handover.how = Switchover::Fast;
         config.handover.arbiter = Some(ArbiterName {
             id: Uuid::from_u128(6),

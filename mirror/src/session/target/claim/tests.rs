@@ -5,22 +5,13 @@ use crate::record::Ownership;
 use crate::session::ConnId;
 use crate::session::TargetConfig;
 use crate::session::target::TargetEvent;
-use crate::wire::{Begin, DiskDescription, DiskFormat, Hello, Standing, Start};
+use crate::wire::{Begin, Hello, Standing, Start};
 
 fn hello(session: u128, epoch: u64) -> Hello {
     Hello {
         session: Uuid::from_u128(session),
-        disk: Uuid::from_u128(1),
         epoch,
-        incarnation: 1,
-        description: DiskDescription {
-            name: "disk".into(),
-            size: 1 << 20,
-            block_size: 1 << 20,
-            logical_sector: 512,
-            physical_sector: 4096,
-            format: DiskFormat::Vhdx,
-        },
+        ..super::super::tests::hello()
     }
 }
 
