@@ -29,6 +29,7 @@ pub(crate) use self::metadata::{ItemName, SetItem, Source, only_images};
 use crate::args::{BenchArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs, ServeArgs};
 use crate::failure::{Failure, Result};
 use crate::load::ledger::Area;
+use crate::site::taking::Taking;
 use crate::size;
 
 pub(crate) use self::new_size::NewSize;
@@ -123,6 +124,7 @@ pub(crate) struct Receive {
     pub(crate) advertise: Option<Endpoint>,
     /// 0: one for each processor.
     pub(crate) workers: usize,
+    pub(crate) taking: Taking,
 }
 
 /// What `load run` means.
@@ -288,8 +290,19 @@ impl Receive {
             serve,
             advertise,
             workers: args.workers.unwrap_or(0),
+            taking: taking(args)?,
         })
     }
+}
+
+/// What a site was told to take.
+fn taking(args: &ReceiveArgs) -> Result<Taking> {
+    let size = |what, text: &Option<String>| text.as_deref().map(|text| bytes(what, text));
+    Ok(Taking {
+        expected: args.expect.clone(),
+        largest: size("the largest disk", &args.max_disk).transpose()?,
+        quota: size("the quota", &args.quota).transpose()?,
+    })
 }
 
 /// The library's name of a format.

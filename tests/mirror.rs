@@ -6,6 +6,7 @@
 mod run;
 
 mod mirror {
+    mod admission;
     mod arbiter;
     mod deadline;
     mod faults;

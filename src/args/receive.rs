@@ -10,12 +10,16 @@ use super::pair::IdentityArgs;
 #[command(after_help = "Examples:
   diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809
   diskferry receive --listen tcp:127.0.0.1:9000 --into . --serve unix:/run/disks.sock
+  diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809 --expect db.vhdx --quota 500G
   diskferry receive --seed /srv/disks/disk.vhdx                      it came on a drive: take it for an older copy
   diskferry receive --promote-at-last-epoch /srv/disks/disk.vhdx     the source is lost for good
 
 Disks arrive in the folder under the names of their files, refused by every program until they are
 complete. From the moment a disk belongs to this host it is served. The address to serve at is also
 the one to which the source sends its clients' requests; if they must use another, --advertise it.
+
+--expect, --max-disk and --quota say what is taken; a move that has begun may end, whatever they say after a restart. A move that
+would need more than the quota ends with an error, and its source stays the owner.
 
 A copy that came another way saves most of the transfer: --seed marks it as one, once, and the move that comes
 for a disk of that name compares all of it with the source's and brings only what is different. How old or how
@@ -49,6 +53,15 @@ pub(crate) struct ReceiveArgs {
         conflicts_with_all = ["listen", "into", "serve"]
     )]
     pub(crate) promote: Option<PathBuf>,
+    /// Take only disks of that name, as in db.vhdx; may be given several times [default: any]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["seed", "promote"])]
+    pub(crate) expect: Vec<String>,
+    /// Take no disk that is larger, as in 2T
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["seed", "promote"])]
+    pub(crate) max_disk: Option<String>,
+    /// Let the files in the folder take at most so many bytes, as in 500G
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["seed", "promote"])]
+    pub(crate) quota: Option<String>,
     #[arg(
         long,
         value_name = "ARBITER",

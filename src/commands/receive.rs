@@ -60,7 +60,9 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
         // One that is away now may be there when it is needed.
         mirror::net::arbiter::at(arbiter).map_err(|e| Failure::usage(e.to_string()))?;
     }
-    let folder = Folder::new(&plan.into, &server, reachable).decided_by(args.arbiter.clone());
+    let folder = Folder::new(&plan.into, &server, reachable)
+        .decided_by(args.arbiter.clone())
+        .taking(plan.taking.clone());
     let folder = Arc::new(folder);
     let target = TargetDriver::start(&plan.listen, folder.clone())
         .map_err(|e| Failure::new(crate::failure::Exit::Failed, e.to_string()))?;

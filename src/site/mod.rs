@@ -18,6 +18,7 @@ mod offered;
 pub(crate) mod port;
 mod snapshot;
 pub(crate) mod source;
+pub(crate) mod taking;
 pub(crate) mod target;
 
 /// Where disks of this process are reached by NBD clients elsewhere.

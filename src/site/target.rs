@@ -9,6 +9,7 @@ use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::Server;
 use mirror::files::sidecar_path;
 use mirror::net::{DiskPort, TargetHost};
+use mirror::session::Admission;
 use mirror::wire::{DiskDescription, DiskFormat};
 use vdisk::chain::ParentSearch;
 use vdisk::create::CreateOptions;
@@ -19,6 +20,7 @@ use vdisk::storage::{FileStorage, Storage as _};
 use super::Reachable;
 use super::disk::{Opened, open};
 use super::port::ExportPort;
+use super::taking::{Quota, Taking};
 use crate::commands::image;
 use crate::failure::{Exit, Failure};
 
@@ -31,6 +33,8 @@ pub(crate) struct Folder {
     listed: bool,
     /// Who decides about disks that are offered.
     arbiter: Option<String>,
+    taking: Taking,
+    quota: Quota,
     disks: Mutex<BTreeMap<String, Received>>,
 }
 
@@ -49,6 +53,8 @@ impl Folder {
             reachable,
             listed: true,
             arbiter: None,
+            taking: Taking::default(),
+            quota: Quota::default(),
             disks: Mutex::default(),
         }
     }
@@ -63,6 +69,13 @@ impl Folder {
     /// The same, for disks that may be offered, about which that arbiter decides.
     pub(crate) fn decided_by(mut self, arbiter: Option<String>) -> Self {
         self.arbiter = arbiter;
+        self
+    }
+
+    /// The same, for a site that does not take everything.
+    pub(crate) fn taking(mut self, taking: Taking) -> Self {
+        self.quota = Quota::new(taking.quota);
+        self.taking = taking;
         self
     }
 
@@ -195,6 +208,14 @@ fn create_image(path: &Path, description: &DiskDescription) -> io::Result<()> {
 impl TargetHost for Folder {
     fn arbiter(&self) -> Option<String> {
         self.arbiter.clone()
+    }
+
+    fn admission(&self, name: &str) -> Admission {
+        self.taking.admission(name)
+    }
+
+    fn make_room(&self, bytes: u64) -> io::Result<()> {
+        self.quota.make_room(&self.root, bytes)
     }
 
     fn disks(&self) -> io::Result<Vec<String>> {

@@ -27,6 +27,8 @@ pub(crate) struct Sites {
     pub(crate) port: u16,
     /// What it is told of who decides.
     pub(crate) arbiter: Option<String>,
+    /// What else it is told.
+    pub(crate) taking: Vec<&'static str>,
     /// Where it serves the disk, as `--serve` has it.
     pub(crate) serves: String,
 }
@@ -44,6 +46,7 @@ impl Sites {
             host: "127.0.0.1".to_owned(),
             port: 0,
             arbiter: None,
+            taking: Vec::new(),
             serves: "unix:t".to_owned(),
         };
         sites.run(&[&["create", disk], words].concat()).ends(0);
@@ -86,6 +89,7 @@ impl Sites {
             &self.serves,
         ];
         words.extend(self.plainly());
+        words.extend(&self.taking);
         if let Some(arbiter) = &self.arbiter {
             words.extend(["--arbiter", arbiter]);
         }

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use vdisk::engine::{Extent, Mark};
 use vdisk::tap::WriteTap;
 
+use crate::session::Admission;
 use crate::wire::DiskDescription;
 
 /// Told how something ended.
@@ -107,6 +108,17 @@ pub trait TargetHost: Send + Sync + 'static {
     /// Whether it would take the machine that a source offers; if not, why. Nothing has begun yet.
     fn offered(&self, _offer: &[u8]) -> Result<(), String> {
         Err("only disks are received here, no machine".to_owned())
+    }
+
+    /// Whether a session may begin with the disk of that name.
+    fn admission(&self, _name: &str) -> Admission {
+        Admission::default()
+    }
+
+    /// So many bytes of a disk are about to be written down here. Fails with [`io::ErrorKind::StorageFull`] if there is no
+    /// room for them, which ends the disk's session. Called on a thread that others wait for.
+    fn make_room(&self, _bytes: u64) -> io::Result<()> {
+        Ok(())
     }
 
     /// Where to find the [arbiter](super::arbiter::at) that decides about disks which are offered to this host.

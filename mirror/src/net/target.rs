@@ -289,6 +289,7 @@ impl Router {
         let config = TargetConfig {
             address: self.host.address(name),
             arbiter: self.host.arbiter(),
+            admission: self.host.admission(name),
             ..TargetConfig::default()
         };
         let machine = crate::session::Target::new(config, record, exists);

@@ -48,7 +48,7 @@ pub use progress::{Progress, Stage};
 pub use source::{
     Command, Handover, Keep, Replica, Source, SourceAction, SourceConfig, SourceEvent, Terms,
 };
-pub use target::{Target, TargetAction, TargetConfig, TargetEvent};
+pub use target::{Admission, Target, TargetAction, TargetConfig, TargetEvent};
 
 /// A connection, named by who opened it (source) or accepted it (target's driver). Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

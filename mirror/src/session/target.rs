@@ -29,7 +29,7 @@ use self::compare::Journaled;
 use self::markers::Markers;
 use self::setup::Setup;
 use self::takeover::Takeover;
-pub use self::words::{TargetAction, TargetConfig, TargetEvent};
+pub use self::words::{Admission, TargetAction, TargetConfig, TargetEvent};
 use super::link::BEAT_EVERY;
 use super::{ConnId, OpId};
 use crate::clock::Micros;

@@ -544,6 +544,7 @@ impl World {
                 address: Some("b".into()),
                 arbiter: Some(AT.into()),
                 sabotage: self.plan.sabotage,
+                ..TargetConfig::default()
             };
             let target = Target::new(config, record, self.hosts[host].image);
             self.hosts[host].machine = Machine::Target(Box::new(target));

@@ -180,6 +180,11 @@ impl DiskTask {
         }
         if let Some(entry) = disks.get_mut(&self.name) {
             entry.task = None;
+            // Nothing came of it: whoever makes names up does not fill this host's memory.
+            let nothing = self.machine.record().is_none() && entry.status().trouble.is_none();
+            if nothing {
+                disks.remove(&self.name);
+            }
         }
         true
     }
@@ -307,7 +312,11 @@ impl DiskTask {
             TargetAction::Read(op, offset, len) => self.read(op, offset, len),
             TargetAction::Write(op, offset, data) => {
                 self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
-                self.with_port(op, |port, done| port.write(offset, data, done));
+                let room = self.router.host.make_room(data.len() as u64);
+                self.with_port(op, |port, done| match room {
+                    Ok(()) => port.write(offset, data, done),
+                    Err(e) => done(Err(e)),
+                });
             }
             TargetAction::Zero(op, offset, len) => {
                 self.with_port(op, |port, done| port.zero(offset, len, done));
@@ -322,9 +331,15 @@ impl DiskTask {
             }
             TargetAction::Journal(op, offset, content) => {
                 self.written.fetch_add(content.held(), Ordering::Relaxed);
+                let room = self.router.host.make_room(content.held());
                 let done = self.tell(move |result| TargetEvent::Disk(op, result));
-                let entry = form::Entry::Change { offset, content };
-                self.journal.ask(Ask::Append(entry, done));
+                match room {
+                    Ok(()) => {
+                        let entry = form::Entry::Change { offset, content };
+                        self.journal.ask(Ask::Append(entry, done));
+                    }
+                    Err(e) => done(Err(e)),
+                }
             }
             TargetAction::Mark { op, seq, sealed } => {
                 let done = self.tell(move |result| TargetEvent::Disk(op, result));

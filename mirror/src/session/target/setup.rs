@@ -97,6 +97,10 @@ impl Target {
         match self.switch.standing(&hello) {
             Err((refusal, text)) => self.refuse(conn, refusal, text),
             Ok(standing) => {
+                let begins = matches!(standing, Standing::Empty | Standing::Stale);
+                if begins && let Some(text) = self.config.admission.refuses(&hello.description) {
+                    return self.refuse(conn, Refusal::CannotCreate, text);
+                }
                 self.drop_lanes();
                 self.lanes.control = Some((conn, hello));
                 self.lanes.heard = now;

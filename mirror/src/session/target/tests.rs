@@ -130,6 +130,63 @@ fn fails(actions: &[TargetAction]) -> bool {
 }
 
 #[test]
+fn a_disk_that_the_site_does_not_take_is_refused_before_anything_is_written_down() {
+    let refused = |admission: Admission, why: &str| {
+        let config = TargetConfig {
+            admission,
+            ..TargetConfig::default()
+        };
+        let mut target = Target::new(config, None, false);
+        let said = say(&mut target, CONTROL, Message::Hello(hello()));
+        let [
+            TargetAction::Send(_, Message::Refused { text, .. }),
+            TargetAction::Close(_),
+        ] = &said[..]
+        else {
+            panic!("{said:?}");
+        };
+        assert!(text.contains(why), "{text}");
+    };
+    let unexpected = Admission {
+        unexpected: true,
+        ..Admission::default()
+    };
+    refused(unexpected, "--expect");
+    let small = Admission {
+        largest: Some(SIZE - 1),
+        ..Admission::default()
+    };
+    refused(small, "--max-disk");
+}
+
+#[test]
+fn a_session_that_has_begun_goes_on_whatever_the_site_takes_now() {
+    let record = Ownership {
+        disk: hello().disk,
+        state: State::Receiving {
+            session: SESSION,
+            epoch: 1,
+        },
+    };
+    let config = TargetConfig {
+        admission: Admission {
+            unexpected: true,
+            largest: Some(0),
+        },
+        ..TargetConfig::default()
+    };
+    let mut target = Target::new(config, Some(record), true);
+    let said = say(&mut target, CONTROL, Message::Hello(hello()));
+    assert!(
+        matches!(
+            said[..],
+            [TargetAction::Send(_, Message::Welcome(Standing::Receiving))]
+        ),
+        "{said:?}"
+    );
+}
+
+#[test]
 fn damage_on_the_way_ends_the_session_loudly() {
     let mut target = streaming();
     let data = Bytes::from(vec![1; 4096]);

@@ -17,6 +17,8 @@ pub struct TargetConfig {
     pub address: Option<String>,
     /// Where to find the arbiter that may be asked for a disk that is offered, if there is one.
     pub arbiter: Option<String>,
+    /// Whether a session may begin here at all.
+    pub admission: Admission,
     /// The rule that a test breaks.
     #[cfg(test)]
     pub(crate) sabotage: Option<crate::session::Sabotage>,
@@ -28,9 +30,36 @@ impl Default for TargetConfig {
             window: 64 << 20,
             address: None,
             arbiter: None,
+            admission: Admission::default(),
             #[cfg(test)]
             sabotage: None,
         }
+    }
+}
+
+/// What a site takes under a disk's name. It is asked when a session begins with the disk; one that has begun is let go on, whatever
+/// the site takes now: what is half-way has to come to an end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// The site was told which disks to expect, and this is none of them.
+    pub unexpected: bool,
+    /// The largest disk, in bytes.
+    pub largest: Option<u64>,
+}
+
+impl Admission {
+    /// Why that disk is not taken, if it is not.
+    #[must_use]
+    pub fn refuses(&self, disk: &DiskDescription) -> Option<String> {
+        if self.unexpected {
+            let what = "this site expects other disks, none of that name: its `diskferry receive` is told by --expect";
+            return Some(what.to_owned());
+        }
+        let largest = self.largest.filter(|largest| disk.size > *largest)?;
+        Some(format!(
+            "the disk has {} bytes, this site takes disks of at most {largest}: its `diskferry receive` is told by --max-disk",
+            disk.size
+        ))
     }
 }
 
