@@ -23,7 +23,7 @@ use vdisk::disk::ImageFormat;
 pub(crate) use self::chain::{Commit, Flatten, Rebase, Snapshot, search};
 pub(crate) use self::convert::{Compare, Convert, Input, SourceName, TargetName};
 pub(crate) use self::create::{Content, Create, Preallocation};
-pub(crate) use self::limit::{limits, rate};
+pub(crate) use self::limit::{limits, rates};
 pub(crate) use self::machine::{Machine, disk_format, format_name, is_disk, mac_of};
 pub(crate) use self::metadata::{ItemName, SetItem, Source, only_images};
 use crate::args::{BenchArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs, ServeArgs};

@@ -27,6 +27,7 @@ pub mod session;
 #[cfg(test)]
 mod sim;
 pub mod switchover;
+pub mod timetable;
 pub mod tracker;
 pub mod wire;
 

@@ -20,8 +20,6 @@ pub struct Limits {
     pub window: u64,
     /// Bytes of records kept in memory before changes fall back to the bitmap.
     pub queue: u64,
-    /// Bytes a second for the bulk copy, of chunks before they are packed and of hashes; `None` for as fast as it goes.
-    pub rate: Option<u64>,
     /// Bytes of a block that is compared by its hash; a power of two from 4 KiB to 1 MiB, and at least a 128th of a chunk.
     ///
     /// Smaller ones cost more hashes (32 bytes each), larger ones send more that is the same.
@@ -40,7 +38,6 @@ impl Default for Limits {
             reads: 1,
             window: 32 << 20,
             queue: 64 << 20,
-            rate: None,
             block: 32 << 10,
             marker_every: Micros::from_millis(100),
             save_every: Micros::from_secs(2),
@@ -133,6 +130,12 @@ impl Bucket {
             credit: 0,
             filled: Micros(0),
         }
+    }
+
+    /// Bytes a second, if they are limited.
+    #[must_use]
+    pub fn rate(&self) -> Option<u64> {
+        self.rate
     }
 
     /// Change the rate from now on.

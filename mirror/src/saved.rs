@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::arbiter::{ArbiterName, Switchover};
 use crate::error::{Error, ErrorKind, Result};
+use crate::timetable::Timetable;
 
 /// Version of the form.
 pub const VERSION: u32 = 1;
@@ -57,8 +58,8 @@ pub struct Wishes {
     pub follow: bool,
     /// The longest estimated pause with which to begin a switchover, in microseconds.
     pub max_pause: u64,
-    /// Bytes a second for the copy; `None` for as fast as it goes.
-    pub rate: Option<u64>,
+    /// Bytes a second for the copy.
+    pub rate: Timetable,
     /// How to switch over.
     #[serde(default, skip_serializing_if = "Switchover::is_safe")]
     pub switchover: Switchover,
@@ -189,7 +190,7 @@ mod tests {
                 automatic: true,
                 follow: false,
                 max_pause: 300_000,
-                rate: Some(20 << 20),
+                rate: "20M,08:00-18:00=5M".parse().unwrap(),
                 switchover: Switchover::Safe,
                 arbiter: None,
                 deadline: None,

@@ -71,7 +71,7 @@ pub(crate) struct MirrorStartArgs {
     /// Begin from an empty disk, whatever the target has of it
     #[arg(long)]
     pub(crate) fresh: bool,
-    /// Copy at most so many bytes a second, as in 20M; new writes always travel
+    /// Copy at most so many bytes a second, as in 20M or 20M,08:00-18:00=5M; new writes always travel
     #[arg(long, value_name = "SIZE")]
     pub(crate) rate: Option<String>,
 }
@@ -80,12 +80,13 @@ pub(crate) struct MirrorStartArgs {
 #[command(after_help = "Examples:
   diskferry mirror rate disk.vhdx 20M
   diskferry mirror rate disk.vhdx none
+  diskferry mirror rate disk.vhdx 50M,mon-fri@08:00-18:00=5M      less by day; the last one that fits holds
 
-Holds from now on. What is packed takes less of the network than that. What clients write anew always travels at once.")]
+Times are those of the server's clock; a span may go over midnight, as in 22:00-06:00=none. Holds from now on. What is packed takes less of the network than that. What clients write anew always travels at once.")]
 pub(crate) struct MirrorRateArgs {
     #[command(flatten)]
     pub(crate) disk: MirrorArgs,
-    /// Bytes a second that the copy reads, or `none` for as fast as it goes
+    /// Bytes a second that the copy reads, `none` for as fast as it goes, also by the time of day
     #[arg(value_name = "SIZE")]
     pub(crate) rate: String,
 }

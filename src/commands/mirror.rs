@@ -35,10 +35,7 @@ pub(crate) fn run(verb: &MirrorVerb, report: Report) -> Result<()> {
             tell(&disk, report, state, args.disk.wait)
         }
         MirrorVerb::Rate(args) => {
-            let rate = match args.rate.as_str() {
-                "none" => None,
-                rate => Some(plan::rate(rate)?),
-            };
+            let rate = plan::rates(&args.rate)?;
             let disk = find(&args.disk)?;
             let rate = MirrorRate { rate };
             let state = disk.client.post(&disk.resource("mirror/rate"), &rate)?;
@@ -72,7 +69,12 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
             max_pause_ms: args.max_pause,
             fresh: args.fresh,
             plain: args.plain,
-            rate: args.rate.as_deref().map(plan::rate).transpose()?,
+            rate: args
+                .rate
+                .as_deref()
+                .map(plan::rates)
+                .transpose()?
+                .unwrap_or_default(),
             deadline_s: deadline(args)?,
             max_slowdown: args.max_slowdown,
             switchover: args.switchover.map(Into::into).unwrap_or_default(),

@@ -12,6 +12,7 @@ pub(crate) mod service;
 use blockserver::export::Throttled;
 use blockserver::throttle::Limits;
 use mirror::arbiter::Switchover;
+use mirror::timetable::Timetable;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Result;
@@ -71,7 +72,7 @@ pub(crate) struct StartMirror {
     pub(crate) plain: bool,
     /// Bytes a second for the copy.
     #[serde(default)]
-    pub(crate) rate: Option<u64>,
+    pub(crate) rate: Timetable,
     // What an older program does not know is said only where it is wanted.
     /// Seconds from now in which the target is to be in step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -97,11 +98,11 @@ pub(crate) struct CutoverNow {
 }
 
 /// How fast a move may copy.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MirrorRate {
-    /// Bytes a second; `None` for as fast as it goes.
-    pub(crate) rate: Option<u64>,
+    /// Bytes a second.
+    pub(crate) rate: Timetable,
 }
 
 /// Another size for a disk.

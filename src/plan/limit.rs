@@ -1,19 +1,19 @@
 //! How much may be asked of a disk, as it was typed.
 
 use blockserver::throttle::Limits;
+use mirror::timetable::Timetable;
 
 use super::bytes;
 use crate::args::LimitArgs;
 use crate::failure::{Failure, Result};
 
-/// Bytes a second for a copy; at least what one read takes in a second or so.
-pub(crate) fn rate(text: &str) -> Result<u64> {
-    let rate = bytes("the rate", text)?;
-    if rate < 4096 {
-        let what = format!("the rate of {rate} bytes a second is less than 4 KiB");
-        return Err(Failure::usage(what));
-    }
-    Ok(rate)
+/// Bytes a second for a copy, by the time of day where that was typed.
+pub(crate) fn rates(text: &str) -> Result<Timetable> {
+    let rates = text.parse::<Timetable>();
+    rates.map_err(|why| {
+        Failure::usage(why.to_string())
+            .hint("rates look like 20M, none, or 20M,mon-fri@08:00-18:00=5M")
+    })
 }
 
 /// The limits that were typed; what was not is not limited.

@@ -124,7 +124,7 @@ fn go_on(port: ExportPort, opened: &Opened, kept: &KeptSession) -> MirrorResult<
     config.handover.automatic = wishes.automatic;
     config.replica.follow = wishes.follow;
     config.handover.max_pause = Micros(wishes.max_pause);
-    config.limits.rate = wishes.rate;
+    config.rates.clone_from(&wishes.rate);
     config.handover.how = wishes.switchover;
     config.handover.arbiter.clone_from(&wishes.arbiter);
     config.terms = terms(wishes.deadline, wishes.max_slowdown);

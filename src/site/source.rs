@@ -482,7 +482,7 @@ impl SiteDisk {
         let mut config = SourceConfig::new(Uuid::new_v4(), to.to_owned(), description);
         config.handover.automatic = start.cutover == Cutover::Automatic;
         config.replica.compare = !start.fresh;
-        config.limits.rate = start.rate;
+        config.rates.clone_from(&start.rate);
         config.handover.how = start.switchover;
         config.terms = kept::terms(start.deadline_s.map(kept::in_seconds), start.max_slowdown);
         if let Some(most) = start.max_pause_ms {
@@ -585,7 +585,7 @@ impl Control for Site {
 
     fn rate(&self, disk: &str, rate: MirrorRate) -> Result<serde_json::Value> {
         let disk = self.disk(disk)?;
-        disk.with_session(|session| session.set_rate(rate.rate))
+        disk.with_session(|session| session.set_rates(rate.rate))
     }
 }
 

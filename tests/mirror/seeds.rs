@@ -220,6 +220,39 @@ fn a_move_is_held_back_and_let_go_by_its_rate() {
 }
 
 #[test]
+fn the_rate_of_a_move_goes_by_the_time_of_day_also_after_a_crash() {
+    let mut sites = filled();
+    sites.serve();
+    sites.receive();
+    let table = "1T,00:00-24:00=64K";
+    sites.start(&["--manual", "--rate", table]).ends(0);
+    sites.until("held to the rate of now", |status| {
+        status["limit"] == 64 << 10
+    });
+    let again = Duration::from_secs(3);
+    thread::sleep(again);
+    sites.source.take().expect("it runs").kill();
+    sites.serve();
+    sites.until("held to it again", |status| status["limit"] == 64 << 10);
+    for refused in ["1T,8-18=5M", "5M,1M", "1T,mon@08:00-08:00=5M"] {
+        let ran = sites.run(&["mirror", "rate", "a.vhdx", refused]).ends(2);
+        assert!(
+            ran.stderr.contains("mon-fri@08:00-18:00=5M"),
+            "{}",
+            ran.stderr
+        );
+    }
+    sites
+        .run(&["mirror", "rate", "a.vhdx", "64K,00:00-24:00=none"])
+        .ends(0);
+    sites.until("in step", |status| status["stage"] == "synced");
+    sites.mirror("cutover").ends(0);
+    sites.moved();
+    sites.end();
+    holds_the_content(&sites, "in/a.vhdx");
+}
+
+#[test]
 fn a_disk_that_comes_back_finds_what_it_left_behind() {
     let mut sites = filled();
     sites.serve();

@@ -40,7 +40,18 @@ pub use target::{TargetDriver, TargetHandle, TargetListener, TargetStatus};
 
 use std::time::Instant;
 
+use chrono::{Datelike as _, Local, Timelike as _};
+
 use crate::clock::Micros;
+use crate::timetable::WeekMinute;
+
+/// The minute of the week by the host's clock, where it is.
+fn local_minute() -> WeekMinute {
+    let now = Local::now();
+    let day = u8::try_from(now.weekday().num_days_from_monday()).unwrap_or_default();
+    let minute = u16::try_from(now.hour() * 60 + now.minute()).unwrap_or_default();
+    WeekMinute::new(day, minute)
+}
 
 /// The clock of one driver, in the machines' unit.
 #[derive(Clone, Copy, Debug)]

@@ -25,7 +25,7 @@ use super::lane::{Heard, INBOX, Inbox, Lane};
 use super::port::{ServedDisk, Signal};
 use super::socket::{SiteAddress, Traffic, connect, lanes};
 use super::tls;
-use super::{Clock, arbiter};
+use super::{Clock, arbiter, local_minute};
 use crate::arbiter::Side;
 use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
@@ -34,6 +34,7 @@ use crate::record::{Ownership, State};
 use crate::saved::Saved;
 use crate::session::{ConnId, Source, SourceAction, SourceConfig, SourceEvent};
 use crate::switchover::Phase;
+use crate::timetable::WeekMinute;
 use crate::tracker::Tracker;
 use crate::wire::Decoder;
 
@@ -280,6 +281,8 @@ struct Session {
 struct Said {
     at: Instant,
     phase: Phase,
+    /// What the machine was told of the host's clock.
+    minute: Option<WeekMinute>,
 }
 
 impl Session {
@@ -293,6 +296,7 @@ impl Session {
         let said = Said {
             at: Instant::now(),
             phase: parts.machine.phase(),
+            minute: None,
         };
         Self {
             parts,
@@ -319,6 +323,7 @@ impl Session {
             .tracker
             .set_waker(Box::new(move || waker.notify_one()));
         self.handle(SourceEvent::Tick);
+        let mut looked: Option<Instant> = None;
         while !self.parts.machine.is_over() {
             let span = self
                 .parts
@@ -343,6 +348,10 @@ impl Session {
                 () = tokio::time::sleep(span.unwrap_or(FIGURES_EVERY)) => SourceEvent::Tick,
             };
             self.handle(event);
+            if looked.is_none_or(|at| at.elapsed() >= FIGURES_EVERY) {
+                looked = Some(Instant::now());
+                self.look_at_the_clock();
+            }
         }
         self.end().await;
     }
@@ -394,11 +403,18 @@ impl Session {
         while self.closing.try_join_next().is_some() {}
         let phase = self.parts.machine.phase();
         if phase != self.said.phase || self.said.at.elapsed() >= FIGURES_EVERY {
-            self.said = Said {
-                at: Instant::now(),
-                phase,
-            };
+            self.said.at = Instant::now();
+            self.said.phase = phase;
             self.publish();
+        }
+    }
+
+    /// Tell the machine when another minute has begun.
+    fn look_at_the_clock(&mut self) {
+        let minute = Some(local_minute());
+        if self.said.minute != minute {
+            self.said.minute = minute;
+            minute.map(|at| self.handle(SourceEvent::Minute(at)));
         }
     }
 

@@ -55,6 +55,8 @@ pub struct Progress {
     pub fallen_back: u64,
     /// Bytes a second that became durable at the target lately.
     pub rate: u64,
+    /// Bytes a second to which the copy is held now.
+    pub limit: Option<u64>,
     /// Seconds until the target is in step, most likely; `None` if that is not known, or it never will be.
     pub seconds_remaining: Option<u64>,
     /// The same, and how sure that is.

@@ -169,7 +169,7 @@ impl Source {
             pace: Pace {
                 sent: Meter::default(),
                 covered: Meter::default(),
-                bucket: Bucket::new(config.limits.rate),
+                bucket: Bucket::new(config.rates.least()),
                 contract: Contract::default(),
                 agreed: false,
             },
@@ -187,6 +187,7 @@ impl Source {
     pub fn handle(&mut self, now: Micros, event: SourceEvent) {
         match event {
             SourceEvent::Tick => {}
+            SourceEvent::Minute(at) => self.pace.bucket.set_rate(self.config.rates.rate_at(at)),
             SourceEvent::Connected(conn) => self.on_connected(now, conn),
             SourceEvent::Closed(conn, why) => self.on_closed(now, conn, why),
             SourceEvent::Message(conn, message) => self.on_message(now, conn, message),
@@ -290,6 +291,7 @@ impl Source {
             unacknowledged: self.stream.outstanding(),
             fallen_back: figures.fallen_back,
             rate,
+            limit: self.pace.bucket.rate(),
             seconds_remaining: estimate.map(|estimate| estimate.seconds),
             estimate,
             brake: self.pace.contract.brake(),

@@ -12,8 +12,10 @@ use crate::arbiter::Switchover;
 use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::joint::Seen;
+use crate::net::local_minute;
 use crate::session::{Command, Progress, SourceEvent};
 use crate::switchover::Phase;
+use crate::timetable::Timetable;
 
 /// What is known of a session at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -92,8 +94,8 @@ impl SourceHandle {
     }
 
     /// Copy at most so many bytes a second.
-    pub fn set_rate(&self, rate: Option<u64>) {
-        self.command(Command::SetRate(rate));
+    pub fn set_rates(&self, rates: Timetable) {
+        self.command(Command::SetRates(rates, local_minute()));
     }
 
     /// Let go of the session where it stands, as if the process had died: nothing is said to the

@@ -19,9 +19,9 @@ impl Source {
                 self.local.cutover = Some(max_pause.unwrap_or(self.config.handover.max_pause));
                 self.local.not_before = now;
             }
-            Command::SetRate(rate) => {
-                self.config.limits.rate = rate;
-                self.pace.bucket.set_rate(rate);
+            Command::SetRates(rates, minute) => {
+                self.config.rates = rates;
+                self.pace.bucket.set_rate(self.config.rates.rate_at(minute));
             }
             Command::Cancel => {
                 let what = "the migration was cancelled; the disk stays here";

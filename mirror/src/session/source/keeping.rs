@@ -161,7 +161,7 @@ impl Source {
                 automatic: self.config.handover.automatic,
                 follow: self.config.replica.follow,
                 max_pause: self.config.handover.max_pause.0,
-                rate: self.config.limits.rate,
+                rate: self.config.rates.clone(),
                 switchover: self.config.handover.how,
                 arbiter: self.config.handover.arbiter.clone(),
                 deadline: self.config.terms.until,

@@ -11,6 +11,7 @@ use crate::record::Ownership;
 use crate::saved::Saved;
 use crate::session::{ConnId, OpId};
 use crate::switchover::Part;
+use crate::timetable::{Timetable, WeekMinute};
 use crate::wire::{DiskDescription, Message};
 
 /// What a session is to do.
@@ -29,6 +30,8 @@ pub struct SourceConfig {
     pub part: Part,
     /// How hard to work.
     pub limits: Limits,
+    /// Bytes a second for the bulk copy, of chunks before they are packed and of hashes.
+    pub rates: Timetable,
     /// When and how to switch over.
     pub handover: Handover,
     /// What it has to keep to.
@@ -53,6 +56,7 @@ impl SourceConfig {
             description,
             part: Part::Alone,
             limits: Limits::default(),
+            rates: Timetable::default(),
             handover: Handover::default(),
             terms: Terms::default(),
             replica: Replica {
@@ -127,7 +131,7 @@ pub enum Keep {
 }
 
 /// What the user wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Switch over as soon as the estimated pause is at most `max_pause`, or the configured one.
     Cutover {
@@ -142,8 +146,8 @@ pub enum Command {
     Decide,
     /// What moves together stays here: take back all that was done, and end the session.
     Undo,
-    /// Copy at most so many bytes a second.
-    SetRate(Option<u64>),
+    /// Copy at most so many bytes a second, beginning at that minute.
+    SetRates(Timetable, WeekMinute),
 }
 
 /// What happened.
@@ -151,6 +155,8 @@ pub enum Command {
 pub enum SourceEvent {
     /// Time passed, or the tracker called its waker.
     Tick,
+    /// Another minute has begun by the host's clock.
+    Minute(WeekMinute),
     /// A connection asked for is there.
     Connected(ConnId),
     /// A connection ended or could not be made.
