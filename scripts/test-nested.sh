@@ -5,12 +5,12 @@
 # and its KVM (scripts/nested/outer), and our machine runs in there (scripts/nested/scenario) with a small root
 # of Debian packages (scripts/nested/initrd, guest). What the guest has left on its disk is looked at here at
 # last. A second machine there is an installed Debian, made of packages (scripts/nested/debian, installed).
-# Everything is in target/nested; packages are fetched once a version. NESTED_SECONDS (600) bounds each of at most two tries,
+# Everything is in target/nested; packages are fetched once a version. NESTED_SECONDS (900) bounds the whole,
 # NESTED_STEPS are those of the scenario's steps that are done, if not all.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-SECONDS_AT_MOST=${NESTED_SECONDS:-600}
+SECONDS_AT_MOST=${NESTED_SECONDS:-900}
 STEPS="${NESTED_STEPS:-boots writes grows pauses plugs pulls keeps goes_back switches_off panics installed_starts installed_stops}"
 HERE=$PWD/target/nested
 SCRIPTS=$PWD/scripts/nested
@@ -135,25 +135,18 @@ run_outer() {
     # there must be nothing that needs it either: a kernel believes what CPUID says of AVX.
     # It has one processor: with two, each on a thread, a guest of its KVM ended now and then in a triple fault on its
     # second processor. Our machine has two there all the same.
+    # Its kernel's timer ticks, instead of being set for each event: QEMU 7.2 writes the word of a processor's pending
+    # interrupts in VMRUN without its lock, so that one that comes at this moment may be forgotten, though it waits in the
+    # APIC. Of a timer that is set once nothing comes any more then, and a guest that spins for its other processor spins for ever.
+    # The next tick brings what waits.
+    local timer="nohz=off highres=off"
     local processor=max,+svm,+npt,-xsave,-avx,-avx2,-fma,-f16c,-vaes,-vpclmulqdq
     timeout --foreground --kill-after=10 "$SECONDS_AT_MOST" "$emulator" -accel tcg,thread=multi \
         -cpu "$processor" -smp 1 -m 3072 -nodefaults -no-user-config -display none -monitor none -serial stdio -no-reboot \
-        -kernel "$KERNEL" -initrd "$HERE/outer" -append "console=ttyS0 panic=-1 quiet" \
+        -kernel "$KERNEL" -initrd "$HERE/outer" -append "console=ttyS0 panic=-1 quiet $timer" \
         -drive "file=$HERE/disk.img,format=raw,if=virtio,cache=unsafe" </dev/null 2>&1 |
         tee "$HERE/outer.log" | grep --line-buffered '^nested: ' | sed -u 's|\r||' || true
     grep -q '^nested: PASSED' "$HERE/outer.log"
-}
-
-# A host in software stops now and then in the middle of a guest's boot, one processor busy and nothing said any more; the same
-# programs on the same disk pass at once. What only stopped is started once more. What failed has failed.
-run_outer_to_its_end() {
-    cp --sparse=always "$HERE/disk.img" "$HERE/disk.before.img"
-    run_outer && return
-    grep -q '^nested: FAILED' "$HERE/outer.log" && fail "the scenario failed"
-    say "nothing came for long, within $SECONDS_AT_MOST s: once more, from the start"
-    mv "$HERE/outer.log" "$HERE/outer.stopped.log"
-    mv "$HERE/disk.before.img" "$HERE/disk.img"
-    run_outer || fail "the scenario did not pass within $SECONDS_AT_MOST s, twice"
 }
 
 # file_system DISK: it is sound, and the guest has left nothing to be done.
@@ -222,8 +215,7 @@ outer_disk
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 trap 'exit 130' INT TERM
 say "starting a host in software; its console is target/nested/outer.log"
-run_outer_to_its_end
-rm -f "$HERE/disk.before.img"
+run_outer || fail "the scenario did not pass within $SECONDS_AT_MOST s"
 say "looking at what it left on its disk"
 case " $STEPS " in *" switches_off "*) look_at_disk ;; esac
 case " $STEPS " in *" installed_stops "*) look_at_debian ;; esac
