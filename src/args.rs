@@ -36,7 +36,7 @@ pub(crate) use self::machine::{
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
 };
-pub(crate) use self::mirror::{MirrorArgs, MirrorStartArgs, MirrorVerb};
+pub(crate) use self::mirror::{MirrorArgs, MirrorStartArgs, MirrorVerb, MirrorVerifyArgs};
 pub(crate) use self::package::{ExportArgs, ImportArgs, KeyArgs, LockArgs};
 pub(crate) use self::pair::{IdentityArgs, PairForgetArgs, PairNewArgs, PairTrustArgs, PairVerb};
 pub(crate) use self::receive::ReceiveArgs;

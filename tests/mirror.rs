@@ -20,5 +20,6 @@ mod mirror {
     mod relay;
     mod seeds;
     mod site;
+    mod verify;
     mod wan;
 }

@@ -121,6 +121,13 @@ impl DirtyMap {
         Some((granule * GRANULE).max(from))
     }
 
+    /// Whether some of these bytes are dirty.
+    #[must_use]
+    pub fn meets(&self, offset: u64, len: u64) -> bool {
+        let end = offset.saturating_add(len);
+        self.next(offset).is_some_and(|next| next < end)
+    }
+
     /// Take the first dirty run at or after byte `from` and before `end`, at most `max` bytes of it. As
     /// [`DirtyMap::claim`] otherwise; `end` is a multiple of 4 KiB, or `u64::MAX`.
     pub fn claim_within(&mut self, from: u64, end: u64, max: u64) -> Option<(u64, u64)> {

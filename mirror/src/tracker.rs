@@ -84,6 +84,8 @@ struct Inner {
     /// Of what is dirty, that which the target may have all the same. Nothing depends on its being right.
     unsure: DirtyMap,
     heat: Heat,
+    /// What was written since somebody wanted to know, if one does.
+    watched: Option<DirtyMap>,
     fallen_back: u64,
     written: u64,
     added: u64,
@@ -116,6 +118,7 @@ impl Tracker {
             dirty: DirtyMap::default(),
             unsure: DirtyMap::default(),
             heat: Heat::new(region),
+            watched: None,
             fallen_back: 0,
             written: 0,
             added: 0,
@@ -205,6 +208,25 @@ impl Tracker {
     /// Time passed, some seconds: what was written often may be so no more.
     pub fn fade(&self) {
         self.lock().heat.fade();
+    }
+
+    /// Remember what is written from now on; what was written since the last call. Nothing falls between.
+    pub fn watch(&self) -> DirtyMap {
+        let watched = self.lock().watched.replace(DirtyMap::default());
+        watched.unwrap_or_default()
+    }
+
+    /// Nobody wants to know any more.
+    pub fn watch_no_more(&self) {
+        self.lock().watched = None;
+    }
+
+    /// Whether something there may have been written since [`Tracker::watch`].
+    #[must_use]
+    pub fn was_written(&self, offset: u64, len: u64) -> bool {
+        let inner = self.lock();
+        let watched = inner.watched.as_ref();
+        watched.is_none_or(|watched| watched.meets(offset, len))
     }
 
     /// Take the oldest record. It stays counted until [`Tracker::settle`].
@@ -300,6 +322,9 @@ impl Inner {
         self.heat.touch(offset);
         self.written += content.held();
         let len = content.covers();
+        if let Some(watched) = &mut self.watched {
+            watched.mark(offset, len);
+        }
         let below = self.cursor.saturating_sub(offset).min(len);
         if below == 0 || self.dirty.covers(offset, below) {
             return;

@@ -16,6 +16,8 @@ pub(crate) enum MirrorVerb {
     Cutover(MirrorCutoverArgs),
     /// Copy at most so many bytes a second
     Rate(MirrorRateArgs),
+    /// Find out whether both sides have the same, while both are in use
+    Verify(MirrorVerifyArgs),
     /// End the move; the source stays the owner
     Cancel(MirrorArgs),
 }
@@ -89,6 +91,26 @@ pub(crate) struct MirrorRateArgs {
     /// Bytes a second that the copy reads, `none` for as fast as it goes, also by the time of day
     #[arg(value_name = "SIZE")]
     pub(crate) rate: String,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry mirror verify disk.vhdx --wait
+  diskferry mirror verify disk.vhdx --wait --json
+
+Both sides read all that is allocated here and compare it by hashes, and see that the rest is zero there; `mirror rate` holds
+it back. It begins once the target is in step and does not keep it from following. A block that is different three times, with
+nobody writing to it in between, is wrong: it is said which was the first, and all of them are copied again and looked at again.
+With --wait the exit code is 6 if there was one. Ctrl-C leaves it running; `mirror status` shows how far it is.")]
+pub(crate) struct MirrorVerifyArgs {
+    /// The disk, as it was given to `diskferry serve`
+    pub(crate) disk: PathBuf,
+    /// The control socket of its server: unix:PATH [default: found by the disk]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) control: Option<String>,
+    /// Stay until all of it was compared
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 #[derive(Args, Debug)]

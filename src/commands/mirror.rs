@@ -9,6 +9,7 @@ use mirror::net::SiteAddress;
 use serde_json::Value;
 
 use super::remote::Remote;
+use super::verify;
 use crate::args::{MirrorArgs, MirrorStartArgs, MirrorVerb};
 use crate::control::{Cutover, CutoverNow, MirrorRate, StartMirror};
 use crate::failure::{Exit, Failure, Result};
@@ -41,6 +42,7 @@ pub(crate) fn run(verb: &MirrorVerb, report: Report) -> Result<()> {
             let state = disk.client.post(&disk.resource("mirror/rate"), &rate)?;
             tell(&disk, report, state, args.disk.wait)
         }
+        MirrorVerb::Verify(args) => verify::run(args, report),
         MirrorVerb::Cancel(args) => {
             let disk = find(args)?;
             let state = disk.client.post(&disk.resource("mirror/cancel"), &())?;
@@ -147,6 +149,9 @@ fn people(state: &Value) -> String {
     }
     if let Some(unmet) = state["unmet"].as_str() {
         let _ = write!(text, " ({unmet})");
+    }
+    if let Some(found) = verify::people(state) {
+        let _ = write!(text, ", {found}");
     }
     if let Some(pause) = state["pause"].as_u64() {
         let _ = write!(text, ", pause {}.{} ms", pause / 1000, pause % 1000 / 100);

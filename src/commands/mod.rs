@@ -37,6 +37,7 @@ mod serve;
 mod snapshot;
 mod space;
 mod track;
+mod verify;
 
 use crate::args::{CommandLine, LoadVerb, Verb};
 use crate::failure::Result;

@@ -183,6 +183,9 @@ pub(crate) trait Control: Send + Sync + 'static {
     fn cutover(&self, disk: &str, now: CutoverNow) -> Result<serde_json::Value>;
     /// End the migration; the source stays the owner.
     fn cancel(&self, disk: &str) -> Result<serde_json::Value>;
+
+    /// Find out whether the target has what this host has, in the background; what is known of that is in the answer.
+    fn verify(&self, disk: &str) -> Result<serde_json::Value>;
     /// Copy at most so many bytes a second from now on.
     fn rate(&self, disk: &str, rate: MirrorRate) -> Result<serde_json::Value>;
 }

@@ -222,6 +222,7 @@ fn router(control: Arc<dyn Control>) -> Router {
         .route("/v1/disks/{disk}/mirror/cutover", post(cutover))
         .route("/v1/disks/{disk}/mirror/rate", post(rate))
         .route("/v1/disks/{disk}/mirror/cancel", post(cancel))
+        .route("/v1/disks/{disk}/mirror/verify", post(verify))
         .with_state(control)
 }
 
@@ -297,6 +298,10 @@ async fn rate(
     Json(rate): Json<MirrorRate>,
 ) -> Response {
     answer(blocking(move || control.rate(&disk, rate)).await)
+}
+
+async fn verify(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {
+    answer(blocking(move || control.verify(&disk)).await)
 }
 
 async fn cancel(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {

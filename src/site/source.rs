@@ -3,6 +3,7 @@
 pub(crate) mod freezing;
 pub(crate) mod joining;
 mod switching;
+mod withdrawing;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,8 @@ use crate::control::{
 };
 use crate::failure::{Exit, Failure, Result};
 use crate::identity;
+
+pub(crate) use self::withdrawing::Withdrawn;
 
 /// The disks that one process serves.
 pub(crate) struct Site {
@@ -128,26 +131,6 @@ impl Site {
         Ok(export)
     }
 
-    /// Get ready to serve a disk no more. One that is being moved stays.
-    pub(crate) fn withdraw(self: &Arc<Self>, name: &str) -> Result<Withdrawn> {
-        let disk = self.disk(name)?;
-        let moving = disk.lock();
-        if let Some(moving) = moving.as_ref()
-            && !moving.session.status().ended
-        {
-            let what = format!("`{name}` is being moved");
-            let hint = "wait for it, or end it with `diskferry mirror cancel`";
-            return Err(Failure::new(Exit::InUse, what).hint(hint));
-        }
-        if disk.leaving.swap(true, Ordering::SeqCst) {
-            let what = format!("`{name}` is being removed already");
-            return Err(Failure::new(Exit::InUse, what));
-        }
-        drop(moving);
-        let site = Arc::clone(self);
-        Ok(Withdrawn { site, disk })
-    }
-
     fn all(&self) -> Vec<Arc<SiteDisk>> {
         self.disks
             .read()
@@ -233,46 +216,6 @@ impl Site {
         let mut disks = self.all().into_iter();
         let found = disks.find(|disk| disk.export.name() == name);
         found.ok_or_else(|| Failure::usage(format!("no disk here is called `{name}`")))
-    }
-}
-
-/// A disk that is about to go; it stays when this is dropped.
-pub(crate) struct Withdrawn {
-    site: Arc<Site>,
-    disk: Arc<SiteDisk>,
-}
-
-impl Withdrawn {
-    /// Serve the disk no more: what it is still asked fails. The image is closed cleanly, and others may have the
-    /// file.
-    pub(crate) fn close(self) -> Result<()> {
-        let disk = &self.disk;
-        let _alone = disk.changing();
-        let moving = disk.lock().take();
-        let beside = moving.and_then(|moving| {
-            moving.session.stop();
-            moving.beside
-        });
-        let closed = self.site.server.remove_export(&disk.export);
-        let beside = beside.map_or(Ok(()), Beside::abandon);
-        let opened = disk.opened();
-        opened.unlock();
-        let mut disks = self
-            .site
-            .disks
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        disks.retain(|other| !Arc::ptr_eq(other, disk));
-        closed.and(beside).map_err(|e| {
-            let what = format!("{}: could not be closed cleanly", opened.path.display());
-            Failure::io(what, &e)
-        })
-    }
-}
-
-impl Drop for Withdrawn {
-    fn drop(&mut self) {
-        self.disk.leaving.store(false, Ordering::SeqCst);
     }
 }
 
@@ -581,6 +524,10 @@ impl Control for Site {
 
     fn cancel(&self, disk: &str) -> Result<serde_json::Value> {
         self.disk(disk)?.with_session(SourceHandle::cancel)
+    }
+
+    fn verify(&self, disk: &str) -> Result<serde_json::Value> {
+        self.disk(disk)?.with_session(SourceHandle::verify)
     }
 
     fn rate(&self, disk: &str, rate: MirrorRate) -> Result<serde_json::Value> {

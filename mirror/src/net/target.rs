@@ -5,6 +5,7 @@
 //! nobody is connected: then only the record speaks for it. See [`super`].
 
 mod disk;
+mod zeroes;
 
 use std::collections::BTreeMap;
 use std::io;

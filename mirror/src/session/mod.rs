@@ -43,12 +43,14 @@ mod scan;
 mod source;
 mod stream;
 mod target;
+mod verify;
 
 pub use progress::{Progress, Stage};
 pub use source::{
     Command, Handover, Keep, Replica, Source, SourceAction, SourceConfig, SourceEvent, Terms,
 };
 pub use target::{Admission, Target, TargetAction, TargetConfig, TargetEvent};
+pub use verify::{Verified, VerifyStage};
 
 /// A connection, named by who opened it (source) or accepted it (target's driver). Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,6 +4,7 @@
 
 use serde::Serialize;
 
+use super::verify::Verified;
 use crate::contract::Estimate;
 
 /// Where a session stands, for people.
@@ -72,6 +73,8 @@ pub struct Progress {
     /// How long requests were held at the switchover, in microseconds, up to the target's word that
     /// it runs.
     pub pause: Option<u64>,
+    /// Whether the target was found to have the same, if that was asked.
+    pub verify: Option<Verified>,
     /// Why the last connection or the session ended.
     pub trouble: Option<String>,
 }

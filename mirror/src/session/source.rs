@@ -5,6 +5,7 @@
 
 mod clock;
 mod contract;
+mod figures;
 mod greeting;
 mod handover;
 mod keeping;
@@ -12,6 +13,7 @@ mod local;
 mod offering;
 #[cfg(test)]
 mod tests;
+mod verifying;
 mod words;
 
 use std::collections::VecDeque;
@@ -25,7 +27,8 @@ pub use self::words::{
 use super::copy::BulkCopy;
 use super::link::{Control, Link, LinkAction};
 use super::stream::RecordStream;
-use super::{ConnId, OpId, Progress, Stage};
+use super::verify::Verify;
+use super::{ConnId, OpId};
 use crate::clock::Micros;
 use crate::contract::Contract;
 use crate::error::{Error, ErrorKind, Result};
@@ -55,9 +58,8 @@ struct Local {
     not_before: Micros,
     given_up: u64,
     reconnects: u64,
-    /// When the tracker was last told that time passed.
-    faded_at: Micros,
     offering: Offering,
+    verify: Verify,
 }
 
 /// How a session ended, and the last trouble on the way.
@@ -80,6 +82,8 @@ struct Pace {
     contract: Contract,
     /// Whether the contract knows when the session began.
     agreed: bool,
+    /// When the tracker was last told that time passed.
+    faded_at: Micros,
 }
 
 /// The machine. See [`super`] for its contract.
@@ -172,6 +176,7 @@ impl Source {
                 bucket: Bucket::new(config.rates.least()),
                 contract: Contract::default(),
                 agreed: false,
+                faded_at: Micros(0),
             },
             local: Local::default(),
             end: End::default(),
@@ -254,55 +259,6 @@ impl Source {
         self.config.sabotage == Some(rule)
     }
 
-    /// Figures for people.
-    #[must_use]
-    pub fn progress(&self) -> Progress {
-        let figures = self.tracker.figures();
-        let remaining = figures.dirty + self.copy.flying();
-        let stage = match self.switch.phase() {
-            Phase::Forwarding => Stage::Forwarding,
-            Phase::Bound if self.end.outcome.is_none() => Stage::Bound,
-            Phase::Released => Stage::Released,
-            Phase::Offered | Phase::Reclaiming | Phase::Settling => Stage::Switching,
-            _ if self.end.outcome.is_some() => Stage::Ended,
-            Phase::Owner | Phase::Preparing if !self.end.begun => Stage::Connecting,
-            Phase::Owner | Phase::Preparing if remaining == 0 && self.copy.scan_complete() => {
-                Stage::Synced
-            }
-            Phase::Owner | Phase::Preparing => Stage::Copying,
-            _ => Stage::Switching,
-        };
-        let rate = self.pace.sent.rate();
-        let estimate = self.pace.contract.estimate().filter(|_| remaining > 0);
-        Progress {
-            stage,
-            connected: self.link.is_up(),
-            size: self.config.description.size,
-            scanned: self.copy.scanned(),
-            found: self.copy.found(),
-            copied: self
-                .pace
-                .sent
-                .total()
-                .saturating_sub(self.stream.streamed()),
-            same: self.copy.same(),
-            streamed: self.stream.streamed(),
-            remaining,
-            unacknowledged: self.stream.outstanding(),
-            fallen_back: figures.fallen_back,
-            rate,
-            limit: self.pace.bucket.rate(),
-            seconds_remaining: estimate.map(|estimate| estimate.seconds),
-            estimate,
-            brake: self.pace.contract.brake(),
-            unmet: self.pace.contract.unmet().map(|unmet| unmet.to_string()),
-            reconnects: self.local.reconnects,
-            given_up: self.local.given_up,
-            pause: self.local.pause,
-            trouble: self.end.trouble.clone(),
-        }
-    }
-
     fn send(&mut self, now: Micros, conn: ConnId, message: Message) {
         if self.link.control_conn() == Some(conn) {
             self.link.spoke(now);
@@ -353,7 +309,7 @@ impl Source {
             self.end.trouble = Some(why);
             self.lose_link(now);
         } else if self.link.lane_down(conn, now) {
-            self.copy.lane_lost(conn, &self.tracker);
+            self.lane_lost(conn);
         }
     }
 
@@ -363,7 +319,7 @@ impl Source {
             self.lose_link(now);
         } else if self.link.lane_down(conn, now) {
             self.actions.push_back(SourceAction::Close(conn));
-            self.copy.lane_lost(conn, &self.tracker);
+            self.lane_lost(conn);
         }
     }
 
@@ -379,6 +335,7 @@ impl Source {
             self.copy.forget_on_the_way();
         }
         self.copy.restart(&self.tracker);
+        self.local.verify.link_lost(&self.tracker);
     }
 
     fn on_message(&mut self, now: Micros, conn: ConnId, message: Message) {
@@ -392,6 +349,14 @@ impl Source {
             Message::Begun { window, address } => self.on_begun(now, window, address),
             Message::ChunksDone(ids) => self.on_chunks_done(now, &ids),
             Message::Differs { id, blocks } => self.on_differs(now, id, blocks),
+            Message::Seen {
+                id,
+                unlike,
+                unknown,
+            } => {
+                self.on_seen(now, id, (unlike, unknown));
+                Ok(())
+            }
             Message::Durable { marker, chunks } => self.on_durable(now, marker, chunks),
             Message::Ready { attempt } => {
                 self.on_ready(now, attempt);
@@ -473,6 +438,7 @@ impl Source {
         self.pace.bucket.spend(match &message {
             Message::Chunk(chunk) => chunk.content.held(),
             Message::Probe(probe) => probe.hashes.len() as u64 * 32,
+            Message::Look(look) => look.here.blocks() * 32,
             _ => 0,
         });
         self.actions.push_back(SourceAction::Send(conn, message));
@@ -506,6 +472,7 @@ impl Source {
         }
         if self.link.is_up() && self.local.attached && !self.switch.decided() {
             self.pump_copy(now);
+            self.pump_verify(now);
             self.pump_stream(now);
             self.pump_switch(now);
         }

@@ -133,6 +133,11 @@ impl RecordStream {
         self.sent == self.unacked.len() && !tracker.figures().queued
     }
 
+    /// Whether every change up to that number that is a record is durable at the target.
+    pub(super) fn is_durable_through(&self, seq: u64, tracker: &Tracker) -> bool {
+        self.acked >= seq || self.unacked.is_empty() && !tracker.figures().queued
+    }
+
     /// Bytes of records the target may not have.
     pub(super) fn outstanding(&self) -> u64 {
         self.unacked_bytes

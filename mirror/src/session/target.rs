@@ -113,6 +113,7 @@ impl Target {
             TargetEvent::Opened(result) => self.on_opened(now, result),
             TargetEvent::Disk(op, result) => self.on_disk(now, op, result),
             TargetEvent::Read(op, result) => self.on_read(op, result),
+            TargetEvent::Zeroes(op, result) => self.on_zeroes(op, &result),
             TargetEvent::Persisted(result) => self.on_persisted(now, result.is_ok()),
             TargetEvent::Parked(result) => self.on_parked(now, result.is_ok()),
             TargetEvent::Reached(attempt, result) => self.on_reached(now, attempt, result),
@@ -275,8 +276,9 @@ impl Target {
                 self.apply.chunk(&chunk, over)
             }
             Message::Probe(probe) if self.streaming => self.apply.probe(probe),
+            Message::Look(look) if self.streaming => self.apply.look(look),
             // Left over on a lane that the source gave up before it sent its final marker.
-            Message::Chunk(_) | Message::Probe(_) | Message::Beat => Ok(()),
+            Message::Chunk(_) | Message::Probe(_) | Message::Look(_) | Message::Beat => Ok(()),
             other => Err(Error::misbehaved(format!("{other:?} came on a bulk lane"))),
         }
     }
@@ -382,6 +384,9 @@ impl Target {
             Work::Put(content) => content,
             Work::Compare(compare) => {
                 self.begin_comparing(op.id);
+                if compare.with_zeroes() {
+                    return TargetAction::Zeroes(op.id, op.offset, compare.len());
+                }
                 return TargetAction::Read(op.id, op.offset, compare.len() as u32);
             }
         };
@@ -409,6 +414,7 @@ impl Target {
         let done = self.apply.take_done();
         self.done_count += done.len() as u64;
         self.say_done(now, &done);
+        self.say_seen(now);
         self.pump_flush(
             #[cfg(test)]
             now,

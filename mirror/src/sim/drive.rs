@@ -181,6 +181,11 @@ impl World {
                 let doing = Doing::Read(at, vec![0; len as usize]);
                 self.begin_op(TARGET, Asked::Machine(op), doing);
             }
+            TargetAction::Zeroes(op, at, len) => {
+                self.hosts[TARGET].looking.insert(op);
+                let doing = Doing::Read(at, vec![0; len as usize]);
+                self.begin_op(TARGET, Asked::Machine(op), doing);
+            }
             TargetAction::StartJournal { op, session, seq } => {
                 let at = self.disk_is_at(session, seq);
                 self.journal_op(op, JournalOp::Start(session, at));
@@ -318,8 +323,12 @@ impl World {
         }
         let event = match (op.asked, op.doing) {
             (Asked::Machine(id), Doing::Read(_, data)) => {
-                let ok = self.calm() || self.rng.below(3000) > 0;
-                TargetEvent::Read(id, answer(ok).map(|()| data.into()))
+                let ok = answer(self.calm() || self.rng.below(3000) > 0);
+                if self.hosts[TARGET].looking.remove(&id) {
+                    TargetEvent::Zeroes(id, ok.map(|()| data.iter().all(|byte| *byte == 0)))
+                } else {
+                    TargetEvent::Read(id, ok.map(|()| data.into()))
+                }
             }
             (Asked::Machine(id), _) => {
                 let ok = self.calm() || self.rng.below(3000) > 0;
@@ -421,6 +430,7 @@ impl World {
         state.front = Front::Closed;
         state.tap = None;
         state.attaching = None;
+        state.looking.clear();
         let ops = std::mem::take(&mut state.ops);
         let waiting = std::mem::take(&mut state.waiting);
         let mut free: Vec<usize> = waiting.into_iter().map(|request| request.client).collect();

@@ -3,7 +3,7 @@
 //! Keeps the rules of the tap: overlapping changes one after the other, the tap told after success
 //! and before the client.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -136,6 +136,8 @@ pub(super) struct Host {
     pub(super) tap: Option<Arc<Tracker>>,
     /// Operations that must end before the tap counts as attached.
     pub(super) attaching: Option<Vec<u64>>,
+    /// Reads that ask whether there is anything.
+    pub(super) looking: BTreeSet<OpId>,
 }
 
 impl Host {
@@ -155,6 +157,7 @@ impl Host {
             waiting: VecDeque::new(),
             tap: None,
             attaching: None,
+            looking: BTreeSet::new(),
         }
     }
 

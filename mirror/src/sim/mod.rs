@@ -24,6 +24,7 @@
 //! * Whenever a host crashes while the target follows: what a promotion would serve is the source's disk as a crash could
 //!   have left it at the last consistent marker, nothing earlier and nothing later.
 //! * When the target begins to serve: its disk equals the source's, byte for byte and durably.
+//! * When both are compared while they are in use: nothing is called wrong.
 //! * In the end, once the faults stop: the target owns and serves, nobody else does, and every
 //!   acknowledged write is there.
 
@@ -40,4 +41,5 @@ mod network;
 mod plan;
 pub(crate) mod rng;
 mod tests;
+mod verifying;
 mod world;

@@ -33,6 +33,7 @@ fn run(count: u64, aim: Aim) -> Stats {
         total.replayed += stats.replayed;
         total.inherited += stats.inherited;
         total.same += stats.same;
+        total.verified += stats.verified;
         total.resumed += stats.resumed;
         total.settled += stats.settled;
         total.crashed_in.extend(stats.crashed_in);
@@ -79,7 +80,7 @@ fn no_fault_ever_makes_two_owners_or_loses_a_write() {
         assert!(total.crashed_in.contains(doing), "no crash in: {doing}");
     }
     assert!(total.settled > 100, "{} offers settled", total.settled);
-    assert!(total.resumed > 500 && total.same > 1 << 20);
+    assert!(total.resumed > 500 && total.same > 1 << 20 && total.verified > 1 << 20);
     assert!(total.cuts > 5000 && total.given_up > 1000 && total.fallen_back > 10_000);
 }
 
@@ -93,7 +94,7 @@ fn a_target_that_follows_holds_what_a_crash_of_the_source_could_have_left_at_the
     for doing in ["source Owner", "target Receiving", "target Following"] {
         assert!(total.crashed_in.contains(doing), "no crash in: {doing}");
     }
-    assert!(total.resumed > 300 && total.same > 1 << 20);
+    assert!(total.resumed > 300 && total.same > 1 << 20 && total.verified > 1 << 20);
     assert!(total.replicas > 5000 && total.replayed > 1500 && total.inherited > 100);
 }
 

@@ -68,6 +68,8 @@ pub(super) struct Stats {
     pub(super) resumed: u64,
     /// Sources that found an offer after a crash, and heard whose the disk is.
     pub(super) settled: u64,
+    /// Bytes that were looked at while the target was in step.
+    pub(super) verified: u64,
     /// Bytes that sessions found at the target.
     pub(super) same: u64,
     /// Attempts undone long after the last fault.
@@ -98,6 +100,8 @@ pub(super) struct World {
     pub(super) sources: u64,
     /// When the last step that appends to the journal happens.
     pub(super) appended_at: Micros,
+    /// What the verification that runs has compared so far.
+    pub(super) compared: u64,
     pub(super) trace: bool,
 }
 
@@ -152,6 +156,7 @@ impl World {
             moments: Moments::default(),
             sources: 0,
             appended_at: Micros(0),
+            compared: 0,
             trace: std::env::var_os("DISKFERRY_TRACE").is_some(),
         };
         for client in 0..3 {
@@ -427,6 +432,7 @@ impl World {
         if !self.hosts[SOURCE].up {
             return;
         }
+        self.verify();
         if let Machine::Source(source) = &self.hosts[SOURCE].machine {
             let progress = source.progress();
             if source.is_over() {

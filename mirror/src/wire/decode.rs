@@ -5,14 +5,14 @@ use std::fmt;
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::message::{
-    Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Hello, Join, Marker, Message, Probe,
-    Record, Refusal, Standing, Start,
+    Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Hello, Here, Join, Look, Marker,
+    Message, Probe, Record, Refusal, Standing, Start,
 };
 use super::pack::unpack;
 use super::reader::Reader;
 use super::{
-    HEAD_LEN, MAGIC, MAX_BLOCKS, MAX_CHUNKS_DONE, MAX_DISK, MAX_FIXED, MAX_FRAME, MAX_NAME,
-    MAX_PAYLOAD, MAX_TEXT, VERSION, kind,
+    HEAD_LEN, MAGIC, MAX_BLOCKS, MAX_CHUNKS_DONE, MAX_DISK, MAX_FIXED, MAX_FRAME, MAX_LOOK,
+    MAX_NAME, MAX_PAYLOAD, MAX_TEXT, VERSION, kind,
 };
 
 /// What is wrong with a field.
@@ -104,6 +104,7 @@ fn payload_bound(kind: u8) -> Option<usize> {
         | kind::TAKEN
         | kind::RECORD_ZERO
         | kind::CHUNK_ZERO..=kind::DIFFERS
+        | kind::LOOK..=kind::SEEN
         | kind::PREPARE..=kind::NOT_READY
         | kind::ABANDON
         | kind::FAILED => Some(0),
@@ -202,6 +203,7 @@ pub fn decode_body(head: &FrameHead, mut body: Bytes) -> Result<Message, DecodeE
         kind::RECORD_DATA | kind::RECORD_ZERO => Message::Record(record(&mut r, head.kind, body)?),
         kind::CHUNK_DATA | kind::CHUNK_ZERO => Message::Chunk(chunk(&mut r, head.kind, body)?),
         kind::PROBE => Message::Probe(probe(&mut r)?),
+        kind::LOOK | kind::LOOK_ZEROES => Message::Look(look(&mut r, head.kind)?),
         kind::MARKER => Message::Marker(marker(&mut r)?),
         kind::FINAL => Message::Final(Final {
             attempt: r.nonzero("attempt")?,
@@ -230,6 +232,11 @@ fn short(r: &mut Reader, kind: u8) -> Result<Message, DecodeError> {
         kind::DIFFERS => Message::Differs {
             id: r.u64("chunk")?,
             blocks: r.blocks("blocks")?,
+        },
+        kind::SEEN => Message::Seen {
+            id: r.u64("look")?,
+            unlike: r.u128("unlike")?,
+            unknown: r.u128("unknown")?,
         },
         kind::PREPARE => Message::Prepare {
             attempt: r.nonzero("attempt")?,
@@ -421,6 +428,19 @@ fn probe(r: &mut Reader) -> Result<Probe, DecodeError> {
     let id = r.u64("chunk")?;
     let base = r.u64("base")?;
     let offset = r.u64("offset")?;
+    let (len, block, hashes) = blocks(r, offset)?;
+    Ok(Probe {
+        id,
+        base,
+        offset,
+        len,
+        block,
+        hashes,
+    })
+}
+
+/// A length, the bytes of a block, and the hash of each block.
+fn blocks(r: &mut Reader, offset: u64) -> Result<(u64, u32, Vec<[u8; 32]>), DecodeError> {
     let len = r.u32("length")?;
     if len == 0 || len as usize > MAX_PAYLOAD {
         return Err(r.bad("length", 4));
@@ -433,13 +453,28 @@ fn probe(r: &mut Reader) -> Result<Probe, DecodeError> {
     let len = u64::from(len);
     place(r, offset, len)?;
     let hashes = (0..blocks).map(|_| r.array::<32>("hash"));
-    Ok(Probe {
+    Ok((len, block, hashes.collect::<Result<_, _>>()?))
+}
+
+fn look(r: &mut Reader, kind: u8) -> Result<Look, DecodeError> {
+    let id = r.u64("look")?;
+    let offset = r.u64("offset")?;
+    let (len, here) = if kind == kind::LOOK {
+        let (len, block, hashes) = blocks(r, offset)?;
+        (len, Here::Blocks(block, hashes))
+    } else {
+        let len = r.u64("length")?;
+        if len == 0 || len > MAX_LOOK {
+            return Err(r.bad("length", 8));
+        }
+        place(r, offset, len)?;
+        (len, Here::Zeroes)
+    };
+    Ok(Look {
         id,
-        base,
         offset,
         len,
-        block,
-        hashes: hashes.collect::<Result<_, _>>()?,
+        here,
     })
 }
 

@@ -3,8 +3,8 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::message::{
-    Begin, Chunk, Content, DiskFormat, Final, Hello, Marker, Message, Probe, Record, Refusal,
-    Standing, Start,
+    Begin, Chunk, Content, DiskFormat, Final, Hello, Here, Look, Marker, Message, Probe, Record,
+    Refusal, Standing, Start,
 };
 use super::{HEAD_LEN, MAGIC, MAX_TEXT, VERSION, kind};
 
@@ -89,6 +89,7 @@ fn put_message(out: &mut BytesMut, message: &Message) -> (u8, Bytes) {
         Message::Record(record) => return put_record(out, record),
         Message::Chunk(chunk) => return put_chunk(out, chunk),
         Message::Probe(probe) => put_probe(out, probe),
+        Message::Look(look) => put_look(out, look),
         Message::Marker(marker) => {
             put_marker(out, marker);
             kind::MARKER
@@ -124,6 +125,16 @@ fn put_short(out: &mut BytesMut, message: &Message) -> u8 {
             out.put_u64_le(*id);
             out.put_u128_le(*blocks);
             kind::DIFFERS
+        }
+        Message::Seen {
+            id,
+            unlike,
+            unknown,
+        } => {
+            out.put_u64_le(*id);
+            out.put_u128_le(*unlike);
+            out.put_u128_le(*unknown);
+            kind::SEEN
         }
         Message::Prepare { attempt, arbiter } => {
             out.put_u64_le(*attempt);
@@ -213,6 +224,23 @@ fn put_begin(out: &mut BytesMut, begin: Begin) -> u8 {
     out.put_u64_le(begin.aborted);
     out.put_u8(u8::from(begin.follow));
     kind::BEGIN
+}
+
+fn put_look(out: &mut BytesMut, look: &Look) -> u8 {
+    out.put_u64_le(look.id);
+    out.put_u64_le(look.offset);
+    match &look.here {
+        Here::Zeroes => {
+            out.put_u64_le(look.len);
+            kind::LOOK_ZEROES
+        }
+        Here::Blocks(block, hashes) => {
+            out.put_u32_le(look.len as u32);
+            out.put_u32_le(*block);
+            hashes.iter().for_each(|hash| out.extend_from_slice(hash));
+            kind::LOOK
+        }
+    }
 }
 
 fn put_probe(out: &mut BytesMut, probe: &Probe) -> u8 {

@@ -177,6 +177,40 @@ pub struct Probe {
     pub hashes: Vec<[u8; 32]>,
 }
 
+/// A part of the disk at which the target only looks: whether it is there as it is here. Stands for no chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Names it in the answer.
+    pub id: u64,
+    /// First byte of the disk.
+    pub offset: u64,
+    /// How many bytes: 1 to [`super::MAX_PAYLOAD`], or to [`super::MAX_LOOK`] of zeroes.
+    pub len: u64,
+    /// What is here.
+    pub here: Here,
+}
+
+/// What the source has at a part of the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Here {
+    /// Zeroes.
+    Zeroes,
+    /// Blocks of so many bytes (a power of two from 4 KiB to 1 MiB; the last one may be shorter), and BLAKE3 of each, at most
+    /// [`super::MAX_BLOCKS`].
+    Blocks(u32, Vec<[u8; 32]>),
+}
+
+impl Here {
+    /// How many hashes it has.
+    #[must_use]
+    pub fn blocks(&self) -> u64 {
+        match self {
+            Self::Zeroes => 0,
+            Self::Blocks(_, hashes) => hashes.len() as u64,
+        }
+    }
+}
+
 /// Asks the target to make everything before it durable and to say so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marker {
@@ -268,6 +302,18 @@ pub enum Message {
         id: u64,
         /// Its blocks; at least one.
         blocks: u128,
+    },
+    /// Source: is this part of the disk there as it is here (bulk lane)?
+    Look(Look),
+    /// Target: of what it looked at these blocks are different here, and of these it cannot say; bit 0 is the first, and
+    /// stands for all of zeroes.
+    Seen {
+        /// Which look.
+        id: u64,
+        /// Blocks that are different.
+        unlike: u128,
+        /// Blocks of which something newer waits elsewhere.
+        unknown: u128,
     },
     /// Source: make it durable (ordered lane).
     Marker(Marker),

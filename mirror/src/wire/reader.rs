@@ -67,6 +67,10 @@ impl Reader {
         self.array::<8>(field).map(u64::from_le_bytes)
     }
 
+    pub(super) fn u128(&mut self, field: &'static str) -> Result<u128, DecodeError> {
+        self.array::<16>(field).map(u128::from_le_bytes)
+    }
+
     pub(super) fn nonzero(&mut self, field: &'static str) -> Result<u64, DecodeError> {
         match self.u64(field)? {
             0 => Err(self.bad(field, 8)),
@@ -76,7 +80,7 @@ impl Reader {
 
     /// A set of blocks, not empty.
     pub(super) fn blocks(&mut self, field: &'static str) -> Result<u128, DecodeError> {
-        match self.array::<16>(field).map(u128::from_le_bytes)? {
+        match self.u128(field)? {
             0 => Err(self.bad(field, 16)),
             blocks => Ok(blocks),
         }

@@ -89,6 +89,21 @@ fn probe() -> impl Strategy<Value = Probe> {
     )
 }
 
+fn look() -> impl Strategy<Value = Look> {
+    let zeroes = (1..=MAX_LOOK).prop_map(|len| (len, Here::Zeroes));
+    let blocks = (1..=MAX_PAYLOAD as u64, any::<[u8; 32]>()).prop_map(|(len, hash)| {
+        let hashes = vec![hash; len.div_ceil(65536) as usize];
+        (len, Here::Blocks(65536, hashes))
+    });
+    let here = prop_oneof![zeroes, blocks];
+    (any::<u64>(), 0_u64..MAX_DISK / 2, here).prop_map(|(id, offset, (len, here))| Look {
+        id,
+        offset,
+        len,
+        here,
+    })
+}
+
 /// Any message at all.
 pub(crate) fn message() -> impl Strategy<Value = Message> {
     prop_oneof![greeting(), data(), switching()]
@@ -171,6 +186,14 @@ fn data() -> impl Strategy<Value = Message> {
             }
         ),
         probe().prop_map(Message::Probe),
+        look().prop_map(Message::Look),
+        (any::<u64>(), any::<u128>(), any::<u128>()).prop_map(|(id, unlike, unknown)| {
+            Message::Seen {
+                id,
+                unlike,
+                unknown,
+            }
+        }),
         (any::<u64>(), 1_u128..).prop_map(|(id, blocks)| Message::Differs { id, blocks }),
         marker().prop_map(Message::Marker),
         prop::collection::vec(any::<u64>(), 1..=MAX_CHUNKS_DONE).prop_map(Message::ChunksDone),

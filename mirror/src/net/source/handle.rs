@@ -93,6 +93,11 @@ impl SourceHandle {
         }
     }
 
+    /// Find out whether the target has what this host has, in the background: see [`Progress::verify`].
+    pub fn verify(&self) {
+        self.command(Command::Verify);
+    }
+
     /// Copy at most so many bytes a second.
     pub fn set_rates(&self, rates: Timetable) {
         self.command(Command::SetRates(rates, local_minute()));

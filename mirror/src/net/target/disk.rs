@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use vdisk::engine::Mark;
 
-use super::{Arrival, Entry, Router, joined};
+use super::{Arrival, Entry, Router, joined, zeroes};
 use crate::arbiter::Side;
 use crate::files::{RecordStore, journal_paths};
 use crate::journal::{self as form, Head};
@@ -266,7 +266,7 @@ impl DiskTask {
         }
         let failed = match &event {
             TargetEvent::Persisted(Err(e)) | TargetEvent::Disk(_, Err(e)) => Some(("write", e)),
-            TargetEvent::Read(_, Err(e)) => Some(("read", e)),
+            TargetEvent::Read(_, Err(e)) | TargetEvent::Zeroes(_, Err(e)) => Some(("read", e)),
             _ => None,
         };
         if let Some((what, e)) = failed {
@@ -310,6 +310,7 @@ impl DiskTask {
             }
             TargetAction::Open { description, fresh } => self.open(description, fresh),
             TargetAction::Read(op, offset, len) => self.read(op, offset, len),
+            TargetAction::Zeroes(op, offset, len) => self.look_for_zeroes(op, (offset, len)),
             TargetAction::Write(op, offset, data) => {
                 self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
                 let room = self.router.host.make_room(data.len() as u64);
@@ -402,6 +403,20 @@ impl DiskTask {
         match &self.port {
             Some(port) => port.read(offset, len, done),
             None => done(Err(io::Error::other("the disk is not open"))),
+        }
+    }
+
+    fn look_for_zeroes(&mut self, op: OpId, part: (u64, u64)) {
+        self.asked += 1;
+        let task = self.entry.task.clone();
+        let answer: zeroes::Answer = Box::new(move |result| {
+            if let Some(task) = task {
+                let _ = task.send(Happened::Event(TargetEvent::Zeroes(op, result)));
+            }
+        });
+        match &self.port {
+            Some(port) => zeroes::are_zero(Arc::clone(port), part, answer),
+            None => answer(Err(io::Error::other("the disk is not open"))),
         }
     }
 

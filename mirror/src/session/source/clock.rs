@@ -15,10 +15,10 @@ impl Source {
         for conn in self.link.stuck_lanes(now) {
             self.actions.push_back(SourceAction::Close(conn));
             self.link.lane_down(conn, now);
-            self.copy.lane_lost(conn, &self.tracker);
+            self.lane_lost(conn);
         }
-        if now.since(self.local.faded_at) >= FADE_EVERY {
-            self.local.faded_at = now;
+        if now.since(self.pace.faded_at) >= FADE_EVERY {
+            self.pace.faded_at = now;
             self.tracker.fade();
         }
         let waited = self

@@ -23,6 +23,7 @@ impl Source {
                 self.config.rates = rates;
                 self.pace.bucket.set_rate(self.config.rates.rate_at(minute));
             }
+            Command::Verify => self.verify(now),
             Command::Cancel => {
                 let what = "the migration was cancelled; the disk stays here";
                 if !self.switch.committed() {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use vdisk::engine::Extent;
 
 use super::{Error, ErrorKind, Micros, OpId, Source, SourceAction};
+use crate::session::verify::Verify;
 
 impl Source {
     pub(super) fn on_attached(&mut self, now: Micros, result: std::io::Result<()>) {
@@ -17,6 +18,9 @@ impl Source {
     }
 
     pub(super) fn on_read(&mut self, now: Micros, op: OpId, result: std::io::Result<Bytes>) {
+        if self.verified(now, op, result.as_ref().ok()) {
+            return;
+        }
         let data = match result {
             Ok(data) => data,
             Err(e) => {
@@ -49,6 +53,11 @@ impl Source {
         op: OpId,
         result: std::io::Result<Vec<Extent>>,
     ) {
+        if Verify::owns(op) {
+            let extents = result.as_deref().ok();
+            self.local.verify.answer(op, extents);
+            return;
+        }
         match result {
             Ok(extents) => {
                 if !self.copy.answer(op, &extents, &self.tracker) {

@@ -10,6 +10,7 @@ use vdisk::tap::{Change, WriteTap};
 use vdisk::units::GuestOffset;
 
 use super::*;
+use crate::session::Stage;
 use crate::wire::{Begin, DiskDescription, DiskFormat, Standing, Start};
 
 const SIZE: u64 = 1 << 20;

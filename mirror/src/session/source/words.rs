@@ -142,6 +142,8 @@ pub enum Command {
     },
     /// End the session; the disk stays here.
     Cancel,
+    /// Find out whether the target has what this host has, while both are in use.
+    Verify,
     /// All that moves together is bound: decide, or be handed over with it.
     Decide,
     /// What moves together stays here: take back all that was done, and end the session.

@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::compare::Compare;
+use super::compare::{Compare, Compared, Seen};
 use super::versions::Versions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::session::OpId;
-use crate::wire::{Chunk, Content, Marker, Probe, Record, StreamDigest};
+use crate::wire::{Chunk, Content, Look, MAX_PAYLOAD, Marker, Probe, Record, StreamDigest};
 
 /// Operations on the disk at once.
 const MOST_RUNNING: usize = 32;
@@ -45,6 +45,8 @@ impl Work {
     fn held(&self) -> u64 {
         match self {
             Self::Put(content) => content.held(),
+            // A piece at a time, and few run at once.
+            Self::Compare(compare) if compare.with_zeroes() => 0,
             Self::Compare(compare) => compare.len(),
         }
     }
@@ -53,6 +55,7 @@ impl Work {
     fn weight(&self) -> u64 {
         match self {
             Self::Put(Content::Zeroes(len)) => len / 64,
+            Self::Compare(compare) => compare.len().min(MAX_PAYLOAD as u64),
             work => work.held(),
         }
     }
@@ -102,6 +105,7 @@ pub(super) struct Applier {
     /// Operations left of each chunk, and chunks that are done and not yet reported.
     parts: BTreeMap<u64, usize>,
     done: Vec<Answer>,
+    seen: Vec<Seen>,
     heard: Heard,
     /// The first operation of this incarnation.
     since: OpId,
@@ -131,6 +135,7 @@ impl Applier {
             held: 0,
             parts: BTreeMap::new(),
             done: Vec::new(),
+            seen: Vec::new(),
             heard: Heard::default(),
             since: OpId(0),
         }
@@ -162,6 +167,7 @@ impl Applier {
         self.waiting.clear();
         self.parts.clear();
         self.done.clear();
+        self.seen.clear();
         self.held = self.running.values().map(DiskOp::cost).sum();
         self.since = OpId(self.next_op);
         self.heard.digest = StreamDigest::default();
@@ -261,6 +267,17 @@ impl Applier {
         }
         let (id, chunk) = (self.take_op(), Some(probe.id));
         let work = Work::Compare(Compare::new(probe));
+        #[rustfmt::skip]
+        self.wait(DiskOp { id, offset, work, chunk });
+        self.check_room()
+    }
+
+    /// The source asks to look at a part of the disk: once all before it that meets it is there. It has no number, and
+    /// changes nothing of what may be written.
+    pub(super) fn look(&mut self, look: Look) -> Result<()> {
+        self.check_place(look.offset, look.len)?;
+        let (id, chunk, offset) = (self.take_op(), None, look.offset);
+        let work = Work::Compare(Compare::look(look));
         #[rustfmt::skip]
         self.wait(DiskOp { id, offset, work, chunk });
         self.check_room()
@@ -380,16 +397,26 @@ impl Applier {
     }
 
     /// The disk was read for an operation that compares.
-    pub(super) fn compared(&mut self, id: OpId, data: &[u8]) {
-        let differs = self.comparing(id).map(|compare| compare.differs(data));
+    pub(super) fn compared(&mut self, id: OpId, with: impl FnOnce(&Compare) -> Compared) {
+        let compared = self.comparing(id).map(|compare| with(compare));
         let Some(op) = self.running.remove(&id) else {
             return;
         };
         self.held = self.held.saturating_sub(op.cost());
         // Not what was begun for an incarnation that is over.
-        if let (Some(differs), Some(chunk), true) = (differs, op.chunk, op.id >= self.since) {
-            self.answer(chunk, differs);
+        if op.id < self.since {
+            return;
         }
+        match (compared, op.chunk) {
+            (Some(Compared::Differs(blocks)), Some(chunk)) => self.answer(chunk, blocks),
+            (Some(Compared::Seen(seen)), _) => self.seen.push(seen),
+            _ => {}
+        }
+    }
+
+    /// What was looked at since the last call.
+    pub(super) fn take_seen(&mut self) -> Vec<Seen> {
+        std::mem::take(&mut self.seen)
     }
 
     /// Chunks that are in the disk since the last call.

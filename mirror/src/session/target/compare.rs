@@ -2,49 +2,112 @@
 //!
 //! Must never call a block the same that is not, nor one of which something later waits in the journal.
 
-use super::{OpId, Target};
+use super::{Message, Micros, OpId, Target};
 use crate::dirty::DirtyMap;
-use crate::wire::{Content, Probe};
+use crate::wire::{Content, Here, Look, Probe};
 
-/// What a part of the disk is compared with.
+/// What a part of the disk is compared with, and for whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Compare {
-    probe: Probe,
-    /// Blocks that are different whatever is read.
-    differs: u128,
+    offset: u64,
+    len: u64,
+    here: Here,
+    /// The look that it is for; else it is a probe.
+    look: Option<u64>,
+    /// Blocks of which the disk does not say what is there: bytes of them are in the journal.
+    left_out: u128,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Compared {
+    /// A probe: these blocks are different, or not known to be the same.
+    Differs(u128),
+    /// A look.
+    Seen(Seen),
+}
+
+/// The answer to a look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) id: u64,
+    pub(super) unlike: u128,
+    pub(super) unknown: u128,
 }
 
 impl Compare {
     pub(super) fn new(probe: Probe) -> Self {
-        Self { probe, differs: 0 }
+        Self {
+            offset: probe.offset,
+            len: probe.len,
+            here: Here::Blocks(probe.block, probe.hashes),
+            look: None,
+            left_out: 0,
+        }
+    }
+
+    pub(super) fn look(look: Look) -> Self {
+        Self {
+            offset: look.offset,
+            len: look.len,
+            here: look.here,
+            look: Some(look.id),
+            left_out: 0,
+        }
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.probe.len
+        self.len
     }
 
-    /// Of these blocks the disk does not say what is there: bytes of them are in the journal.
+    /// Whether it is compared with zeroes, which may be many.
+    pub(super) fn with_zeroes(&self) -> bool {
+        self.here == Here::Zeroes
+    }
+
     fn leave_out(&mut self, journal: &Journaled) {
-        let block = u64::from(self.probe.block);
-        for number in 0..self.probe.hashes.len() as u64 {
-            let from = self.probe.offset + number * block;
-            if journal.holds(from, block) {
-                self.differs |= 1 << number;
+        let (block, blocks) = match &self.here {
+            Here::Zeroes => (self.len, 1),
+            Here::Blocks(block, hashes) => (u64::from(*block), hashes.len() as u64),
+        };
+        for number in 0..blocks {
+            if journal.holds(self.offset + number * block, block) {
+                self.left_out |= 1 << number;
             }
         }
     }
 
-    /// The blocks that are different from what was read.
-    pub(super) fn differs(&self, data: &[u8]) -> u128 {
-        let mut blocks = data.chunks(self.probe.block as usize);
-        let mut differs = self.differs;
-        for (number, hash) in self.probe.hashes.iter().enumerate() {
+    /// What comes of it with the blocks that are different from what is in the disk.
+    fn outcome(&self, unlike: u128) -> Compared {
+        match self.look {
+            None => Compared::Differs(unlike | self.left_out),
+            Some(id) => Compared::Seen(Seen {
+                id,
+                unlike: unlike & !self.left_out,
+                unknown: self.left_out,
+            }),
+        }
+    }
+
+    /// What comes of it with what was read.
+    pub(super) fn with(&self, data: &[u8]) -> Compared {
+        let Here::Blocks(block, hashes) = &self.here else {
+            return self.outcome(u128::from(data.iter().any(|byte| *byte != 0)));
+        };
+        let mut blocks = data.chunks(*block as usize);
+        let mut unlike = 0;
+        for (number, hash) in hashes.iter().enumerate() {
             let same = |block: &[u8]| blake3::hash(block).as_bytes() == hash;
             if !blocks.next().is_some_and(same) {
-                differs |= 1 << number;
+                unlike |= 1 << number;
             }
         }
-        differs
+        self.outcome(unlike)
+    }
+
+    /// What comes of it if the disk is, or is not, zero there.
+    pub(super) fn with_answer(&self, zero: bool) -> Compared {
+        self.outcome(u128::from(!zero))
     }
 }
 
@@ -63,7 +126,7 @@ impl Parts {
     fn meets(&self, offset: u64, end: u64) -> bool {
         match self {
             Self::All => true,
-            Self::These(map) => map.next(offset).is_some_and(|next| next < end),
+            Self::These(map) => map.meets(offset, end.saturating_sub(offset)),
         }
     }
 }
@@ -134,6 +197,31 @@ impl Target {
     /// What cannot be read is not the same; whether the disk is of any use shows when it is written.
     pub(super) fn on_read(&mut self, op: OpId, result: std::io::Result<bytes::Bytes>) {
         let data = result.unwrap_or_default();
-        self.apply.compared(op, &data);
+        self.apply.compared(op, |compare| compare.with(&data));
+    }
+
+    /// The same of a part that may be zero.
+    pub(super) fn on_zeroes(&mut self, op: OpId, result: &std::io::Result<bool>) {
+        let zero = result.as_ref().is_ok_and(|zero| *zero);
+        self.apply.compared(op, |compare| compare.with_answer(zero));
+    }
+
+    /// Looks have no place in what is acknowledged: each is answered by itself.
+    pub(super) fn say_seen(&mut self, now: Micros) {
+        for Seen {
+            id,
+            unlike,
+            unknown,
+        } in self.apply.take_seen()
+        {
+            self.send(
+                now,
+                Message::Seen {
+                    id,
+                    unlike,
+                    unknown,
+                },
+            );
+        }
     }
 }

@@ -6,7 +6,9 @@ use uuid::Uuid;
 
 use super::*;
 use crate::arbiter::Side;
-use crate::wire::{Begin, Chunk, DiskDescription, DiskFormat, Probe, Record, Start, StreamDigest};
+use crate::wire::{
+    Begin, Chunk, DiskDescription, DiskFormat, Here, Look, Probe, Record, Start, StreamDigest,
+};
 
 const SIZE: u64 = 1 << 20;
 const CONTROL: ConnId = ConnId(1);
@@ -237,6 +239,47 @@ fn a_probe_is_compared_block_by_block_once_what_came_before_it_is_in_the_disk() 
 
     let answer = compared(&mut target, probe(8, 0, [1, 3]), [1, 3]);
     assert!(answers(&answer, 8, 0), "{answer:?}");
+}
+
+#[test]
+fn a_look_is_answered_by_itself_and_many_of_them_are_no_more_than_the_window_allows() {
+    let mut target = streaming();
+    let look = |id, here| {
+        #[rustfmt::skip]
+        let look = Look { id, offset: 0, len: 8192, here };
+        Message::Look(look)
+    };
+    let hash = |byte: u8| *blake3::hash(&[byte; 4096]).as_bytes();
+    let asked = look(9, Here::Blocks(4096, vec![hash(1), hash(3)]));
+    let read = say(&mut target, BULK, asked);
+    let [TargetAction::Read(op, 0, 8192)] = read[..] else {
+        panic!("{read:?}");
+    };
+    let data = [[1; 4096], [2; 4096]].concat();
+    let seen = tell(&mut target, TargetEvent::Read(op, Ok(data.into())));
+    assert!(
+        matches!(
+            seen[..],
+            [TargetAction::Send(
+                _,
+                Message::Seen {
+                    id: 9,
+                    unlike: 2,
+                    unknown: 0
+                }
+            )]
+        ),
+        "{seen:?}"
+    );
+    for id in 10..5000 {
+        let said = say(&mut target, BULK, look(id, Here::Zeroes));
+        assert!(
+            !said
+                .iter()
+                .any(|a| matches!(a, TargetAction::Send(_, Message::Failed { .. }))),
+            "{id}"
+        );
+    }
 }
 
 #[test]
@@ -510,6 +553,7 @@ fn oblige(target: &mut Target, first: Vec<TargetAction>) {
             TargetAction::Read(op, _, len) => {
                 TargetEvent::Read(op, Ok(vec![0; len as usize].into()))
             }
+            TargetAction::Zeroes(op, ..) => TargetEvent::Zeroes(op, Ok(true)),
             TargetAction::Write(op, ..)
             | TargetAction::Zero(op, ..)
             | TargetAction::Flush(op)

@@ -80,6 +80,8 @@ pub enum TargetEvent {
     Disk(OpId, std::io::Result<()>),
     /// A read with that name ended.
     Read(OpId, std::io::Result<Bytes>),
+    /// Whether a part is zero.
+    Zeroes(OpId, std::io::Result<bool>),
     /// The record is durable; on failure it may or may not be.
     Persisted(std::io::Result<()>),
     /// The image is parked without a mark.
@@ -109,6 +111,8 @@ pub enum TargetAction {
     },
     /// Read from the disk: offset, length.
     Read(OpId, u64, u32),
+    /// Find out whether all of a part reads as zero, which may be long and mostly not allocated: offset, length.
+    Zeroes(OpId, u64, u64),
     /// Write bytes at an offset.
     Write(OpId, u64, Bytes),
     /// Make bytes read as zero: offset, length.

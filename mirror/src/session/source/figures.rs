@@ -1,0 +1,57 @@
+//! What a source tells people of itself.
+
+use super::Source;
+use crate::session::{Progress, Stage};
+use crate::switchover::Phase;
+
+impl Source {
+    /// Figures for people.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let figures = self.tracker.figures();
+        let remaining = figures.dirty + self.copy.flying();
+        let stage = match self.switch.phase() {
+            Phase::Forwarding => Stage::Forwarding,
+            Phase::Bound if self.end.outcome.is_none() => Stage::Bound,
+            Phase::Released => Stage::Released,
+            Phase::Offered | Phase::Reclaiming | Phase::Settling => Stage::Switching,
+            _ if self.end.outcome.is_some() => Stage::Ended,
+            Phase::Owner | Phase::Preparing if !self.end.begun => Stage::Connecting,
+            Phase::Owner | Phase::Preparing if remaining == 0 && self.copy.scan_complete() => {
+                Stage::Synced
+            }
+            Phase::Owner | Phase::Preparing => Stage::Copying,
+            _ => Stage::Switching,
+        };
+        let rate = self.pace.sent.rate();
+        let estimate = self.pace.contract.estimate().filter(|_| remaining > 0);
+        Progress {
+            stage,
+            connected: self.link.is_up(),
+            size: self.config.description.size,
+            scanned: self.copy.scanned(),
+            found: self.copy.found(),
+            copied: self
+                .pace
+                .sent
+                .total()
+                .saturating_sub(self.stream.streamed()),
+            same: self.copy.same(),
+            streamed: self.stream.streamed(),
+            remaining,
+            unacknowledged: self.stream.outstanding(),
+            fallen_back: figures.fallen_back,
+            rate,
+            limit: self.pace.bucket.rate(),
+            seconds_remaining: estimate.map(|estimate| estimate.seconds),
+            estimate,
+            brake: self.pace.contract.brake(),
+            unmet: self.pace.contract.unmet().map(|unmet| unmet.to_string()),
+            reconnects: self.local.reconnects,
+            given_up: self.local.given_up,
+            pause: self.local.pause,
+            verify: self.local.verify.figures(),
+            trouble: self.end.trouble.clone(),
+        }
+    }
+}
