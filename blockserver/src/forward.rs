@@ -10,12 +10,16 @@
 //! server that crashed may have lost what was not flushed. Changes are therefore kept until a flush
 //! that covers them succeeded, and done again, one after the other, before anything else is sent
 //! over a new connection. When too much is kept, a flush of our own makes an end of it.
+//!
+//! Where others change the disk too, doing again what was answered could take their changes back. There each change is
+//! asked to be durable before it is answered, and nothing is kept ([`Forwarder::write_through`]). A disk that comes back
+//! ([`Forwarder::settle`]) has all that was answered; what was not is answered by the other server, which sends it here.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use vdisk::engine::Extent;
@@ -75,6 +79,8 @@ struct Kept {
     flushing: bool,
     /// A change could not be done again: no flush succeeds any more.
     lost: bool,
+    /// Nothing more is kept.
+    none: bool,
 }
 
 impl Kept {
@@ -115,13 +121,28 @@ struct State {
     again: std::ops::Range<usize>,
     /// The one that is being done again.
     repeating: Option<u64>,
-    /// The connection is of no use any more.
+    /// There is a connection.
+    connected: bool,
+    /// It is of no use any more.
     broken: bool,
     /// Nothing more will come.
     closed: bool,
+    /// Each change has to be durable when it is answered.
+    through: bool,
+    /// No connection is made until then; `Some(None)` for as long as nothing else is said.
+    paused: Option<Option<Instant>>,
 }
 
 impl State {
+    /// Whether no connection may be made now.
+    fn is_paused(&mut self) -> bool {
+        let over = matches!(self.paused, Some(Some(until)) if Instant::now() >= until);
+        if over {
+            self.paused = None;
+        }
+        self.paused.is_some()
+    }
+
     /// Everything not answered is to be sent (again), oldest first.
     fn take_back(&mut self) {
         self.broken = false;
@@ -170,7 +191,7 @@ impl State {
             }
             Action::Read | Action::Status => {}
             // A change that failed may have been made in part; it is not to be made again.
-            _ if !went_well => {}
+            _ if !went_well || self.kept.none || self.through => {}
             _ => self.kept.push(job.request.clone()),
         }
         self.flush_if_due();
@@ -229,6 +250,39 @@ impl Forwarder {
         &self.address
     }
 
+    /// Have each change durable before it is answered, from now on.
+    pub(crate) fn write_through(&self) {
+        self.shared.lock().through = true;
+    }
+
+    /// Make no connection anew until [`Self::resume`], or for `limit`; not if one is missing or what was answered is being
+    /// done again.
+    pub(crate) fn pause(&self, limit: Option<Duration>) -> bool {
+        let mut state = self.shared.lock();
+        let busy = !state.connected || state.repeating.is_some() || !state.again.is_empty();
+        if busy && state.paused.is_none() && !state.kept.changes.is_empty() {
+            return false;
+        }
+        state.paused = Some(limit.map(|limit| Instant::now() + limit));
+        true
+    }
+
+    pub(crate) fn resume(&self) {
+        self.shared.lock().paused = None;
+    }
+
+    /// What was answered is not done again any more.
+    pub(crate) fn settle(&self) {
+        let mut state = self.shared.lock();
+        state.kept = Kept {
+            none: true,
+            lost: state.kept.lost,
+            ..Kept::default()
+        };
+        state.again = 0..0;
+        state.paused = None;
+    }
+
     /// Send a request; `done` is called on a thread of its own and must not block.
     pub(crate) fn submit(
         &self,
@@ -270,14 +324,21 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
     };
     loop {
         {
-            let state = shared.lock();
+            let mut state = shared.lock();
             if state.closed && state.waiting.is_empty() {
                 return;
             }
+            if state.is_paused() {
+                drop(state);
+                thread::sleep(RETRY.0);
+                continue;
+            }
+            state.connected = false;
         }
         match PipelinedClient::connect(address, &options) {
             Ok(client) => {
                 tracing::info!(%address, "forwarding");
+                shared.lock().connected = true;
                 let answered = serve(shared, client);
                 pause = if answered {
                     RETRY.0
@@ -285,6 +346,7 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
                     (pause * 2).min(RETRY.1)
                 };
                 let mut state = shared.lock();
+                state.connected = false;
                 state.take_back();
                 if state.closed && state.waiting.is_empty() {
                     return;
@@ -354,7 +416,7 @@ fn queue_again(state: &mut State, send: &mut SendHalf) -> bool {
     else {
         return false;
     };
-    match send.submit(&wire_request(change)) {
+    match send.submit(&wire_request(change, false)) {
         Ok(cookie) => state.repeating = Some(cookie),
         Err(error) => {
             tracing::error!(%error, "a change cannot be made again at the server");
@@ -378,7 +440,7 @@ fn queue_waiting(state: &mut State, send: &mut SendHalf) -> bool {
             continue;
         }
         job.covers = state.kept.next();
-        match send.submit(&wire_request(&job.request)) {
+        match send.submit(&wire_request(&job.request, state.through)) {
             Ok(cookie) => {
                 queued = true;
                 state.sent.insert(cookie, job);
@@ -413,10 +475,11 @@ fn fit(remote: &RemoteExport, job: Job) -> Option<Job> {
     None
 }
 
-fn wire_request(request: &ForwardRequest) -> ClientRequest<'_> {
+/// As it is sent; `through` if a change has to be durable when it is answered.
+fn wire_request(request: &ForwardRequest, through: bool) -> ClientRequest<'_> {
     let (offset, len) = (request.offset, request.len as u32);
     let flags = |fua, no_hole| CommandFlags {
-        fua,
+        fua: fua || through,
         no_hole,
         ..CommandFlags::default()
     };
