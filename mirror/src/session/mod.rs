@@ -102,4 +102,6 @@ pub(crate) enum Sabotage {
     ForgetWhatChanged,
     /// The source does not tell a target that it compares with what is zero.
     LeaveZeroesOut,
+    /// The new owner takes the copy that was left behind for what it has.
+    TakeForTheSame,
 }

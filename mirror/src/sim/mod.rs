@@ -13,7 +13,7 @@
 //! | link | delay, jitter, lanes overtaking each other, cuts of single lanes or all, silent death, partitions |
 //! | hosts | the process or the power of either side ends at any step, and comes back |
 //! | arbiter | questions and answers are late or lost |
-//! | users | cut over at any time, cancel, start again |
+//! | users | cut over at any time, cancel, start again; have the disk go back once it has moved |
 //!
 //! # What is checked
 //!
@@ -24,6 +24,7 @@
 //! * Whenever a host crashes while the target follows: what a promotion would serve is the source's disk as a crash could
 //!   have left it at the last consistent marker, nothing earlier and nothing later.
 //! * When the target begins to serve: its disk equals the source's, byte for byte and durably.
+//! * On the way back: the image there, which is in use, is never made anew.
 //! * In the end, once the faults stop: the target owns and serves, nobody else does, and every
 //!   acknowledged write is there.
 
@@ -40,4 +41,5 @@ mod network;
 mod plan;
 pub(crate) mod rng;
 mod tests;
+mod turn;
 mod world;

@@ -13,6 +13,8 @@ use crate::wire::{DiskDescription, DiskFormat};
 pub(super) enum Aim {
     TakeOver,
     Follow,
+    /// To take over, and then to give it back.
+    Back,
 }
 
 /// Where the arbiter is.
@@ -57,6 +59,8 @@ pub(super) struct Plan {
     /// The longest time from one fault to the next.
     pub(super) fault_gap: Micros,
     pub(super) sabotage: Option<Sabotage>,
+    /// The rule that is broken on the way back only.
+    pub(super) late: Option<Sabotage>,
     pub(super) config: SourceConfig,
 }
 
@@ -93,7 +97,6 @@ impl Plan {
         }
         config.handover.give_up_after =
             Micros::from_millis([150, 400, 2000][rng.below(3) as usize]);
-        config.sabotage = sabotage;
         config.replica.compare = rng.percent(80);
         config.limits.block = 4096;
         config.limits.save_every = Micros([1_000, 15_000, 2_000_000][rng.below(3) as usize]);
@@ -104,6 +107,16 @@ impl Plan {
         let kind = rng.below(5);
         let spans = [(50, 200), (200, 800), (500, 2000)];
         let (low, high) = spans[if fast { 2 } else { rng.below(3) as usize }];
+        let (low, high) = if aim == Aim::Back {
+            spans[0]
+        } else {
+            (low, high)
+        };
+        let (sabotage, late) = match aim {
+            Aim::Back => (None, sabotage),
+            _ => (sabotage, None),
+        };
+        config.sabotage = sabotage;
         Self {
             size,
             think: Micros(
@@ -135,6 +148,7 @@ impl Plan {
             fault_gap: Micros::from_millis(if fast { 600 } else { 150 }),
             fault_until: Micros::from_secs(1) + Micros::from_millis(rng.between(low, high)),
             sabotage,
+            late,
             config,
         }
     }

@@ -104,7 +104,7 @@ fn payload_bound(kind: u8) -> Option<usize> {
         | kind::TAKEN
         | kind::RECORD_ZERO
         | kind::CHUNK_ZERO..=kind::DIFFERS
-        | kind::PREPARE..=kind::NOT_READY
+        | kind::PREPARE..=kind::WAY_BACK
         | kind::ABANDON
         | kind::FAILED => Some(0),
         _ => None,
@@ -251,6 +251,10 @@ fn short(r: &mut Reader, kind: u8) -> Result<Message, DecodeError> {
         },
         kind::RUNNING => Message::Running {
             epoch: r.nonzero("epoch")?,
+            address: r.text("address", MAX_TEXT)?,
+        },
+        kind::WAY_BACK => Message::WayBack {
+            seconds: r.u64("seconds")?,
             address: r.text("address", MAX_TEXT)?,
         },
         kind::ABANDON => Message::Abandon {

@@ -147,6 +147,11 @@ fn put_short(out: &mut BytesMut, message: &Message) -> u8 {
             put_text(out, address);
             kind::RUNNING
         }
+        Message::WayBack { seconds, address } => {
+            out.put_u64_le(*seconds);
+            put_text(out, address);
+            kind::WAY_BACK
+        }
         Message::Abandon { text } => {
             put_text(out, text);
             kind::ABANDON

@@ -320,6 +320,14 @@ pub enum Message {
         /// Where clients find it.
         address: String,
     },
+    /// Source: once the disk is yours, keep a copy of it in step here for a while, so that it can come back. Said after
+    /// each [`Message::Begun`].
+    WayBack {
+        /// For how many seconds from then on.
+        seconds: u64,
+        /// Where this host will wait for it, as sources are told; empty if it will not.
+        address: String,
+    },
     /// Source: this session is over and the disk stays here.
     Abandon {
         /// Why, for a person.

@@ -35,7 +35,7 @@ pub use message::{
 pub use pack::pack;
 
 /// Version of the protocol spoken by this code; the first field of a greeting.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// First bytes of a greeting, so that a stray client of another protocol is told apart.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"DFM1");
 /// Bytes in front of every frame's body.
@@ -84,6 +84,7 @@ pub(crate) mod kind {
     pub(crate) const GRANT: u8 = 0x24;
     pub(crate) const RUNNING: u8 = 0x25;
     pub(crate) const NOT_READY: u8 = 0x26;
+    pub(crate) const WAY_BACK: u8 = 0x27;
     pub(crate) const ABANDON: u8 = 0x30;
     pub(crate) const FAILED: u8 = 0x31;
 }

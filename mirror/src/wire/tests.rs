@@ -208,7 +208,8 @@ fn switching() -> impl Strategy<Value = Message> {
         ),
         (number.clone(), number.clone())
             .prop_map(|(attempt, epoch)| Message::Grant { attempt, epoch }),
-        (number, text).prop_map(|(epoch, address)| Message::Running { epoch, address }),
+        (number.clone(), text).prop_map(|(epoch, address)| Message::Running { epoch, address }),
+        (number, text).prop_map(|(seconds, address)| Message::WayBack { seconds, address }),
         text.prop_map(|text| Message::Abandon { text }),
         text.prop_map(|text| Message::Failed { text }),
     ]

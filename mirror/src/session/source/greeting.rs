@@ -108,6 +108,8 @@ impl Source {
         self.stream.restart(self.config.limits.window);
         self.copy.restart(&self.tracker);
         self.tick(now);
+        let (address, seconds) = self.config.replica.way_back.clone().unwrap_or_default();
+        self.send_control(now, Message::WayBack { seconds, address });
         if self.switch.phase() == Phase::Preparing {
             // The question or its answer was lost with the link.
             self.send_prepare(now);

@@ -129,6 +129,10 @@ impl Target {
             let what = format!("the source began in a way that {standing:?} does not allow");
             return Err(Error::misbehaved(what));
         }
+        if begin.start == Start::Fresh && self.config.in_use {
+            let what = "the disk is in use here, and is not begun anew from an empty one";
+            return Err(Error::new(ErrorKind::NotOwned, what));
+        }
         self.setup.begin = Some((hello, begin));
         self.setup.step = Step::Quieting;
         self.setup.asked = false;
@@ -329,7 +333,9 @@ impl Target {
                     Start::Compare => {
                         // What cannot be opened now may be whole all the same.
                         let refusal = match e.kind() {
-                            std::io::ErrorKind::InvalidData => Refusal::Unusable,
+                            std::io::ErrorKind::InvalidData if !self.config.in_use => {
+                                Refusal::Unusable
+                            }
                             _ => Refusal::CannotCreate,
                         };
                         let text = format!("cannot go on from what is here of the disk: {e}");

@@ -17,6 +17,8 @@ pub struct TargetConfig {
     pub address: Option<String>,
     /// Where to find the arbiter that may be asked for a disk that is offered, if there is one.
     pub arbiter: Option<String>,
+    /// The image is in use, and never made anew: what cannot be gone on from is refused.
+    pub in_use: bool,
     /// The rule that a test breaks.
     #[cfg(test)]
     pub(crate) sabotage: Option<crate::session::Sabotage>,
@@ -28,6 +30,7 @@ impl Default for TargetConfig {
             window: 64 << 20,
             address: None,
             arbiter: None,
+            in_use: false,
             #[cfg(test)]
             sabotage: None,
         }
@@ -128,6 +131,13 @@ pub enum TargetAction {
     Persist(Ownership),
     /// Flush, close the image cleanly and leave this mark in it.
     Park(Option<Mark>),
+    /// Keep, durably, what the source says of a way back; nothing depends on it.
+    WayBack {
+        /// For how many seconds, once the disk is owned here.
+        seconds: u64,
+        /// Where the source will wait; empty if it will not.
+        address: String,
+    },
     /// Serve the disk from now on.
     Serve,
 }
