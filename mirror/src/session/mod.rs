@@ -46,7 +46,7 @@ mod target;
 
 pub use progress::{Progress, Stage};
 pub use source::{
-    Command, Handover, Keep, Replica, Source, SourceAction, SourceConfig, SourceEvent, Terms,
+    Command, Handover, Keep, Left, Replica, Source, SourceAction, SourceConfig, SourceEvent, Terms,
 };
 pub use target::{Target, TargetAction, TargetConfig, TargetEvent};
 
@@ -102,6 +102,6 @@ pub(crate) enum Sabotage {
     ForgetWhatChanged,
     /// The source does not tell a target that it compares with what is zero.
     LeaveZeroesOut,
-    /// The new owner takes the copy that was left behind for what it has.
+    /// The new owner takes what was left behind for what it has, although its record says another, and it was changed unseen.
     TakeForTheSame,
 }

@@ -104,6 +104,7 @@ impl World {
                 // Over soon, and there are many phases in which to crash.
                 self.maybe_crash_soon();
                 self.maybe_crash_soon();
+                self.crash_in_the_hold();
                 self.check_held(SOURCE);
             }
             SourceAction::Release => {
@@ -340,6 +341,7 @@ impl World {
             (_, Doing::Serve) => {
                 self.hosts[TARGET].front = Front::Serving;
                 self.check_takeover();
+                self.see_all();
                 TargetEvent::Serving(Ok("b".into()))
             }
             _ => return,

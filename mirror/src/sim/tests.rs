@@ -35,6 +35,7 @@ fn run(count: u64, aim: Aim) -> Stats {
         total.same += stats.same;
         total.resumed += stats.resumed;
         total.back += stats.back;
+        total.taken += stats.taken;
         total.settled += stats.settled;
         total.crashed_in.extend(stats.crashed_in);
     }
@@ -110,7 +111,6 @@ fn a_disk_that_has_moved_goes_back_and_no_fault_makes_two_owners_or_loses_a_writ
         "source Holding",
         "source Draining",
         "source Marking",
-        "source Unmarking",
         "source Deciding",
         "source Released",
         "source Forwarding",
@@ -124,6 +124,11 @@ fn a_disk_that_has_moved_goes_back_and_no_fault_makes_two_owners_or_loses_a_writ
         let doing = format!("back: {doing}");
         assert!(total.crashed_in.contains(&doing), "no crash in: {doing}");
     }
+    assert!(
+        total.taken > 500,
+        "{} began from what was left",
+        total.taken
+    );
     assert!(total.back > 2500 && total.resumed > 300 && total.same > 1 << 20);
 }
 

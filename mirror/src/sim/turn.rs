@@ -5,13 +5,18 @@
 //!
 //! Must never forget a request of a client, and never leave anything of the machines of the way there.
 
+use std::sync::Arc;
+
+use uuid::Uuid;
+
 use super::host::{Asked, Front, Machine};
 use super::plan::Aim;
 use super::world::{Event, SOURCE, TARGET, World};
 use crate::arbiter::Switchover;
 use crate::clock::Micros;
 use crate::record::State;
-use crate::session::Source;
+use crate::session::{Left, Sabotage};
+use crate::tracker::Tracker;
 
 impl World {
     /// Whether the disk goes back now, if it is to.
@@ -28,6 +33,8 @@ impl World {
     pub(super) fn turn(&mut self) {
         self.turned = true;
         self.net.kill_all();
+        // Of the new owner's changes.
+        let seen = self.hosts[TARGET].tap.take();
         for host in &mut self.hosts {
             host.machine = Machine::None;
             host.ops
@@ -37,6 +44,7 @@ impl World {
             host.kept.session = None;
         }
         self.hosts.swap(SOURCE, TARGET);
+        self.hosts[SOURCE].tap = seen;
         let events = std::mem::take(&mut self.events);
         self.events = events
             .into_iter()
@@ -61,6 +69,14 @@ impl World {
         self.restart(TARGET);
     }
 
+    /// On the way back few attempts are made, and who holds requests does so for a moment only.
+    pub(super) fn crash_in_the_hold(&mut self) {
+        if self.turned && self.plan.crashes && !self.calm() && self.rng.percent(25) {
+            let span = Micros(self.rng.below(self.plan.op_time.0));
+            self.after(span, Event::Crash(SOURCE, self.plan.power));
+        }
+    }
+
     /// How a host treats its clients that receives a disk, when it has just started.
     pub(super) fn front_of_target(&self) -> Front {
         let state = self.hosts[TARGET].record.as_ref().map(|r| &r.state);
@@ -71,11 +87,36 @@ impl World {
         }
     }
 
-    /// A broken rule: the new owner takes what is there for what it has.
-    pub(super) fn begin_blindly(&self, source: &mut Source) {
-        if self.plan.sabotage == Some(crate::session::Sabotage::TakeForTheSame) {
-            source.take_for_the_same();
+    /// The target begins to serve: from its first write on every change is seen.
+    pub(super) fn see_all(&mut self) {
+        if self.plan.aim == Aim::Back && !self.turned && self.served == 1 {
+            let tracker = Tracker::new(self.plan.size as u64, self.plan.config.limits.queue);
+            // As the session has it that is begun before the first of them.
+            tracker.advance_cursor(self.plan.size as u64);
+            self.hosts[TARGET].tap = Some(Arc::new(tracker));
         }
+    }
+
+    /// What a session of a disk that goes back knows of what was left, and what has seen all that was changed since.
+    pub(super) fn left(&self) -> (Option<Left>, Option<Arc<Tracker>>) {
+        let owner = self.hosts[SOURCE].record.as_ref().map(|r| &r.state);
+        let (true, Some(State::Owner { epoch, session })) = (self.turned, owner) else {
+            return (None, None);
+        };
+        let session = session.unwrap_or_default();
+        if self.plan.sabotage == Some(Sabotage::TakeForTheSame) {
+            let session = Uuid::from_u128(session.as_u128() + 1);
+            return (
+                Some(Left {
+                    session,
+                    epoch: *epoch,
+                }),
+                None,
+            );
+        }
+        let seen = self.hosts[SOURCE].tap.clone();
+        let epoch = *epoch;
+        (seen.as_ref().map(|_| Left { session, epoch }), seen)
     }
 }
 

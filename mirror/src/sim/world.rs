@@ -68,6 +68,8 @@ pub(super) struct Stats {
     pub(super) resumed: u64,
     /// Sessions on the way back.
     pub(super) back: u64,
+    /// Of those, that began from what was left.
+    pub(super) taken: u64,
     /// Sources that found an offer after a crash, and heard whose the disk is.
     pub(super) settled: u64,
     /// Bytes that sessions found at the target.
@@ -466,7 +468,11 @@ impl World {
             let spare = Uuid::from_u128(100 + u128::from(self.stats.sessions));
             config.keep = Keep::Session { spare };
         }
-        let tracker = {
+        let (left, seen) = self.left();
+        config.replica.left = left;
+        let tracker = if let Some(seen) = seen {
+            seen
+        } else {
             // Some of them so small that there are hot and cold ones.
             let region = [4096, 16384, 1 << 20][self.rng.below(3) as usize];
             let tracker = Tracker::with_regions(self.plan.size as u64, config.limits.queue, region);
@@ -476,12 +482,11 @@ impl World {
             return;
         };
         match Source::new(config, &record, Arc::clone(&tracker)) {
-            Ok(mut source) => {
-                self.begin_blindly(&mut source);
+            Ok(source) => {
+                self.moments.begin(session, tracker.figures().seq);
                 self.tracker = Some(tracker);
                 self.sources += 1;
                 self.stats.back += u64::from(self.turned);
-                self.moments.begin(session, 0);
                 self.run_source(source);
             }
             Err(e) => self.failure(&format!("cannot start a session: {e}")),

@@ -348,6 +348,10 @@ fn standing(r: &mut Reader) -> Result<Standing, DecodeError> {
         (2, 1..) => Ok(Standing::Prepared { attempt: value }),
         (3, 1..) => Ok(Standing::Owner { epoch: value }),
         (4, 0) => Ok(Standing::Stale),
+        (5, 1..) => Ok(Standing::Left {
+            session: r.uuid("session")?,
+            epoch: value,
+        }),
         _ => Err(r.bad("standing", 9)),
     }
 }
@@ -357,6 +361,7 @@ fn start(r: &mut Reader) -> Result<Start, DecodeError> {
         0 => Ok(Start::GoOn),
         1 => Ok(Start::Fresh),
         2 => Ok(Start::Compare),
+        3 => Ok(Start::Same),
         _ => Err(r.bad("start", 1)),
     }
 }

@@ -66,13 +66,22 @@ fn standing() -> impl Strategy<Value = Standing> {
         Just(Standing::Empty),
         Just(Standing::Receiving),
         Just(Standing::Stale),
+        (1_u64.., any::<u128>()).prop_map(|(epoch, session)| Standing::Left {
+            session: Uuid::from_u128(session),
+            epoch,
+        }),
         (1..u64::MAX).prop_map(|attempt| Standing::Prepared { attempt }),
         (1..u64::MAX).prop_map(|epoch| Standing::Owner { epoch }),
     ]
 }
 
 fn begin() -> impl Strategy<Value = Start> {
-    prop_oneof![Just(Start::GoOn), Just(Start::Fresh), Just(Start::Compare)]
+    prop_oneof![
+        Just(Start::GoOn),
+        Just(Start::Fresh),
+        Just(Start::Compare),
+        Just(Start::Same)
+    ]
 }
 
 fn probe() -> impl Strategy<Value = Probe> {

@@ -59,6 +59,7 @@ impl SourceConfig {
                 follow: false,
                 compare: true,
                 way_back: None,
+                left: None,
             },
             keep: Keep::Nothing,
             #[cfg(test)]
@@ -115,6 +116,18 @@ pub struct Replica {
     pub compare: bool,
     /// Where and for how many seconds this host will wait for the disk once the target owns it.
     pub way_back: Option<(String, u64)>,
+    /// The target left the disk to this host so, and all that is changed since is shown to the tracker: whoever says this
+    /// lets nobody change the disk before the tap is on. The rest need not be compared, if the target says the same.
+    pub left: Option<Left>,
+}
+
+/// How a disk came to the host that owns it, as its record has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// The session that moved it.
+    pub session: Uuid,
+    /// The epoch that it was granted.
+    pub epoch: u64,
 }
 
 /// Whether a session goes on after a crash of the source.

@@ -118,7 +118,8 @@ impl Target {
             .map_err(|(_, text)| Error::new(ErrorKind::PeerMisbehaved, text))?;
         let allowed = match standing {
             Standing::Empty => begin.start == Start::Fresh,
-            Standing::Stale => begin.start != Start::GoOn,
+            Standing::Stale => matches!(begin.start, Start::Fresh | Start::Compare),
+            Standing::Left { .. } => begin.start != Start::GoOn,
             Standing::Receiving => begin.start == Start::GoOn,
             Standing::Prepared { attempt } => {
                 begin.start == Start::GoOn && begin.aborted >= attempt
@@ -330,7 +331,7 @@ impl Target {
                         let text = format!("the seed that is here is of no use: {e}");
                         (Refusal::CannotCreate, text)
                     }
-                    Start::Compare => {
+                    Start::Compare | Start::Same => {
                         // What cannot be opened now may be whole all the same.
                         let refusal = match e.kind() {
                             std::io::ErrorKind::InvalidData if !self.config.in_use => {
