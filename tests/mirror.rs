@@ -20,4 +20,5 @@ mod mirror {
     mod seeds;
     mod site;
     mod wan;
+    mod way_back;
 }

@@ -34,6 +34,11 @@ pub(crate) fn run(verb: &MirrorVerb, report: Report) -> Result<()> {
             let state = disk.client.post(&disk.resource("mirror/cutover"), &now)?;
             tell(&disk, report, state, args.disk.wait)
         }
+        MirrorVerb::Rollback(args) => {
+            let disk = find(&args.disk)?;
+            let state = disk.client.post(&disk.resource("mirror/rollback"), &())?;
+            tell(&disk, report, state, args.disk.wait)
+        }
         MirrorVerb::Rate(args) => {
             let rate = match args.rate.as_str() {
                 "none" => None,
@@ -73,19 +78,21 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
             fresh: args.fresh,
             plain: args.plain,
             rate: args.rate.as_deref().map(plan::rate).transpose()?,
-            deadline_s: deadline(args)?,
+            deadline_s: seconds(args.deadline.as_deref())?,
             max_slowdown: args.max_slowdown,
             switchover: args.switchover.map(Into::into).unwrap_or_default(),
             arbiter: args.arbiter.clone(),
+            way_back: args.way_back.clone(),
+            way_back_for_s: seconds(args.way_back_for.as_deref())?,
         },
     )?;
     tell(&disk, report, state, args.disk.wait)
 }
 
 /// In seconds, at least one.
-fn deadline(args: &MirrorStartArgs) -> Result<Option<u64>> {
-    let deadline = args.deadline.as_deref().map(plan::duration).transpose()?;
-    Ok(deadline.map(|span| span.as_secs().max(1)))
+fn seconds(text: Option<&str>) -> Result<Option<u64>> {
+    let span = text.map(plan::duration).transpose()?;
+    Ok(span.map(|span| span.as_secs().max(1)))
 }
 
 fn find(args: &MirrorArgs) -> Result<Remote> {
@@ -148,6 +155,17 @@ fn people(state: &Value) -> String {
     }
     if let Some(pause) = state["pause"].as_u64() {
         let _ = write!(text, ", pause {}.{} ms", pause / 1000, pause % 1000 / 100);
+    }
+    let way = &state["way_back"];
+    if way["under_way"] == Value::Bool(true)
+        && let Some(to) = way["to"].as_str()
+    {
+        let _ = write!(text, ", so that it can go back to {to}");
+    }
+    if way["waits"] == Value::Bool(true)
+        && let Some(at) = way["waits_at"].as_str()
+    {
+        let _ = write!(text, ", it may come back to {at}");
     }
     if let Some(trouble) = state["trouble"].as_str() {
         let _ = write!(text, " ({trouble})");
