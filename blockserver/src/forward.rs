@@ -121,31 +121,48 @@ struct State {
     again: std::ops::Range<usize>,
     /// The one that is being done again.
     repeating: Option<u64>,
-    /// There is a connection.
-    connected: bool,
-    /// It is of no use any more.
-    broken: bool,
+    line: Line,
     /// Nothing more will come.
     closed: bool,
     /// Each change has to be durable when it is answered.
     through: bool,
-    /// No connection is made until then; `Some(None)` for as long as nothing else is said.
-    paused: Option<Option<Instant>>,
+    pause: Pause,
+}
+
+/// The connection.
+#[derive(Default, PartialEq, Eq)]
+enum Line {
+    /// There is none.
+    #[default]
+    Down,
+    Up,
+    /// It is of no use any more.
+    Broken,
+}
+
+/// Whether a lost connection is made again.
+#[derive(Default)]
+enum Pause {
+    #[default]
+    None,
+    /// Not before that.
+    Until(Instant),
+    /// Not until something else is said.
+    On,
 }
 
 impl State {
     /// Whether no connection may be made now.
     fn is_paused(&mut self) -> bool {
-        let over = matches!(self.paused, Some(Some(until)) if Instant::now() >= until);
-        if over {
-            self.paused = None;
+        if matches!(self.pause, Pause::Until(until) if Instant::now() >= until) {
+            self.pause = Pause::None;
         }
-        self.paused.is_some()
+        !matches!(self.pause, Pause::None)
     }
 
     /// Everything not answered is to be sent (again), oldest first.
     fn take_back(&mut self) {
-        self.broken = false;
+        self.line = Line::Down;
         self.repeating = None;
         self.again = 0..self.kept.changes.len();
         let sent = std::mem::take(&mut self.sent).into_values();
@@ -259,16 +276,20 @@ impl Forwarder {
     /// done again.
     pub(crate) fn pause(&self, limit: Option<Duration>) -> bool {
         let mut state = self.shared.lock();
-        let busy = !state.connected || state.repeating.is_some() || !state.again.is_empty();
-        if busy && state.paused.is_none() && !state.kept.changes.is_empty() {
+        let repeats = state.repeating.is_some() || !state.again.is_empty();
+        let busy = state.line != Line::Up || repeats;
+        if busy && !state.is_paused() && !state.kept.changes.is_empty() {
             return false;
         }
-        state.paused = Some(limit.map(|limit| Instant::now() + limit));
+        state.pause = match limit {
+            Some(limit) => Pause::Until(Instant::now() + limit),
+            None => Pause::On,
+        };
         true
     }
 
     pub(crate) fn resume(&self) {
-        self.shared.lock().paused = None;
+        self.shared.lock().pause = Pause::None;
     }
 
     /// What was answered is not done again any more.
@@ -280,7 +301,7 @@ impl Forwarder {
             ..Kept::default()
         };
         state.again = 0..0;
-        state.paused = None;
+        state.pause = Pause::None;
     }
 
     /// Send a request; `done` is called on a thread of its own and must not block.
@@ -333,12 +354,11 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
                 thread::sleep(RETRY.0);
                 continue;
             }
-            state.connected = false;
         }
         match PipelinedClient::connect(address, &options) {
             Ok(client) => {
                 tracing::info!(%address, "forwarding");
-                shared.lock().connected = true;
+                shared.lock().line = Line::Up;
                 let answered = serve(shared, client);
                 pause = if answered {
                     RETRY.0
@@ -346,7 +366,6 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
                     (pause * 2).min(RETRY.1)
                 };
                 let mut state = shared.lock();
-                state.connected = false;
                 state.take_back();
                 if state.closed && state.waiting.is_empty() {
                     return;
@@ -384,7 +403,7 @@ fn serve(shared: &Arc<Shared>, client: PipelinedClient) -> bool {
 fn send_all(shared: &Shared, mut send: SendHalf) {
     let mut state = shared.lock();
     loop {
-        if state.broken || state.is_over() {
+        if state.line == Line::Broken || state.is_over() {
             return;
         }
         let queued = if state.again.is_empty() && state.repeating.is_none() {
@@ -545,7 +564,7 @@ fn receive_all(shared: &Shared, mut receive: ReceiveHalf) -> bool {
         let result = reply(completion, job.request.len);
         (job.done)(result);
     }
-    shared.lock().broken = true;
+    shared.lock().line = Line::Broken;
     shared.changed.notify_all();
     answered
 }

@@ -130,7 +130,7 @@ impl Site {
             Failure::io(what, &e).hint("give each disk a name of its own: NAME=DISK")
         };
         let disk = Arc::clone(&opened.disk);
-        let mut way = way_back::kept_of(&opened.path);
+        let mut way = way_back::found(&opened, take_over);
         let standing = match opened.away(way.as_ref()) {
             Some(standing) if !take_over => standing,
             _ => opened.standing(take_over)?,
@@ -172,7 +172,7 @@ impl Site {
         };
         let disk = self.push(SiteDisk::new(Arc::new(opened), export.clone(), moving));
         if let Some(way) = way {
-            disk.go_on_with(way, &self.reachable);
+            disk.go_on_with(&way, &self.reachable);
         }
         Ok(export)
     }

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use mirror::files::{load_way_back, way_back_path, write_way_back};
 use mirror::way_back::{Side, WayBack};
 
+use super::disk::Opened;
 use crate::identity;
 
 /// The second of UNIX.
@@ -22,6 +23,19 @@ pub(super) fn kept_of(path: &Path) -> Option<WayBack> {
         tracing::warn!("{error}; there is no way back");
         None
     })
+}
+
+/// The same of a disk that is about to be served; there is none for who only reads, or takes it by force.
+pub(super) fn found(opened: &Opened, take_over: bool) -> Option<WayBack> {
+    if opened.read_only {
+        return None;
+    }
+    let found = kept_of(&opened.path)?;
+    if take_over {
+        keep(&opened.path, None);
+        return None;
+    }
+    Some(found)
 }
 
 /// Keep that, or nothing; whether it is kept durably.

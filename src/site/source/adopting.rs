@@ -38,7 +38,7 @@ impl Site {
         }
         let disk = self.push(disk);
         if let Some(way) = way {
-            disk.go_on_with(way, &self.reachable);
+            disk.go_on_with(&way, &self.reachable);
         }
     }
 
@@ -60,7 +60,7 @@ impl Site {
             ..disk
         });
         if let Some(way) = way {
-            disk.go_on_with(way, &self.reachable);
+            disk.go_on_with(&way, &self.reachable);
         }
         Ok(())
     }

@@ -80,7 +80,11 @@ impl SiteDisk {
         order: impl FnOnce(&SourceHandle),
     ) -> Result<serde_json::Value> {
         let moving = self.lock();
-        let none = || Failure::usage(format!("`{}` is not being moved", self.export.name()));
+        let name = self.export.name();
+        let none = || match self.export.forwards_to().filter(|_| self.way().away) {
+            Some(at) => Failure::usage(format!("`{name}` has moved; it is served at {at}")),
+            None => Failure::usage(format!("`{name}` is not being moved")),
+        };
         let moving = moving.as_ref().ok_or_else(none)?;
         order(&moving.session);
         self.state_of(moving)

@@ -47,7 +47,7 @@ impl Site {
         let path = disk.opened().path.clone();
         let way = super::way_back::of_owner(&path, super::way_back::kept_of(&path), false);
         if let Some(way) = way {
-            disk.go_on_with(way, &self.reachable);
+            disk.go_on_with(&way, &self.reachable);
         }
         Ok(true)
     }
@@ -188,5 +188,37 @@ impl Reachable {
             }
             _ => Ok(self.clone()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blockserver::nbd::uri::Endpoint;
+
+    use super::*;
+
+    #[test]
+    fn who_brings_a_disk_back_is_told_an_address_that_it_can_reach() {
+        let tcp = |host: &str| {
+            let host = host.to_owned();
+            Reachable(Endpoint::Tcp { host, port: 10809 })
+        };
+        let seen = |at: &Reachable, site| at.seen_from(site).map(|at| at.address("a"));
+        let far = "tls:10.0.0.1:9001";
+        assert_eq!(
+            seen(&tcp("0.0.0.0"), far).unwrap(),
+            tcp("10.0.0.1").address("a")
+        );
+        assert_eq!(
+            seen(&tcp("::"), "tls:[fe80::1]:9001").unwrap(),
+            tcp("fe80::1").address("a")
+        );
+        assert_eq!(
+            seen(&tcp("10.0.0.7"), far).unwrap(),
+            tcp("10.0.0.7").address("a")
+        );
+        let here = Reachable(Endpoint::Unix("/run/s".into()));
+        assert!(seen(&here, "tcp:127.0.0.1:9001").is_ok());
+        assert!(seen(&here, far).is_err());
     }
 }

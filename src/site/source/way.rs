@@ -128,9 +128,9 @@ impl SiteDisk {
     }
 
     /// Go on with a way back that was kept.
-    pub(super) fn go_on_with(self: &Arc<Self>, kept: WayBack, at: &Arc<OnceLock<Reachable>>) {
+    pub(super) fn go_on_with(self: &Arc<Self>, kept: &WayBack, at: &Arc<OnceLock<Reachable>>) {
         let mut way = self.way();
-        let over = self.closes(&kept);
+        let over = self.closes(kept);
         way.kept = Some(kept.clone());
         if let Side::Home { listen, clients } = &kept.side {
             // Who has a record of a session here and no session of its own found it on its way back.
