@@ -122,6 +122,8 @@ pub(crate) struct Receive {
     pub(crate) serve: Vec<Endpoint>,
     /// What sources are told, if not the first of `serve`.
     pub(crate) advertise: Option<Endpoint>,
+    /// Where to listen for control besides.
+    pub(crate) control: Vec<PathBuf>,
     /// 0: one for each processor.
     pub(crate) workers: usize,
     pub(crate) taking: Taking,
@@ -289,6 +291,11 @@ impl Receive {
             into: args.into.clone().unwrap_or_default(),
             serve,
             advertise,
+            control: args
+                .control
+                .iter()
+                .map(|text| control_path(text))
+                .collect::<Result<_>>()?,
             workers: args.workers.unwrap_or(0),
             taking: taking(args)?,
         })

@@ -22,4 +22,5 @@ mod mirror {
     mod site;
     mod verify;
     mod wan;
+    mod way_back;
 }

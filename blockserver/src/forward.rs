@@ -10,12 +10,16 @@
 //! server that crashed may have lost what was not flushed. Changes are therefore kept until a flush
 //! that covers them succeeded, and done again, one after the other, before anything else is sent
 //! over a new connection. When too much is kept, a flush of our own makes an end of it.
+//!
+//! Where others change the disk too, doing again what was answered could take their changes back. There each change is
+//! asked to be durable before it is answered, and nothing is kept ([`Forwarder::write_through`]). A disk that comes back
+//! ([`Forwarder::settle`]) has all that was answered; what was not is answered by the other server, which sends it here.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use vdisk::engine::Extent;
@@ -75,6 +79,8 @@ struct Kept {
     flushing: bool,
     /// A change could not be done again: no flush succeeds any more.
     lost: bool,
+    /// Nothing more is kept.
+    none: bool,
 }
 
 impl Kept {
@@ -115,16 +121,48 @@ struct State {
     again: std::ops::Range<usize>,
     /// The one that is being done again.
     repeating: Option<u64>,
-    /// The connection is of no use any more.
-    broken: bool,
+    line: Line,
     /// Nothing more will come.
     closed: bool,
+    /// Each change has to be durable when it is answered.
+    through: bool,
+    pause: Pause,
+}
+
+/// The connection.
+#[derive(Default, PartialEq, Eq)]
+enum Line {
+    /// There is none.
+    #[default]
+    Down,
+    Up,
+    /// It is of no use any more.
+    Broken,
+}
+
+/// Whether a lost connection is made again.
+#[derive(Default)]
+enum Pause {
+    #[default]
+    None,
+    /// Not before that.
+    Until(Instant),
+    /// Not until something else is said.
+    On,
 }
 
 impl State {
+    /// Whether no connection may be made now.
+    fn is_paused(&mut self) -> bool {
+        if matches!(self.pause, Pause::Until(until) if Instant::now() >= until) {
+            self.pause = Pause::None;
+        }
+        !matches!(self.pause, Pause::None)
+    }
+
     /// Everything not answered is to be sent (again), oldest first.
     fn take_back(&mut self) {
-        self.broken = false;
+        self.line = Line::Down;
         self.repeating = None;
         self.again = 0..self.kept.changes.len();
         let sent = std::mem::take(&mut self.sent).into_values();
@@ -170,7 +208,7 @@ impl State {
             }
             Action::Read | Action::Status => {}
             // A change that failed may have been made in part; it is not to be made again.
-            _ if !went_well => {}
+            _ if !went_well || self.kept.none || self.through => {}
             _ => self.kept.push(job.request.clone()),
         }
         self.flush_if_due();
@@ -229,6 +267,43 @@ impl Forwarder {
         &self.address
     }
 
+    /// Have each change durable before it is answered, from now on.
+    pub(crate) fn write_through(&self) {
+        self.shared.lock().through = true;
+    }
+
+    /// Make no connection anew until [`Self::resume`], or for `limit`; not if one is missing or what was answered is being
+    /// done again.
+    pub(crate) fn pause(&self, limit: Option<Duration>) -> bool {
+        let mut state = self.shared.lock();
+        let repeats = state.repeating.is_some() || !state.again.is_empty();
+        let busy = state.line != Line::Up || repeats;
+        if busy && !state.is_paused() && !state.kept.changes.is_empty() {
+            return false;
+        }
+        state.pause = match limit {
+            Some(limit) => Pause::Until(Instant::now() + limit),
+            None => Pause::On,
+        };
+        true
+    }
+
+    pub(crate) fn resume(&self) {
+        self.shared.lock().pause = Pause::None;
+    }
+
+    /// What was answered is not done again any more.
+    pub(crate) fn settle(&self) {
+        let mut state = self.shared.lock();
+        state.kept = Kept {
+            none: true,
+            lost: state.kept.lost,
+            ..Kept::default()
+        };
+        state.again = 0..0;
+        state.pause = Pause::None;
+    }
+
     /// Send a request; `done` is called on a thread of its own and must not block.
     pub(crate) fn submit(
         &self,
@@ -270,14 +345,20 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
     };
     loop {
         {
-            let state = shared.lock();
+            let mut state = shared.lock();
             if state.closed && state.waiting.is_empty() {
                 return;
+            }
+            if state.is_paused() {
+                drop(state);
+                thread::sleep(RETRY.0);
+                continue;
             }
         }
         match PipelinedClient::connect(address, &options) {
             Ok(client) => {
                 tracing::info!(%address, "forwarding");
+                shared.lock().line = Line::Up;
                 let answered = serve(shared, client);
                 pause = if answered {
                     RETRY.0
@@ -322,7 +403,7 @@ fn serve(shared: &Arc<Shared>, client: PipelinedClient) -> bool {
 fn send_all(shared: &Shared, mut send: SendHalf) {
     let mut state = shared.lock();
     loop {
-        if state.broken || state.is_over() {
+        if state.line == Line::Broken || state.is_over() {
             return;
         }
         let queued = if state.again.is_empty() && state.repeating.is_none() {
@@ -354,7 +435,7 @@ fn queue_again(state: &mut State, send: &mut SendHalf) -> bool {
     else {
         return false;
     };
-    match send.submit(&wire_request(change)) {
+    match send.submit(&wire_request(change, false)) {
         Ok(cookie) => state.repeating = Some(cookie),
         Err(error) => {
             tracing::error!(%error, "a change cannot be made again at the server");
@@ -378,7 +459,7 @@ fn queue_waiting(state: &mut State, send: &mut SendHalf) -> bool {
             continue;
         }
         job.covers = state.kept.next();
-        match send.submit(&wire_request(&job.request)) {
+        match send.submit(&wire_request(&job.request, state.through)) {
             Ok(cookie) => {
                 queued = true;
                 state.sent.insert(cookie, job);
@@ -413,10 +494,11 @@ fn fit(remote: &RemoteExport, job: Job) -> Option<Job> {
     None
 }
 
-fn wire_request(request: &ForwardRequest) -> ClientRequest<'_> {
+/// As it is sent; `through` if a change has to be durable when it is answered.
+fn wire_request(request: &ForwardRequest, through: bool) -> ClientRequest<'_> {
     let (offset, len) = (request.offset, request.len as u32);
     let flags = |fua, no_hole| CommandFlags {
-        fua,
+        fua: fua || through,
         no_hole,
         ..CommandFlags::default()
     };
@@ -482,7 +564,7 @@ fn receive_all(shared: &Shared, mut receive: ReceiveHalf) -> bool {
         let result = reply(completion, job.request.len);
         (job.done)(result);
     }
-    shared.lock().broken = true;
+    shared.lock().line = Line::Broken;
     shared.changed.notify_all();
     answered
 }

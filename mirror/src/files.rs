@@ -16,11 +16,14 @@ use tokio::sync::mpsc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::record::{MAX_LEN, Ownership};
 use crate::saved::{self, Saved};
+use crate::way_back::WayBack;
 
 /// What the name of an ownership record ends with.
 pub const RECORD_SUFFIX: &str = ".ownership";
 /// What the name of a kept session ends with.
 pub const SESSION_SUFFIX: &str = ".mirror";
+/// What the name of a file ends with that keeps a way back.
+pub const WAY_BACK_SUFFIX: &str = ".way-back";
 /// What the names of a journal's files end with.
 pub const JOURNAL_SUFFIXES: [&str; 2] = [".journal-a", ".journal-b"];
 /// What the name of a file ends with that is being written in place of another.
@@ -36,6 +39,35 @@ pub fn sidecar_path(disk: &Path) -> PathBuf {
 #[must_use]
 pub fn session_path(disk: &Path) -> PathBuf {
     with_suffix(disk, SESSION_SUFFIX)
+}
+
+/// Where it is kept where the disk at `disk` may go back to, or come back from: beside it.
+#[must_use]
+pub fn way_back_path(disk: &Path) -> PathBuf {
+    with_suffix(disk, WAY_BACK_SUFFIX)
+}
+
+/// The way back that is kept at `path`, `None` when there is none. Blocks, and starts no thread.
+///
+/// Fails with [`ErrorKind::Record`] when it cannot be read or is damaged.
+pub fn load_way_back(path: &Path) -> Result<Option<WayBack>> {
+    let failed =
+        |what: String| Error::new(ErrorKind::Record, format!("{}: {what}", path.display()));
+    let bytes = load_blocking(path, MAX_LEN);
+    let bytes = bytes.map_err(|e| failed(format!("cannot be read: {e}")))?;
+    let found = bytes.map(|bytes| WayBack::from_bytes(&bytes)).transpose();
+    found.map_err(|e| failed(e.to_string()))
+}
+
+/// Keep `way_back` at `path`, durably, or nothing. Blocks, and starts no thread.
+pub fn write_way_back(path: &Path, way_back: Option<&WayBack>) -> io::Result<()> {
+    let Some(way_back) = way_back else {
+        return remove_session(path);
+    };
+    let bytes = way_back
+        .to_bytes()
+        .map_err(|e| io::Error::other(e.to_string()))?;
+    replace_blocking(path, &bytes)
 }
 
 /// The session that is kept at `path`, `None` when there is none. Blocks, and starts no thread.

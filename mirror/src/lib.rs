@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | driver | [`net`], [`files`] | hold policy |
 //! | machine | [`session`], [`switchover`], [`arbiter`], [`joint`], [`tracker`], [`pacing`] | do I/O, read a clock, take randomness, block |
-//! | codec | [`wire`], [`record`], [`journal`], [`saved`] | anything but bytes to checked types and back |
+//! | codec | [`wire`], [`record`], [`journal`], [`saved`], [`way_back`] | anything but bytes to checked types and back |
 //!
 //! The protocol, its phases, the order of the switchover and what a crash in each of them leaves
 //! are written down in `docs/mirror-protocol.md`.
@@ -29,6 +29,7 @@ mod sim;
 pub mod switchover;
 pub mod timetable;
 pub mod tracker;
+pub mod way_back;
 pub mod wire;
 
 pub use clock::Micros;

@@ -14,6 +14,8 @@ pub(crate) enum MirrorVerb {
     Status(MirrorArgs),
     /// Switch over as soon as the target is in step
     Cutover(MirrorCutoverArgs),
+    /// Have a disk that has moved go back to where it came from
+    Rollback(MirrorRollbackArgs),
     /// Copy at most so many bytes a second
     Rate(MirrorRateArgs),
     /// Find out whether both sides have the same, while both are in use
@@ -30,6 +32,7 @@ pub(crate) enum MirrorVerb {
   diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --fresh     copy all of it again
   diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --deadline 30m --max-slowdown 50
   diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --switchover fast --arbiter file:/mnt/third/arbiter
+  diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --way-back tls:10.0.0.1:9001 --way-back-for 8h
 
 With a deadline the status says all the time how long it will take and how sure that is, to how many bytes a second
 writers are held, and, as soon as it is known, that it cannot be kept and what it would need.
@@ -39,7 +42,10 @@ from then on it forwards its clients' requests.
 
 If the target has something of the disk already (of an earlier move, of the time before it moved away, or a
 seed that was brought there: diskferry receive --seed), both read what they have, compare it by hashes, and only
-what is different is sent.")]
+what is different is sent.
+
+With --way-back the disk can go back after it has moved: the target keeps the file here in step for that time, and
+`diskferry mirror rollback` there hands the disk over to this server again, whose clients stay connected.")]
 pub(crate) struct MirrorStartArgs {
     #[command(flatten)]
     pub(crate) disk: MirrorArgs,
@@ -70,6 +76,12 @@ pub(crate) struct MirrorStartArgs {
     /// Slow clients' writes down by at most so many percent for the deadline [default: as far as it takes]
     #[arg(long, value_name = "PERCENT", requires = "deadline", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) max_slowdown: Option<u8>,
+    /// Wait here for the disk to come back once it has moved: tls:HOST:PORT or tcp:HOST:PORT of this host, as the target reaches it
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) way_back: Option<String>,
+    /// For how long, as in 30m or 8h [default: 24h]
+    #[arg(long, value_name = "TIME", requires = "way_back")]
+    pub(crate) way_back_for: Option<String>,
     /// Begin from an empty disk, whatever the target has of it
     #[arg(long)]
     pub(crate) fresh: bool,
@@ -111,6 +123,18 @@ pub(crate) struct MirrorVerifyArgs {
     /// Stay until all of it was compared
     #[arg(long)]
     pub(crate) wait: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry mirror rollback /srv/disks/disk.vhdx --wait
+
+Said where the disk is owned now. It needs a move that was started with --way-back, and the time that was given then not
+to be over. It is a safe switchover as any other: the disk there has all that was written here, and whose requests were
+sent here by the other server is served by that again without connecting anew.")]
+pub(crate) struct MirrorRollbackArgs {
+    #[command(flatten)]
+    pub(crate) disk: MirrorArgs,
 }
 
 #[derive(Args, Debug)]

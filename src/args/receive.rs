@@ -27,7 +27,10 @@ torn the copy is does not matter, but it must open. `serve --take-over` makes a 
 
 A disk whose source stays in step with it (mirror start --manual) follows it from one consistent moment to
 the next, every 0.1 s or so. If the source is lost for good, --promote-at-last-epoch makes the disk what the source's
-was at the last of them; serve it then. Use it only if nothing will serve the source's disk again.")]
+was at the last of them; serve it then. Use it only if nothing will serve the source's disk again.
+
+A disk that belongs to this host is controlled as one of `diskferry serve` is: it can be limited, resized and moved on
+(diskferry mirror start /srv/disks/disk.vhdx --to …), and is forwarded to its next owner then, also after a restart.")]
 pub(crate) struct ReceiveArgs {
     /// Where sources connect: tls:HOST:PORT, encrypted and only for sites that are known, or tcp:HOST:PORT
     #[arg(long, value_name = "ADDRESS", required_unless_present_any = ["promote", "seed"])]
@@ -71,6 +74,9 @@ pub(crate) struct ReceiveArgs {
     /// The NBD address that sources are told [default: the first --serve]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) advertise: Option<String>,
+    /// Listen for control here too: unix:PATH (every disk that is owned here has a control socket that `mirror` finds)
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) control: Vec<String>,
     /// Threads that serve [default: one for each processor]
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<usize>,

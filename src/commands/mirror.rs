@@ -35,6 +35,11 @@ pub(crate) fn run(verb: &MirrorVerb, report: Report) -> Result<()> {
             let state = disk.client.post(&disk.resource("mirror/cutover"), &now)?;
             tell(&disk, report, state, args.disk.wait)
         }
+        MirrorVerb::Rollback(args) => {
+            let disk = find(&args.disk)?;
+            let state = disk.client.post(&disk.resource("mirror/rollback"), &())?;
+            tell(&disk, report, state, args.disk.wait)
+        }
         MirrorVerb::Rate(args) => {
             let rate = plan::rates(&args.rate)?;
             let disk = find(&args.disk)?;
@@ -77,19 +82,21 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
                 .map(plan::rates)
                 .transpose()?
                 .unwrap_or_default(),
-            deadline_s: deadline(args)?,
+            deadline_s: seconds(args.deadline.as_deref())?,
             max_slowdown: args.max_slowdown,
             switchover: args.switchover.map(Into::into).unwrap_or_default(),
             arbiter: args.arbiter.clone(),
+            way_back: args.way_back.clone(),
+            way_back_for_s: seconds(args.way_back_for.as_deref())?,
         },
     )?;
     tell(&disk, report, state, args.disk.wait)
 }
 
 /// In seconds, at least one.
-fn deadline(args: &MirrorStartArgs) -> Result<Option<u64>> {
-    let deadline = args.deadline.as_deref().map(plan::duration).transpose()?;
-    Ok(deadline.map(|span| span.as_secs().max(1)))
+fn seconds(text: Option<&str>) -> Result<Option<u64>> {
+    let span = text.map(plan::duration).transpose()?;
+    Ok(span.map(|span| span.as_secs().max(1)))
 }
 
 fn find(args: &MirrorArgs) -> Result<Remote> {
@@ -155,6 +162,17 @@ fn people(state: &Value) -> String {
     }
     if let Some(pause) = state["pause"].as_u64() {
         let _ = write!(text, ", pause {}.{} ms", pause / 1000, pause % 1000 / 100);
+    }
+    let way = &state["way_back"];
+    if way["under_way"] == Value::Bool(true)
+        && let Some(to) = way["to"].as_str()
+    {
+        let _ = write!(text, ", so that it can go back to {to}");
+    }
+    if way["waits"] == Value::Bool(true)
+        && let Some(at) = way["waits_at"].as_str()
+    {
+        let _ = write!(text, ", it may come back to {at}");
     }
     if let Some(trouble) = state["trouble"].as_str() {
         let _ = write!(text, " ({trouble})");

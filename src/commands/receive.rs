@@ -11,11 +11,14 @@ use serde::Serialize;
 
 use super::{promote, seed, serve};
 use crate::args::ReceiveArgs;
+use crate::control::service::Controlled;
+use crate::control::{Control, place};
 use crate::failure::{Failure, Result};
 use crate::plan::{self, Receive};
 use crate::report::Report;
 use crate::site::Reachable;
-use crate::site::target::Folder;
+use crate::site::source::Site;
+use crate::site::target::{Folder, Owned};
 use crate::{identity, interrupt};
 
 /// How often changes are looked for that people are told of.
@@ -60,18 +63,38 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
         // One that is away now may be there when it is needed.
         mirror::net::arbiter::at(arbiter).map_err(|e| Failure::usage(e.to_string()))?;
     }
+    let site = Arc::new(Site::new(&server));
+    site.is_reachable(reachable.clone());
+    let control = controlled(&site, &plan)?;
+    let owned = Owned {
+        site: Arc::clone(&site),
+        sockets: control.sockets(),
+    };
     let folder = Folder::new(&plan.into, &server, reachable)
         .decided_by(args.arbiter.clone())
-        .taking(plan.taking.clone());
+        .taking(plan.taking.clone())
+        .controlled(owned, args.plain);
     let folder = Arc::new(folder);
+    let listed = |e| Failure::io(format!("{}: cannot be read", plan.into.display()), &e);
+    folder.forward().map_err(listed)?;
     let target = TargetDriver::start(&plan.listen, folder.clone())
         .map_err(|e| Failure::new(crate::failure::Exit::Failed, e.to_string()))?;
     announce(report, &plan, (&target, &endpoints))?;
     watch(report, &target)?;
+    drop(control);
     target.stop();
+    site.stop();
     let closed = server.stop();
     folder.unlock();
+    site.unlock();
     closed.map_err(|e| Failure::io("a disk could not be closed cleanly", &e))
+}
+
+/// Listens for control where it was asked to; a disk's own socket comes when the disk is owned here.
+fn controlled(site: &Arc<Site>, plan: &Receive) -> Result<Controlled> {
+    place::make_folder()?;
+    let control: Arc<dyn Control> = site.clone();
+    Controlled::start(&control, None, plan.control.clone())
 }
 
 fn announce(

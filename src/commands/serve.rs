@@ -17,6 +17,7 @@ use crate::control::{Control, place};
 use crate::failure::{Exit, Failure, Result};
 use crate::plan::{self, Serve, Served};
 use crate::report::Report;
+use crate::site::Reachable;
 use crate::site::source::Site;
 use crate::{identity, interrupt};
 use crate::{site, size};
@@ -64,6 +65,7 @@ pub(crate) fn run(args: &ServeArgs, report: Report) -> Result<()> {
     for endpoint in &plan.listen {
         endpoints.push(listen(&server, endpoint)?);
     }
+    site.is_reachable(Reachable(plan::from_anywhere(endpoints[0].clone())));
     let site = Arc::new(site);
     let control = controlled(&site, &plan)?;
     for (disk, export) in plan.disks.iter().zip(&exports) {

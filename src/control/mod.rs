@@ -86,6 +86,12 @@ pub(crate) struct StartMirror {
     /// Where the arbiter is that decides in a fast switchover.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) arbiter: Option<String>,
+    /// Where this server waits for the disk to come back once it has moved: `tls:HOST:PORT` or `tcp:HOST:PORT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) way_back: Option<String>,
+    /// For how many seconds; a day if not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) way_back_for_s: Option<u64>,
 }
 
 /// A switchover that is wanted now.
@@ -181,6 +187,8 @@ pub(crate) trait Control: Send + Sync + 'static {
     fn mirror(&self, disk: &str) -> Result<serde_json::Value>;
     /// Switch over as soon as the mirror is in step.
     fn cutover(&self, disk: &str, now: CutoverNow) -> Result<serde_json::Value>;
+    /// Hand the disk back to where it came from.
+    fn rollback(&self, disk: &str) -> Result<serde_json::Value>;
     /// End the migration; the source stays the owner.
     fn cancel(&self, disk: &str) -> Result<serde_json::Value>;
 

@@ -220,6 +220,7 @@ fn router(control: Arc<dyn Control>) -> Router {
         .route("/v1/disks/{disk}/snapshot", post(snapshot))
         .route("/v1/disks/{disk}/mirror", get(mirror).post(start_mirror))
         .route("/v1/disks/{disk}/mirror/cutover", post(cutover))
+        .route("/v1/disks/{disk}/mirror/rollback", post(rollback))
         .route("/v1/disks/{disk}/mirror/rate", post(rate))
         .route("/v1/disks/{disk}/mirror/cancel", post(cancel))
         .route("/v1/disks/{disk}/mirror/verify", post(verify))
@@ -302,6 +303,10 @@ async fn rate(
 
 async fn verify(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {
     answer(blocking(move || control.verify(&disk)).await)
+}
+
+async fn rollback(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {
+    answer(blocking(move || control.rollback(&disk)).await)
 }
 
 async fn cancel(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {

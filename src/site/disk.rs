@@ -7,6 +7,7 @@ use blockserver::export::Disk;
 use mirror::files::{RecordStore, load_record, sidecar_path};
 use mirror::record::{Ownership, State};
 use mirror::switchover::{Verdict, verdict};
+use mirror::way_back::{Side, WayBack};
 use mirror::wire::{DiskDescription, DiskFormat};
 use uuid::Uuid;
 use vdisk::chain::ParentSearch;
@@ -138,6 +139,8 @@ pub(crate) enum Standing {
     Ours { remove_mark: bool },
     /// It was handed over by this record: forward to the new owner.
     HandedOver(Ownership),
+    /// It was handed over, and is on its way back: forward where it is known to be.
+    Away,
 }
 
 impl Opened {
@@ -193,6 +196,17 @@ impl Opened {
             (Verdict::Forward { .. }, None) => Err(self.refused("its record is missing")),
             (Verdict::Refuse(why), _) => Err(self.refused(&why)),
         }
+    }
+
+    /// Whether it is on its way back here, by what is kept of that and by its record.
+    pub(crate) fn away(&self, way: Option<&WayBack>) -> Option<Standing> {
+        let home = way.is_some_and(|way| matches!(way.side, Side::Home { .. }));
+        let record = self.record().load().ok().flatten()?;
+        let comes = matches!(
+            record.state,
+            State::Receiving { .. } | State::Following { .. } | State::Prepared { claim: None, .. }
+        );
+        (home && comes && !self.read_only).then_some(Standing::Away)
     }
 
     fn refused(&self, why: &str) -> Failure {

@@ -95,10 +95,14 @@ pub(super) fn keep(opened: &Opened) -> (Keep, SessionStore) {
 }
 
 /// Go on with the session that was kept of `opened`, if there is one. Nobody may change the disk before this returns.
-pub(super) fn resume(port: ExportPort, opened: &mut Opened) -> Option<SourceHandle> {
+pub(super) fn resume(
+    port: ExportPort,
+    opened: &mut Opened,
+    way_back: Option<(String, u64)>,
+) -> Option<SourceHandle> {
     // It may be large, and is of use once.
     let kept = opened.kept.take()?;
-    match go_on(port, opened, &kept) {
+    match go_on(port, opened, (&kept, way_back)) {
         Ok(session) => {
             let to = &kept.saved.wishes.to;
             tracing::info!("{}: its move to {to} goes on", opened.path.display());
@@ -115,7 +119,11 @@ pub(super) fn resume(port: ExportPort, opened: &mut Opened) -> Option<SourceHand
     }
 }
 
-fn go_on(port: ExportPort, opened: &Opened, kept: &KeptSession) -> MirrorResult<SourceHandle> {
+fn go_on(
+    port: ExportPort,
+    opened: &Opened,
+    (kept, way_back): (&KeptSession, Option<(String, u64)>),
+) -> MirrorResult<SourceHandle> {
     let saved = &kept.saved;
     let wishes = &saved.wishes;
     let mut description = opened.description.clone();
@@ -123,6 +131,7 @@ fn go_on(port: ExportPort, opened: &Opened, kept: &KeptSession) -> MirrorResult<
     let mut config = SourceConfig::new(saved.session, wishes.to.clone(), description);
     config.handover.automatic = wishes.automatic;
     config.replica.follow = wishes.follow;
+    config.replica.way_back = way_back;
     config.handover.max_pause = Micros(wishes.max_pause);
     config.rates.clone_from(&wishes.rate);
     config.handover.how = wishes.switchover;

@@ -8,6 +8,7 @@
 //! | `offered` | whose a disk is that was offered to another host |
 //! | [`port`] | an export as a migration session reaches it |
 //! | [`source`] | the disks of `serve`, their migrations, what the control socket can ask |
+//! | `way_back` | what is kept of the way back of a disk that has moved |
 //! | [`target`] | the disks of `receive`: made, opened and served as sessions ask |
 
 pub(crate) mod beside;
@@ -20,6 +21,7 @@ mod snapshot;
 pub(crate) mod source;
 pub(crate) mod taking;
 pub(crate) mod target;
+mod way_back;
 
 /// Where disks of this process are reached by NBD clients elsewhere.
 #[derive(Clone, Debug)]

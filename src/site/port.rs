@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockserver::export::{ExportHandle, LocalReply, LocalRequest};
 use bytes::Bytes;
@@ -69,6 +70,14 @@ impl DiskPort for ExportPort {
 
     fn park(&self, mark: Option<Mark>, done: Done) {
         self.change(LocalRequest::Park { mark }, done);
+    }
+
+    fn may_return(&self, limit: Option<Duration>) -> bool {
+        self.0.may_come_back(limit)
+    }
+
+    fn stays_away(&self) {
+        self.0.stay_away();
     }
 }
 

@@ -1,8 +1,12 @@
 //! The disks of a `serve`, their migrations, and what its control socket can ask.
 
+mod adopting;
+mod control;
 pub(crate) mod freezing;
 pub(crate) mod joining;
+mod returning;
 mod switching;
+mod way;
 mod withdrawing;
 
 use std::io;
@@ -12,8 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use blockserver::export::{ExportHandle, ExportOptions, LocalReply, LocalRequest};
 use blockserver::server::Server;
-use blockserver::throttle::Limits;
 use mirror::Micros;
+use mirror::arbiter::ArbiterName;
 use mirror::net::{ServedDisk, SiteAddress, SourceDriver, SourceHandle};
 use mirror::record::{Ownership, State};
 use mirror::session::SourceConfig;
@@ -21,15 +25,18 @@ use mirror::wire::DiskFormat;
 use uuid::Uuid;
 use vdisk::format::track::CheckpointName;
 
+use self::way::Way;
+use super::Reachable;
 use super::beside::{self, Beside, MovingBeside};
 use super::disk::{Opened, Standing};
 use super::kept;
 use super::port::ExportPort;
 use super::snapshot;
+use super::way_back;
 use crate::control::place;
 use crate::control::{
-    Checkpoint, Compact, CompactState, Control, Cutover, CutoverNow, DiskState, Limited,
-    MirrorRate, Resize, StartMirror, TakeSnapshot,
+    Checkpoint, Compact, CompactState, Cutover, DiskState, Limited, Resize, StartMirror,
+    TakeSnapshot,
 };
 use crate::failure::{Exit, Failure, Result};
 use crate::identity;
@@ -42,6 +49,8 @@ pub(crate) struct Site {
     disks: RwLock<Vec<Arc<SiteDisk>>>,
     /// Is told the name of a disk that got another size.
     resized: OnceLock<Resized>,
+    /// Where clients elsewhere reach what is served here.
+    reachable: Arc<OnceLock<Reachable>>,
 }
 
 /// See [`Site::when_resized`].
@@ -57,12 +66,43 @@ struct SiteDisk {
     moving: Mutex<Option<Moving>>,
     /// Whether it is about to go: nothing long is begun any more. Set while `moving` is held.
     leaving: AtomicBool,
+    /// Whether it came here through a session: a restart finds it by the name it came under.
+    arrived: bool,
+    /// Whether and where it may go back, or come back; taken after `moving`.
+    way: Mutex<Way>,
+}
+
+impl SiteDisk {
+    fn new(opened: Arc<Opened>, export: ExportHandle, moving: Option<Moving>) -> Self {
+        Self {
+            opened: Mutex::new(opened),
+            export,
+            changing: Mutex::new(()),
+            moving: Mutex::new(moving),
+            leaving: AtomicBool::new(false),
+            arrived: false,
+            way: Mutex::default(),
+        }
+    }
 }
 
 struct Moving {
     session: SourceHandle,
     /// The receiving side, when the disk moves to another path of this host.
     beside: Option<Beside>,
+    /// It keeps a copy in step where the disk came from.
+    back: bool,
+}
+
+impl Moving {
+    /// A move to another host.
+    fn to(session: SourceHandle) -> Self {
+        Self {
+            session,
+            beside: None,
+            back: false,
+        }
+    }
 }
 
 impl Site {
@@ -72,6 +112,7 @@ impl Site {
             server: Arc::clone(server),
             disks: RwLock::default(),
             resized: OnceLock::new(),
+            reachable: Arc::default(),
         }
     }
 
@@ -92,7 +133,19 @@ impl Site {
             Failure::io(what, &e).hint("give each disk a name of its own: NAME=DISK")
         };
         let disk = Arc::clone(&opened.disk);
-        let (export, moving) = match opened.standing(take_over)? {
+        let mut way = way_back::found(&opened, take_over);
+        let standing = match opened.away(way.as_ref()) {
+            Some(standing) if !take_over => standing,
+            _ => opened.standing(take_over)?,
+        };
+        let (export, moving) = match standing {
+            Standing::Away => {
+                let export = self
+                    .server
+                    .add_held_export(name, disk, options, None)
+                    .map_err(failed)?;
+                (export, None)
+            }
             Standing::Ours { remove_mark } => {
                 let export = self
                     .server
@@ -102,13 +155,15 @@ impl Site {
                     let unmarked = unmark(&export);
                     unmarked.inspect_err(|_| self.take_back(&export, &opened))?;
                 }
-                let session = kept::resume(ExportPort(export.clone()), &mut opened);
+                let port = ExportPort(export.clone());
+                let session = kept::resume(port, &mut opened, way_back::told(way.as_ref()));
+                way = way_back::of_owner(&opened.path, way, session.is_some());
                 export.release();
-                let beside = None;
-                (export, session.map(|session| Moving { session, beside }))
+                (export, session.map(Moving::to))
             }
             Standing::HandedOver(record) => {
                 kept::forget(&opened.path);
+                way = way_back::of_gone(&opened.path, way);
                 let export = self
                     .server
                     .add_held_export(name, disk, options, None)
@@ -118,16 +173,10 @@ impl Site {
                 (export, Some(moving))
             }
         };
-        let moving = Mutex::new(moving);
-        let disk = SiteDisk {
-            opened: Mutex::new(Arc::new(opened)),
-            export: export.clone(),
-            changing: Mutex::new(()),
-            moving,
-            leaving: AtomicBool::new(false),
-        };
-        let mut disks = self.disks.write().unwrap_or_else(PoisonError::into_inner);
-        disks.push(Arc::new(disk));
+        let disk = self.push(SiteDisk::new(Arc::new(opened), export.clone(), moving));
+        if let Some(way) = way {
+            disk.go_on_with(&way, &self.reachable);
+        }
         Ok(export)
     }
 
@@ -151,10 +200,7 @@ impl Site {
                     port.forward(address);
                 });
                 let session = session.map_err(|e| refused(&e))?;
-                return Ok(Moving {
-                    session,
-                    beside: None,
-                });
+                return Ok(Moving::to(session));
             }
         };
         let beside = Beside::start(&self.server, moved_to)?;
@@ -168,6 +214,7 @@ impl Site {
         Ok(Moving {
             session: session.map_err(|e| refused(&e))?,
             beside: Some(beside),
+            back: false,
         })
     }
 
@@ -186,6 +233,7 @@ impl Site {
                     beside.stop();
                 }
             }
+            disk.wait_no_more();
         }
     }
 
@@ -254,6 +302,12 @@ impl SiteDisk {
         let moving = self.lock();
         self.stays(moving.as_ref())?;
         let from = self.opened();
+        if self.arrived {
+            let what = format!("`{}` came here through a move", self.export.name());
+            return Err(
+                Failure::usage(what).hint("serve it with `diskferry serve` to take a snapshot")
+            );
+        }
         if from.read_only {
             let what = format!("`{}` is served read-only", self.export.name());
             return Err(Failure::usage(what));
@@ -279,10 +333,11 @@ impl SiteDisk {
         self.moving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start(&self, server: &Arc<Server>, start: &StartMirror) -> Result<serde_json::Value> {
+    fn start(self: &Arc<Self>, site: &Site, start: &StartMirror) -> Result<serde_json::Value> {
         let arbiter = switching::arbiter(start)?;
         let mut moving = self.lock();
         self.stays(moving.as_ref())?;
+
         if self.opened().read_only {
             let what = format!("`{}` is served read-only", self.export.name());
             return Err(Failure::usage(what).hint("serve it without --read-only to move it"));
@@ -291,27 +346,36 @@ impl SiteDisk {
             let failed = |e| Failure::io("what an earlier move left cannot be closed", &e);
             beside.abandon().map_err(failed)?;
         }
+        let way_back = self.new_way(start, &site.reachable)?;
         let started = if SiteAddress::is_written(&start.to) {
-            identity::allowed(&start.to, start.plain)?;
-            let port = Arc::new(ExportPort(self.export.clone()));
-            let mut config = self.config(&start.to, &self.name_here(), start);
-            // What is at another path of this host would be lost with it.
-            config.replica.follow = !config.handover.automatic;
-            let opened = self.opened();
-            let (keep, kept) = kept::keep(&opened);
-            config.keep = keep;
-            config.handover.arbiter = arbiter;
-            let session = SourceDriver::start_kept(port, opened.record(), (config, kept));
-            Moving {
-                session: session.map_err(|e| refused(&e))?,
-                beside: None,
-            }
+            self.start_to(start, (arbiter, way_back))
         } else {
-            self.start_beside(server, start)?
+            self.start_beside(&site.server, start)
         };
-        let status = state_of(&started);
+        let started = started.inspect_err(|_| self.close_way())?;
+        let status = self.state_of(&started);
         *moving = Some(started);
         status
+    }
+
+    /// Move the disk to another host.
+    fn start_to(
+        &self,
+        start: &StartMirror,
+        (arbiter, way_back): (Option<ArbiterName>, Option<(String, u64)>),
+    ) -> Result<Moving> {
+        identity::allowed(&start.to, start.plain)?;
+        let port = Arc::new(ExportPort(self.export.clone()));
+        let mut config = self.config(&start.to, &self.name_here(), start);
+        config.replica.way_back = way_back;
+        // What is at another path of this host would be lost with it.
+        config.replica.follow = !config.handover.automatic;
+        let opened = self.opened();
+        let (keep, kept) = kept::keep(&opened);
+        config.keep = keep;
+        config.handover.arbiter = arbiter;
+        let session = SourceDriver::start_kept(port, opened.record(), (config, kept));
+        Ok(Moving::to(session.map_err(|e| refused(&e))?))
     }
 
     /// Refuse what can only be done to a disk that is not being moved and has not moved.
@@ -320,15 +384,22 @@ impl SiteDisk {
             let what = format!("`{}` is being removed", self.export.name());
             return Err(Failure::new(Exit::InUse, what));
         }
+        if self.way().away {
+            return Err(self.has_moved());
+        }
         let status = moving.map(|moving| moving.session.status());
         if status.is_none_or(|status| status.ended && status.error.is_some()) {
             return Ok(());
         }
+        Err(self.has_moved())
+    }
+
+    fn has_moved(&self) -> Failure {
         let what = format!(
             "`{}` is being moved, or has moved, already",
             self.export.name()
         );
-        Err(Failure::new(Exit::InUse, what).hint("see `diskferry mirror status`"))
+        Failure::new(Exit::InUse, what).hint("see `diskferry mirror status`")
     }
 
     /// Give the disk another size. No move begins meanwhile.
@@ -373,6 +444,9 @@ impl SiteDisk {
     /// Take a checkpoint.
     fn checkpoint(&self, checkpoint: &Checkpoint) -> Result<()> {
         let _alone = self.changing();
+        if self.way().away {
+            return Err(self.has_moved());
+        }
         if self.opened().read_only {
             let what = format!("`{}` is served read-only", self.export.name());
             return Err(Failure::usage(what));
@@ -407,7 +481,9 @@ impl SiteDisk {
                 limits: self.export.limits(),
                 throttled: self.export.throttled(),
             },
-            mirror: moving.as_ref().and_then(|moving| state_of(moving).ok()),
+            mirror: moving
+                .as_ref()
+                .and_then(|moving| self.state_of(moving).ok()),
         }
     }
 
@@ -465,83 +541,7 @@ impl SiteDisk {
         Ok(Moving {
             session,
             beside: Some(beside),
+            back: false,
         })
-    }
-}
-
-fn state_of(moving: &Moving) -> Result<serde_json::Value> {
-    let state = serde_json::to_value(moving.session.status());
-    state.map_err(|e| Failure::new(Exit::Failed, format!("the state has no form: {e}")))
-}
-
-impl Control for Site {
-    fn disks(&self) -> Vec<DiskState> {
-        self.all().iter().map(|disk| disk.state()).collect()
-    }
-
-    fn resize(&self, disk: &str, resize: Resize) -> Result<DiskState> {
-        let found = self.disk(disk)?;
-        found.resize(resize)?;
-        if let Some(call) = self.resized.get() {
-            call(disk);
-        }
-        Ok(found.state())
-    }
-
-    fn limit(&self, disk: &str, limits: Limits) -> Result<DiskState> {
-        let disk = self.disk(disk)?;
-        disk.export.set_limits(limits);
-        Ok(disk.state())
-    }
-
-    fn compact(&self, disk: &str, compact: Compact) -> Result<CompactState> {
-        self.disk(disk)?.compact(compact)
-    }
-
-    fn checkpoint(&self, disk: &str, checkpoint: &Checkpoint) -> Result<DiskState> {
-        let disk = self.disk(disk)?;
-        disk.checkpoint(checkpoint)?;
-        Ok(disk.state())
-    }
-
-    fn snapshot(&self, disk: &str, wanted: &TakeSnapshot) -> Result<DiskState> {
-        let disk = self.disk(disk)?;
-        disk.snapshot(wanted)?;
-        Ok(disk.state())
-    }
-
-    fn start_mirror(&self, disk: &str, start: &StartMirror) -> Result<serde_json::Value> {
-        self.disk(disk)?.start(&self.server, start)
-    }
-
-    fn mirror(&self, disk: &str) -> Result<serde_json::Value> {
-        self.disk(disk)?.with_session(|_| {})
-    }
-
-    fn cutover(&self, disk: &str, now: CutoverNow) -> Result<serde_json::Value> {
-        self.disk(disk)?.switch_over(now)
-    }
-
-    fn cancel(&self, disk: &str) -> Result<serde_json::Value> {
-        self.disk(disk)?.with_session(SourceHandle::cancel)
-    }
-
-    fn verify(&self, disk: &str) -> Result<serde_json::Value> {
-        self.disk(disk)?.with_session(SourceHandle::verify)
-    }
-
-    fn rate(&self, disk: &str, rate: MirrorRate) -> Result<serde_json::Value> {
-        let disk = self.disk(disk)?;
-        disk.with_session(|session| session.set_rates(rate.rate))
-    }
-}
-
-impl SiteDisk {
-    fn with_session(&self, order: impl FnOnce(&SourceHandle)) -> Result<serde_json::Value> {
-        let moving = self.lock();
-        let none = || Failure::usage(format!("`{}` is not being moved", self.export.name()));
-        let moving = moving.as_ref().ok_or_else(none)?;
-        order(&moving.session);
-        state_of(moving)
     }
 }

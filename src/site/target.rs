@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::Server;
-use mirror::files::sidecar_path;
+use mirror::files::{load_record, sidecar_path};
 use mirror::net::{DiskPort, TargetHost};
+use mirror::record::State;
 use mirror::session::Admission;
 use mirror::wire::{DiskDescription, DiskFormat};
 use vdisk::chain::ParentSearch;
@@ -18,10 +19,13 @@ use vdisk::engine::Mark;
 use vdisk::storage::{FileStorage, Storage as _};
 
 use super::Reachable;
-use super::disk::{Opened, open};
+use super::disk::{Opened, Standing, open};
 use super::port::ExportPort;
+use super::source::Site;
 use super::taking::{Quota, Taking};
 use crate::commands::image;
+use crate::control::place;
+use crate::control::service::Sockets;
 use crate::failure::{Exit, Failure};
 
 /// A folder into which disks are received, and the server that has them.
@@ -35,13 +39,53 @@ pub(crate) struct Folder {
     arbiter: Option<String>,
     taking: Taking,
     quota: Quota,
+    /// Who has the disks that are owned here, if they can be controlled.
+    owned: Option<Owned>,
+    /// Whether disks may cross the network unencrypted.
+    plain: bool,
     disks: Mutex<BTreeMap<String, Received>>,
 }
 
 struct Received {
-    opened: Opened,
+    opened: Arc<Opened>,
     export: ExportHandle,
     served: bool,
+    /// A session has begun to bring it since this process has it open: if it is served next, it was granted just then.
+    brought: bool,
+}
+
+/// The disks that are owned here, and the sockets through which they are controlled.
+pub(crate) struct Owned {
+    pub(crate) site: Arc<Site>,
+    pub(crate) sockets: Weak<Sockets>,
+}
+
+impl Owned {
+    /// Be found by the disk's file. Who cannot be is still reached at a socket that was named.
+    fn listen_for(&self, path: &Path) {
+        let listen = || {
+            let Some(sockets) = self.sockets.upgrade() else {
+                return Ok(());
+            };
+            let socket = place::socket_of(path)?;
+            if sockets.has(&socket) {
+                return Ok(());
+            }
+            sockets.listen(socket)
+        };
+        if let Err(failure) = listen() {
+            tracing::warn!("{}: cannot be controlled: {}", path.display(), failure.what);
+        }
+    }
+
+    fn close(&self, export: &str) -> io::Result<()> {
+        let socket = self.site.path_of(export);
+        let socket = socket.and_then(|path| place::socket_of(&path).ok());
+        if let (Some(socket), Some(sockets)) = (socket, self.sockets.upgrade()) {
+            sockets.forget(&socket);
+        }
+        self.site.close(export)
+    }
 }
 
 impl Folder {
@@ -55,8 +99,64 @@ impl Folder {
             arbiter: None,
             taking: Taking::default(),
             quota: Quota::default(),
+            owned: None,
+            plain: false,
             disks: Mutex::default(),
         }
+    }
+
+    /// The same; what is owned here can be controlled from then on.
+    pub(crate) fn controlled(mut self, owned: Owned, plain: bool) -> Self {
+        self.owned = Some(owned);
+        self.plain = plain;
+        self
+    }
+
+    /// Go on with the disks that were handed on from here, for clients that still come to this host.
+    pub(crate) fn forward(&self) -> io::Result<()> {
+        for name in self.disks()? {
+            if let Err(failure) = self.forward_one(&name) {
+                tracing::error!("{name} is not forwarded: {}", failure.what);
+            }
+        }
+        Ok(())
+    }
+
+    fn forward_one(&self, name: &str) -> Result<(), Failure> {
+        let Some(owned) = &self.owned else {
+            return Ok(());
+        };
+        let record = load_record(&self.record_path(name));
+        let record = record.map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
+        match record.map(|record| record.state) {
+            Some(State::Released { .. } | State::Offered { .. }) => {}
+            _ => return Ok(()),
+        }
+        let opened = open(&self.path(name), None, false, &ParentSearch::default())?;
+        let Standing::HandedOver(record) = opened.standing(false)? else {
+            // It is this host's after all, and is taken up as such.
+            opened.unlock();
+            return Ok(());
+        };
+        let export = self.held(name, &opened);
+        let export = export.map_err(|e| Failure::io(format!("{name}: cannot be served"), &e))?;
+        let path = opened.path.clone();
+        owned.site.adopt_handed_on(opened, &record, export)?;
+        owned.listen_for(&path);
+        Ok(())
+    }
+
+    /// An export of the disk that lets nobody go on.
+    fn held(&self, name: &str, opened: &Opened) -> io::Result<ExportHandle> {
+        let options = ExportOptions {
+            description: opened.path.display().to_string(),
+            listed: self.listed,
+            ..ExportOptions::default()
+        };
+        let disk = Arc::clone(&opened.disk);
+        let export_name = self.export_name(name);
+        self.server
+            .add_held_export(&export_name, disk, options, None)
     }
 
     /// The same, for a disk that takes the place of another of this process: clients do not see it
@@ -116,6 +216,9 @@ impl Folder {
 
     /// Close what is open under that name.
     pub(crate) fn close(&self, name: &str) -> io::Result<()> {
+        if let Some(owned) = &self.owned {
+            owned.close(&self.export_name(name))?;
+        }
         let Some(received) = self.lock().remove(name) else {
             return Ok(());
         };
@@ -125,26 +228,23 @@ impl Folder {
     }
 
     fn open_and_hold(&self, name: &str) -> io::Result<Arc<dyn DiskPort>> {
+        if let Some(owned) = &self.owned
+            && let Some(port) = owned.site.returning(&self.export_name(name))
+        {
+            return Ok(port);
+        }
         self.close(name)?;
         let opened = open(&self.path(name), None, false, &ParentSearch::default())
             .map_err(|failure| plain(&failure))?;
-        let options = ExportOptions {
-            description: opened.path.display().to_string(),
-            listed: self.listed,
-            ..ExportOptions::default()
-        };
-        let disk = Arc::clone(&opened.disk);
-        let export_name = self.export_name(name);
-        let export = self
-            .server
-            .add_held_export(&export_name, disk, options, None)?;
+        let export = self.held(name, &opened)?;
         let port = Arc::new(ExportPort(export.clone()));
         self.lock().insert(
             name.to_owned(),
             Received {
-                opened,
+                opened: Arc::new(opened),
                 export,
                 served: false,
+                brought: false,
             },
         );
         Ok(port)
@@ -218,6 +318,15 @@ impl TargetHost for Folder {
         self.quota.make_room(&self.root, bytes)
     }
 
+    fn way_back(&self, name: &str, way_back: Option<(String, u64)>) {
+        if self.owned.is_some() {
+            if let Some(received) = self.lock().get_mut(name) {
+                received.brought = true;
+            }
+            super::way_back::told_of(&self.path(name), way_back, self.plain);
+        }
+    }
+
     fn disks(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&self.root)? {
@@ -254,15 +363,41 @@ impl TargetHost for Folder {
     }
 
     fn serve(&self, name: &str) -> io::Result<String> {
+        if let Some(owned) = &self.owned
+            && owned.site.comes_home(&self.export_name(name))?
+        {
+            return Ok(self.reachable.address(&self.export_name(name)));
+        }
         let mut disks = self.lock();
-        let received = disks.get_mut(name).ok_or(io::ErrorKind::NotFound)?;
-        received.export.release();
-        received.served = true;
-        Ok(self.reachable.address(received.export.name()))
+        let Some(owned) = &self.owned else {
+            let received = disks.get_mut(name).ok_or(io::ErrorKind::NotFound)?;
+            received.export.release();
+            received.served = true;
+            return Ok(self.reachable.address(received.export.name()));
+        };
+        let mut received = disks.remove(name).ok_or(io::ErrorKind::NotFound)?;
+        drop(disks);
+        let port = ExportPort(received.export.clone());
+        // Nobody else has it yet.
+        let session = Arc::get_mut(&mut received.opened)
+            .and_then(|opened| super::kept::resume(port, opened, None));
+        let path = received.opened.path.clone();
+        let export = received.export.clone();
+        owned.site.adopt(
+            received.opened,
+            received.export,
+            (session, received.brought),
+        );
+        owned.listen_for(&path);
+        export.release();
+        Ok(self.reachable.address(export.name()))
     }
 
     fn let_go(&self, name: &str) {
-        if self.served(name).is_some() {
+        let export = self.export_name(name);
+        let kept = |owned: &Owned| owned.site.returning(&export).is_some();
+        // One that has left is still there for its clients.
+        if self.served(name).is_some() || self.owned.as_ref().is_some_and(kept) {
             return;
         }
         if let Err(error) = self.close(name) {
@@ -271,10 +406,23 @@ impl TargetHost for Folder {
     }
 
     fn address(&self, name: &str) -> Option<String> {
+        let export = self.export_name(name);
+        // Who comes before the disk does would be sent back to where it is, in a circle.
+        let elsewhere = |owned: &Owned| owned.site.has(&export) && !owned.site.serves(&export);
+        if self.owned.as_ref().is_some_and(elsewhere) {
+            return None;
+        }
         Some(self.reachable.address(&self.export_name(name)))
     }
 
     fn served(&self, name: &str) -> Option<String> {
+        let export = self.export_name(name);
+        if let Some(owned) = &self.owned {
+            return owned
+                .site
+                .serves(&export)
+                .then(|| self.reachable.address(&export));
+        }
         let disks = self.lock();
         let received = disks.get(name).filter(|received| received.served)?;
         Some(self.reachable.address(received.export.name()))

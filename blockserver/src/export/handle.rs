@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -204,9 +205,63 @@ impl ExportHandle {
         }
         let there = expected.filter(|expected| *expected.address() == address);
         let there = there.unwrap_or_else(|| Arc::new(Forwarder::start(address)));
+        if self.export.writes_through() {
+            there.write_through();
+        }
         policy.mode = Mode::Forward(there);
         drop(policy);
         self.announce(Box::new(|| {}));
+    }
+
+    /// Whoever it is sent on to from now on is asked for each change to be durable before it is answered: nothing is
+    /// done again there after a lost connection but what was not answered. For a disk that goes where other requests
+    /// come to it than those that pass here: what was done again would take those back.
+    pub fn write_through(&self) {
+        self.export.write_through();
+    }
+
+    /// Where requests are sent on to, if they are.
+    #[must_use]
+    pub fn forwards_to(&self) -> Option<Address> {
+        match &self.export.policy().mode {
+            Mode::Forward(there) => Some(there.address().clone()),
+            _ => None,
+        }
+    }
+
+    /// The disk is about to come back from where requests are sent on to, which may lead to [`Self::come_back`] until
+    /// [`Self::stay_away`]. Until then, or for `limit`, no lost connection is made again, since what was answered would be
+    /// done again there. `false`, and nothing is changed, if just that is being done: try again later.
+    #[must_use]
+    pub fn may_come_back(&self, limit: Option<Duration>) -> bool {
+        match &self.export.policy().mode {
+            Mode::Forward(there) => there.pause(limit),
+            _ => true,
+        }
+    }
+
+    /// It does not come back now after all.
+    pub fn stay_away(&self) {
+        if let Mode::Forward(there) = &self.export.policy().mode {
+            there.resume();
+        }
+    }
+
+    /// The disk has come back, with all that was done elsewhere: serve from it again what was sent on or held until now.
+    /// What is on its way there is answered from there, and not waited for. Returns when no worker sends anything on any
+    /// more; not to be called on one.
+    pub fn come_back(&self) -> io::Result<()> {
+        let mut policy = self.export.policy();
+        match &policy.mode {
+            Mode::Forward(there) => there.settle(),
+            Mode::Hold | Mode::Serve => {}
+            Mode::Closed => return Err(stopped()),
+        }
+        policy.mode = Mode::Serve;
+        drop(policy);
+        self.export.expect(None);
+        wait(|passed| self.crew.announce_at_once(&self.export, passed));
+        Ok(())
     }
 
     /// Requests will probably be [sent on](Self::forward) there: begin to connect. [`Self::release`] ends that.

@@ -34,6 +34,7 @@ pub(crate) use stats::Counters;
 pub(crate) use table::ExportIndex;
 pub(crate) use throttle::Throttle;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::forward::Forwarder;
@@ -71,6 +72,8 @@ pub(crate) struct Export {
     policy: Mutex<Policy>,
     /// Where requests will probably go: the connection is there then.
     expected: Mutex<Option<Arc<Forwarder>>>,
+    /// Whether what is sent on has to be durable before it is answered.
+    through: AtomicBool,
 }
 
 impl Export {
@@ -90,7 +93,17 @@ impl Export {
             throttle: Throttle::default(),
             policy: Mutex::new(policy),
             expected: Mutex::default(),
+            through: AtomicBool::new(false),
         }
+    }
+
+    /// See [`ExportHandle::write_through`].
+    fn write_through(&self) {
+        self.through.store(true, Ordering::SeqCst);
+    }
+
+    fn writes_through(&self) -> bool {
+        self.through.load(Ordering::SeqCst)
     }
 
     /// Expect requests to go there, or nowhere; what was expected before.

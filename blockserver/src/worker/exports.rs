@@ -132,8 +132,14 @@ impl Worker {
         })
     }
 
-    /// Live by the export's present policy from now on.
-    pub(super) fn take_policy(&mut self, export: &Arc<Export>, barrier: Arc<Barrier>) {
+    /// Live by the export's present policy from now on. The barrier is passed `at_once`, or when what began before has
+    /// ended.
+    pub(super) fn take_policy(
+        &mut self,
+        export: &Arc<Export>,
+        barrier: Arc<Barrier>,
+        at_once: bool,
+    ) {
         let index = self.export_here(export);
         let policy = export.policy().clone();
         let disk = self.use_disk(&policy.disk);
@@ -143,7 +149,11 @@ impl Worker {
         };
         let before = std::mem::replace(&mut here.disk, disk);
         here.policy = policy;
-        let passed = here.eras.turn(barrier);
+        let passed = if at_once {
+            vec![barrier]
+        } else {
+            here.eras.turn(barrier)
+        };
         let waiting = match here.policy.mode {
             Mode::Hold => VecDeque::new(),
             _ => std::mem::take(&mut here.waiting),

@@ -29,10 +29,11 @@ pub(crate) enum Message {
         queue: Arc<QueueShared>,
         hurry: bool,
     },
-    /// Take on the policy of an export.
+    /// Take on the policy of an export. The barrier is passed at once, or when what began before has ended.
     Policy {
         export: Arc<Export>,
         barrier: Arc<Barrier>,
+        at_once: bool,
     },
     /// Carry out a request of this process.
     Local {
@@ -194,6 +195,17 @@ impl Crew {
         self.broadcast(&barrier, |barrier| Message::Policy {
             export: Arc::clone(export),
             barrier,
+            at_once: false,
+        });
+    }
+
+    /// The same; called back as soon as all live by it, whatever is still in flight.
+    pub(crate) fn announce_at_once(&self, export: &Arc<Export>, passed: Box<dyn FnOnce() + Send>) {
+        let barrier = Barrier::new(self.workers(), passed);
+        self.broadcast(&barrier, |barrier| Message::Policy {
+            export: Arc::clone(export),
+            barrier,
+            at_once: true,
         });
     }
 }

@@ -261,7 +261,10 @@ impl Worker {
                     }
                 }
             }
-            Message::Policy { export, barrier } => self.take_policy(&export, barrier),
+            #[rustfmt::skip]
+            Message::Policy { export, barrier, at_once } => {
+                self.take_policy(&export, barrier, at_once);
+            }
             #[rustfmt::skip]
             Message::Local { export, request, done } => self.local(&export, &request, done),
             Message::Operations { disk, ops } => {

@@ -155,3 +155,100 @@ fn what_is_kept_for_a_crash_is_bounded_by_flushes() {
         assert!((1..32).contains(&flushes), "{flushes} flushes of our own");
     });
 }
+
+/// Copies a disk whose clients are held.
+fn bring_back(from: &ExportHandle, to: &ExportHandle) {
+    copy(from, to);
+    to.call(LocalRequest::Flush).expect("a flush");
+}
+
+#[test]
+fn clients_whose_disk_has_come_back_go_on_at_the_same_connection() {
+    on_both(|config| {
+        let (old, source) = Site::with_raw_disk(config.clone(), 2 << 20);
+        let (new, target) = Site::with_raw_disk(config, 2 << 20);
+        let load = Load::start(&old, "disk", 4, 0xbac6);
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(50));
+            source.hold_and_wait();
+            copy(&source, &target);
+            target.come_back().expect("a server that runs");
+            source.write_through();
+            source.forward(new.address("disk"));
+            assert_eq!(source.forwards_to(), Some(new.address("disk")));
+            std::thread::sleep(Duration::from_millis(100));
+            // What is under way is held there when the disk comes back, and is sent here then.
+            target.write_through();
+            target.hold_and_wait();
+            bring_back(&target, &source);
+            while !source.may_come_back(None) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            source.come_back().expect("a server that runs");
+            assert_eq!(source.forwards_to(), None);
+            target.forward(old.address("disk"));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        let left_behind = read_locally(&target);
+        let model = load.stop(2 << 20);
+        assert!(read_locally(&source) == model, "all is here again");
+        assert!(
+            read_remotely(&mut new.client("disk")) == model,
+            "who comes there is sent here"
+        );
+        assert!(
+            read_locally(&target) == left_behind,
+            "nothing was done there any more"
+        );
+    });
+}
+
+#[test]
+fn what_was_answered_before_a_disk_came_back_is_not_done_again() {
+    on_both(|config| {
+        let (old, source) = Site::with_raw_disk(config.clone(), 1 << 20);
+        let (new, target) = Site::with_raw_disk(config.clone(), 1 << 20);
+        source.hold_and_wait();
+        source.forward(new.address("disk"));
+        let mut client = old.client("disk");
+        // Answered there, and not flushed.
+        client.write(0, &[1; 4096], false).expect("a write");
+        target.hold_and_wait();
+        bring_back(&target, &source);
+        // One that is under way there.
+        let (say, heard) = std::sync::mpsc::channel();
+        let mut other = old.client("disk");
+        std::thread::spawn(move || {
+            let _ = say.send(other.write(8192, &[2; 4096], false));
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(source.may_come_back(None));
+        source.come_back().expect("a server that runs");
+        client.write(0, &[3; 4096], false).expect("a write");
+        // The other server ends, and another one comes that sends everything here.
+        drop(target);
+        let Site { dir, server, .. } = new;
+        server.shutdown().expect("a clean end");
+        let again = Site::in_directory(config.clone(), dir);
+        let path = again.path("disk.raw");
+        let disk = blockserver::export::Disk::open(&path, &vdisk::disk::OpenOptions::default());
+        let held = again.server.add_held_export(
+            "disk",
+            disk.expect("not locked"),
+            ExportOptions::default(),
+            None,
+        );
+        let held = held.expect("a free name");
+        held.write_through();
+        held.forward(old.address("disk"));
+        heard
+            .recv_timeout(Duration::from_secs(60))
+            .expect("an answer")
+            .expect("a write");
+        for (offset, byte) in [(0, 3), (8192, 2)] {
+            let mut found = [0; 4096];
+            client.read(offset, &mut found).expect("a read");
+            assert_eq!(found, [byte; 4096], "at {offset}");
+        }
+    });
+}

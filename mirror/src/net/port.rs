@@ -9,6 +9,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use vdisk::engine::{Extent, Mark};
@@ -57,6 +58,16 @@ pub trait DiskPort: Send + Sync + 'static {
     ///
     /// Called only while no change is in flight.
     fn park(&self, mark: Option<Mark>, done: Done);
+
+    /// The disk may be granted to this host from now on, or for `limit`: whoever sends its clients' requests elsewhere
+    /// must not do again there what was answered ([`DiskPort::stays_away`] ends that, and a disk that is served). `false`
+    /// if that cannot be now; the attempt is put off then.
+    fn may_return(&self, _limit: Option<Duration>) -> bool {
+        true
+    }
+
+    /// It is not granted now after all.
+    fn stays_away(&self) {}
 }
 
 /// A disk that clients use while it is mirrored.
@@ -125,6 +136,20 @@ pub trait TargetHost: Send + Sync + 'static {
     fn arbiter(&self) -> Option<String> {
         None
     }
+
+    /// Whether a disk of that name may come here at all.
+    fn takes(&self, _name: &str) -> bool {
+        true
+    }
+
+    /// Whether the disk's image is open for other reasons here, so that it is never made anew.
+    fn in_use(&self, _name: &str) -> bool {
+        false
+    }
+
+    /// The source of the disk will wait for it to come back, at that address for so many seconds once this host owns it;
+    /// or will not. Keep that, if it is of use; nothing depends on it.
+    fn way_back(&self, _name: &str, _way_back: Option<(String, u64)>) {}
 
     /// The disks whose record has to be looked at when the driver starts: those that were being
     /// received, are prepared, or came here and are to be served again. One whose record says that

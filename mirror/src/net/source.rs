@@ -53,7 +53,8 @@ impl SourceDriver {
     ///
     /// The record in `store` has to say that this host owns the disk; when there is none the disk
     /// never moved, and a first one is written. The caller has looked at marks in the image before
-    /// ([`crate::switchover::verdict`]). Blocks for the record only.
+    /// ([`crate::switchover::verdict`]). Blocks for the record only, and, if the target is to be taken at its word
+    /// ([`crate::session::Replica::left`]), until every change is seen.
     ///
     /// Fails with [`ErrorKind::NotOwned`], [`ErrorKind::InvalidArgument`] (an address, a size),
     /// [`ErrorKind::Record`] or [`ErrorKind::Io`]; nothing has begun then.
@@ -80,6 +81,7 @@ impl SourceDriver {
         (mut config, kept): (SourceConfig, Option<SessionStore>),
     ) -> Result<SourceHandle> {
         fits(disk.as_ref(), &mut config)?;
+        let seen = config.replica.left.is_some();
         let record = if let Some(record) = store.load()? {
             record
         } else {
@@ -97,7 +99,11 @@ impl SourceDriver {
             kept,
             tracker,
         };
-        parts.start()
+        let session = parts.start()?;
+        if seen {
+            session.wait_for_tap();
+        }
+        Ok(session)
     }
 
     /// Go on with a session that was kept when this process or its host ended. `saved` is what is kept of it, in its new

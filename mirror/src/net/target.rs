@@ -5,6 +5,7 @@
 //! nobody is connected: then only the record speaks for it. See [`super`].
 
 mod disk;
+mod returning;
 mod zeroes;
 
 use std::collections::BTreeMap;
@@ -27,7 +28,7 @@ use super::socket::{SiteAddress, Traffic, tune};
 use super::stream::Stream;
 use super::tls;
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::{JOURNAL_SUFFIXES, RECORD_SUFFIX, RecordStore, SESSION_SUFFIX};
+use crate::files::{JOURNAL_SUFFIXES, RECORD_SUFFIX, RecordStore, SESSION_SUFFIX, WAY_BACK_SUFFIX};
 use crate::record::{Ownership, State};
 use crate::session::{ConnId, TargetConfig};
 use crate::wire::{Decoder, Fault, Message, Refusal};
@@ -291,6 +292,7 @@ impl Router {
             address: self.host.address(name),
             arbiter: self.host.arbiter(),
             admission: self.host.admission(name),
+            in_use: self.host.in_use(name),
             ..TargetConfig::default()
         };
         let machine = crate::session::Target::new(config, record, exists);
@@ -453,8 +455,14 @@ impl Router {
         if let Some(task) = disks.get(name).and_then(|entry| entry.task.clone()) {
             return Ok(task);
         }
+        if !self.host.takes(name) {
+            let text = format!("no disk called {name} comes here");
+            return Err((Refusal::Unknown, text));
+        }
         let lower = name.to_ascii_lowercase();
-        let mut suffixes = JOURNAL_SUFFIXES.iter().chain([&SESSION_SUFFIX]);
+        let mut suffixes = JOURNAL_SUFFIXES
+            .iter()
+            .chain([&SESSION_SUFFIX, &WAY_BACK_SUFFIX]);
         let reserved = suffixes.any(|suffix| lower.ends_with(suffix));
         if reserved || lower.contains(RECORD_SUFFIX) {
             let text = format!("a disk cannot be called {name}: files of the mirror are called so");

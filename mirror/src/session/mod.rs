@@ -47,7 +47,7 @@ mod verify;
 
 pub use progress::{Progress, Stage};
 pub use source::{
-    Command, Handover, Keep, Replica, Source, SourceAction, SourceConfig, SourceEvent, Terms,
+    Command, Handover, Keep, Left, Replica, Source, SourceAction, SourceConfig, SourceEvent, Terms,
 };
 pub use target::{Admission, Target, TargetAction, TargetConfig, TargetEvent};
 pub use verify::{Verified, VerifyStage};
@@ -104,4 +104,6 @@ pub(crate) enum Sabotage {
     ForgetWhatChanged,
     /// The source does not tell a target that it compares with what is zero.
     LeaveZeroesOut,
+    /// The new owner takes what was left behind for what it has, although its record says another, and it was changed unseen.
+    TakeForTheSame,
 }

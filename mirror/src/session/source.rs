@@ -22,7 +22,7 @@ use std::sync::Arc;
 use self::keeping::Keeping;
 use self::offering::Offering;
 pub use self::words::{
-    Command, Handover, Keep, Replica, SourceAction, SourceConfig, SourceEvent, Terms,
+    Command, Handover, Keep, Left, Replica, SourceAction, SourceConfig, SourceEvent, Terms,
 };
 use super::copy::BulkCopy;
 use super::link::{Control, Link, LinkAction};
@@ -118,7 +118,11 @@ impl Source {
         let to = config.recorded.as_ref().unwrap_or(&config.to).clone();
         let switch = SourceSwitch::new(record.disk, epoch, config.session, to)
             .with_part(config.part.clone(), session);
-        Ok(Self::with(config, tracker, switch))
+        let mut source = Self::with(config, tracker, switch);
+        if source.config.replica.left.is_some() {
+            source.copy.only(&[], &source.tracker);
+        }
+        Ok(source)
     }
 
     /// A session that was kept and comes back after a crash of the source, with `saved` being its new life, which is kept
@@ -459,7 +463,7 @@ impl Source {
     /// Do whatever can be done now.
     fn pump(&mut self, now: Micros) {
         self.tick(now);
-        if self.keeping.is_back() {
+        if self.keeping.is_back() || self.config.replica.left.is_some() {
             self.attach();
         }
         self.watch_the_clock(now);

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use std::io::ErrorKind;
 
 use super::arbiter::Question;
-use super::host::{Asked, Doing, Front, Machine, Op};
+use super::host::{Asked, Doing, Front, Host, Machine, Op};
 use super::journal::JournalOp;
 use super::ledger::Promise;
 use super::network::{TO_SOURCE, TO_TARGET};
@@ -104,6 +104,7 @@ impl World {
                 // Over soon, and there are many phases in which to crash.
                 self.maybe_crash_soon();
                 self.maybe_crash_soon();
+                self.crash_in_the_hold();
                 self.check_held(SOURCE);
             }
             SourceAction::Release => {
@@ -164,6 +165,9 @@ impl World {
             TargetAction::Send(conn, message) => self.send(conn, TO_SOURCE, &message),
             TargetAction::Close(conn) => self.close(conn, TARGET),
             TargetAction::Open { fresh, .. } => {
+                if fresh && self.turned {
+                    self.failure("an image in use is made anew");
+                }
                 let works = self.calm() || !self.rng.percent(2);
                 self.step_op(TARGET, Doing::Open(fresh, works));
             }
@@ -216,6 +220,7 @@ impl World {
                 self.ask_arbiter(TARGET, Question::Decide(ballot, Side::Target));
                 self.maybe_crash_soon();
             }
+            TargetAction::WayBack { .. } => {}
             TargetAction::Park(mark) => self.step_op(TARGET, Doing::Park(mark)),
             TargetAction::Serve => self.step_op(TARGET, Doing::Serve),
         }
@@ -345,6 +350,7 @@ impl World {
             (_, Doing::Serve) => {
                 self.hosts[TARGET].front = Front::Serving;
                 self.check_takeover();
+                self.see_all();
                 TargetEvent::Serving(Ok("b".into()))
             }
             _ => return,
@@ -455,16 +461,34 @@ impl World {
         self.after(span, Event::Restart(host));
     }
 
+    /// Where both stand, for who reads a failure.
+    pub(super) fn describe(&self) -> String {
+        let host = |h: &Host| {
+            let phase = match &h.machine {
+                Machine::Source(s) => format!("{:?} {:?}", s.phase(), s.progress()),
+                Machine::Target(t) => format!("{t:?}"),
+                Machine::None => "nothing runs".into(),
+            };
+            format!("up {}, {:?}, {:?}, {phase}", h.up, h.front, h.record)
+        };
+        format!(
+            "source: {}; target: {}",
+            host(&self.hosts[SOURCE]),
+            host(&self.hosts[TARGET])
+        )
+    }
+
     /// What that host is about, for the account of where crashes fell.
     fn doing(&self, host: usize) -> String {
+        let way = if self.turned { "back: " } else { "" };
         match &self.hosts[host].machine {
-            Machine::Source(source) => format!("source {:?}", source.phase()),
+            Machine::Source(source) => format!("{way}source {:?}", source.phase()),
             Machine::Target(target) => {
                 let state = target.record().map(|record| format!("{:?}", record.state));
                 let state = state.unwrap_or_else(|| "None".into());
                 let word = state.split(' ').next().unwrap_or_default();
                 let served = self.hosts[TARGET].front == Front::Serving;
-                format!("target {word}{}", if served { " served" } else { "" })
+                format!("{way}target {word}{}", if served { " served" } else { "" })
             }
             Machine::None => format!("host {host} without a session"),
         }

@@ -4,7 +4,7 @@ use super::network::{TO_SOURCE, TO_TARGET, through_the_codec};
 use super::world::{Event, SOURCE, TARGET, World};
 use crate::clock::Micros;
 use crate::session::{ConnId, SourceEvent, TargetEvent};
-use crate::wire::Message;
+use crate::wire::{Begin, Message, Start};
 
 impl World {
     /// A connection that the source at hand names so, by a name that no other source gives.
@@ -74,6 +74,13 @@ impl World {
                 | Message::Grant { .. }
                 | Message::Running { .. }
         );
+        self.stats.taken += u64::from(matches!(
+            message,
+            Message::Begin(Begin {
+                start: Start::Same,
+                ..
+            })
+        ));
         let message = Box::new(through_the_codec(message));
         if let Some(at) = self.net.send(conn, way, self.now, &mut self.rng) {
             self.at(at, Event::Deliver(conn, way, message));

@@ -13,7 +13,7 @@
 //! | link | delay, jitter, lanes overtaking each other, cuts of single lanes or all, silent death, partitions |
 //! | hosts | the process or the power of either side ends at any step, and comes back |
 //! | arbiter | questions and answers are late or lost |
-//! | users | cut over at any time, cancel, start again |
+//! | users | cut over at any time, cancel, start again; have the disk go back once it has moved |
 //!
 //! # What is checked
 //!
@@ -25,6 +25,7 @@
 //!   have left it at the last consistent marker, nothing earlier and nothing later.
 //! * When the target begins to serve: its disk equals the source's, byte for byte and durably.
 //! * When both are compared while they are in use: nothing is called wrong.
+//! * On the way back: the image there, which is in use, is never made anew.
 //! * In the end, once the faults stop: the target owns and serves, nobody else does, and every
 //!   acknowledged write is there.
 
@@ -41,5 +42,6 @@ mod network;
 mod plan;
 pub(crate) mod rng;
 mod tests;
+mod turn;
 mod verifying;
 mod world;

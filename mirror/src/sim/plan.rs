@@ -13,6 +13,8 @@ use crate::wire::{DiskDescription, DiskFormat};
 pub(super) enum Aim {
     TakeOver,
     Follow,
+    /// To take over, and then to give it back.
+    Back,
 }
 
 /// Where the arbiter is.
@@ -36,6 +38,12 @@ pub(super) enum Sessions {
     Untracked,
 }
 
+impl Sessions {
+    fn by_chance(rng: &mut Rng) -> Self {
+        [Self::Tracked, Self::Tracked, Self::Untracked, Self::Nothing][rng.below(4) as usize]
+    }
+}
+
 /// What a run is made of.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -57,6 +65,8 @@ pub(super) struct Plan {
     /// The longest time from one fault to the next.
     pub(super) fault_gap: Micros,
     pub(super) sabotage: Option<Sabotage>,
+    /// The rule that is broken on the way back only.
+    pub(super) late: Option<Sabotage>,
     pub(super) config: SourceConfig,
 }
 
@@ -93,7 +103,6 @@ impl Plan {
         }
         config.handover.give_up_after =
             Micros::from_millis([150, 400, 2000][rng.below(3) as usize]);
-        config.sabotage = sabotage;
         config.replica.compare = rng.percent(80);
         config.limits.block = 4096;
         config.limits.save_every = Micros([1_000, 15_000, 2_000_000][rng.below(3) as usize]);
@@ -104,6 +113,7 @@ impl Plan {
         let kind = rng.below(5);
         let spans = [(50, 200), (200, 800), (500, 2000)];
         let (low, high) = spans[if fast { 2 } else { rng.below(3) as usize }];
+        config.sabotage = sabotage;
         Self {
             size,
             think: Micros(
@@ -118,12 +128,7 @@ impl Plan {
             cuts: kind != 0,
             crashes: kind >= 2,
             power: kind >= 3,
-            kept: [
-                Sessions::Tracked,
-                Sessions::Tracked,
-                Sessions::Untracked,
-                Sessions::Nothing,
-            ][rng.below(4) as usize],
+            kept: Sessions::by_chance(rng),
             arbiter_lossy: [0, 5, 40][rng.below(3) as usize],
             arbiter_slow: Micros([0, 20_000, 400_000][rng.below(3) as usize]),
             contents: if rng.percent(15) {
@@ -135,8 +140,22 @@ impl Plan {
             fault_gap: Micros::from_millis(if fast { 600 } else { 150 }),
             fault_until: Micros::from_secs(1) + Micros::from_millis(rng.between(low, high)),
             sabotage,
+            late: None,
             config,
         }
+        .for_its_aim(spans[0].1)
+    }
+
+    /// Where the disk is to go back, that is what it is about: little happens before, within so many milliseconds, and a
+    /// rule is broken only then.
+    fn for_its_aim(mut self, most: u64) -> Self {
+        if self.aim == Aim::Back {
+            self.late = self.sabotage.take();
+            self.config.sabotage = None;
+            let soon = Micros::from_secs(1) + Micros::from_millis(most);
+            self.fault_until = self.fault_until.min(soon);
+        }
+        self
     }
 }
 

@@ -35,6 +35,8 @@ fn run(count: u64, aim: Aim) -> Stats {
         total.same += stats.same;
         total.verified += stats.verified;
         total.resumed += stats.resumed;
+        total.back += stats.back;
+        total.taken += stats.taken;
         total.settled += stats.settled;
         total.crashed_in.extend(stats.crashed_in);
     }
@@ -96,6 +98,47 @@ fn a_target_that_follows_holds_what_a_crash_of_the_source_could_have_left_at_the
     }
     assert!(total.resumed > 300 && total.same > 1 << 20 && total.verified > 1 << 20);
     assert!(total.replicas > 5000 && total.replayed > 1500 && total.inherited > 100);
+}
+
+#[test]
+fn a_disk_that_has_moved_goes_back_and_no_fault_makes_two_owners_or_loses_a_write() {
+    let total = run(2500, Aim::Back);
+    if number("DISKFERRY_SEED").is_some() || number("DISKFERRY_SEEDS").is_some() {
+        return;
+    }
+    for doing in [
+        "source Owner",
+        "source Preparing",
+        "source Holding",
+        "source Draining",
+        "source Marking",
+        "source Deciding",
+        "source Released",
+        "source Forwarding",
+        "target Released",
+        "target Receiving",
+        "target Following",
+        "target Prepared",
+        "target Owner",
+        "target Owner served",
+    ] {
+        let doing = format!("back: {doing}");
+        assert!(total.crashed_in.contains(&doing), "no crash in: {doing}");
+    }
+    assert!(
+        total.taken > 500,
+        "{} began from what was left",
+        total.taken
+    );
+    assert!(total.back > 2500 && total.resumed > 300 && total.same > 1 << 20);
+}
+
+#[test]
+fn the_simulation_notices_broken_rules_of_the_way_back() {
+    is_noticed(Sabotage::ServeUngranted, Aim::Back);
+    is_noticed(Sabotage::GrantBeforeRecord, Aim::Back);
+    is_noticed(Sabotage::TakeForTheSame, Aim::Back);
+    is_noticed(Sabotage::PastTheJournal, Aim::Back);
 }
 
 /// Some seed notices that the rule is broken.

@@ -66,6 +66,10 @@ pub(super) struct Stats {
     pub(super) inherited: u64,
     /// Sessions that came back after a crash of the source.
     pub(super) resumed: u64,
+    /// Sessions on the way back.
+    pub(super) back: u64,
+    /// Of those, that began from what was left.
+    pub(super) taken: u64,
     /// Sources that found an offer after a crash, and heard whose the disk is.
     pub(super) settled: u64,
     /// Bytes that were looked at while the target was in step.
@@ -80,7 +84,7 @@ pub(super) struct Stats {
 
 pub(super) struct World {
     pub(super) now: Micros,
-    events: BTreeMap<(Micros, u64), Event>,
+    pub(super) events: BTreeMap<(Micros, u64), Event>,
     count: u64,
     pub(super) rng: Rng,
     pub(super) plan: Plan,
@@ -103,6 +107,8 @@ pub(super) struct World {
     /// What the verification that runs has compared so far.
     pub(super) compared: u64,
     pub(super) trace: bool,
+    /// The hosts have changed parts.
+    pub(super) turned: bool,
 }
 
 impl World {
@@ -157,6 +163,7 @@ impl World {
             sources: 0,
             appended_at: Micros(0),
             compared: 0,
+            turned: false,
             trace: std::env::var_os("DISKFERRY_TRACE").is_some(),
         };
         for client in 0..3 {
@@ -190,7 +197,6 @@ impl World {
 
     /// Run to the end; what was wrong, if something was.
     pub(super) fn run(mut self) -> (Stats, Result<(), String>) {
-        let limit = self.plan.fault_until + Micros::from_secs(120);
         let mut finishing = false;
         while let Some(((at, _), event)) = self.events.pop_first() {
             self.now = at;
@@ -200,7 +206,8 @@ impl World {
             }
             self.step(event);
             self.check_owners();
-            if self.calm() && !finishing && self.moved() {
+            let there = self.turned || self.plan.aim != Aim::Back;
+            if self.calm() && !finishing && there && self.moved() {
                 finishing = true;
                 self.clients.iter_mut().for_each(|client| client.left = 5);
             }
@@ -208,7 +215,7 @@ impl World {
             if self.failed.is_some() || (finishing && idle) {
                 break;
             }
-            if at > limit || self.stats.steps > 2_000_000 {
+            if at > self.plan.fault_until + Micros::from_secs(120) || self.stats.steps > 2_000_000 {
                 self.failure(&format!("no end: {}", self.describe()));
                 break;
             }
@@ -219,24 +226,8 @@ impl World {
     }
 
     /// The disk is where it was to go.
-    fn moved(&self) -> bool {
+    pub(super) fn moved(&self) -> bool {
         self.hosts[TARGET].front == Front::Serving && self.hosts[SOURCE].front == Front::Forwarding
-    }
-
-    fn describe(&self) -> String {
-        let host = |h: &Host| {
-            let phase = match &h.machine {
-                Machine::Source(s) => format!("{:?} {:?}", s.phase(), s.progress()),
-                Machine::Target(t) => format!("{t:?}"),
-                Machine::None => "nothing runs".into(),
-            };
-            format!("up {}, {:?}, {:?}, {phase}", h.up, h.front, h.record)
-        };
-        format!(
-            "source: {}; target: {}",
-            host(&self.hosts[SOURCE]),
-            host(&self.hosts[TARGET])
-        )
     }
 
     fn step(&mut self, event: Event) {
@@ -433,6 +424,10 @@ impl World {
             return;
         }
         self.verify();
+        if self.turns() {
+            self.turn();
+            return;
+        }
         if let Machine::Source(source) = &self.hosts[SOURCE].machine {
             let progress = source.progress();
             if source.is_over() {
@@ -445,7 +440,7 @@ impl World {
                 return;
             }
             let ready = matches!(progress.stage, Stage::Copying | Stage::Synced);
-            if ready && (self.calm() || (self.plan.aim == Aim::TakeOver && self.rng.percent(30))) {
+            if ready && (self.calm() || (self.plan.aim != Aim::Follow && self.rng.percent(30))) {
                 let patient = Micros(self.plan.config.handover.give_up_after.0 / 3);
                 let max_pause = if self.calm() {
                     patient
@@ -479,7 +474,11 @@ impl World {
             let spare = Uuid::from_u128(100 + u128::from(self.stats.sessions));
             config.keep = Keep::Session { spare };
         }
-        let tracker = {
+        let (left, seen) = self.left();
+        config.replica.left = left;
+        let tracker = if let Some(seen) = seen {
+            seen
+        } else {
             // Some of them so small that there are hot and cold ones.
             let region = [4096, 16384, 1 << 20][self.rng.below(3) as usize];
             let tracker = Tracker::with_regions(self.plan.size as u64, config.limits.queue, region);
@@ -490,9 +489,10 @@ impl World {
         };
         match Source::new(config, &record, Arc::clone(&tracker)) {
             Ok(source) => {
+                self.moments.begin(session, tracker.figures().seq);
                 self.tracker = Some(tracker);
                 self.sources += 1;
-                self.moments.begin(session, 0);
+                self.stats.back += u64::from(self.turned);
                 self.run_source(source);
             }
             Err(e) => self.failure(&format!("cannot start a session: {e}")),
@@ -538,7 +538,7 @@ impl World {
         }
     }
 
-    fn restart(&mut self, host: usize) {
+    pub(super) fn restart(&mut self, host: usize) {
         if host == SOURCE && self.hosts[host].up {
             return;
         }
@@ -549,11 +549,13 @@ impl World {
                 window: 2 << 20,
                 address: Some("b".into()),
                 arbiter: Some(AT.into()),
+                in_use: self.turned,
                 sabotage: self.plan.sabotage,
                 ..TargetConfig::default()
             };
             let target = Target::new(config, record, self.hosts[host].image);
             self.hosts[host].machine = Machine::Target(Box::new(target));
+            self.hosts[host].front = self.front_of_target();
             self.target_event(TargetEvent::Tick);
             self.arm(TARGET);
             return;

@@ -89,6 +89,13 @@ impl TargetSwitch {
             }
             // The owner of the epoch before: had it granted this, it would not begin again.
             State::Prepared { epoch, .. } if *epoch <= hello.epoch.saturating_add(1) => Ok(stale),
+            // The owner that it was granted to may know what it has changed since.
+            State::Released { session, epoch, .. } if self.image && *epoch == hello.epoch => {
+                Ok(Standing::Left {
+                    session: *session,
+                    epoch: *epoch,
+                })
+            }
             State::Released { .. } => Ok(stale),
             _ => Err((
                 Refusal::Newer,

@@ -200,8 +200,15 @@ fn a_disk_may_come_back_to_the_host_that_handed_it_over() {
         attempt: 1,
         to: "b".into(),
     };
-    let back = hello(Uuid::from_u128(3), 2);
-    assert_eq!(target(released).standing(&back), Ok(Standing::Stale));
+    let (session, epoch) = (SESSION, 2);
+    let back = hello(Uuid::from_u128(3), epoch);
+    assert_eq!(
+        target(released.clone()).standing(&back),
+        Ok(Standing::Left { session, epoch })
+    );
+    // A later owner cannot know what was changed before it had the disk.
+    let later = hello(Uuid::from_u128(3), 3);
+    assert_eq!(target(released).standing(&later), Ok(Standing::Stale));
 }
 
 #[test]

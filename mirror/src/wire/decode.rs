@@ -105,7 +105,7 @@ fn payload_bound(kind: u8) -> Option<usize> {
         | kind::RECORD_ZERO
         | kind::CHUNK_ZERO..=kind::DIFFERS
         | kind::LOOK..=kind::SEEN
-        | kind::PREPARE..=kind::NOT_READY
+        | kind::PREPARE..=kind::WAY_BACK
         | kind::ABANDON
         | kind::FAILED => Some(0),
         _ => None,
@@ -260,6 +260,10 @@ fn short(r: &mut Reader, kind: u8) -> Result<Message, DecodeError> {
             epoch: r.nonzero("epoch")?,
             address: r.text("address", MAX_TEXT)?,
         },
+        kind::WAY_BACK => Message::WayBack {
+            seconds: r.u64("seconds")?,
+            address: r.text("address", MAX_TEXT)?,
+        },
         kind::ABANDON => Message::Abandon {
             text: r.text("text", MAX_TEXT)?,
         },
@@ -351,6 +355,10 @@ fn standing(r: &mut Reader) -> Result<Standing, DecodeError> {
         (2, 1..) => Ok(Standing::Prepared { attempt: value }),
         (3, 1..) => Ok(Standing::Owner { epoch: value }),
         (4, 0) => Ok(Standing::Stale),
+        (5, 1..) => Ok(Standing::Left {
+            session: r.uuid("session")?,
+            epoch: value,
+        }),
         _ => Err(r.bad("standing", 9)),
     }
 }
@@ -360,6 +368,7 @@ fn start(r: &mut Reader) -> Result<Start, DecodeError> {
         0 => Ok(Start::GoOn),
         1 => Ok(Start::Fresh),
         2 => Ok(Start::Compare),
+        3 => Ok(Start::Same),
         _ => Err(r.bad("start", 1)),
     }
 }

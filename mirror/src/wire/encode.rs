@@ -158,6 +158,11 @@ fn put_short(out: &mut BytesMut, message: &Message) -> u8 {
             put_text(out, address);
             kind::RUNNING
         }
+        Message::WayBack { seconds, address } => {
+            out.put_u64_le(*seconds);
+            put_text(out, address);
+            kind::WAY_BACK
+        }
         Message::Abandon { text } => {
             put_text(out, text);
             kind::ABANDON
@@ -208,9 +213,13 @@ fn put_standing(out: &mut BytesMut, standing: &Standing) -> u8 {
         Standing::Prepared { attempt } => (2, *attempt),
         Standing::Owner { epoch } => (3, *epoch),
         Standing::Stale => (4, 0),
+        Standing::Left { epoch, .. } => (5, *epoch),
     };
     out.put_u8(number);
     out.put_u64_le(value);
+    if let Standing::Left { session, .. } = standing {
+        out.put_slice(session.as_bytes());
+    }
     kind::WELCOME
 }
 
@@ -219,6 +228,7 @@ fn put_begin(out: &mut BytesMut, begin: Begin) -> u8 {
         Start::GoOn => 0,
         Start::Fresh => 1,
         Start::Compare => 2,
+        Start::Same => 3,
     });
     out.put_u64_le(begin.acked);
     out.put_u64_le(begin.aborted);

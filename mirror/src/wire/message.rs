@@ -66,6 +66,14 @@ pub enum Standing {
     /// Content of this disk that no session is known to have made what it is now: part of an earlier session's, what it
     /// had before it handed the disk over, or a copy that came another way.
     Stale,
+    /// The disk as it was when this host handed it over, by that session, to the owner of that epoch; nothing has been
+    /// done to it since.
+    Left {
+        /// The session that moved it.
+        session: Uuid,
+        /// The epoch that was granted: at least 1.
+        epoch: u64,
+    },
     /// Part of this session's data.
     Receiving,
     /// Everything of this session up to the final marker of `attempt`, durably; awaits the grant.
@@ -89,6 +97,8 @@ pub enum Start {
     Fresh,
     /// From what is there, whatever it is: the source compares all of it.
     Compare,
+    /// From what was left: the source knows what has changed since.
+    Same,
 }
 
 /// How to go on, from the source after the greeting.
@@ -364,6 +374,14 @@ pub enum Message {
         /// Its epoch.
         epoch: u64,
         /// Where clients find it.
+        address: String,
+    },
+    /// Source: once the disk is yours, keep a copy of it in step here for a while, so that it can come back. Said after
+    /// each [`Message::Begun`].
+    WayBack {
+        /// For how many seconds from then on.
+        seconds: u64,
+        /// Where this host will wait for it, as sources are told; empty if it will not.
         address: String,
     },
     /// Source: this session is over and the disk stays here.

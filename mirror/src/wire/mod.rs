@@ -89,6 +89,7 @@ pub(crate) mod kind {
     pub(crate) const GRANT: u8 = 0x24;
     pub(crate) const RUNNING: u8 = 0x25;
     pub(crate) const NOT_READY: u8 = 0x26;
+    pub(crate) const WAY_BACK: u8 = 0x27;
     pub(crate) const ABANDON: u8 = 0x30;
     pub(crate) const FAILED: u8 = 0x31;
 }

@@ -66,13 +66,22 @@ fn standing() -> impl Strategy<Value = Standing> {
         Just(Standing::Empty),
         Just(Standing::Receiving),
         Just(Standing::Stale),
+        (1_u64.., any::<u128>()).prop_map(|(epoch, session)| Standing::Left {
+            session: Uuid::from_u128(session),
+            epoch,
+        }),
         (1..u64::MAX).prop_map(|attempt| Standing::Prepared { attempt }),
         (1..u64::MAX).prop_map(|epoch| Standing::Owner { epoch }),
     ]
 }
 
 fn begin() -> impl Strategy<Value = Start> {
-    prop_oneof![Just(Start::GoOn), Just(Start::Fresh), Just(Start::Compare)]
+    prop_oneof![
+        Just(Start::GoOn),
+        Just(Start::Fresh),
+        Just(Start::Compare),
+        Just(Start::Same)
+    ]
 }
 
 fn probe() -> impl Strategy<Value = Probe> {
@@ -231,7 +240,8 @@ fn switching() -> impl Strategy<Value = Message> {
         ),
         (number.clone(), number.clone())
             .prop_map(|(attempt, epoch)| Message::Grant { attempt, epoch }),
-        (number, text).prop_map(|(epoch, address)| Message::Running { epoch, address }),
+        (number.clone(), text).prop_map(|(epoch, address)| Message::Running { epoch, address }),
+        (number, text).prop_map(|(seconds, address)| Message::WayBack { seconds, address }),
         text.prop_map(|text| Message::Abandon { text }),
         text.prop_map(|text| Message::Failed { text }),
     ]

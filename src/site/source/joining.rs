@@ -41,10 +41,7 @@ impl Site {
         config.handover.give_up_after = PATIENCE;
         let port = Arc::new(Member(ExportPort(disk.export.clone())));
         let session = disk.session(port, config)?;
-        *moving = Some(Moving {
-            session: session.clone(),
-            beside: None,
-        });
+        *moving = Some(Moving::to(session.clone()));
         Ok(session)
     }
 }

@@ -2,12 +2,11 @@
 //!
 //! Must never let go of a file that is still written to.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use super::{Site, SiteDisk};
 use crate::failure::{Exit, Failure, Result};
-use crate::site::beside::Beside;
 
 impl Site {
     /// Get ready to serve a disk no more. One that is being moved stays.
@@ -41,25 +40,10 @@ impl Withdrawn {
     /// Serve the disk no more: what it is still asked fails. The image is closed cleanly, and others may have the
     /// file.
     pub(crate) fn close(self) -> Result<()> {
-        let disk = &self.disk;
-        let _alone = disk.changing();
-        let moving = disk.lock().take();
-        let beside = moving.and_then(|moving| {
-            moving.session.stop();
-            moving.beside
-        });
-        let closed = self.site.server.remove_export(&disk.export);
-        let beside = beside.map_or(Ok(()), Beside::abandon);
-        let opened = disk.opened();
-        opened.unlock();
-        let mut disks = self
-            .site
-            .disks
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        disks.retain(|other| !Arc::ptr_eq(other, disk));
-        closed.and(beside).map_err(|e| {
-            let what = format!("{}: could not be closed cleanly", opened.path.display());
+        let path = self.disk.opened().path.clone();
+        let closed = self.site.close(self.disk.export.name());
+        closed.map_err(|e| {
+            let what = format!("{}: could not be closed cleanly", path.display());
             Failure::io(what, &e)
         })
     }

@@ -226,6 +226,10 @@ impl DiskTask {
         }
     }
 
+    pub(super) fn port(&self) -> Option<&Arc<dyn DiskPort>> {
+        self.port.as_ref()
+    }
+
     fn note<T>(&self, doing: &str, result: io::Result<T>) -> io::Result<T> {
         if let Err(e) = &result {
             tracing::error!("{}: cannot {doing}: {e}", self.name);
@@ -299,6 +303,7 @@ impl DiskTask {
     fn act(&mut self, action: TargetAction) {
         match action {
             TargetAction::Send(conn, message) => {
+                let message = self.unless_busy(message);
                 if let Some(lane) = self.lanes.get(&conn) {
                     lane.send(message);
                 }
@@ -349,6 +354,7 @@ impl DiskTask {
             TargetAction::Apply(op) => self.apply(op),
             TargetAction::Persist(record) => {
                 tracing::debug!("{}: recording {:?}", self.name, record.state);
+                self.tell_port(&record.state);
                 let done = self.tell(TargetEvent::Persisted);
                 self.store
                     .persist_over(self.machine.record(), &record, done);
@@ -361,6 +367,11 @@ impl DiskTask {
                 move || arbiter::ask(&arbiter, ballot, Side::Target),
                 move |result| TargetEvent::Decided(ballot, result),
             ),
+            TargetAction::WayBack { seconds, address } => {
+                let way_back = (!address.is_empty()).then_some((address, seconds));
+                let (router, name) = (Arc::clone(&self.router), self.name.clone());
+                tokio::task::spawn_blocking(move || router.host.way_back(&name, way_back));
+            }
             TargetAction::Park(mark) => self.park(mark),
             TargetAction::Serve => self.serve(),
         }

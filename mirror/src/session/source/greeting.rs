@@ -2,7 +2,7 @@
 //!
 //! Must never go on with a target that has lost what it acknowledged.
 
-use super::{ConnId, Control, Error, ErrorKind, Message, Micros, Phase, Result, Source};
+use super::{ConnId, Control, Error, ErrorKind, Left, Message, Micros, Phase, Result, Source};
 use crate::wire::{Begin, Standing, Start};
 
 impl Source {
@@ -44,20 +44,26 @@ impl Source {
                 return Ok(());
             }
             Standing::Prepared { .. } | Standing::Receiving => Start::GoOn,
-            Standing::Empty | Standing::Stale if self.end.begun => {
+            Standing::Empty | Standing::Stale | Standing::Left { .. } if self.end.begun => {
                 let what = "the target no longer has what it acknowledged; start a new session";
                 return Err(Error::new(ErrorKind::PeerLostState, what));
             }
-            Standing::Empty | Standing::Stale if self.keeping.is_back() => {
+            Standing::Empty | Standing::Stale | Standing::Left { .. } if self.keeping.is_back() => {
                 self.begin_another(now);
                 return Ok(());
             }
-            Standing::Stale if self.config.replica.compare => {
+            Standing::Left { session, epoch } if self.was_left((*session, *epoch)) => {
+                self.copy.compare(true);
+                Start::Same
+            }
+            Standing::Stale | Standing::Left { .. } if self.config.replica.compare => {
+                self.know_nothing();
                 // Also if the target should be empty when it is greeted again.
                 self.copy.compare(true);
                 Start::Compare
             }
-            Standing::Empty | Standing::Stale => {
+            Standing::Empty | Standing::Stale | Standing::Left { .. } => {
+                self.know_nothing();
                 self.copy.compare(false);
                 Start::Fresh
             }
@@ -74,6 +80,23 @@ impl Source {
             }),
         );
         Ok(())
+    }
+
+    /// Whether the target has the disk as it was when this host got it, by both their records.
+    fn was_left(&self, (session, epoch): (uuid::Uuid, u64)) -> bool {
+        let left = self.config.replica.left;
+        #[cfg(test)]
+        if left.is_some() && self.broken(crate::session::Sabotage::TakeForTheSame) {
+            return true;
+        }
+        left == Some(Left { session, epoch }) && self.config.replica.compare
+    }
+
+    /// The target may differ anywhere, whatever was thought of it.
+    fn know_nothing(&mut self) {
+        if self.config.replica.left.take().is_some() {
+            self.copy.all();
+        }
     }
 
     /// What the target has of the disk is of no use: the next greeting is for an empty one.
@@ -108,6 +131,8 @@ impl Source {
         self.stream.restart(self.config.limits.window);
         self.copy.restart(&self.tracker);
         self.tick(now);
+        let (address, seconds) = self.config.replica.way_back.clone().unwrap_or_default();
+        self.send_control(now, Message::WayBack { seconds, address });
         if self.switch.phase() == Phase::Preparing {
             // The question or its answer was lost with the link.
             self.send_prepare(now);

@@ -62,6 +62,8 @@ impl SourceConfig {
             replica: Replica {
                 follow: false,
                 compare: true,
+                way_back: None,
+                left: None,
             },
             keep: Keep::Nothing,
             #[cfg(test)]
@@ -108,14 +110,28 @@ impl Default for Handover {
     }
 }
 
-/// What the target's disk is to be beside a copy in the making.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the target's disk is to be beside a copy in the making, and this host's once it has handed it over.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replica {
     /// Have the target follow from one consistent moment to the next: it writes each byte twice, and is of use if this
     /// host is lost.
     pub follow: bool,
     /// Go on from what the target has of the disk, by comparing all of it, rather than from an empty disk.
     pub compare: bool,
+    /// Where and for how many seconds this host will wait for the disk once the target owns it.
+    pub way_back: Option<(String, u64)>,
+    /// The target left the disk to this host so, and all that is changed since is shown to the tracker: whoever says this
+    /// lets nobody change the disk before the tap is on. The rest need not be compared, if the target says the same.
+    pub left: Option<Left>,
+}
+
+/// How a disk came to the host that owns it, as its record has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// The session that moved it.
+    pub session: Uuid,
+    /// The epoch that it was granted.
+    pub epoch: u64,
 }
 
 /// Whether a session goes on after a crash of the source.

@@ -122,7 +122,8 @@ impl Target {
             .map_err(|(_, text)| Error::new(ErrorKind::PeerMisbehaved, text))?;
         let allowed = match standing {
             Standing::Empty => begin.start == Start::Fresh,
-            Standing::Stale => begin.start != Start::GoOn,
+            Standing::Stale => matches!(begin.start, Start::Fresh | Start::Compare),
+            Standing::Left { .. } => begin.start != Start::GoOn,
             Standing::Receiving => begin.start == Start::GoOn,
             Standing::Prepared { attempt } => {
                 begin.start == Start::GoOn && begin.aborted >= attempt
@@ -132,6 +133,10 @@ impl Target {
         if !allowed {
             let what = format!("the source began in a way that {standing:?} does not allow");
             return Err(Error::misbehaved(what));
+        }
+        if begin.start == Start::Fresh && self.config.in_use {
+            let what = "the disk is in use here, and is not begun anew from an empty one";
+            return Err(Error::new(ErrorKind::NotOwned, what));
         }
         self.setup.begin = Some((hello, begin));
         self.setup.step = Step::Quieting;
@@ -330,10 +335,12 @@ impl Target {
                         let text = format!("the seed that is here is of no use: {e}");
                         (Refusal::CannotCreate, text)
                     }
-                    Start::Compare => {
+                    Start::Compare | Start::Same => {
                         // What cannot be opened now may be whole all the same.
                         let refusal = match e.kind() {
-                            std::io::ErrorKind::InvalidData => Refusal::Unusable,
+                            std::io::ErrorKind::InvalidData if !self.config.in_use => {
+                                Refusal::Unusable
+                            }
                             _ => Refusal::CannotCreate,
                         };
                         let text = format!("cannot go on from what is here of the disk: {e}");

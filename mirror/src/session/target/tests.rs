@@ -566,7 +566,9 @@ fn oblige(target: &mut Target, first: Vec<TargetAction>) {
             TargetAction::Reach { attempt, .. } => TargetEvent::Reached(attempt, Ok(())),
             TargetAction::Claim { ballot, .. } => TargetEvent::Decided(ballot, Ok(Side::Target)),
             TargetAction::Serve => TargetEvent::Serving(Ok("a".into())),
-            TargetAction::Send(..) | TargetAction::Close(_) => continue,
+            TargetAction::Send(..) | TargetAction::Close(_) | TargetAction::WayBack { .. } => {
+                continue;
+            }
         };
         actions.extend(tell(target, event));
     }

@@ -19,6 +19,8 @@ pub struct TargetConfig {
     pub arbiter: Option<String>,
     /// Whether a session may begin here at all.
     pub admission: Admission,
+    /// The image is in use, and never made anew: what cannot be gone on from is refused.
+    pub in_use: bool,
     /// The rule that a test breaks.
     #[cfg(test)]
     pub(crate) sabotage: Option<crate::session::Sabotage>,
@@ -31,6 +33,7 @@ impl Default for TargetConfig {
             address: None,
             arbiter: None,
             admission: Admission::default(),
+            in_use: false,
             #[cfg(test)]
             sabotage: None,
         }
@@ -161,6 +164,13 @@ pub enum TargetAction {
     Persist(Ownership),
     /// Flush, close the image cleanly and leave this mark in it.
     Park(Option<Mark>),
+    /// Keep, durably, what the source says of a way back; nothing depends on it.
+    WayBack {
+        /// For how many seconds, once the disk is owned here.
+        seconds: u64,
+        /// Where the source will wait; empty if it will not.
+        address: String,
+    },
     /// Serve the disk from now on.
     Serve,
 }

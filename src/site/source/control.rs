@@ -1,0 +1,96 @@
+//! What the control socket asks of a site, disk by disk.
+//!
+//! Must never do more than find the disk and hand the request on.
+
+use blockserver::throttle::Limits;
+use mirror::net::SourceHandle;
+
+use super::{Site, SiteDisk};
+use crate::control::{
+    Checkpoint, Compact, CompactState, Control, CutoverNow, DiskState, MirrorRate, Resize,
+    StartMirror, TakeSnapshot,
+};
+use crate::failure::{Failure, Result};
+
+impl Control for Site {
+    fn disks(&self) -> Vec<DiskState> {
+        self.all().iter().map(|disk| disk.state()).collect()
+    }
+
+    fn resize(&self, disk: &str, resize: Resize) -> Result<DiskState> {
+        let found = self.disk(disk)?;
+        found.resize(resize)?;
+        if let Some(call) = self.resized.get() {
+            call(disk);
+        }
+        Ok(found.state())
+    }
+
+    fn limit(&self, disk: &str, limits: Limits) -> Result<DiskState> {
+        let disk = self.disk(disk)?;
+        disk.export.set_limits(limits);
+        Ok(disk.state())
+    }
+
+    fn compact(&self, disk: &str, compact: Compact) -> Result<CompactState> {
+        self.disk(disk)?.compact(compact)
+    }
+
+    fn checkpoint(&self, disk: &str, checkpoint: &Checkpoint) -> Result<DiskState> {
+        let disk = self.disk(disk)?;
+        disk.checkpoint(checkpoint)?;
+        Ok(disk.state())
+    }
+
+    fn snapshot(&self, disk: &str, wanted: &TakeSnapshot) -> Result<DiskState> {
+        let disk = self.disk(disk)?;
+        disk.snapshot(wanted)?;
+        Ok(disk.state())
+    }
+
+    fn start_mirror(&self, disk: &str, start: &StartMirror) -> Result<serde_json::Value> {
+        self.disk(disk)?.start(self, start)
+    }
+
+    fn mirror(&self, disk: &str) -> Result<serde_json::Value> {
+        self.disk(disk)?.with_session(|_| {})
+    }
+
+    fn cutover(&self, disk: &str, now: CutoverNow) -> Result<serde_json::Value> {
+        self.disk(disk)?.switch_over(now)
+    }
+
+    fn rollback(&self, disk: &str) -> Result<serde_json::Value> {
+        self.disk(disk)?.roll_back()
+    }
+
+    fn cancel(&self, disk: &str) -> Result<serde_json::Value> {
+        self.disk(disk)?.with_session(SourceHandle::cancel)
+    }
+
+    fn verify(&self, disk: &str) -> Result<serde_json::Value> {
+        self.disk(disk)?.with_session(SourceHandle::verify)
+    }
+
+    fn rate(&self, disk: &str, rate: MirrorRate) -> Result<serde_json::Value> {
+        let disk = self.disk(disk)?;
+        disk.with_session(|session| session.set_rates(rate.rate))
+    }
+}
+
+impl SiteDisk {
+    pub(super) fn with_session(
+        &self,
+        order: impl FnOnce(&SourceHandle),
+    ) -> Result<serde_json::Value> {
+        let moving = self.lock();
+        let name = self.export.name();
+        let none = || match self.export.forwards_to().filter(|_| self.way().away) {
+            Some(at) => Failure::usage(format!("`{name}` has moved; it is served at {at}")),
+            None => Failure::usage(format!("`{name}` is not being moved")),
+        };
+        let moving = moving.as_ref().ok_or_else(none)?;
+        order(&moving.session);
+        self.state_of(moving)
+    }
+}

@@ -1,0 +1,450 @@
+//! The way back of a disk, at either end of it: who waits for it, who keeps the copy there in step, and for how long.
+//!
+//! ```text
+//!  home   listens ─moved─► away: clients are sent on, the disk may come ─it has come─► served here, listens on
+//!                                   └─ window over ─► listens no more, sends on
+//!  away   told of it ─owned here─► a session keeps the copy there in step ─rollback─► handed over, sends on
+//!                                   └─ window over, or cancelled ─► ends it
+//! ```
+//!
+//! Must never have a disk come home before the move away from it is durably over.
+
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mirror::arbiter::Switchover;
+use mirror::net::{SiteAddress, SourceDriver, TargetDriver, TargetHandle};
+use mirror::record::{Ownership, State};
+use mirror::session::{Left, SourceConfig};
+use mirror::way_back::{Side, WayBack};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::returning::Returning;
+use super::{ExportPort, Moving, SiteDisk, kept, refused, way_back};
+use crate::control::StartMirror;
+use crate::failure::{Exit, Failure, Result};
+use crate::identity;
+use crate::site::Reachable;
+
+/// How often it is looked whether something has changed.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long after a session to where the disk came from has failed the next one begins.
+const AGAIN: Duration = Duration::from_secs(2);
+/// How long a way back is open if nothing else is said.
+const DAY: u64 = 24 * 3600;
+/// For how many seconds more than the other host this one takes a way back for open.
+const GRACE: u64 = 60;
+
+/// What a disk has of a way back.
+#[derive(Default)]
+pub(super) struct Way {
+    pub(super) kept: Option<WayBack>,
+    /// Where it is waited for.
+    listening: Option<TargetHandle>,
+    /// It has left, or was found on its way back: nothing is done to it but by who brings it.
+    pub(super) away: bool,
+    /// Somebody looks after it.
+    tended: bool,
+    tried: Option<Instant>,
+}
+
+/// What is to be done once nothing is locked.
+enum Next {
+    Nothing,
+    /// Nobody waits for the disk any more.
+    Drop(Option<TargetHandle>),
+    /// There is nothing to look after.
+    End,
+}
+
+impl SiteDisk {
+    pub(super) fn way(&self) -> MutexGuard<'_, Way> {
+        self.way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The way back of a move that is about to begin, as its target is told; another one is closed.
+    pub(super) fn new_way(
+        self: &Arc<Self>,
+        start: &StartMirror,
+        reachable: &Arc<OnceLock<Reachable>>,
+    ) -> Result<Option<(String, u64)>> {
+        let path = self.opened().path.clone();
+        let old = {
+            let mut way = self.way();
+            way.kept = None;
+            way.listening.take()
+        };
+        drop(old);
+        let Some(listen) = &start.way_back else {
+            if way_back::kept_of(&path).is_some() {
+                way_back::keep(&path, None);
+            }
+            return Ok(None);
+        };
+        if !SiteAddress::is_written(&start.to) {
+            let what = "a move to another path of this host has no way back";
+            return Err(Failure::usage(what));
+        }
+        identity::allowed(listen, start.plain)?;
+        let Some(at) = reachable.get() else {
+            let what = format!("`{}` is served at no address", self.export.name());
+            return Err(Failure::usage(what).hint("serve it with `diskferry serve`"));
+        };
+        at.seen_from(listen)?;
+        let listening = self.listen(listen, reachable)?;
+        let way = WayBack {
+            span: start.way_back_for_s.unwrap_or(DAY),
+            until: None,
+            side: Side::Home {
+                listen: listening.site(),
+                clients: None,
+            },
+        };
+        way_back::keep(&path, Some(&way));
+        let told = way_back::told(Some(&way));
+        let mut mine = self.way();
+        mine.kept = Some(way);
+        mine.listening = Some(listening);
+        drop(mine);
+        self.tend();
+        Ok(told)
+    }
+
+    fn listen(
+        self: &Arc<Self>,
+        listen: &str,
+        reachable: &Arc<OnceLock<Reachable>>,
+    ) -> Result<TargetHandle> {
+        let host = Returning {
+            disk: Arc::downgrade(self),
+            name: self.name_here(),
+            reachable: Arc::clone(reachable),
+            listen: listen.to_owned(),
+        };
+        TargetDriver::start(listen, Arc::new(host))
+            .map_err(|e| Failure::new(Exit::Failed, e.to_string()))
+    }
+
+    /// Go on with a way back that was kept.
+    pub(super) fn go_on_with(self: &Arc<Self>, kept: &WayBack, at: &Arc<OnceLock<Reachable>>) {
+        let mut way = self.way();
+        let over = self.closes(kept);
+        way.kept = Some(kept.clone());
+        if let Side::Home { listen, clients } = &kept.side {
+            // Who has a record of a session here and no session of its own found it on its way back.
+            way.away = self.lock_is_none() && self.comes_back();
+            if let (true, Some(clients)) = (way.away, clients) {
+                match clients.parse() {
+                    Ok(address) => self.export.forward(address),
+                    Err(error) => tracing::error!(%clients, %error, "is no address of a disk"),
+                }
+            }
+            drop(way);
+            if !over {
+                match self.listen(listen, at) {
+                    Ok(listening) => self.way().listening = Some(listening),
+                    Err(failure) => {
+                        let name = self.export.name();
+                        tracing::error!("{name}: its way back is closed: {}", failure.what);
+                    }
+                }
+            }
+        } else {
+            drop(way);
+        }
+        self.tend();
+    }
+
+    /// Whether the record says that the disk is on its way back here.
+    fn comes_back(&self) -> bool {
+        let opened = self.opened();
+        let way = way_back::kept_of(&opened.path);
+        opened.away(way.as_ref()).is_some()
+    }
+
+    fn lock_is_none(&self) -> bool {
+        // Nobody else knows of the disk yet.
+        self.moving.try_lock().is_ok_and(|moving| moving.is_none())
+    }
+
+    /// There is no way back after all.
+    pub(super) fn close_way(&self) {
+        if self.way().kept.is_some() {
+            self.wait_no_more();
+            way_back::keep(&self.opened().path, None);
+        }
+    }
+
+    /// Nobody waits for the disk any more.
+    pub(super) fn wait_no_more(&self) {
+        let listening = {
+            let mut way = self.way();
+            way.kept = None;
+            way.listening.take()
+        };
+        drop(listening);
+    }
+
+    /// Look after it from now on, on a thread of its own.
+    fn tend(self: &Arc<Self>) {
+        if std::mem::replace(&mut self.way().tended, true) {
+            return;
+        }
+        let disk = Arc::downgrade(self);
+        let run = move || {
+            while disk.upgrade().is_some_and(|disk| disk.look()) {
+                thread::sleep(LOOK);
+            }
+        };
+        let started = thread::Builder::new().name("way-back".into()).spawn(run);
+        if let Err(error) = started {
+            tracing::error!(%error, "nobody looks after the way back");
+            self.way().tended = false;
+        }
+    }
+
+    /// Do what there is to do now; whether to look again.
+    fn look(&self) -> bool {
+        let mut moving = self.lock();
+        let kept = self.way().kept.clone();
+        let next = match &kept {
+            None => Next::End,
+            Some(kept) if matches!(kept.side, Side::Home { .. }) => {
+                self.look_at_home(moving.as_ref(), kept)
+            }
+            Some(kept) => self.look_when_away(&mut moving, kept),
+        };
+        let mut way = self.way();
+        match next {
+            Next::Nothing => true,
+            Next::Drop(listening) => {
+                drop((way, moving));
+                drop(listening);
+                true
+            }
+            Next::End => {
+                way.tended = false;
+                false
+            }
+        }
+    }
+
+    fn look_at_home(&self, moving: Option<&Moving>, kept: &WayBack) -> Next {
+        let mut way = self.way();
+        let path = self.opened().path.clone();
+        let (now, mut kept) = (way_back::now(), kept.clone());
+        let left = moving.filter(|moving| moving.is_done());
+        if !way.away
+            && left.is_some()
+            && let Some(address) = self.export.forwards_to()
+            && let Side::Home { clients, .. } = &mut kept.side
+        {
+            *clients = Some(address.to_string());
+            kept.until = kept.until.or(Some(now.saturating_add(kept.span)));
+            // Not before that is durable: what comes next may leave nothing but it to tell where the disk is.
+            if way_back::keep(&path, Some(&kept)) {
+                way.kept = Some(kept.clone());
+                way.away = true;
+            }
+        }
+        let failed = moving.is_some_and(|moving| moving.session.status().error.is_some());
+        if kept.until.is_none() && failed {
+            // The disk stays here.
+            way_back::keep(&path, None);
+            way.kept = None;
+            return Next::Drop(way.listening.take());
+        }
+        if !self.closes(&kept) {
+            return Next::Nothing;
+        }
+        if !way.away {
+            way_back::keep(&path, None);
+            way.kept = None;
+        } else if way.listening.is_none() {
+            return Next::End;
+        }
+        Next::Drop(way.listening.take())
+    }
+
+    /// Whether nobody is waited for any more: who has the disk ends it first, and one that has been prepared here is for who
+    /// waits to decide about.
+    fn closes(&self, kept: &WayBack) -> bool {
+        if !kept.is_over(way_back::now().saturating_sub(GRACE)) {
+            return false;
+        }
+        let record = self.opened().record().load();
+        !matches!(
+            record,
+            Ok(Some(Ownership {
+                state: State::Prepared { .. },
+                ..
+            }))
+        )
+    }
+
+    /// It has come home: who had it is told so for a while, should it not have heard.
+    pub(super) fn stays_open(&self) {
+        let mut way = self.way();
+        if let Some(kept) = &mut way.kept
+            && matches!(kept.side, Side::Home { .. })
+        {
+            let least = way_back::now().saturating_add(DAY);
+            kept.until = kept.until.map(|until| until.max(least));
+            way_back::keep(&self.opened().path, Some(kept));
+        }
+    }
+
+    fn look_when_away(&self, moving: &mut Option<Moving>, kept: &WayBack) -> Next {
+        let Side::Away { to } = &kept.side else {
+            return Next::Nothing;
+        };
+        let over = kept.is_over(way_back::now());
+        let end = || {
+            way_back::keep(&self.opened().path, None);
+            self.way().kept = None;
+            Next::End
+        };
+        if let Some(moving) = moving.as_mut() {
+            let status = moving.session.status();
+            // A session that went on after a restart.
+            moving.back |= status.to == *to;
+            if !status.ended {
+                if over && moving.back {
+                    moving.session.cancel();
+                }
+                return Next::Nothing;
+            }
+            let result = moving.session.wait_for(Duration::ZERO);
+            match result {
+                None => return Next::Nothing,
+                Some(Ok(_)) => return end(),
+                // Also by its user.
+                Some(Err(e)) if moving.back && e.kind() == mirror::ErrorKind::Cancelled => {
+                    return end();
+                }
+                Some(Err(_)) => {}
+            }
+        }
+        if over {
+            return end();
+        }
+        let due = {
+            let mut way = self.way();
+            let due = way.tried.is_none_or(|tried| tried.elapsed() >= AGAIN);
+            if due {
+                way.tried = Some(Instant::now());
+            }
+            due
+        };
+        if due {
+            match self.start_back(to, None) {
+                Ok(started) => *moving = Some(started),
+                Err(failure) => {
+                    let name = self.export.name();
+                    tracing::warn!("{name}: no copy is kept at {to}: {}", failure.what);
+                }
+            }
+        }
+        Next::Nothing
+    }
+
+    /// It was granted just now, and nobody has changed it yet: see all that is changed from now on, so that nothing else has
+    /// to be compared where it came from.
+    pub(super) fn go_back_from_now_on(&self, kept: &WayBack) {
+        let Side::Away { to } = &kept.side else {
+            return;
+        };
+        let left = match self.opened().record().load() {
+            Ok(Some(Ownership {
+                state:
+                    State::Owner {
+                        epoch,
+                        session: Some(session),
+                    },
+                ..
+            })) => Left { session, epoch },
+            _ => return,
+        };
+        let mut moving = self.lock();
+        if moving.is_none() {
+            // Who does not begin here begins a little later, and compares.
+            *moving = self.start_back(to, Some(left)).ok();
+        }
+    }
+
+    /// Keep the disk that it has come from in step.
+    fn start_back(&self, to: &str, left: Option<Left>) -> Result<Moving> {
+        let opened = self.opened();
+        let mut description = opened.description.clone();
+        description.size = self.export.size();
+        description.name = self.name_here();
+        let mut config = SourceConfig::new(Uuid::new_v4(), to.to_owned(), description);
+        config.replica.follow = true;
+        config.replica.left = left;
+        let (keep, kept) = kept::keep(&opened);
+        config.keep = keep;
+        // Its clients' requests come to the disk there besides those that pass here.
+        self.export.write_through();
+        let port = Arc::new(ExportPort(self.export.clone()));
+        let session = SourceDriver::start_kept(port, opened.record(), (config, kept));
+        let session = session.map_err(|e| refused(&e))?;
+        Ok(Moving {
+            back: true,
+            ..Moving::to(session)
+        })
+    }
+
+    /// Hand the disk back to where it came from.
+    pub(super) fn roll_back(&self) -> Result<Value> {
+        let moving = self.lock();
+        let name = self.export.name();
+        let way = self.way();
+        if let Some(WayBack {
+            side: Side::Home { clients, .. },
+            ..
+        }) = way.kept.as_ref().filter(|_| way.away)
+        {
+            let at = clients.as_deref().unwrap_or("its new owner");
+            let what = format!("`{name}` is served at {at} now");
+            return Err(Failure::usage(what).hint("`diskferry mirror rollback` is said there"));
+        }
+        drop(way);
+        let back = moving.as_ref().filter(|moving| moving.back);
+        let Some(moving) = back.filter(|moving| !moving.session.status().ended) else {
+            let what = format!("there is no way back for `{name}`");
+            let hint =
+                "`mirror start --way-back` opens one for a while; see `diskferry mirror status`";
+            return Err(Failure::usage(what).hint(hint));
+        };
+        moving.session.cutover(None, Some(Switchover::Safe));
+        self.state_of(moving)
+    }
+
+    /// How a move stands, and what there is of a way back.
+    pub(super) fn state_of(&self, moving: &Moving) -> Result<Value> {
+        let state = serde_json::to_value(moving.session.status());
+        let mut state =
+            state.map_err(|e| Failure::new(Exit::Failed, format!("the state has no form: {e}")))?;
+        let way = self.way();
+        if let Some(kept) = &way.kept {
+            state["way_back"] = match &kept.side {
+                Side::Home { listen, .. } => json!({
+                    "until": kept.until,
+                    "waits_at": listen,
+                    "waits": way.listening.is_some(),
+                }),
+                Side::Away { to } => json!({
+                    "until": kept.until,
+                    "to": to,
+                    "under_way": moving.back,
+                }),
+            };
+        }
+        Ok(state)
+    }
+}
+
+/// A disk that may be gone.
+pub(super) type MayBe = Weak<SiteDisk>;
