@@ -11,7 +11,7 @@ use super::relay::Relay;
 use super::site::Sites;
 
 /// A disk, and three identities: `here` and `there` know each other, `stranger` knows both and is known by nobody.
-fn acquainted() -> Sites {
+pub(crate) fn acquainted() -> Sites {
     let sites = Sites::new("a.vhdx", &["1G", "--block-size", "1M"]);
     for name in ["here", "there", "stranger"] {
         let new = ["pair", "new", "--identity", name, "--name", name];
@@ -33,7 +33,7 @@ fn acquainted() -> Sites {
 }
 
 /// `serve` as one of them.
-fn serve_as(sites: &Sites, who: &str) -> Running {
+pub(crate) fn serve_as(sites: &Sites, who: &str) -> Running {
     let words = ["serve", "a.vhdx", "--listen", "unix:s", "--identity", who];
     let mut serve = Running::start(sites.here(), &words);
     serve.says("serving");
@@ -41,7 +41,7 @@ fn serve_as(sites: &Sites, who: &str) -> Running {
 }
 
 /// `receive` as one of them; where it listens.
-fn receive_as(sites: &Sites, who: &str, listen: &str) -> (Running, String) {
+pub(crate) fn receive_as(sites: &Sites, who: &str, listen: &str) -> (Running, String) {
     let words = [
         "receive", "--listen", listen, "--into", "in", "--serve", "unix:t",
     ];

@@ -1,5 +1,7 @@
 //! Disks that were received are controlled as others are, and go back to where they came from.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,6 +11,7 @@ use serde_json::Value;
 use super::faults::seed;
 use super::ledger::{Ledger, Promise, Random};
 use super::load::{Area, Load, verify};
+use super::pairing::{acquainted, receive_as, serve_as};
 use super::process::{STUCK, last_json};
 use super::site::Sites;
 use crate::run::program;
@@ -193,6 +196,37 @@ fn there_is_no_way_back_unless_one_was_asked_for_or_once_its_time_is_over() {
     sites.source.take().expect("it runs").end();
     sites.serve();
     verify(&sites.at_source(), &ledger, Promise::Acknowledged);
+}
+
+#[test]
+fn a_disk_goes_back_encrypted_and_who_does_not_encrypt_is_refused() {
+    let mut sites = acquainted();
+    sites.source = Some(serve_as(&sites, "here"));
+    let load = Load::start(&sites.at_source(), area(6), Ledger::default());
+    load.goes_on(200);
+    let (receive, at) = receive_as(&sites, "there", "tls:127.0.0.1:0");
+    sites.target = Some(receive);
+    let start = &["mirror", "start", "a.vhdx", "--to", &at][..];
+    let back = &["--way-back", "tls:127.0.0.1:0", "--wait"][..];
+    sites.run(&[start, back].concat()).ends(0);
+    let waits = sites.until("waits", |status| status["way_back"]["waits"] == true);
+    let waits = waits["way_back"]["waits_at"].as_str().expect("an address");
+    // A client in the clear gets nothing but a refusal.
+    let mut stranger = TcpStream::connect(&waits[4..]).expect("somebody listens");
+    stranger
+        .write_all(b"anything that is no TLS")
+        .expect("it is taken");
+    let mut heard = Vec::new();
+    let _ = stranger.read_to_end(&mut heard);
+    assert!(String::from_utf8_lossy(&heard).contains("encrypted connections only"));
+    in_step(&sites);
+    assert_eq!(rollback(&sites, &["--wait"]), 0);
+    load.goes_on(200);
+    let ledger = load.well();
+    assert!(is_home(&sites), "{:?}", sites.records());
+    verify(&sites.at_source(), &ledger, Promise::Acknowledged);
+    verify(&sites.at_target(), &ledger, Promise::Acknowledged);
+    sites.end();
 }
 
 /// Says it until the disk is home.
