@@ -417,10 +417,10 @@ impl Session {
 
     /// Tell the machine when another minute has begun.
     fn look_at_the_clock(&mut self) {
-        let minute = Some(local_minute());
-        if self.said.minute != minute {
-            self.said.minute = minute;
-            minute.map(|at| self.handle(SourceEvent::Minute(at)));
+        let minute = local_minute();
+        if self.said.minute != Some(minute) {
+            self.said.minute = Some(minute);
+            self.handle(SourceEvent::Minute(minute));
         }
     }
 

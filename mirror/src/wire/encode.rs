@@ -247,7 +247,9 @@ fn put_look(out: &mut BytesMut, look: &Look) -> u8 {
         Here::Blocks(block, hashes) => {
             out.put_u32_le(look.len as u32);
             out.put_u32_le(*block);
-            hashes.iter().for_each(|hash| out.extend_from_slice(hash));
+            for hash in hashes {
+                out.extend_from_slice(hash);
+            }
             kind::LOOK
         }
     }

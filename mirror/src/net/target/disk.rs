@@ -22,7 +22,7 @@ use crate::net::port::{DiskPort, Done, ReadDone};
 use crate::net::{Clock, arbiter};
 use crate::record::{Ownership, State};
 use crate::session::{ConnId, OpId, Target, TargetAction, TargetEvent};
-use crate::wire::{DiskDescription, Message, Refusal};
+use crate::wire::{Content, DiskDescription, Message, Refusal};
 
 /// How long a task without a deadline sleeps.
 const LONG: Duration = Duration::from_secs(3600);
@@ -318,11 +318,7 @@ impl DiskTask {
             TargetAction::Zeroes(op, offset, len) => self.look_for_zeroes(op, (offset, len)),
             TargetAction::Write(op, offset, data) => {
                 self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
-                let room = self.router.host.make_room(data.len() as u64);
-                self.with_port(op, |port, done| match room {
-                    Ok(()) => port.write(offset, data, done),
-                    Err(e) => done(Err(e)),
-                });
+                self.write(op, offset, data);
             }
             TargetAction::Zero(op, offset, len) => {
                 self.with_port(op, |port, done| port.zero(offset, len, done));
@@ -337,15 +333,7 @@ impl DiskTask {
             }
             TargetAction::Journal(op, offset, content) => {
                 self.written.fetch_add(content.held(), Ordering::Relaxed);
-                let room = self.router.host.make_room(content.held());
-                let done = self.tell(move |result| TargetEvent::Disk(op, result));
-                match room {
-                    Ok(()) => {
-                        let entry = form::Entry::Change { offset, content };
-                        self.journal.ask(Ask::Append(entry, done));
-                    }
-                    Err(e) => done(Err(e)),
-                }
+                self.append(op, offset, content);
             }
             TargetAction::Mark { op, seq, sealed } => {
                 let done = self.tell(move |result| TargetEvent::Disk(op, result));
@@ -417,7 +405,27 @@ impl DiskTask {
         }
     }
 
-    fn look_for_zeroes(&mut self, op: OpId, part: (u64, u64)) {
+    fn write(&mut self, op: OpId, offset: u64, data: bytes::Bytes) {
+        let room = self.router.host.make_room(data.len() as u64);
+        self.with_port(op, |port, done| match room {
+            Ok(()) => port.write(offset, data, done),
+            Err(e) => done(Err(e)),
+        });
+    }
+
+    fn append(&mut self, op: OpId, offset: u64, content: Content) {
+        let room = self.router.host.make_room(content.held());
+        let done = self.tell(move |result| TargetEvent::Disk(op, result));
+        match room {
+            Ok(()) => {
+                let entry = form::Entry::Change { offset, content };
+                self.journal.ask(Ask::Append(entry, done));
+            }
+            Err(e) => done(Err(e)),
+        }
+    }
+
+    fn look_for_zeroes(&mut self, op: OpId, place: (u64, u64)) {
         self.asked += 1;
         let task = self.entry.task.clone();
         let answer: zeroes::Answer = Box::new(move |result| {
@@ -426,7 +434,7 @@ impl DiskTask {
             }
         });
         match &self.port {
-            Some(port) => zeroes::are_zero(Arc::clone(port), part, answer),
+            Some(port) => zeroes::are_zero(Arc::clone(port), place, answer),
             None => answer(Err(io::Error::other("the disk is not open"))),
         }
     }

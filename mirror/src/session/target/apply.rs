@@ -56,7 +56,7 @@ impl Work {
         match self {
             Self::Put(Content::Zeroes(len)) => len / 64,
             Self::Compare(compare) => compare.len().min(MAX_PAYLOAD as u64),
-            work => work.held(),
+            work @ Self::Put(_) => work.held(),
         }
     }
 }
