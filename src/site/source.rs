@@ -168,6 +168,10 @@ impl Site {
                     .server
                     .add_held_export(name, disk, options, None)
                     .map_err(failed)?;
+                if record.epoch() > 2 {
+                    // It moved before: where it is now, others' requests may come to it that pass here or did.
+                    export.write_through();
+                }
                 let moving = self.follow(&export, &opened, &record);
                 let moving = moving.inspect_err(|_| self.take_back(&export, &opened))?;
                 (export, Some(moving))
