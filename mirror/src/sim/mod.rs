@@ -38,6 +38,6 @@ mod ledger;
 mod link;
 mod network;
 mod plan;
-pub(crate) mod rng;
+pub(crate) use crate::chance as rng;
 mod tests;
 mod world;
