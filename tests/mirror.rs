@@ -8,6 +8,7 @@ mod run;
 mod mirror {
     mod arbiter;
     mod deadline;
+    mod evacuation;
     mod faults;
     mod ledger;
     mod load;

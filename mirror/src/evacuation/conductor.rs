@@ -88,6 +88,8 @@ pub enum Action {
 /// What was seen of a machine, and what it was told.
 #[derive(Clone, Debug, Default)]
 struct Watched {
+    /// Bytes a second that travel because they are written, as measured.
+    load: f64,
     at: Option<(f64, Seen)>,
     failures: u32,
     /// Whether it was told a rate, and which; `None` for no limit.
@@ -119,23 +121,25 @@ pub struct Conductor {
     planned: Option<f64>,
     /// Whether something happened that a plan does not know.
     upset: bool,
-    stopped: bool,
 }
 
 impl Conductor {
     /// For that problem, with a new plan every so many seconds.
     #[must_use]
     pub fn new(problem: Problem, every: f64) -> Self {
-        let count = problem.machines.len();
+        let machines = problem.machines.iter();
+        let watched = machines.map(|told| Watched {
+            load: told.load,
+            ..Watched::default()
+        });
         Self {
+            watched: watched.collect(),
             state: State::told(&problem),
             problem,
             schedule: Schedule::default(),
-            watched: vec![Watched::default(); count],
             every,
             planned: None,
             upset: false,
-            stopped: false,
         }
     }
 
@@ -157,27 +161,13 @@ impl Conductor {
         &self.schedule
     }
 
-    /// Begin nothing more.
-    pub fn stop(&mut self) {
-        self.stopped = true;
-    }
-
-    /// A machine stays where it is, whatever is tried.
-    pub fn give_up(&mut self, machine: usize) {
-        self.state.machines[machine].standing = Standing::Out;
-        self.upset = true;
-    }
-
     /// Whether nothing moves any more, and nothing will.
     #[must_use]
     pub fn is_over(&self) -> bool {
         let stuck = self.stuck();
         let mut planned = vec![false; stuck.len()];
-        if !self.stopped {
-            self.schedule
-                .order
-                .iter()
-                .for_each(|unit| planned[*unit] = true);
+        for unit in &self.schedule.order {
+            planned[*unit] = true;
         }
         self.problem
             .units
@@ -205,7 +195,7 @@ impl Conductor {
             let mut members = unit.members.iter();
             let here = members.any(|machine| match self.state.machines[*machine].standing {
                 Standing::Out => true,
-                Standing::Waiting => late || self.stopped,
+                Standing::Waiting => late,
                 _ => false,
             });
             let before = unit.after.iter().any(|needed| stuck[*needed]);
@@ -225,6 +215,15 @@ impl Conductor {
 
     /// Look at how everything stands; what is to be done now.
     pub fn step(&mut self, now: f64, seen: &[Seen]) -> Vec<Action> {
+        self.look(now, seen);
+        let mut actions = Vec::new();
+        self.cut_over(&mut actions);
+        self.allot(&mut actions);
+        actions
+    }
+
+    /// Look at how everything stands, and plan if it is time for that.
+    pub fn look(&mut self, now: f64, seen: &[Seen]) {
         self.state.now = now;
         self.learn_links(now, seen);
         for (machine, seen) in seen.iter().enumerate() {
@@ -235,11 +234,27 @@ impl Conductor {
             self.plan();
             self.planned = Some(now);
             self.upset = false;
+            // Rates are said again with each plan: a machine's disks share its rate by what is left of each.
+            self.watched.iter_mut().for_each(|one| one.told = false);
         }
-        let mut actions = Vec::new();
-        self.cut_over(&mut actions);
-        self.allot(&mut actions);
-        actions
+    }
+
+    /// A machine could not be begun, or its move ended by itself. It is tried again later, until it is given up.
+    pub fn failed(&mut self, machine: usize, now: f64) {
+        let (one, watched) = (
+            &mut self.state.machines[machine],
+            &mut self.watched[machine],
+        );
+        watched.failures += 1;
+        (watched.told, watched.first) = (false, false);
+        one.from = now + WAIT * f64::from(1 << watched.failures.min(8)) / 2.0;
+        one.route = None;
+        one.standing = if watched.failures >= TRIES {
+            Standing::Out
+        } else {
+            Standing::Waiting
+        };
+        self.upset = true;
     }
 
     /// A new plan, unless the old one brings more.
@@ -269,22 +284,11 @@ impl Conductor {
             Phase::Switching => Standing::Switching,
             Phase::Moved => Standing::Moved,
             Phase::Failed => {
-                // What was begun is over; it is told anew once it is tried again.
-                if watched
-                    .at
-                    .is_none_or(|(_, before)| before.phase != Phase::Failed)
-                {
-                    watched.failures += 1;
-                    one.from = now + WAIT * f64::from(1 << watched.failures.min(8)) / 2.0;
-                    self.upset = true;
-                }
-                (one.route, watched.told, watched.first) = (None, false, false);
+                let again = watched.at.is_some_and(|(_, b)| b.phase == Phase::Failed);
                 watched.at = Some((now, seen));
-                one.standing = if watched.failures >= TRIES {
-                    Standing::Out
-                } else {
-                    Standing::Waiting
-                };
+                if !again {
+                    self.failed(machine, now);
+                }
                 return;
             }
         };
@@ -309,8 +313,10 @@ impl Conductor {
             return;
         }
         // What travels because it was written: what is durable now or still left, and was not left before.
-        let load = ((done + seen.left - before.left) / span).max(0.0);
-        one.load += NEW * (load - one.load);
+        // It comes in bursts that even out, so only the mean of it is kept from being less than nothing.
+        let load = (done + seen.left - before.left) / span;
+        watched.load += NEW * (load - watched.load);
+        one.load = watched.load.max(0.0);
         if done > 0.0 && sent > 0.0 && before.phase == Phase::Copying {
             one.gain += NEW * ((done / sent).clamp(0.1, 1000.0) - one.gain);
         }
@@ -440,7 +446,7 @@ impl Conductor {
                 let writes = one.load / one.gain;
                 Some(writes + table.give(route, one.gain, route.most - writes))
             }
-            Standing::Waiting if !self.stopped => {
+            Standing::Waiting => {
                 let booking = self.schedule.bookings[machine].as_ref()?;
                 let route = &told.routes[booking.route];
                 let early = held[route.line];

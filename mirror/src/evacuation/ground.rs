@@ -57,6 +57,8 @@ pub(super) struct Ground {
     pub(super) free: Vec<Steps>,
     pub(super) room: Vec<f64>,
     full: Vec<f64>,
+    /// Before that, nothing is free of a resource.
+    open: Vec<f64>,
     horizon: f64,
 }
 
@@ -74,6 +76,7 @@ impl Ground {
         let free: Vec<_> = all.map(|r| problem.capacity(r, number(r))).collect();
         Self {
             full: free.iter().map(Steps::greatest).collect(),
+            open: vec![0.0; free.len()],
             free,
             room: problem.targets.iter().map(|target| target.free).collect(),
             horizon: problem.horizon(),
@@ -114,13 +117,23 @@ impl Ground {
 
     /// The machine on that route, as early as it may be; `None` if it would not be in step by the horizon.
     pub(super) fn fit(&self, route: &Route, work: &Work) -> Option<Trial> {
+        self.fit_by(route, work, self.horizon)
+    }
+
+    /// The same; `None` if it would not be in step by then.
+    pub(super) fn fit_by(&self, route: &Route, work: &Work, by: f64) -> Option<Trial> {
+        let by = by.min(self.horizon);
         let worth = self.best(route, work) * work.gain * WORTH;
         let mut at = work.from;
-        while at < self.horizon {
+        if !work.begun && work.extra == 0.0 {
+            let uses = route.uses(work.gain);
+            at = uses.fold(at, |at, (resource, _)| at.max(self.open[resource]));
+        }
+        while at < by {
             if !work.begun {
                 at = self.beginning(route, work, (at, worth))?;
             }
-            match self.go(route, work, at) {
+            match self.go(route, work, (at, by)) {
                 Ok(trial) => return trial,
                 Err(until) => at = until,
             }
@@ -142,11 +155,16 @@ impl Ground {
     }
 
     /// How it goes from there; or until when what is free does not even carry what is written.
-    fn go(&self, route: &Route, work: &Work, start: f64) -> Result<Option<Trial>, f64> {
+    fn go(
+        &self,
+        route: &Route,
+        work: &Work,
+        (start, by): (f64, f64),
+    ) -> Result<Option<Trial>, f64> {
         let (mut at, mut left) = (start, work.left);
         let mut pieces: Vec<Piece> = Vec::new();
         while left > 0.0 {
-            if at >= self.horizon {
+            if at >= by {
                 return Ok(None);
             }
             let Offer { rate, until } = self.offer(route, work, at);
@@ -195,6 +213,20 @@ impl Ground {
     pub(super) fn take(&mut self, route: &Route, gain: f64, piece: &Piece) {
         for (resource, takes) in route.uses(gain) {
             self.free[resource].add((piece.from, piece.to), -piece.rate * takes);
+            if piece.rate < 0.0 {
+                self.open[resource] = self.open[resource].min(piece.from);
+                continue;
+            }
+            let nothing = self.full[resource] * NOTHING;
+            let mut open = self.open[resource];
+            while open < self.horizon {
+                let (free, until) = self.free[resource].at(open);
+                if free >= nothing {
+                    break;
+                }
+                open = until;
+            }
+            self.open[resource] = open;
         }
     }
 

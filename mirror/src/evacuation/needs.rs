@@ -126,7 +126,9 @@ impl Question<'_> {
         let trials = self.routes().filter_map(|r| self.alone.fit(r, &self.work));
         let ends = trials.map(|trial| trial.in_step + SWITCHOVER);
         let end = ends.fold(f64::INFINITY, f64::min);
-        let seconds = number((end - state.now).ceil());
+        // Beyond what anybody plans it is only known how long it takes at best.
+        let least = self.work.left / (best - self.work.load);
+        let seconds = number((end - state.now).min(least.max(problem.horizon())).ceil());
         if end > problem.deadline {
             return Reason::TooLong { seconds };
         }

@@ -175,7 +175,7 @@ impl<'a> Making<'a> {
         }
         let mut found = Vec::new();
         for machine in members {
-            let Some((route, trial)) = self.best_route(*machine) else {
+            let Some((route, trial)) = self.best_route(*machine, by) else {
                 return false;
             };
             if members.len() == 1 && trial.in_step + SWITCHOVER > by {
@@ -226,7 +226,7 @@ impl<'a> Making<'a> {
     }
 
     /// The route on which it is in step first.
-    fn best_route(&self, machine: usize) -> Option<(usize, Trial)> {
+    fn best_route(&self, machine: usize, by: f64) -> Option<(usize, Trial)> {
         let (told, one) = (
             &self.problem.machines[machine],
             &self.state.machines[machine],
@@ -241,7 +241,7 @@ impl<'a> Making<'a> {
             if !possible {
                 continue;
             }
-            let Some(trial) = self.ground.fit(route, &work) else {
+            let Some(trial) = self.ground.fit_by(route, &work, by) else {
                 continue;
             };
             if best.as_ref().is_none_or(|(_, b)| trial.in_step < b.in_step) {
@@ -410,6 +410,7 @@ impl<'a> Making<'a> {
             }
             let mut order = orders[0].clone();
             order.sort_by_key(|unit| rank[*unit]);
+            orders.truncate(1);
             orders.insert(0, order);
         }
         orders.dedup();
