@@ -7,13 +7,18 @@
 use super::problem::{COUNTED_ON, Problem};
 use super::schedule::Schedule;
 use super::state::{Standing, State};
+use super::table::Table;
 
-/// How much of a new figure is taken into the old one.
-const NEW: f64 = 0.2;
+/// Seconds after which about two thirds of what is known is new.
+const MEMORY: f64 = 20.0;
 /// Figures are taken over at least so many seconds.
 const SPAN: f64 = 1.0;
 /// A link is taken for full where it brings so much of what was asked of it.
 const FULL: f64 = 0.95;
+/// For so many seconds what was measured of a link says something of now.
+const FRESH: f64 = 10.0;
+/// A link is taken for what was told if what is measured comes to this share of it.
+const AS_TOLD: f64 = 0.95;
 /// A link is never taken for more than so many times what was told.
 const MOST: f64 = 8.0;
 /// By how much more is tried where all that was asked for came.
@@ -99,10 +104,17 @@ struct Watched {
     first: bool,
 }
 
+/// How much of a figure that was taken over so many seconds is taken into the old one.
+fn new(span: f64) -> f64 {
+    1.0 - (-span / MEMORY).exp()
+}
+
 /// What a link brought lately.
 #[derive(Clone, Copy, Debug, Default)]
 struct Brought {
     rate: f64,
+    /// Over how many seconds.
+    span: f64,
     /// Whether somebody was given all that there is.
     busy: bool,
     /// Whether that came.
@@ -119,6 +131,10 @@ pub struct Conductor {
     /// Seconds between two plans.
     every: f64,
     planned: Option<f64>,
+    /// When links were looked at,
+    looked: f64,
+    /// and when each of them was last given all that it carries.
+    busy: Vec<f64>,
     /// Whether something happened that a plan does not know.
     upset: bool,
 }
@@ -134,6 +150,8 @@ impl Conductor {
         });
         Self {
             watched: watched.collect(),
+            looked: 0.0,
+            busy: vec![f64::NEG_INFINITY; problem.lines.len()],
             state: State::told(&problem),
             problem,
             schedule: Schedule::default(),
@@ -165,6 +183,9 @@ impl Conductor {
     #[must_use]
     pub fn is_over(&self) -> bool {
         let stuck = self.stuck();
+        // A link that was bad may become better, and a plan with it.
+        let mut links = self.state.measured.iter();
+        let hope = self.state.now < self.problem.deadline && links.any(|share| *share < AS_TOLD);
         let mut planned = vec![false; stuck.len()];
         for unit in &self.schedule.order {
             planned[*unit] = true;
@@ -178,7 +199,7 @@ impl Conductor {
                     let one = &self.state.machines[*machine];
                     match one.standing {
                         Standing::Moved | Standing::Out => true,
-                        Standing::Waiting => stuck[unit] || !planned[unit],
+                        Standing::Waiting => stuck[unit] || !(planned[unit] || hope),
                         Standing::InStep => stuck[unit],
                         Standing::Copying | Standing::Switching => false,
                     }
@@ -226,6 +247,7 @@ impl Conductor {
     pub fn look(&mut self, now: f64, seen: &[Seen]) {
         self.state.now = now;
         self.learn_links(now, seen);
+        self.looked = now;
         for (machine, seen) in seen.iter().enumerate() {
             self.learn(machine, now, *seen);
         }
@@ -315,10 +337,10 @@ impl Conductor {
         // What travels because it was written: what is durable now or still left, and was not left before.
         // It comes in bursts that even out, so only the mean of it is kept from being less than nothing.
         let load = (done + seen.left - before.left) / span;
-        watched.load += NEW * (load - watched.load);
+        watched.load += new(span) * (load - watched.load);
         one.load = watched.load.max(0.0);
         if done > 0.0 && sent > 0.0 && before.phase == Phase::Copying {
-            one.gain += NEW * ((done / sent).clamp(0.1, 1000.0) - one.gain);
+            one.gain += new(span) * ((done / sent).clamp(0.1, 1000.0) - one.gain);
         }
     }
 
@@ -339,14 +361,22 @@ impl Conductor {
             let sum = &mut sums[line];
             sum.rate += (seen.sent - before.sent).max(0.0) / span;
             let copied = before.phase == Phase::Copying && seen.phase == Phase::Copying;
+            sum.span = sum.span.max(span);
             sum.busy |= watched.first && copied;
             sum.held |= watched.met((seen.done - before.done) / span);
         }
         for (line, sum) in sums.iter().enumerate() {
             let told = self.problem.resources[line].capacity.at(now).0;
             if !sum.busy || told <= 0.0 {
+                // What was measured once says less and less of now.
+                let idle = now - self.busy[line].max(self.looked);
+                let measured = &mut self.state.measured[line];
+                if now - self.busy[line] > FRESH {
+                    *measured += new(idle.max(0.0)) * (1.0 - *measured);
+                }
                 continue;
             }
+            self.busy[line] = now;
             // What may not be used is not looked for.
             let shared = self.problem.lines[line].shared;
             let most = if shared { 1.0 } else { MOST };
@@ -356,7 +386,7 @@ impl Conductor {
                 // More than was told is only believed where nothing was limited.
                 share = (share.max(*measured) * PROBE).min(measured.max(1.0));
             }
-            *measured += NEW * (share.clamp(0.001, most) - *measured);
+            *measured += new(sum.span) * (share.clamp(0.001, most) - *measured);
         }
     }
 
@@ -498,81 +528,5 @@ impl Watched {
             (self.told, self.rate) = (true, wanted);
         }
         !same
-    }
-}
-
-/// What is free at this moment.
-struct Table {
-    /// Of what is counted on,
-    free: Vec<f64>,
-    /// and of all.
-    spare: Vec<f64>,
-    full: Vec<f64>,
-    best: Vec<f64>,
-}
-
-impl Table {
-    /// What is written has been taken.
-    fn new(problem: &Problem, state: &State) -> Self {
-        let trust = |r: usize| state.measured.get(r).copied().unwrap_or(1.0);
-        let all = problem.resources.iter().enumerate();
-        let full: Vec<_> = all
-            .map(|(r, resource)| resource.capacity.at(state.now).0 * trust(r))
-            .collect();
-        let links = problem.lines.len();
-        let all = full.iter().enumerate();
-        let counted = |r: usize| if r < links { COUNTED_ON } else { 1.0 };
-        let mut table = Self {
-            free: all.map(|(r, full)| full * counted(r)).collect(),
-            spare: full.clone(),
-            full,
-            best: problem
-                .resources
-                .iter()
-                .enumerate()
-                .map(|(r, one)| one.capacity.greatest() * trust(r) * counted(r))
-                .collect(),
-        };
-        for (machine, one) in state.machines.iter().enumerate() {
-            let (Some(route), Some(piece)) = (one.route, one.writes(state.now)) else {
-                continue;
-            };
-            let route = &problem.machines[machine].routes[route];
-            for (resource, takes) in route.uses(one.gain) {
-                table.free[resource] -= piece.rate * takes;
-                table.spare[resource] -= piece.rate * takes;
-            }
-        }
-        table
-    }
-
-    fn least(from: &[f64], route: &super::problem::Route, gain: f64) -> f64 {
-        let offers = route.uses(gain).map(|(r, takes)| from[r] / takes);
-        offers.fold(f64::INFINITY, f64::min).max(0.0)
-    }
-
-    fn offer(&self, route: &super::problem::Route, gain: f64) -> f64 {
-        Self::least(&self.free, route, gain)
-    }
-
-    fn best(&self, route: &super::problem::Route, gain: f64) -> f64 {
-        Self::least(&self.best, route, gain).min(route.most)
-    }
-
-    fn give(&mut self, route: &super::problem::Route, gain: f64, most: f64) -> f64 {
-        let rate = self.offer(route, gain).min(most).max(0.0);
-        for (resource, takes) in route.uses(gain) {
-            self.free[resource] -= rate * takes;
-            self.spare[resource] -= rate * takes;
-        }
-        rate
-    }
-
-    fn rest(&mut self, route: &super::problem::Route, gain: f64, most: f64) -> f64 {
-        let rate = Self::least(&self.spare, route, gain).min(most).max(0.0);
-        for (resource, takes) in route.uses(gain) {
-            self.spare[resource] -= rate * takes;
-        }
-        rate
     }
 }

@@ -62,6 +62,9 @@ pub(super) struct Ground {
     horizon: f64,
 }
 
+/// Where in the figures of each resource of a route the last look was: a link, a host and a target.
+type Near = [usize; 3];
+
 /// What is free for one machine from a moment on, and until when.
 struct Offer {
     rate: f64,
@@ -83,13 +86,13 @@ impl Ground {
         }
     }
 
-    fn offer(&self, route: &Route, work: &Work, at: f64) -> Offer {
+    fn offer(&self, route: &Route, work: &Work, (at, near): (f64, &mut Near)) -> Offer {
         let mut offer = Offer {
             rate: route.most,
             until: self.horizon,
         };
-        for (resource, takes) in route.uses(work.gain) {
-            let (mut free, until) = self.free[resource].at(at);
+        for ((resource, takes), near) in route.uses(work.gain).zip(near) {
+            let (mut free, until) = self.free[resource].after(at, near);
             if resource == route.line {
                 free += work.extra;
             }
@@ -131,7 +134,7 @@ impl Ground {
         }
         while at < by {
             if !work.begun {
-                at = self.beginning(route, work, (at, worth))?;
+                at = self.beginning(route, work, (at, by, worth))?;
             }
             match self.go(route, work, (at, by)) {
                 Ok(trial) => return trial,
@@ -142,10 +145,15 @@ impl Ground {
     }
 
     /// From when on it is worth to begin.
-    fn beginning(&self, route: &Route, work: &Work, (from, worth): (f64, f64)) -> Option<f64> {
-        let mut at = from;
-        while at < self.horizon {
-            let offer = self.offer(route, work, at);
+    fn beginning(
+        &self,
+        route: &Route,
+        work: &Work,
+        (from, by, worth): (f64, f64, f64),
+    ) -> Option<f64> {
+        let (mut at, mut near) = (from, [usize::MAX; 3]);
+        while at < by {
+            let offer = self.offer(route, work, (at, &mut near));
             if offer.rate * work.gain - work.load >= worth && offer.rate > 0.0 {
                 return Some(at);
             }
@@ -162,12 +170,13 @@ impl Ground {
         (start, by): (f64, f64),
     ) -> Result<Option<Trial>, f64> {
         let (mut at, mut left) = (start, work.left);
+        let mut near = [usize::MAX; 3];
         let mut pieces: Vec<Piece> = Vec::new();
         while left > 0.0 {
             if at >= by {
                 return Ok(None);
             }
-            let Offer { rate, until } = self.offer(route, work, at);
+            let Offer { rate, until } = self.offer(route, work, (at, &mut near));
             let nearer = rate * work.gain - work.load;
             if nearer < -work.load * 1e-6 && !work.begun {
                 return Err(until);
@@ -233,8 +242,9 @@ impl Ground {
     /// Bytes of disk that what is free brings between two moments.
     pub(super) fn brings(&self, route: &Route, work: &Work, (from, to): (f64, f64)) -> f64 {
         let (mut at, mut sum) = (from, 0.0);
+        let mut near = [usize::MAX; 3];
         while at < to {
-            let offer = self.offer(route, work, at);
+            let offer = self.offer(route, work, (at, &mut near));
             let until = offer.until.min(to);
             sum += offer.rate * work.gain * (until - at);
             if until <= at {

@@ -25,6 +25,7 @@ pub mod problem;
 pub mod schedule;
 pub mod state;
 pub mod steps;
+mod table;
 mod units;
 pub mod world;
 

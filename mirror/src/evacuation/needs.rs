@@ -161,7 +161,9 @@ impl Question<'_> {
     /// It, on what is free there, if that is in time.
     fn in_time(&self, ground: &Ground, work: &Work) -> Option<Trial> {
         let by = self.problem().deadline - SWITCHOVER;
-        let trials = self.routes().filter_map(|route| ground.fit(route, work));
+        let trials = self
+            .routes()
+            .filter_map(|route| ground.fit_by(route, work, by));
         trials
             .filter(|trial| trial.in_step <= by)
             .min_by(|a, b| a.in_step.total_cmp(&b.in_step))
@@ -214,30 +216,27 @@ impl Question<'_> {
         })
     }
 
-    /// The least that its link would have to be faster, to a hundredth.
+    /// By how much its link would have to be faster: what it is short of over the time, and a little more until that does.
     fn more(&self, ground: &Ground) -> Option<u64> {
         let with = |extra: f64| {
             let work = Work { extra, ..self.work };
             self.in_time(ground, &work).is_some()
         };
-        let links = self.routes().map(|r| self.alone.free[r.line].greatest());
-        let mut enough = links.fold(1.0, f64::max) / 64.0;
-        let most = enough * 65536.0;
-        while !with(enough) {
-            enough *= 2.0;
-            if enough > most {
-                return None;
-            }
+        let (now, by) = (self.making.state.now, self.problem().deadline - SWITCHOVER);
+        let time = (by - now).max(1.0);
+        let brought = self
+            .routes()
+            .map(|r| ground.brings(r, &self.work, (now, by)));
+        let needed = self.work.left + self.work.load * time;
+        let short = (needed - brought.fold(0.0, f64::max)).max(needed / 64.0);
+        let least = short / time / self.work.gain;
+        let tries = [1.0, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0, 4.0, 16.0, 64.0, 1024.0];
+        let mut tries = tries.iter().map(|more| least * more);
+        // With no end of bandwidth it shows whether anything else is in the way.
+        if !with(least * 1024.0) {
+            return None;
         }
-        let mut little = 0.0;
-        while enough - little > enough / 100.0 {
-            let middle = f64::midpoint(enough, little);
-            if with(middle) {
-                enough = middle;
-            } else {
-                little = middle;
-            }
-        }
+        let enough = tries.find(|extra| with(*extra))?;
         // What is counted on is less than what there has to be.
         Some(number((enough / COUNTED_ON).ceil()))
     }

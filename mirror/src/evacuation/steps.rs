@@ -54,6 +54,20 @@ impl Steps {
         (self.value[step], until)
     }
 
+    /// The same for one who asks about moments one after another: `near` is the step that the last one fell into.
+    #[must_use]
+    pub fn after(&self, moment: f64, near: &mut usize) -> (f64, f64) {
+        let behind = self.at.get(*near).is_none_or(|at| *at > moment);
+        if behind {
+            *near = self.step(moment);
+        }
+        while self.at.get(*near + 1).is_some_and(|at| *at <= moment) {
+            *near += 1;
+        }
+        let until = self.at.get(*near + 1).copied().unwrap_or(f64::INFINITY);
+        (self.value[*near], until)
+    }
+
     /// Add to the figures from one moment to another.
     pub fn add(&mut self, (from, to): (f64, f64), value: f64) {
         if from >= to || value == 0.0 {

@@ -1,5 +1,6 @@
 //! `diskferry evacuate`: asks servers how everything stands, has the conductor decide, and does it, until nothing moves any more.
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{fmt, thread};
@@ -20,6 +21,8 @@ use crate::{interrupt, plan, size};
 
 /// How often servers are asked.
 const LOOK: Duration = Duration::from_millis(500);
+/// A deadline that leaves no time for anything, in seconds.
+const AT_ONCE: f64 = 0.001;
 /// How often people are told how far it is.
 const SAY: Duration = Duration::from_secs(5);
 
@@ -90,13 +93,17 @@ struct Run {
 
 /// Moves what can be moved.
 pub(crate) fn evacuate(args: &EvacuateArgs, report: Report) -> Result<()> {
-    let input = read(&args.file)?;
+    let mut input = read(&args.file)?;
+    if is_past(&input.deadline) {
+        report.warn("the deadline is past: what has begun goes on, and nothing else is begun");
+        input.deadline = Figure::Number(AT_ONCE);
+    }
     let every = plan::duration(&args.every)?.as_secs_f64();
     let mut run = Run::new(&input, &args.file, (report, every))?;
     if args.dry_run {
         return run.dry();
     }
-    if is_relative(&input.deadline) {
+    if is_relative(&input.deadline) && input.deadline != Figure::Number(AT_ONCE) {
         report.warn(
             "the deadline is a time from now, and would be another one if this was started again; write it as a moment",
         );
@@ -112,6 +119,14 @@ pub(crate) fn evacuate(args: &EvacuateArgs, report: Report) -> Result<()> {
         }
         thread::sleep(LOOK);
     }
+}
+
+fn is_past(deadline: &Figure) -> bool {
+    let moment = match deadline {
+        Figure::Text(text) => moment::parse(text),
+        Figure::Number(_) => None,
+    };
+    moment.is_some_and(|moment| moment <= now())
 }
 
 fn is_relative(deadline: &Figure) -> bool {
@@ -180,14 +195,14 @@ impl Run {
         }
         let actions = self.conductor.step(at, &seen);
         self.tell_plan(first)?;
-        for machine in 0..seen.len() {
+        for (machine, seen) in seen.iter().enumerate() {
             let partly = self.fleet.is_partly_begun(machine);
             let route = self.conductor.state().machines[machine].route;
             if let Some(route) = route.filter(|_| partly) {
                 self.start(machine, route, Some(1))?;
             }
             // Of a machine that was told to, a disk may have been left out by a command that was killed.
-            if seen[machine].phase == Phase::Switching {
+            if seen.phase == Phase::Switching {
                 self.noted(machine, |run| run.fleet.cut_over(machine));
             }
         }
@@ -240,11 +255,11 @@ impl Run {
         let at_s = rounded(self.at());
         let machine = self.name(machine);
         let mut text = format!("{}  {machine}: {what}", said::time(bytes(at_s)));
-        for more in to.map(|to| format!(", to {to}")).into_iter() {
-            text.push_str(&more);
+        if let Some(to) = to {
+            let _ = write!(text, ", to {to}");
         }
-        for more in why.iter().map(|why| format!(": {why}")) {
-            text.push_str(&more);
+        if let Some(why) = &why {
+            let _ = write!(text, ": {why}");
         }
         let happened = Happened {
             at_s,
@@ -280,8 +295,9 @@ impl Run {
     fn tell_plan(&mut self, first: bool) -> Result<()> {
         let in_time = self.conductor.schedule().in_time.clone();
         let before = std::mem::replace(&mut self.in_time, in_time);
-        for machine in 0..before.len() {
-            match (before[machine], self.in_time[machine]) {
+        let after = self.in_time.iter().copied();
+        for (machine, change) in before.into_iter().zip(after).enumerate() {
+            match change {
                 (true, false) => self.happened(machine, "is not in time any more", (None, None))?,
                 (false, true) if !first => {
                     self.happened(machine, "is in time after all", (None, None))?;

@@ -3,6 +3,7 @@
 //! All that is known of a move is asked for anew each time; nothing is kept that could be wrong after a restart. Decides
 //! nothing about which machine moves when.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use mirror::evacuation::conductor::{Phase, Seen};
@@ -12,8 +13,10 @@ use mirror::record::State;
 use serde_json::Value;
 
 use super::super::remote::Remote;
-use crate::control::{Cutover, CutoverNow, MirrorRate, StartMirror};
+use crate::control::client::Client;
+use crate::control::{Cutover, CutoverNow, DiskState, MirrorRate, StartMirror, place};
 use crate::failure::{Exit, Failure, Result};
+use crate::plan;
 
 /// The least that a disk's copy is told to read, in bytes a second.
 const LEAST_RATE: u64 = 4096;
@@ -34,6 +37,7 @@ struct Look {
     done: f64,
     sent: f64,
     to: Option<String>,
+    session: Option<String>,
     pause: Option<u64>,
     trouble: Option<String>,
 }
@@ -49,6 +53,8 @@ pub(super) struct Fleet {
     places: Vec<Vec<Place>>,
     looks: Vec<Vec<Look>>,
     targets: Vec<Target>,
+    /// Sessions that had ended without a move before this command was started: nothing to be learnt from.
+    old: Option<Vec<String>>,
 }
 
 /// What a machine's move came to.
@@ -77,7 +83,7 @@ impl Fleet {
             let plain = target.plain;
             Ok(Target { address, plain })
         });
-        let targets: Result<Vec<_>> = targets.collect();
+        let targets = targets.collect::<Result<Vec<_>>>()?;
         let place = |machine: &input::Machine, disk: &input::Disk| {
             let none = || {
                 needed(format!(
@@ -98,17 +104,27 @@ impl Fleet {
         let places: Result<Vec<Vec<_>>> = places.collect();
         Ok(Self {
             looks: vec![Vec::new(); problem.machines.len()],
+            old: None,
             places: places?,
-            targets: targets?,
+            targets,
         })
     }
 
     /// Ask all servers how everything stands.
     pub(super) fn look(&mut self, problem: &Problem) -> Vec<Seen> {
+        let mut heard = Heard::new();
         let places = self.places.iter();
-        self.looks = places
-            .map(|disks| disks.iter().map(look).collect())
-            .collect();
+        let looks = places.map(|disks| disks.iter().map(|d| look(d, &mut heard)).collect());
+        self.looks = looks.collect();
+        let looks = || self.looks.iter().flatten();
+        let ended = looks().filter(|look| look.phase == Some(Phase::Failed));
+        let ended: Vec<_> = ended.filter_map(|look| look.session.clone()).collect();
+        let old = self.old.get_or_insert(ended);
+        for look in self.looks.iter_mut().flatten() {
+            if look.session.as_ref().is_some_and(|s| old.contains(s)) {
+                (look.phase, look.trouble) = (Some(Phase::Waiting), None);
+            }
+        }
         let machines = self.looks.iter().enumerate();
         let seen = machines.map(|(machine, looks)| Seen {
             phase: together(looks),
@@ -122,7 +138,8 @@ impl Fleet {
 
     /// The route of a move that runs, by where it goes.
     fn route(&self, problem: &Problem, machine: usize, looks: &[Look]) -> Option<usize> {
-        let runs = |look: &&Look| !matches!(look.phase, None | Some(Phase::Failed));
+        let runs =
+            |look: &&Look| !matches!(look.phase, None | Some(Phase::Failed | Phase::Waiting));
         let to = looks.iter().find(runs)?.to.as_ref();
         let routes = problem.machines[machine].routes.iter();
         let mut there = routes.map(|route| Some(&self.targets[route.target].address) == to);
@@ -243,19 +260,44 @@ fn post(place: &Place, what: &str, body: &impl serde::Serialize) -> Result<()> {
     Ok(())
 }
 
+/// What servers said in one round, by the file of each disk: one of them has many.
+type Heard = BTreeMap<PathBuf, Option<Value>>;
+
+/// The migration of a disk at its server, if there is one.
+fn migration(place: &Place, heard: &mut Heard) -> Result<Option<Value>> {
+    let file = std::fs::canonicalize(&place.image).ok();
+    let known = |heard: &Heard| heard.get(file.as_ref()?).cloned();
+    if let Some(state) = known(heard) {
+        return Ok(state);
+    }
+    let socket = match &place.control {
+        Some(text) => plan::control_path(text)?,
+        None => place::socket_of(&place.image)?,
+    };
+    let disks: Vec<DiskState> = Client::new(&socket).get("/v1/disks")?;
+    for disk in disks {
+        if let Ok(file) = std::fs::canonicalize(&disk.path) {
+            heard.insert(file, disk.mirror);
+        }
+    }
+    match known(heard) {
+        Some(state) => Ok(state),
+        // It may be known by another path there.
+        None => Ok(find(place)?.state.mirror),
+    }
+}
+
 /// How a disk is, by its server's word; or by its record, if it has none.
-fn look(place: &Place) -> Look {
+fn look(place: &Place, heard: &mut Heard) -> Look {
     let told = Look {
         left: place.left,
         ..Look::default()
     };
-    match find(place) {
-        Ok(remote) => match &remote.state.mirror {
-            Some(state) => of_state(place, state),
-            None => Look {
-                phase: Some(Phase::Waiting),
-                ..told
-            },
+    match migration(place, heard) {
+        Ok(Some(state)) => of_state(place, &state),
+        Ok(None) => Look {
+            phase: Some(Phase::Waiting),
+            ..told
         },
         Err(_) if is_handed_over(&place.image) => Look {
             phase: Some(Phase::Moved),
@@ -302,6 +344,7 @@ fn of_state(place: &Place, state: &Value) -> Look {
         done: number("copied") + number("same") + number("streamed"),
         sent: number("sent"),
         to: text("to"),
+        session: text("session"),
         pause: state["pause"].as_u64(),
         trouble: text("error").or_else(|| text("trouble")),
     }

@@ -1,5 +1,6 @@
 //! What holds while a plan is carried out in worlds that are not as it was told.
 
+use super::super::conductor::{Action, Conductor, Phase, Seen};
 use super::super::odds::odds;
 use super::super::schedule::Schedule;
 use super::super::state::State;
@@ -74,6 +75,76 @@ fn a_link_that_carries_more_than_was_told_is_found_out() {
     let outcome = super::super::world::run_told(&told, &twice, 10.0);
     let in_time = outcome.moved.iter().flatten().filter(|at| **at <= 1000.0);
     assert!(in_time.count() >= 8, "{outcome:?}");
+}
+
+#[test]
+fn a_link_that_was_lost_for_a_while_is_used_again_as_soon_as_it_is_back() {
+    for share in [1.0, 0.8] {
+        let machines = (0..8).map(|n| machine(&format!("m{n}"), 10.0 * GB, MB));
+        let mut all = evacuation(1400.0, 100.0 * MB, machines.collect());
+        all.links[0].share = share;
+        let told = problem(&all);
+        let mut broken = told.clone();
+        let carried = told.resources[0].capacity.at(0.0).0;
+        broken.resources[0].capacity.then(300.0, 0.0);
+        broken.resources[0].capacity.then(420.0, carried);
+        let outcome = super::super::world::run_told(&told, &broken, 5.0);
+        // Of the time without it nothing comes back, and no more than a tenth of the rest is lost.
+        let took = 8.0 * (10.0 * GB / (carried - MB)) * 1.1 + 120.0;
+        let ends = outcome.moved.iter().map(|at| at.unwrap_or(f64::INFINITY));
+        let end = ends.fold(0.0, f64::max);
+        assert!(end < took, "{end} of {took}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_machine_that_fails_again_and_again_is_given_up_and_nobody_waits_for_it() {
+    let mut app = machine("app", GB, 0.0);
+    app.after = vec!["db".to_owned()];
+    let db = machine("db", GB, 0.0);
+    let all = evacuation(
+        10_000.0,
+        100.0 * MB,
+        vec![db, app, machine("mail", GB, 0.0)],
+    );
+    let mut conductor = Conductor::new(problem(&all), 5.0);
+    let seen = |phase| Seen {
+        phase,
+        left: if phase == Phase::Waiting { GB } else { 0.0 },
+        done: 0.0,
+        sent: 0.0,
+        route: None,
+    };
+    let mut phases = [Phase::Waiting; 3];
+    let (mut begun, mut now) = ([0; 3], 0.0);
+    while !conductor.is_over() || now == 0.0 {
+        let actions = conductor.step(now, &phases.map(seen));
+        for action in actions {
+            match action {
+                Action::Start { machine, .. } => {
+                    begun[machine] += 1;
+                    // What was begun of the database ends by itself.
+                    let ends = machine == 0;
+                    phases[machine] = if ends { Phase::Failed } else { Phase::InStep };
+                    if ends {
+                        conductor.failed(0, now);
+                    }
+                }
+                Action::CutOver { machine } => phases[machine] = Phase::Moved,
+                Action::Rate { .. } => {}
+            }
+        }
+        if phases[0] == Phase::Failed {
+            phases[0] = Phase::Waiting;
+        }
+        now += 1.0;
+        assert!(now < 10_000.0, "{phases:?}");
+    }
+    assert_eq!(begun[0], 5);
+    assert_eq!(phases[2], Phase::Moved);
+    // It may be copied already, but it stays where it is.
+    assert_ne!(phases[1], Phase::Moved);
+    assert!(now > 150.0, "it was tried again too soon: {now}");
 }
 
 #[test]
