@@ -1,7 +1,7 @@
 //! What an evacuation is described by, as a file holds it: machines, links, targets and a deadline.
 //!
 //! Codec: numbers with or without units become numbers in one unit. What they mean together is looked at in
-//! [`super::check`]. Every field is described in `docs/evacuation.md`.
+//! [`mod@super::check`]. Every field is described in `docs/evacuation.md`.
 
 use std::fmt;
 

@@ -2,7 +2,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`input`], [`check`] | from a file to a problem, or to what makes no sense in it |
+//! | [`input`], [`mod@check`] | from a file to a problem, or to what makes no sense in it |
 //! | [`schedule`] | what can be done in time, and when |
 //! | [`answer`], [`needs`] | the same as people read it, and what the others need |
 //! | [`conductor`] | what to do now, as it goes on: used by `diskferry evacuate` and by the simulation |

@@ -24,6 +24,11 @@ fn seeds(count: u64) -> std::ops::Range<u64> {
     number("DISKFERRY_SEED").map_or(0..count, |seed| seed..seed + 1)
 }
 
+/// Whether no other seeds were asked for than a test has by itself: only then it is known how often things happen.
+fn are_all_tried() -> bool {
+    number("DISKFERRY_SEED").is_none() && number("DISKFERRY_SEEDS").is_none()
+}
+
 fn figure(value: f64) -> Figure {
     Figure::Number(value)
 }

@@ -108,7 +108,7 @@ fn a_plan_never_exceeds_a_capacity_nor_breaks_a_dependency() {
         machines += problem.machines.len();
     }
     println!("{planned} of {machines} machines were planned");
-    if number("DISKFERRY_SEED").is_none() {
+    if are_all_tried() {
         assert!(planned * 10 > machines && planned * 10 < machines * 9);
     }
 }
