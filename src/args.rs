@@ -7,6 +7,7 @@ mod chain;
 mod check;
 mod compact;
 mod convert;
+mod evacuation;
 mod limit;
 mod machine;
 mod metadata;
@@ -28,6 +29,7 @@ pub(crate) use self::chain::{ChainArgs, CommitArgs, FlattenArgs, RebaseArgs, Sna
 pub(crate) use self::check::CheckArgs;
 pub(crate) use self::compact::CompactArgs;
 pub(crate) use self::convert::{CompareArgs, ConvertArgs, SourceFormat};
+pub(crate) use self::evacuation::{EvacuateArgs, PlanArgs};
 pub(crate) use self::limit::{LimitArgs, LimitDiskArgs};
 pub(crate) use self::machine::{
     AddDiskArgs, ConsoleArgs, MachineArgs, MachineMoveArgs, MachineSnapshotArgs, MachineVerb,
@@ -230,6 +232,10 @@ between the hosts; and if one of them is lost in the middle, the other goes on b
   diskferry mirror cancel disk.vhdx"
     )]
     Mirror(MirrorVerb),
+    /// Say which machines can move by a deadline, in which order, and what the others need
+    Plan(PlanArgs),
+    /// Move machines as such a plan has it, and plan anew as it goes
+    Evacuate(EvacuateArgs),
     /// Write a disk, or what changed of it, as a package of files for another site
     Export(ExportArgs),
     /// Make a disk of a package, or bring one up to date

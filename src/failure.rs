@@ -31,6 +31,8 @@ pub(crate) enum Exit {
     Unsupported = 9,
     /// The destination has taken over: the source must not be started.
     TookOver = 10,
+    /// Something cannot be moved, or was not, by the deadline.
+    NotInTime = 11,
     /// Ctrl-C.
     Interrupted = 130,
     /// A thread of a machine made a system call that it may not (128 and SIGSYS).
@@ -39,7 +41,7 @@ pub(crate) enum Exit {
 
 impl Exit {
     /// All of them but success, with what `--help` says of each.
-    pub(crate) const ALL: [(Self, &'static str); 12] = [
+    pub(crate) const ALL: [(Self, &'static str); 13] = [
         (Self::Failed, "failed"),
         (Self::Usage, "usage: what was typed makes no sense"),
         (Self::Corrupt, "the disk is corrupt"),
@@ -56,6 +58,7 @@ impl Exit {
             Self::TookOver,
             "the destination took over: do not start the source",
         ),
+        (Self::NotInTime, "not everything moves by the deadline"),
         (Self::Interrupted, "interrupted by Ctrl-C"),
         (
             Self::Confined,

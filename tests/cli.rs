@@ -8,6 +8,7 @@ mod cli {
     mod copying;
     mod create;
     mod disk;
+    mod evacuation;
     mod flatten;
     mod formats;
     mod limits;

@@ -9,6 +9,7 @@ mod mirror {
     mod admission;
     mod arbiter;
     mod deadline;
+    mod evacuation;
     mod faults;
     mod ledger;
     mod load;

@@ -3,7 +3,7 @@
 //! | floor | modules | may not |
 //! |---|---|---|
 //! | driver | [`net`], [`files`] | hold policy |
-//! | machine | [`session`], [`switchover`], [`arbiter`], [`joint`], [`tracker`], [`pacing`] | do I/O, read a clock, take randomness, block |
+//! | machine | [`session`], [`switchover`], [`arbiter`], [`joint`], [`tracker`], [`pacing`], [`timetable`], [`evacuation`] | do I/O, read a clock, take randomness, block |
 //! | codec | [`wire`], [`record`], [`journal`], [`saved`], [`way_back`] | anything but bytes to checked types and back |
 //!
 //! The protocol, its phases, the order of the switchover and what a crash in each of them leaves
@@ -11,10 +11,12 @@
 #![forbid(unsafe_code)]
 
 pub mod arbiter;
+mod chance;
 pub mod clock;
 pub mod contract;
 pub mod dirty;
 pub mod error;
+pub mod evacuation;
 pub mod files;
 mod heat;
 pub mod joint;

@@ -12,6 +12,7 @@ mod completions;
 pub(crate) mod confinement;
 mod convert;
 mod create;
+mod evacuation;
 mod export;
 mod flatten;
 pub(crate) mod image;
@@ -70,6 +71,8 @@ pub(crate) fn run(typed: &CommandLine, report: Report) -> Result<()> {
         Verb::Arbiter(verb) => arbiter::run(verb, report),
         Verb::Pair(verb) => pair::run(verb, report),
         Verb::Mirror(verb) => mirror::run(verb, report),
+        Verb::Plan(args) => evacuation::plan(args, report),
+        Verb::Evacuate(args) => evacuation::evacuate(args, report),
         Verb::Export(args) => export::run(args, &typed.global, report),
         Verb::Import(args) => import::run(args, &typed.global, report),
         Verb::Bench(args) => bench::run(args, report),

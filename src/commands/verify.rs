@@ -1,5 +1,6 @@
 //! `diskferry mirror verify`: whether both sides of a mirror have the same, while both are in use.
 
+use std::fmt::Write as _;
 use std::thread;
 use std::time::Duration;
 
@@ -64,13 +65,15 @@ pub(super) fn people(state: &Value) -> Option<String> {
         size::show(state["size"].as_u64().unwrap_or(0))
     );
     if number("wrong") > 0 {
-        text += &format!(
+        let _ = write!(
+            text,
             ", {} were different and copied again",
             size::show(number("wrong"))
         );
     }
     if number("unsettled") > 0 {
-        text += &format!(
+        let _ = write!(
+            text,
             ", {} are written all the time",
             size::show(number("unsettled"))
         );

@@ -47,7 +47,7 @@ fn every_exit_code_is_in_the_help_and_in_the_readme() {
         assert!(readme.contains(&row), "the README lacks: {row}");
         count += 1;
     }
-    assert_eq!(count, 13);
+    assert_eq!(count, 14);
 }
 
 #[test]

@@ -71,10 +71,21 @@ impl Running {
     /// Waits for a line of that type.
     #[track_caller]
     pub(crate) fn says(&mut self, kind: &str) -> Value {
+        self.says_that(kind, |line| line["type"] == kind)
+    }
+
+    /// All that it has said so far.
+    pub(crate) fn said(&self) -> Vec<Value> {
+        self.said.lines.lock().unwrap().clone()
+    }
+
+    /// Waits for a line that is so.
+    #[track_caller]
+    pub(crate) fn says_that(&mut self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
         let since = Instant::now();
         let mut lines = self.said.lines.lock().unwrap();
         loop {
-            if let Some(line) = lines.iter().find(|line| line["type"] == kind) {
+            if let Some(line) = lines.iter().find(|line| is_so(line)) {
                 return line.clone();
             }
             // What it said last may be heard after it has ended.
@@ -82,7 +93,7 @@ impl Running {
             let ended = self.child.try_wait().expect("it can be looked at");
             assert!(
                 !(all && ended.is_some()) && since.elapsed() < STUCK,
-                "no `{kind}` ({ended:?}): {}",
+                "no `{what}` ({ended:?}): {}",
                 self.log()
             );
             let short = Duration::from_millis(100);

@@ -40,7 +40,7 @@ mod ledger;
 mod link;
 mod network;
 mod plan;
-pub(crate) mod rng;
+pub(crate) use crate::chance as rng;
 mod tests;
 mod turn;
 mod verifying;

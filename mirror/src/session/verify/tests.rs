@@ -6,7 +6,7 @@ use vdisk::tap::{Change, WriteTap as _};
 use vdisk::units::GuestOffset;
 
 use super::*;
-use crate::sim::rng::Rng;
+use crate::chance::Rng;
 
 const BLOCK: usize = 4096;
 const BLOCKS: usize = 64;
@@ -153,10 +153,10 @@ impl World {
     }
 
     fn step(&mut self) {
-        self.now = self.now + Micros(self.rng.below(20_000));
+        self.now += Micros(self.rng.below(20_000));
         match self.rng.below(10) {
             0..2 => self.write(),
-            0..3 => self.acknowledge(),
+            2 => self.acknowledge(),
             3..5 => self.deliver(),
             5 if self.rng.percent(1) => {
                 self.asked.retain(|step| !matches!(step, Step::Send(..)));
