@@ -86,6 +86,12 @@ struct Inner {
     heat: Heat,
     /// What was written since somebody wanted to know, if one does.
     watched: Option<DirtyMap>,
+    traffic: Traffic,
+}
+
+/// What clients' writes came to: see [`Figures`].
+#[derive(Clone, Copy, Debug, Default)]
+struct Traffic {
     fallen_back: u64,
     written: u64,
     added: u64,
@@ -119,9 +125,7 @@ impl Tracker {
             unsure: DirtyMap::default(),
             heat: Heat::new(region),
             watched: None,
-            fallen_back: 0,
-            written: 0,
-            added: 0,
+            traffic: Traffic::default(),
         };
         Self {
             inner: Mutex::new(inner),
@@ -148,9 +152,9 @@ impl Tracker {
             held: inner.held,
             dirty: inner.dirty.bytes(),
             queued: !inner.queue.is_empty(),
-            fallen_back: inner.fallen_back,
-            written: inner.written,
-            added: inner.added,
+            fallen_back: inner.traffic.fallen_back,
+            written: inner.traffic.written,
+            added: inner.traffic.added,
         }
     }
 
@@ -320,7 +324,7 @@ impl Inner {
     fn add(&mut self, offset: u64, content: Content) {
         self.seq += 1;
         self.heat.touch(offset);
-        self.written += content.held();
+        self.traffic.written += content.held();
         let len = content.covers();
         if let Some(watched) = &mut self.watched {
             watched.mark(offset, len);
@@ -336,14 +340,14 @@ impl Inner {
         };
         let cost = cost(&record);
         if self.held.saturating_add(cost) > self.limit {
-            self.fallen_back += 1;
+            self.traffic.fallen_back += 1;
             let before = self.dirty.bytes();
             self.dirty.mark(offset, below);
-            self.added += self.dirty.bytes() - before;
+            self.traffic.added += self.dirty.bytes() - before;
             return;
         }
         self.held += cost;
-        self.added += record.content.held();
+        self.traffic.added += record.content.held();
         self.queue.push_back(record);
     }
 }
