@@ -9,6 +9,7 @@ mod mirror {
     mod arbiter;
     mod deadline;
     mod faults;
+    mod group;
     mod ledger;
     mod load;
     mod moves;

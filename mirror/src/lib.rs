@@ -3,7 +3,7 @@
 //! | floor | modules | may not |
 //! |---|---|---|
 //! | driver | [`net`], [`files`] | hold policy |
-//! | machine | [`session`], [`switchover`], [`arbiter`], [`joint`], [`tracker`], [`pacing`] | do I/O, read a clock, take randomness, block |
+//! | machine | [`session`], [`switchover`], [`arbiter`], [`joint`], [`group`], [`sequence`], [`tracker`], [`pacing`] | do I/O, read a clock, take randomness, block |
 //! | codec | [`wire`], [`record`], [`journal`], [`saved`] | anything but bytes to checked types and back |
 //!
 //! The protocol, its phases, the order of the switchover and what a crash in each of them leaves
@@ -16,6 +16,7 @@ pub mod contract;
 pub mod dirty;
 pub mod error;
 pub mod files;
+pub mod group;
 mod heat;
 pub mod joint;
 pub mod journal;
@@ -23,6 +24,7 @@ pub mod net;
 pub mod pacing;
 pub mod record;
 pub mod saved;
+pub mod sequence;
 pub mod session;
 #[cfg(test)]
 mod sim;

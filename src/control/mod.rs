@@ -85,6 +85,9 @@ pub(crate) struct StartMirror {
     /// Where the arbiter is that decides in a fast switchover.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) arbiter: Option<String>,
+    /// Other disks of this server, by their names, that are mirrored together with this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) together_with: Vec<String>,
 }
 
 /// A switchover that is wanted now.

@@ -2,6 +2,7 @@
 
 pub(crate) mod freezing;
 pub(crate) mod joining;
+mod starting;
 mod switching;
 
 use std::io;
@@ -336,41 +337,6 @@ impl SiteDisk {
         self.moving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start(&self, server: &Arc<Server>, start: &StartMirror) -> Result<serde_json::Value> {
-        let arbiter = switching::arbiter(start)?;
-        let mut moving = self.lock();
-        self.stays(moving.as_ref())?;
-        if self.opened().read_only {
-            let what = format!("`{}` is served read-only", self.export.name());
-            return Err(Failure::usage(what).hint("serve it without --read-only to move it"));
-        }
-        if let Some(beside) = moving.take().and_then(|old| old.beside) {
-            let failed = |e| Failure::io("what an earlier move left cannot be closed", &e);
-            beside.abandon().map_err(failed)?;
-        }
-        let started = if SiteAddress::is_written(&start.to) {
-            identity::allowed(&start.to, start.plain)?;
-            let port = Arc::new(ExportPort(self.export.clone()));
-            let mut config = self.config(&start.to, &self.name_here(), start);
-            // What is at another path of this host would be lost with it.
-            config.replica.follow = !config.handover.automatic;
-            let opened = self.opened();
-            let (keep, kept) = kept::keep(&opened);
-            config.keep = keep;
-            config.handover.arbiter = arbiter;
-            let session = SourceDriver::start_kept(port, opened.record(), (config, kept));
-            Moving {
-                session: session.map_err(|e| refused(&e))?,
-                beside: None,
-            }
-        } else {
-            self.start_beside(server, start)?
-        };
-        let status = state_of(&started);
-        *moving = Some(started);
-        status
-    }
-
     /// Refuse what can only be done to a disk that is not being moved and has not moved.
     fn stays(&self, moving: Option<&Moving>) -> Result<()> {
         if self.leaving.load(Ordering::SeqCst) {
@@ -494,36 +460,6 @@ impl SiteDisk {
     fn session(&self, port: Arc<dyn ServedDisk>, config: SourceConfig) -> Result<SourceHandle> {
         SourceDriver::start(port, self.opened().record(), config).map_err(|e| refused(&e))
     }
-
-    /// Move the disk to another path of this host: both ends of the session are here.
-    fn start_beside(&self, server: &Arc<Server>, start: &StartMirror) -> Result<Moving> {
-        let to = Path::new(&start.to);
-        if !to.is_absolute() {
-            let what = format!(
-                "`{}` is neither tls:HOST:PORT, tcp:HOST:PORT nor an absolute path",
-                to.display()
-            );
-            return Err(Failure::usage(what));
-        }
-        if !beside::is_free(to)? {
-            let what = format!("{}: exists already", to.display());
-            return Err(Failure::usage(what).hint("name a file that does not exist yet"));
-        }
-        let beside = Beside::start(server, to)?;
-        let arriving = beside.arriving().clone();
-        let mut config = self.config(&beside.address(), arriving.name(), start);
-        // The port is another after a restart, the path is not.
-        config.recorded = Some(start.to.clone());
-        let port = MovingBeside {
-            port: ExportPort(self.export.clone()),
-            arriving,
-        };
-        let session = self.session(Arc::new(port), config)?;
-        Ok(Moving {
-            session,
-            beside: Some(beside),
-        })
-    }
 }
 
 fn state_of(moving: &Moving) -> Result<serde_json::Value> {
@@ -568,7 +504,7 @@ impl Control for Site {
     }
 
     fn start_mirror(&self, disk: &str, start: &StartMirror) -> Result<serde_json::Value> {
-        self.disk(disk)?.start(&self.server, start)
+        self.begin(disk, start)
     }
 
     fn mirror(&self, disk: &str) -> Result<serde_json::Value> {

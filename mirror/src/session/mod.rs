@@ -48,7 +48,7 @@ pub use progress::{Progress, Stage};
 pub use source::{
     Command, Handover, Keep, Replica, Source, SourceAction, SourceConfig, SourceEvent, Terms,
 };
-pub use target::{Target, TargetAction, TargetConfig, TargetEvent};
+pub use target::{Target, TargetAction, TargetConfig, TargetEvent, Upto};
 
 /// A connection, named by who opened it (source) or accepted it (target's driver). Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,6 +100,16 @@ pub(crate) enum Sabotage {
     KeepOnlyTheDirty,
     /// A session that comes back takes no account of what changed since its checkpoint.
     ForgetWhatChanged,
+    /// The source lets a cut stand although chunks are missing, or hold what is later.
+    CutTooEarly,
+    /// The target carries over what a disk of a group has sealed before the group's record says so.
+    CarryUnrecorded,
+    /// The target carries over all that is sealed of a disk of a group, not what the group's record says.
+    CarryPastTheCut,
+    /// The target calls a cut a moment of the group when one disk has it.
+    CutOfOne,
+    /// The target goes on with a disk that is being handed over without having left the group.
+    StayJoined,
     /// The source does not tell a target that it compares with what is zero.
     LeaveZeroesOut,
 }

@@ -17,6 +17,7 @@ use crate::clock::Micros;
 use crate::record::{Ownership, State};
 use crate::session::{
     Command, ConnId, Keep, Sabotage, Source, SourceEvent, Stage, Target, TargetConfig, TargetEvent,
+    Upto,
 };
 use crate::switchover::{Verdict, verdict};
 use crate::tracker::Tracker;
@@ -314,7 +315,7 @@ impl World {
             disk.power_cut(&mut self.rng);
             journal.power_cut(&mut self.rng);
         }
-        let (content, Some(at)) = journal.promoted(&disk.now) else {
+        let (content, Some(at)) = journal.promoted(&disk.now, Upto::Sealed) else {
             return;
         };
         let last = self.tracker.as_ref().map(|tracker| tracker.figures().seq);
@@ -543,6 +544,7 @@ impl World {
                 window: 2 << 20,
                 address: Some("b".into()),
                 arbiter: Some(AT.into()),
+                cut: None,
                 sabotage: self.plan.sabotage,
             };
             let target = Target::new(config, record, self.hosts[host].image);

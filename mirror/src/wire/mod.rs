@@ -29,13 +29,13 @@ pub(crate) mod tests;
 pub use decode::{DecodeError, Decoder, Fault, FrameHead, decode_body, decode_head};
 pub use encode::{Frame, encode, encode_packed};
 pub use message::{
-    Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Hello, Join, Marker, Message, Probe,
-    Record, Refusal, Standing, Start,
+    Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Group, Hello, Join, Marker, Message,
+    Probe, Record, Refusal, Standing, Start,
 };
 pub use pack::pack;
 
 /// Version of the protocol spoken by this code; the first field of a greeting.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// First bytes of a greeting, so that a stray client of another protocol is told apart.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"DFM1");
 /// Bytes in front of every frame's body.
@@ -50,6 +50,8 @@ pub const MAX_FRAME: usize = MAX_PAYLOAD + MAX_FIXED;
 pub const MAX_CHUNKS_DONE: usize = 512;
 /// The most blocks of one probe.
 pub const MAX_BLOCKS: usize = 128;
+/// The most disks of one group.
+pub const MAX_DISKS: u16 = 64;
 /// The longest disk name in bytes.
 pub const MAX_NAME: usize = 255;
 /// The longest address or sentence in bytes.

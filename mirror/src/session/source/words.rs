@@ -9,6 +9,7 @@ use crate::clock::Micros;
 use crate::pacing::Limits;
 use crate::record::Ownership;
 use crate::saved::Saved;
+use crate::sequence::Place;
 use crate::session::{ConnId, OpId};
 use crate::switchover::Part;
 use crate::wire::{DiskDescription, Message};
@@ -35,6 +36,8 @@ pub struct SourceConfig {
     pub terms: Terms,
     /// What the target makes of what it has.
     pub replica: Replica,
+    /// The disks that follow together with this one, and its place among them.
+    pub group: Option<Place>,
     /// Keep what is needed to go on with the session after a crash of this process or this host.
     pub keep: Keep,
     /// The rule that a test breaks.
@@ -59,6 +62,7 @@ impl SourceConfig {
                 follow: false,
                 compare: true,
             },
+            group: None,
             keep: Keep::Nothing,
             #[cfg(test)]
             sabotage: None,
