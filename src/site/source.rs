@@ -14,14 +14,14 @@ use blockserver::export::{ExportHandle, ExportOptions, LocalReply, LocalRequest}
 use blockserver::server::Server;
 use blockserver::throttle::Limits;
 use mirror::Micros;
-use mirror::net::{ServedDisk, SiteAddress, SourceDriver, SourceHandle};
+use mirror::net::{ServedDisk, SourceDriver, SourceHandle};
 use mirror::record::{Ownership, State};
 use mirror::session::SourceConfig;
 use mirror::wire::DiskFormat;
 use uuid::Uuid;
 use vdisk::format::track::CheckpointName;
 
-use super::beside::{self, Beside, MovingBeside};
+use super::beside::Beside;
 use super::disk::{Opened, Standing};
 use super::kept;
 use super::port::ExportPort;
@@ -32,7 +32,6 @@ use crate::control::{
     MirrorRate, Resize, StartMirror, TakeSnapshot,
 };
 use crate::failure::{Exit, Failure, Result};
-use crate::identity;
 
 /// The disks that one process serves.
 pub(crate) struct Site {

@@ -5,6 +5,7 @@ use super::super::tests::{
     streaming_in, tell,
 };
 use super::*;
+use crate::session::TargetEvent;
 use crate::wire::{Final, Marker, Record};
 
 const GROUP: Group = Group {
