@@ -26,6 +26,7 @@ use mirror::net::{ServedDisk, SourceDriver, SourceHandle, TargetDriver, TargetHo
 use mirror::record::{Ownership, State};
 use mirror::session::{SourceConfig, Stage};
 use mirror::switchover::{Verdict, verdict};
+use mirror::timetable::Timetable;
 use mirror::wire::{VERSION, encode};
 use mirror::{ErrorKind, Micros};
 use site::Site;
@@ -89,7 +90,7 @@ fn cuts_and_silences_of_the_link_lose_no_acknowledged_write() {
     let mut config = world.config();
     config.handover.automatic = false;
     config.replica.follow = true;
-    config.limits.rate = Some(8 << 20);
+    config.rates = Timetable::always(Some(8 << 20));
     let session = world.start(config);
     for _ in 0..12 {
         std::thread::sleep(Duration::from_millis(50 + world.random.below(300)));
@@ -103,7 +104,7 @@ fn cuts_and_silences_of_the_link_lose_no_acknowledged_write() {
             session.cutover(Some(LONG), None);
         }
     }
-    session.set_rate(None);
+    session.set_rates(Timetable::default());
     until("the session ends", || {
         session.cutover(Some(LONG), None);
         session.wait_for(Duration::from_millis(500)).is_some()
@@ -191,7 +192,7 @@ fn a_target_that_restarts_in_the_middle_goes_on_with_what_it_has() {
     let mut world = World::new("target restarts", 16 << 20);
     let load = world.load(Duration::from_millis(1));
     let mut config = world.config();
-    config.limits.rate = Some(6 << 20);
+    config.rates = Timetable::always(Some(6 << 20));
     let session = world.start(config);
     for _ in 0..4 {
         let before = session.status().progress.copied;
@@ -203,7 +204,7 @@ fn a_target_that_restarts_in_the_middle_goes_on_with_what_it_has() {
         std::thread::sleep(Duration::from_millis(world.random.below(100)));
         world.restart_target();
     }
-    session.set_rate(None);
+    session.set_rates(Timetable::default());
     moved(&session);
     world.check_moved(&load.finish());
     assert_eq!(
@@ -418,7 +419,7 @@ fn strangers_and_damaged_bytes_end_their_connection_and_nothing_else() {
     let mut world = World::new("strangers", 16 << 20);
     let load = world.load(Duration::from_millis(1));
     let mut config = world.config();
-    config.limits.rate = Some(16 << 20);
+    config.rates = Timetable::always(Some(16 << 20));
     let session = world.start(config);
     until("it copies", || session.status().progress.copied > 0);
     let target = world.target.as_ref().unwrap().address();

@@ -75,6 +75,18 @@ impl SourceDriver {
         Self::begin(disk, store, (config, Some(kept)))
     }
 
+    /// The record of a disk; a first one is written if there is none. Blocks.
+    ///
+    /// Fails with [`ErrorKind::Record`].
+    pub fn record(store: &RecordStore) -> Result<Ownership> {
+        if let Some(record) = store.load()? {
+            return Ok(record);
+        }
+        let record = Ownership::first(Uuid::new_v4());
+        store.persist_and_wait(&record)?;
+        Ok(record)
+    }
+
     fn begin(
         disk: Arc<dyn ServedDisk>,
         store: RecordStore,
@@ -82,14 +94,12 @@ impl SourceDriver {
     ) -> Result<SourceHandle> {
         fits(disk.as_ref(), &mut config)?;
         let seen = config.replica.left.is_some();
-        let record = if let Some(record) = store.load()? {
-            record
-        } else {
-            let record = Ownership::first(Uuid::new_v4());
-            store.persist_and_wait(&record)?;
-            record
-        };
-        let tracker = Arc::new(Tracker::new(config.description.size, config.limits.queue));
+        let record = Self::record(&store)?;
+        let (size, queue) = (config.description.size, config.limits.queue);
+        let tracker = Arc::new(match &config.group {
+            Some(place) => Tracker::in_sequence(size, queue, Arc::clone(&place.sequence)),
+            None => Tracker::new(size, queue),
+        });
         let machine = Source::new(config.clone(), &record, Arc::clone(&tracker))?;
         let parts = Parts {
             machine,

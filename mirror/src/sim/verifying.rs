@@ -14,8 +14,8 @@ impl World {
         };
         let progress = source.progress();
         let figures = progress.verify.unwrap_or_default();
-        self.stats.verified += figures.compared.saturating_sub(self.compared);
-        self.compared = figures.compared;
+        self.stats.verified += figures.compared.saturating_sub(self.stats.compared);
+        self.stats.compared = figures.compared;
         if figures.wrong > 0 {
             self.failure(&format!("what nobody wrote is different: {figures:?}"));
         }
@@ -25,7 +25,7 @@ impl World {
             1
         };
         if self.rng.percent(chance) {
-            self.compared = 0;
+            self.stats.compared = 0;
             self.source_event(SourceEvent::Command(Command::Verify));
         }
     }

@@ -17,6 +17,7 @@ use crate::clock::Micros;
 use crate::record::{Ownership, State};
 use crate::session::{
     Command, ConnId, Keep, Sabotage, Source, SourceEvent, Stage, Target, TargetConfig, TargetEvent,
+    Upto,
 };
 use crate::switchover::{Verdict, verdict};
 use crate::tracker::Tracker;
@@ -72,8 +73,9 @@ pub(super) struct Stats {
     pub(super) taken: u64,
     /// Sources that found an offer after a crash, and heard whose the disk is.
     pub(super) settled: u64,
-    /// Bytes that were looked at while the target was in step.
+    /// Bytes that were looked at while the target was in step, and those of the verification that runs.
     pub(super) verified: u64,
+    pub(super) compared: u64,
     /// Bytes that sessions found at the target.
     pub(super) same: u64,
     /// Attempts undone long after the last fault.
@@ -104,8 +106,6 @@ pub(super) struct World {
     pub(super) sources: u64,
     /// When the last step that appends to the journal happens.
     pub(super) appended_at: Micros,
-    /// What the verification that runs has compared so far.
-    pub(super) compared: u64,
     pub(super) trace: bool,
     /// The hosts have changed parts.
     pub(super) turned: bool,
@@ -162,7 +162,6 @@ impl World {
             moments: Moments::default(),
             sources: 0,
             appended_at: Micros(0),
-            compared: 0,
             turned: false,
             trace: std::env::var_os("DISKFERRY_TRACE").is_some(),
         };
@@ -310,7 +309,7 @@ impl World {
             disk.power_cut(&mut self.rng);
             journal.power_cut(&mut self.rng);
         }
-        let (content, Some(at)) = journal.promoted(&disk.now) else {
+        let (content, Some(at)) = journal.promoted(&disk.now, Upto::Sealed) else {
             return;
         };
         let last = self.tracker.as_ref().map(|tracker| tracker.figures().seq);

@@ -9,6 +9,7 @@ use crate::clock::Micros;
 use crate::pacing::Limits;
 use crate::record::Ownership;
 use crate::saved::Saved;
+use crate::sequence::Place;
 use crate::session::{ConnId, OpId};
 use crate::switchover::Part;
 use crate::timetable::{Timetable, WeekMinute};
@@ -38,6 +39,8 @@ pub struct SourceConfig {
     pub terms: Terms,
     /// What the target makes of what it has.
     pub replica: Replica,
+    /// The disks that follow together with this one, and its place among them.
+    pub group: Option<Place>,
     /// Keep what is needed to go on with the session after a crash of this process or this host.
     pub keep: Keep,
     /// The rule that a test breaks.
@@ -65,6 +68,7 @@ impl SourceConfig {
                 way_back: None,
                 left: None,
             },
+            group: None,
             keep: Keep::Nothing,
             #[cfg(test)]
             sabotage: None,
