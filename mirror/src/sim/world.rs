@@ -67,9 +67,8 @@ pub(super) struct Stats {
     pub(super) inherited: u64,
     /// Sessions that came back after a crash of the source.
     pub(super) resumed: u64,
-    /// Sessions on the way back.
+    /// Sessions on the way back, and of those, that began from what was left.
     pub(super) back: u64,
-    /// Of those, that began from what was left.
     pub(super) taken: u64,
     /// Sources that found an offer after a crash, and heard whose the disk is.
     pub(super) settled: u64,

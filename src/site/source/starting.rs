@@ -126,7 +126,7 @@ impl SiteDisk {
         if place.is_none() {
             config.keep = keep;
         }
-        config.group = place;
+        config.replica.group = place;
         config.handover.arbiter = arbiter;
         let session = SourceDriver::start_kept(port, opened.record(), (config, kept));
         Ok(Moving::to(session.map_err(|e| refused(&e))?))

@@ -344,22 +344,8 @@ impl DiskTask {
                 self.journal.ask(Ask::Mark { seq, sealed, done });
             }
             TargetAction::Apply(op, upto) => self.apply(op, upto),
-            TargetAction::Reached {
-                group,
-                session,
-                cut,
-                disks,
-            } => {
-                let name = self.name.clone();
-                let member = Member { name, session };
-                let reached = move |all: &mut Gathering| {
-                    all.reached(member, (group.sequence, cut), disks);
-                };
-                self.router.with_group(group.id, reached);
-            }
-            TargetAction::Leave(group) => {
-                let name = self.name.clone();
-                self.router.with_group(group, move |all| all.leave(&name));
+            action @ (TargetAction::Reached { .. } | TargetAction::Leave(_)) => {
+                self.tell_group(&action);
             }
             TargetAction::Persist(record) => {
                 tracing::debug!("{}: recording {:?}", self.name, record.state);
@@ -383,6 +369,29 @@ impl DiskTask {
             }
             TargetAction::Park(mark) => self.park(mark),
             TargetAction::Serve => self.serve(),
+        }
+    }
+
+    /// What the disk's group has to know.
+    fn tell_group(&self, action: &TargetAction) {
+        let name = self.name.clone();
+        match *action {
+            TargetAction::Reached {
+                group,
+                session,
+                cut,
+                disks,
+            } => {
+                let member = Member { name, session };
+                let reached = move |all: &mut Gathering| {
+                    all.reached(member, (group.sequence, cut), disks);
+                };
+                self.router.with_group(group.id, reached);
+            }
+            TargetAction::Leave(group) => {
+                self.router.with_group(group, move |all| all.leave(&name));
+            }
+            _ => {}
         }
     }
 

@@ -55,7 +55,7 @@ impl Router {
         drop(groups);
         for action in actions {
             match action {
-                GroupAction::Write(record) => self.write_group(record),
+                GroupAction::Write(record) => self.write_group(&record),
                 GroupAction::Tell(member, cut) => {
                     self.tell_disk(&member.name, TargetEvent::Cut(member.session, cut));
                 }
@@ -73,7 +73,7 @@ impl Router {
         }
     }
 
-    fn write_group(self: &Arc<Self>, record: GroupRecord) {
+    fn write_group(self: &Arc<Self>, record: &GroupRecord) {
         let (router, group) = (Arc::clone(self), record.group);
         let done = move |result: std::io::Result<()>| {
             let Err(e) = result else {
@@ -89,6 +89,6 @@ impl Router {
                 tracing::error!("the record of a group is not written again: {e}");
             }
         };
-        self.group_store(group).persist(&record, done);
+        self.group_store(group).persist(record, done);
     }
 }

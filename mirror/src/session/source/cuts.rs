@@ -9,18 +9,18 @@ use crate::sequence::Place;
 impl Source {
     /// The cut that this disk has to deal with.
     pub(super) fn pending_cut(&self) -> Option<u64> {
-        self.config.group.as_ref().and_then(Place::pending)
+        self.config.replica.group.as_ref().and_then(Place::pending)
     }
 
     /// What was on the way is sent again: no cut is in it.
     pub(super) fn cuts_begin_anew(&self) {
-        if let Some(group) = &self.config.group {
+        if let Some(group) = &self.config.replica.group {
             group.begin_anew();
         }
     }
 
     pub(super) fn cut_is_durable(&self) {
-        if let (Some(group), Some(cut)) = (&self.config.group, self.stream.durable_cut()) {
+        if let (Some(group), Some(cut)) = (&self.config.replica.group, self.stream.durable_cut()) {
             group.durable(cut);
         }
     }
@@ -36,7 +36,7 @@ impl Source {
     /// Say whether a cut could be placed, ask for one if it is time, and place the one that is asked for; whether one was
     /// dealt with.
     pub(super) fn pump_cut(&mut self, now: Micros, conn: ConnId, floor: u64) -> bool {
-        let Some(group) = self.config.group.clone() else {
+        let Some(group) = self.config.replica.group.clone() else {
             return false;
         };
         let able = self.can_cut();
@@ -80,7 +80,7 @@ impl Source {
 
     /// The group goes on without a disk that was handed over, and not at all without one that is mirrored no more.
     pub(super) fn pump_group(&mut self, now: Micros) {
-        let Some(group) = &self.config.group else {
+        let Some(group) = &self.config.replica.group else {
             return;
         };
         let up = self.link.is_up() && self.local.attached;

@@ -77,7 +77,7 @@ impl Source {
                 acked: self.stream.acked(),
                 aborted,
                 follow: self.config.replica.follow,
-                group: self.config.group.as_ref().map(|place| place.group),
+                group: self.config.replica.group.as_ref().map(|place| place.group),
             }),
         );
         Ok(())

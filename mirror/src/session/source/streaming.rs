@@ -20,7 +20,7 @@ impl Source {
             self.pump_records(now, conn, floor);
         }
         let every = self.config.limits.marker_every;
-        let alone = self.config.replica.follow && self.config.group.is_none();
+        let alone = self.config.replica.follow && self.config.replica.group.is_none();
         // A disk that nobody writes to has to be called consistent as well.
         let news = alone && !self.stream.ends_consistent() && self.nothing_left();
         let awaited = self.copy.awaits_marker() || news;
@@ -40,7 +40,7 @@ impl Source {
     /// Send what there is of records, but none beyond a cut that is to be placed.
     fn pump_records(&mut self, now: Micros, conn: ConnId, floor: u64) {
         loop {
-            let group = self.config.group.as_ref();
+            let group = self.config.replica.group.as_ref();
             // Asked when the number is known: a cut that was asked for later is beyond it.
             let may = |seq| {
                 let cut = group.and_then(Place::pending);

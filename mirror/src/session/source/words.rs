@@ -39,8 +39,6 @@ pub struct SourceConfig {
     pub terms: Terms,
     /// What the target makes of what it has.
     pub replica: Replica,
-    /// The disks that follow together with this one, and its place among them.
-    pub group: Option<Place>,
     /// Keep what is needed to go on with the session after a crash of this process or this host.
     pub keep: Keep,
     /// The rule that a test breaks.
@@ -67,8 +65,8 @@ impl SourceConfig {
                 compare: true,
                 way_back: None,
                 left: None,
+                group: None,
             },
-            group: None,
             keep: Keep::Nothing,
             #[cfg(test)]
             sabotage: None,
@@ -115,7 +113,7 @@ impl Default for Handover {
 }
 
 /// What the target's disk is to be beside a copy in the making, and this host's once it has handed it over.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Replica {
     /// Have the target follow from one consistent moment to the next: it writes each byte twice, and is of use if this
     /// host is lost.
@@ -127,6 +125,8 @@ pub struct Replica {
     /// The target left the disk to this host so, and all that is changed since is shown to the tracker: whoever says this
     /// lets nobody change the disk before the tap is on. The rest need not be compared, if the target says the same.
     pub left: Option<Left>,
+    /// The disks that follow together with this one, and its place among them.
+    pub group: Option<Place>,
 }
 
 /// How a disk came to the host that owns it, as its record has it.

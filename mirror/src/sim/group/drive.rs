@@ -122,9 +122,12 @@ impl World {
             SourceAction::Persist(_) | SourceAction::ForwardAhead(_) | SourceAction::Forward(_) => {
                 self.failure("a disk was handed over");
             }
-            SourceAction::Reach { .. } | SourceAction::Reclaim { .. } => {}
-            SourceAction::Checkpoint | SourceAction::Save(_) => {}
-            SourceAction::Brake(_) | SourceAction::Expect(_) => {}
+            SourceAction::Reach { .. }
+            | SourceAction::Reclaim { .. }
+            | SourceAction::Checkpoint
+            | SourceAction::Save(_)
+            | SourceAction::Brake(_)
+            | SourceAction::Expect(_) => {}
         }
     }
 
@@ -191,9 +194,10 @@ impl World {
             TargetAction::Park(mark) => {
                 self.begin_op(at, Asked::Step, Doing::Park(mark), now);
             }
-            TargetAction::Reach { .. } | TargetAction::Claim { .. } => {}
             TargetAction::Zeroes(..) => self.failure("nobody asked for a look"),
-            TargetAction::WayBack { .. } => {}
+            TargetAction::Reach { .. }
+            | TargetAction::Claim { .. }
+            | TargetAction::WayBack { .. } => {}
             TargetAction::Serve => self.failure("a disk that was never granted is served"),
         }
     }

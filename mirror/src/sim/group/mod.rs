@@ -117,6 +117,10 @@ struct History {
     ended_at: Option<u64>,
 }
 
+/// What a promotion serves; whether some of it was carried over for that, or was of an earlier session; and of which sequence
+/// and number it is.
+type Promoted = (Vec<u8>, bool, bool, (Uuid, u64));
+
 /// One client: one write at a time, each on another disk than the one before.
 #[derive(Clone, Copy, Debug, Default)]
 struct Client {
@@ -301,8 +305,11 @@ impl World {
                 self.stats.recorded += u64::from(ok);
                 self.tell_group(|all| all.recorded(ok));
             }
-            Event::Attached(..) | Event::Held(..) | Event::OfGroup(..) => {}
-            Event::GroupEffect(_) | Event::GroupDone(..) => {}
+            Event::Attached(..)
+            | Event::Held(..)
+            | Event::OfGroup(..)
+            | Event::GroupEffect(_)
+            | Event::GroupDone(..) => {}
             Event::Operator => self.operator(),
             Event::Fault => self.fault(),
             Event::Heal(disk) => self.disks[disk].net.partitioned = false,
@@ -343,8 +350,9 @@ impl World {
             let data = Bytes::from(tag.to_le_bytes().repeat(len as usize / 8));
             Want::Write(first * 512, data)
         };
-        let host = &mut self.disks[disk].hosts[SOURCE];
-        host.waiting.push_back(Request { client, want, tag });
+        let request = Request { client, want, tag };
+        let waiting = &mut self.disks[disk].hosts[SOURCE].waiting;
+        waiting.push_back(request);
         self.start_waiting(disk);
     }
 
@@ -451,7 +459,7 @@ impl World {
             config.session = Uuid::from_u128(100_000 + number * 10 + disk as u128);
             config.description.name = name_of(disk);
             config.replica.compare = self.rng.percent(80);
-            config.group = Some(Place {
+            config.replica.group = Some(Place {
                 group: Group {
                     id: GROUP,
                     sequence: name,
@@ -510,7 +518,7 @@ impl World {
 
     /// What a promotion of all disks would serve, and how much of that was carried over, and where it is; `None` where it is
     /// refused. `power`: the power of the target goes first.
-    fn promoted(&mut self, power: bool) -> Option<(Vec<u8>, bool, bool, (Uuid, u64))> {
+    fn promoted(&mut self, power: bool) -> Option<Promoted> {
         let record = self.record.clone()?;
         let (mut all, mut replayed, mut inherited) = (Vec::new(), false, false);
         if record.disks.len() < self.disks.len() && self.plan.sabotage.is_none() {
