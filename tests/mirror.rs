@@ -11,6 +11,7 @@ mod mirror {
     mod deadline;
     mod evacuation;
     mod faults;
+    mod group;
     mod ledger;
     mod load;
     mod moves;

@@ -1,10 +1,11 @@
-//! A journal's bytes: those of another, and entries harmed in any way.
+//! A journal's bytes: those of another, and entries harmed in any way. The record of a group of disks as well.
 //!
 //! What must hold: decoding is total; an entry is read as it was written and from no other filling; bytes that were harmed
 //! are no entry; what is read is within its bounds and is written again alike.
 
 use arbitrary::{Arbitrary, Unstructured};
 use bytes::Bytes;
+use mirror::group::GroupRecord;
 use mirror::journal::{ENTRY_LEN, Entry, EntryHead, HEAD_LEN, Head};
 use mirror::wire::{Content, MAX_DISK, MAX_PAYLOAD};
 use uuid::Uuid;
@@ -54,6 +55,21 @@ fn harmed(bytes: &mut [u8], harm: Option<(u16, u8)>) -> bool {
     by != 0
 }
 
+/// A group's record with these bytes as it is, and with them as the content of one that checks.
+fn group(bytes: &[u8]) {
+    if let Ok(record) = GroupRecord::from_bytes(bytes) {
+        assert!(record.disks.iter().all(|disk| !disk.name.contains('/')));
+    }
+    let content = String::from_utf8_lossy(bytes);
+    let check = blake3::hash(content.as_bytes()).to_hex();
+    let checked = format!("{{\"diskferry_group\":1,\"check\":\"{check}\",\"record\":{content}}}");
+    if let Ok(record) = GroupRecord::from_bytes(checked.as_bytes()) {
+        let again = record.to_bytes().expect("it has a form");
+        assert_eq!(GroupRecord::from_bytes(&again).expect("as it was written"), record);
+        assert!(record.disks.iter().all(|disk| !disk.name.contains('/')));
+    }
+}
+
 /// One input.
 pub fn run(data: &[u8]) {
     let Ok(plan) = Plan::arbitrary_take_rest(Unstructured::new(data)) else {
@@ -62,6 +78,7 @@ pub fn run(data: &[u8]) {
     match plan {
         Plan::Bytes(filling, bytes) => {
             read(&bytes, filling);
+            group(&bytes);
             if let Some(head) = bytes.first_chunk::<HEAD_LEN>().and_then(Head::from_bytes) {
                 assert_eq!(Some(&head.to_bytes()), bytes.first_chunk());
             }

@@ -4,6 +4,8 @@
 //! is forbidden the same thread uses blocking calls and says so once. Must never leave a file half
 //! written: the new content is written beside it, made durable, and renamed over it.
 
+mod group;
+
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -18,6 +20,8 @@ use crate::record::{MAX_LEN, Ownership};
 use crate::saved::{self, Saved};
 use crate::way_back::WayBack;
 
+pub use self::group::{GroupStore, groups_beside};
+
 /// What the name of an ownership record ends with.
 pub const RECORD_SUFFIX: &str = ".ownership";
 /// What the name of a kept session ends with.
@@ -26,6 +30,8 @@ pub const SESSION_SUFFIX: &str = ".mirror";
 pub const WAY_BACK_SUFFIX: &str = ".way-back";
 /// What the names of a journal's files end with.
 pub const JOURNAL_SUFFIXES: [&str; 2] = [".journal-a", ".journal-b"];
+/// What the name of a group's record ends with; before that is the group's name.
+pub const GROUP_SUFFIX: &str = ".group";
 /// What the name of a file ends with that is being written in place of another.
 const NEW_SUFFIX: &str = ".new";
 

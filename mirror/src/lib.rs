@@ -3,7 +3,7 @@
 //! | floor | modules | may not |
 //! |---|---|---|
 //! | driver | [`net`], [`files`] | hold policy |
-//! | machine | [`session`], [`switchover`], [`arbiter`], [`joint`], [`tracker`], [`pacing`], [`timetable`], [`evacuation`] | do I/O, read a clock, take randomness, block |
+//! | machine | [`session`], [`switchover`], [`arbiter`], [`joint`], [`group`], [`sequence`], [`tracker`], [`pacing`], [`timetable`], [`evacuation`] | do I/O, read a clock, take randomness, block |
 //! | codec | [`wire`], [`record`], [`journal`], [`saved`], [`way_back`] | anything but bytes to checked types and back |
 //!
 //! The protocol, its phases, the order of the switchover and what a crash in each of them leaves
@@ -18,6 +18,7 @@ pub mod dirty;
 pub mod error;
 pub mod evacuation;
 pub mod files;
+pub mod group;
 mod heat;
 pub mod joint;
 pub mod journal;
@@ -25,6 +26,7 @@ pub mod net;
 pub mod pacing;
 pub mod record;
 pub mod saved;
+pub mod sequence;
 pub mod session;
 #[cfg(test)]
 mod sim;

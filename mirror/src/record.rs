@@ -98,6 +98,9 @@ pub enum State {
         session: Uuid,
         /// The source's epoch.
         epoch: u64,
+        /// The disks whose moments are the same as this one's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<Membership>,
     },
     /// The disk here is complete and durable and waits for the source's word, or for an arbiter's.
     Prepared {
@@ -111,6 +114,17 @@ pub enum State {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         claim: Option<ArbiterName>,
     },
+}
+
+/// What a disk that follows has to do with a group: [`crate::group`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Membership {
+    /// The group.
+    pub id: Uuid,
+    /// The group's record says up to which moment this disk may be carried over, and nothing later is in it. Else the
+    /// disk goes by its own journal, and is at a moment of its own.
+    pub joined: bool,
 }
 
 /// The record that decides for a disk that is bound to it.
@@ -288,7 +302,19 @@ mod tests {
             },
             State::Emptying { session, epoch: 3 },
             State::Receiving { session, epoch: 3 },
-            State::Following { session, epoch: 3 },
+            State::Following {
+                session,
+                epoch: 3,
+                group: None,
+            },
+            State::Following {
+                session,
+                epoch: 3,
+                group: Some(Membership {
+                    id: Uuid::from_u128(12),
+                    joined: true,
+                }),
+            },
             State::Prepared {
                 session,
                 attempt: 1,

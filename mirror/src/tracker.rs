@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use vdisk::tap::{Change, WriteTap};
@@ -22,6 +22,7 @@ use vdisk::units::GuestOffset;
 
 use crate::dirty::DirtyMap;
 use crate::heat::{Heat, REGION};
+use crate::sequence::Sequence;
 use crate::wire::{Content, MAX_PAYLOAD, Record};
 
 /// What a record costs beside its bytes.
@@ -49,7 +50,7 @@ pub struct Claim {
 /// Figures of a tracker, taken at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// The last number given out.
+    /// The last number given out, to this disk or another one of its group.
     pub seq: u64,
     /// Bytes that records hold, those included that were sent and not yet acknowledged.
     pub held: u64,
@@ -76,7 +77,8 @@ pub struct Tracker {
 struct Inner {
     size: u64,
     limit: u64,
-    seq: u64,
+    /// Asked while this is locked: so every change here with a number up to the last one has been seen to.
+    sequence: Arc<Sequence>,
     cursor: u64,
     queue: VecDeque<Record>,
     held: u64,
@@ -112,12 +114,20 @@ impl Tracker {
         Self::with_regions(size, limit, REGION)
     }
 
-    /// The same; what is written often is told apart by regions of so many bytes.
+    /// The same, for a disk whose changes take their numbers from `sequence`.
+    #[must_use]
+    pub fn in_sequence(size: u64, limit: u64, sequence: Arc<Sequence>) -> Self {
+        let tracker = Self::new(size, limit);
+        tracker.lock().sequence = sequence;
+        tracker
+    }
+
+    /// The same as [`Tracker::new`]; what is written often is told apart by regions of so many bytes.
     pub(crate) fn with_regions(size: u64, limit: u64, region: u64) -> Self {
         let inner = Inner {
             size,
             limit,
-            seq: 0,
+            sequence: Arc::default(),
             cursor: 0,
             queue: VecDeque::new(),
             held: 0,
@@ -148,7 +158,7 @@ impl Tracker {
     pub fn figures(&self) -> Figures {
         let inner = self.lock();
         Figures {
-            seq: inner.seq,
+            seq: inner.sequence.last(),
             held: inner.held,
             dirty: inner.dirty.bytes(),
             queued: !inner.queue.is_empty(),
@@ -188,7 +198,7 @@ impl Tracker {
         Some(Claim {
             offset,
             len,
-            base: inner.seq,
+            base: inner.sequence.last(),
             unsure,
         })
     }
@@ -206,7 +216,7 @@ impl Tracker {
 
     /// Numbers go on from there. To be said before the first change.
     pub fn count_from(&self, seq: u64) {
-        self.lock().seq = seq;
+        self.lock().sequence.count_from(seq);
     }
 
     /// Time passed, some seconds: what was written often may be so no more.
@@ -242,10 +252,10 @@ impl Tracker {
     #[must_use]
     pub fn taken_through(&self) -> u64 {
         let inner = self.lock();
-        inner
-            .queue
-            .front()
-            .map_or(inner.seq, |record| record.seq.saturating_sub(1))
+        inner.queue.front().map_or_else(
+            || inner.sequence.last(),
+            |record| record.seq.saturating_sub(1),
+        )
     }
 
     /// A record that was taken is durable at the target: its memory is free again.
@@ -322,7 +332,7 @@ impl Inner {
 
     /// Number and keep one change that fits one message.
     fn add(&mut self, offset: u64, content: Content) {
-        self.seq += 1;
+        let seq = self.sequence.next();
         self.heat.touch(offset);
         self.traffic.written += content.held();
         let len = content.covers();
@@ -334,7 +344,7 @@ impl Inner {
             return;
         }
         let record = Record {
-            seq: self.seq,
+            seq,
             offset,
             content,
         };

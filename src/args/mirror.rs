@@ -31,6 +31,7 @@ pub(crate) enum MirrorVerb {
   diskferry mirror start disk.vhdx --to /faster/disk.vhdx --wait      another path of this host
   diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --fresh     copy all of it again
   diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --deadline 30m --max-slowdown 50
+  diskferry mirror start data.vhdx log.vhdx --to tls:10.0.0.2:9000 --manual     disks of one machine, at one moment
   diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --switchover fast --arbiter file:/mnt/third/arbiter
   diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --way-back tls:10.0.0.1:9001 --way-back-for 8h
 
@@ -39,6 +40,10 @@ writers are held, and, as soon as it is known, that it cannot be kept and what i
 
 The disk stays in use. Once the target is in step the source switches over by itself, unless --manual;
 from then on it forwards its clients' requests.
+
+Several disks of one server that are started together, with --manual and to another host, follow together: what the target
+has of them, if this host is lost, is what one power cut would have left on all of them. Each is switched over by itself;
+if one of them is cancelled, or fails, so are the others.
 
 If the target has something of the disk already (of an earlier move, of the time before it moved away, or a
 seed that was brought there: diskferry receive --seed), both read what they have, compare it by hashes, and only
@@ -150,11 +155,13 @@ pub(crate) struct MirrorCutoverArgs {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = "Example:
-  diskferry mirror status disk.vhdx --wait")]
+#[command(after_help = "Examples:
+  diskferry mirror status disk.vhdx --wait
+  diskferry mirror status data.vhdx log.vhdx")]
 pub(crate) struct MirrorArgs {
-    /// The disk, as it was given to `diskferry serve`
-    pub(crate) disk: PathBuf,
+    /// The disks, as they were given to `diskferry serve`
+    #[arg(required = true, value_name = "DISK")]
+    pub(crate) disks: Vec<PathBuf>,
     /// The control socket of its server: unix:PATH [default: found by the disk]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) control: Option<String>,

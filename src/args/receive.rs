@@ -27,7 +27,9 @@ torn the copy is does not matter, but it must open. `serve --take-over` makes a 
 
 A disk whose source stays in step with it (mirror start --manual) follows it from one consistent moment to
 the next, every 0.1 s or so. If the source is lost for good, --promote-at-last-epoch makes the disk what the source's
-was at the last of them; serve it then. Use it only if nothing will serve the source's disk again.
+was at the last of them; serve it then. Disks that were started together follow together: with any one of them all
+that lie in its folder are promoted, to one moment. If that is refused because one of them is missing or was being
+handed over, --apart promotes the one alone. Use it only if nothing will serve the source's disk again.
 
 A disk that belongs to this host is controlled as one of `diskferry serve` is: it can be limited, resized and moved on
 (diskferry mirror start /srv/disks/disk.vhdx --to …), and is forwarded to its next owner then, also after a restart.")]
@@ -65,6 +67,9 @@ pub(crate) struct ReceiveArgs {
     /// Let the files in the folder take at most so many bytes, as in 500G
     #[arg(long, value_name = "SIZE", conflicts_with_all = ["seed", "promote"])]
     pub(crate) quota: Option<String>,
+    /// Promote that disk alone, though it is one of a group: each of them is then at a moment of its own
+    #[arg(long, requires = "promote")]
+    pub(crate) apart: bool,
     #[arg(
         long,
         value_name = "ARBITER",

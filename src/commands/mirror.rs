@@ -23,41 +23,50 @@ pub(crate) fn run(verb: &MirrorVerb, report: Report) -> Result<()> {
     match verb {
         MirrorVerb::Start(args) => start(args, report),
         MirrorVerb::Status(args) => {
-            let disk = find(args)?;
-            let state = disk.client.get(&disk.resource("mirror"))?;
-            tell(&disk, report, state, args.wait)
+            let get = |disk: &Remote| disk.client.get(&disk.resource("mirror"));
+            each(args, report, get)
         }
         MirrorVerb::Cutover(args) => {
-            let disk = find(&args.disk)?;
             let now = CutoverNow {
                 switchover: args.switchover.map(Into::into),
             };
-            let state = disk.client.post(&disk.resource("mirror/cutover"), &now)?;
-            tell(&disk, report, state, args.disk.wait)
+            let post = |disk: &Remote| disk.client.post(&disk.resource("mirror/cutover"), &now);
+            each(&args.disk, report, post)
         }
         MirrorVerb::Rollback(args) => {
-            let disk = find(&args.disk)?;
-            let state = disk.client.post(&disk.resource("mirror/rollback"), &())?;
-            tell(&disk, report, state, args.disk.wait)
+            let post = |disk: &Remote| disk.client.post(&disk.resource("mirror/rollback"), &());
+            each(&args.disk, report, post)
         }
         MirrorVerb::Rate(args) => {
             let rate = plan::rates(&args.rate)?;
-            let disk = find(&args.disk)?;
             let rate = MirrorRate { rate };
-            let state = disk.client.post(&disk.resource("mirror/rate"), &rate)?;
-            tell(&disk, report, state, args.disk.wait)
+            let post = |disk: &Remote| disk.client.post(&disk.resource("mirror/rate"), &rate);
+            each(&args.disk, report, post)
         }
         MirrorVerb::Verify(args) => verify::run(args, report),
         MirrorVerb::Cancel(args) => {
-            let disk = find(args)?;
-            let state = disk.client.post(&disk.resource("mirror/cancel"), &())?;
-            tell(&disk, report, state, args.wait)
+            let post = |disk: &Remote| disk.client.post(&disk.resource("mirror/cancel"), &());
+            each(args, report, post)
         }
     }
 }
 
+/// Ask for something of each disk, and say how their moves stand then.
+fn each(args: &MirrorArgs, report: Report, ask: impl Fn(&Remote) -> Result<Value>) -> Result<()> {
+    let disks = find(args)?;
+    let states: Vec<Value> = disks.iter().map(ask).collect::<Result<_>>()?;
+    let several = disks.len() > 1;
+    for (disk, state) in disks.iter().zip(states) {
+        tell((disk, several), report, state, args.wait)?;
+    }
+    Ok(())
+}
+
 fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
-    let disk = find(&args.disk)?;
+    let disks = find(&args.disk)?;
+    let (disk, others) = disks
+        .split_first()
+        .ok_or_else(|| Failure::usage("no disk is named"))?;
     let to = if SiteAddress::is_written(&args.to) {
         args.to.clone()
     } else {
@@ -68,6 +77,7 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
     } else {
         Cutover::Automatic
     };
+    let others = others.iter().map(|other| other.state.name.clone());
     let state = disk.client.post(
         &disk.resource("mirror"),
         &StartMirror {
@@ -88,9 +98,16 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
             arbiter: args.arbiter.clone(),
             way_back: args.way_back.clone(),
             way_back_for_s: seconds(args.way_back_for.as_deref())?,
+            together_with: others.collect(),
         },
     )?;
-    tell(&disk, report, state, args.disk.wait)
+    let several = disks.len() > 1;
+    tell((disk, several), report, state, args.disk.wait)?;
+    for disk in disks.iter().skip(1) {
+        let state = disk.client.get(&disk.resource("mirror"))?;
+        tell((disk, several), report, state, args.disk.wait)?;
+    }
+    Ok(())
 }
 
 /// In seconds, at least one.
@@ -99,8 +116,11 @@ fn seconds(text: Option<&str>) -> Result<Option<u64>> {
     Ok(span.map(|span| span.as_secs().max(1)))
 }
 
-fn find(args: &MirrorArgs) -> Result<Remote> {
-    Remote::find(&args.disk, args.control.as_deref())
+/// The disks, of which each may be at a server of its own.
+fn find(args: &MirrorArgs) -> Result<Vec<Remote>> {
+    let control = args.control.as_deref();
+    let disks = args.disks.iter();
+    disks.map(|disk| Remote::find(disk, control)).collect()
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
@@ -109,7 +129,21 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 /// Say how the move stands, once, or until it has ended.
-fn tell(disk: &Remote, report: Report, mut state: Value, wait: bool) -> Result<()> {
+/// With its name, if it is one of several.
+fn tell(
+    (disk, several): (&Remote, bool),
+    report: Report,
+    mut state: Value,
+    wait: bool,
+) -> Result<()> {
+    let people = |state: &Value| {
+        let text = people(state);
+        if several {
+            format!("{}: {text}", disk.state.name)
+        } else {
+            text
+        }
+    };
     if !wait {
         return report.result("mirror", &state, people);
     }

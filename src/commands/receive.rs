@@ -33,7 +33,7 @@ struct Receiving {
 
 pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
     if let Some(disk) = &args.promote {
-        return promote::run(disk, report);
+        return promote::run(disk, args.apart, report);
     }
     if let Some(disk) = &args.seed {
         return seed::run(disk, report);

@@ -92,6 +92,9 @@ pub(crate) struct StartMirror {
     /// For how many seconds; a day if not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) way_back_for_s: Option<u64>,
+    /// Other disks of this server, by their names, that are mirrored together with this one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) together_with: Vec<String>,
 }
 
 /// A switchover that is wanted now.

@@ -5,6 +5,7 @@ mod control;
 pub(crate) mod freezing;
 pub(crate) mod joining;
 mod returning;
+mod starting;
 mod switching;
 mod way;
 mod withdrawing;
@@ -17,8 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use blockserver::export::{ExportHandle, ExportOptions, LocalReply, LocalRequest};
 use blockserver::server::Server;
 use mirror::Micros;
-use mirror::arbiter::ArbiterName;
-use mirror::net::{ServedDisk, SiteAddress, SourceDriver, SourceHandle};
+use mirror::net::{ServedDisk, SourceDriver, SourceHandle};
 use mirror::record::{Ownership, State};
 use mirror::session::SourceConfig;
 use mirror::wire::DiskFormat;
@@ -27,7 +27,7 @@ use vdisk::format::track::CheckpointName;
 
 use self::way::Way;
 use super::Reachable;
-use super::beside::{self, Beside, MovingBeside};
+use super::beside::Beside;
 use super::disk::{Opened, Standing};
 use super::kept;
 use super::port::ExportPort;
@@ -39,7 +39,6 @@ use crate::control::{
     TakeSnapshot,
 };
 use crate::failure::{Exit, Failure, Result};
-use crate::identity;
 
 pub(crate) use self::withdrawing::Withdrawn;
 
@@ -337,51 +336,6 @@ impl SiteDisk {
         self.moving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn start(self: &Arc<Self>, site: &Site, start: &StartMirror) -> Result<serde_json::Value> {
-        let arbiter = switching::arbiter(start)?;
-        let mut moving = self.lock();
-        self.stays(moving.as_ref())?;
-
-        if self.opened().read_only {
-            let what = format!("`{}` is served read-only", self.export.name());
-            return Err(Failure::usage(what).hint("serve it without --read-only to move it"));
-        }
-        if let Some(beside) = moving.take().and_then(|old| old.beside) {
-            let failed = |e| Failure::io("what an earlier move left cannot be closed", &e);
-            beside.abandon().map_err(failed)?;
-        }
-        let way_back = self.new_way(start, &site.reachable)?;
-        let started = if SiteAddress::is_written(&start.to) {
-            self.start_to(start, (arbiter, way_back))
-        } else {
-            self.start_beside(&site.server, start)
-        };
-        let started = started.inspect_err(|_| self.close_way())?;
-        let status = self.state_of(&started);
-        *moving = Some(started);
-        status
-    }
-
-    /// Move the disk to another host.
-    fn start_to(
-        &self,
-        start: &StartMirror,
-        (arbiter, way_back): (Option<ArbiterName>, Option<(String, u64)>),
-    ) -> Result<Moving> {
-        identity::allowed(&start.to, start.plain)?;
-        let port = Arc::new(ExportPort(self.export.clone()));
-        let mut config = self.config(&start.to, &self.name_here(), start);
-        config.replica.way_back = way_back;
-        // What is at another path of this host would be lost with it.
-        config.replica.follow = !config.handover.automatic;
-        let opened = self.opened();
-        let (keep, kept) = kept::keep(&opened);
-        config.keep = keep;
-        config.handover.arbiter = arbiter;
-        let session = SourceDriver::start_kept(port, opened.record(), (config, kept));
-        Ok(Moving::to(session.map_err(|e| refused(&e))?))
-    }
-
     /// Refuse what can only be done to a disk that is not being moved and has not moved.
     fn stays(&self, moving: Option<&Moving>) -> Result<()> {
         if self.leaving.load(Ordering::SeqCst) {
@@ -516,36 +470,5 @@ impl SiteDisk {
 
     fn session(&self, port: Arc<dyn ServedDisk>, config: SourceConfig) -> Result<SourceHandle> {
         SourceDriver::start(port, self.opened().record(), config).map_err(|e| refused(&e))
-    }
-
-    /// Move the disk to another path of this host: both ends of the session are here.
-    fn start_beside(&self, server: &Arc<Server>, start: &StartMirror) -> Result<Moving> {
-        let to = Path::new(&start.to);
-        if !to.is_absolute() {
-            let what = format!(
-                "`{}` is neither tls:HOST:PORT, tcp:HOST:PORT nor an absolute path",
-                to.display()
-            );
-            return Err(Failure::usage(what));
-        }
-        if !beside::is_free(to)? {
-            let what = format!("{}: exists already", to.display());
-            return Err(Failure::usage(what).hint("name a file that does not exist yet"));
-        }
-        let beside = Beside::start(server, to)?;
-        let arriving = beside.arriving().clone();
-        let mut config = self.config(&beside.address(), arriving.name(), start);
-        // The port is another after a restart, the path is not.
-        config.recorded = Some(start.to.clone());
-        let port = MovingBeside {
-            port: ExportPort(self.export.clone()),
-            arriving,
-        };
-        let session = self.session(Arc::new(port), config)?;
-        Ok(Moving {
-            session,
-            beside: Some(beside),
-            back: false,
-        })
     }
 }

@@ -4,7 +4,7 @@ use crate::rust::{has_word, is_test_file};
 use crate::{File, accepted, refused};
 
 /// Codecs and machines: they decide or translate, and touch nothing.
-const PURE: [&str; 44] = [
+const PURE: [&str; 46] = [
     "vdisk/src/format",
     "vdisk/src/foreign",
     "vdisk/src/engine",
@@ -19,6 +19,8 @@ const PURE: [&str; 44] = [
     "mirror/src/switchover",
     "mirror/src/journal",
     "mirror/src/joint",
+    "mirror/src/group",
+    "mirror/src/sequence",
     "mirror/src/saved",
     "mirror/src/way_back",
     "package/src",
@@ -55,7 +57,7 @@ const PURE_EXCEPT: [&str; 1] = ["blocking_client"];
 /// What a machine or codec may not name.
 const IMPURE: [&str; 4] = ["std::fs", "std::net", "std::time", "std::thread"];
 /// Codecs: they parse what another wrote, so nothing in them may panic on it.
-const CODECS: [&str; 26] = [
+const CODECS: [&str; 27] = [
     "vdisk/src/format",
     "vdisk/src/foreign",
     "vdisk/src/size",
@@ -65,6 +67,7 @@ const CODECS: [&str; 26] = [
     "mirror/src/evacuation/check",
     "mirror/src/evacuation/input",
     "mirror/src/evacuation/moment",
+    "mirror/src/group",
     "mirror/src/journal",
     "mirror/src/saved",
     "mirror/src/way_back",

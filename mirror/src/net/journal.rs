@@ -6,6 +6,7 @@
 
 mod carry;
 
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -18,12 +19,16 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 use uuid::Uuid;
 
-use self::carry::{Entries, carry_over};
+use self::carry::{Entries, Part, carry_over};
 use super::port::{DiskPort, Done};
+use crate::group::MOST_CUTS;
 use crate::journal::{Entry, HEAD_LEN, Head};
+use crate::session::Upto;
 
 /// What has collected is written at this many bytes at the latest.
 const BATCH: usize = 1 << 20;
+/// Places that are remembered as sealed: more than anybody asks for.
+const MOST_SEALS: usize = 2 * MOST_CUTS;
 /// How long a journal may be in use by others before that is an error.
 const LET_GO_WITHIN: Duration = Duration::from_secs(2);
 
@@ -38,7 +43,7 @@ pub(super) enum Ask {
         sealed: bool,
         done: Done,
     },
-    Apply(Uuid, Arc<dyn DiskPort>, Done),
+    Apply(Uuid, Upto, Arc<dyn DiskPort>, Done),
 }
 
 impl Ask {
@@ -47,7 +52,7 @@ impl Ask {
             Self::Start(_, done)
             | Self::Open(_, done)
             | Self::Append(_, done)
-            | Self::Apply(_, _, done)
+            | Self::Apply(_, _, _, done)
             | Self::Mark { done, .. } => done(Err(e)),
         }
     }
@@ -85,19 +90,33 @@ impl Journal {
     }
 }
 
-/// One of the two files that is sealed.
+/// The file that is not filled, as long as it holds something: it ends with a place that is sealed.
 #[derive(Clone, Copy, Debug)]
-struct Sealed {
+struct Older {
     file: usize,
     filling: u64,
+    /// Where what is to be carried over begins and ends.
+    from: u64,
+    end: u64,
 }
 
-/// What is to be carried over, and how that went.
-#[derive(Debug, Default)]
-struct Sealing {
-    files: Vec<Sealed>,
+/// How far a journal was carried over.
+#[derive(Debug)]
+struct Carried {
+    older: Option<Older>,
+    /// Where what is to be carried over of the file that is filled begins.
+    from: u64,
     /// It failed: what is in the files has to be looked at again.
     failed: bool,
+}
+
+/// A place that is sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seal {
+    filling: u64,
+    end: u64,
+    /// The last number given out before it.
+    seq: u64,
 }
 
 /// A journal that is open.
@@ -111,8 +130,74 @@ struct Open {
     headed: bool,
     /// Of the file that is filled so much is durable.
     synced: u64,
-    /// What is to be carried over, the oldest first; emptied by who does it.
-    sealed: Arc<Mutex<Sealing>>,
+    /// Where it may be carried over to, the oldest first.
+    seals: VecDeque<Seal>,
+    /// Changed by who carries it over.
+    carried: Arc<Mutex<Carried>>,
+}
+
+impl Open {
+    /// What is to be carried over to get that far, in order; those that are passed are forgotten.
+    fn take_parts(&mut self, upto: Upto) -> Vec<Part> {
+        let at = match upto {
+            Upto::Nothing => None,
+            Upto::Sealed => self.seals.len().checked_sub(1),
+            Upto::Cut(seq) => self.seals.iter().rposition(|seal| seal.seq == seq),
+        };
+        let Some(seal) = at.and_then(|at| self.seals.drain(..=at).next_back()) else {
+            return Vec::new();
+        };
+        let carried = lock(&self.carried);
+        let mut parts = Vec::new();
+        if let Some(older) = carried.older {
+            let within = seal.filling == older.filling;
+            let end = if within { seal.end } else { older.end };
+            parts.push(Part {
+                file: older.file,
+                filling: older.filling,
+                from: older.from,
+                end,
+                empties: end == older.end,
+            });
+            if within {
+                return parts;
+            }
+        }
+        parts.push(Part {
+            file: self.current,
+            filling: self.filling,
+            from: carried.from,
+            end: seal.end,
+            empties: false,
+        });
+        parts
+    }
+
+    /// The file that is filled ends here with a place that is sealed. The other one is filled next, if it is empty.
+    fn seal(&mut self, seq: u64) -> io::Result<()> {
+        let (file, filling, end) = (self.current, self.filling, self.synced);
+        if self.seals.len() >= MOST_SEALS {
+            self.seals.pop_front();
+        }
+        self.seals.push_back(Seal { filling, end, seq });
+        let mut carried = lock(&self.carried);
+        if carried.older.is_some() {
+            return Ok(());
+        }
+        if let Some(mut next) = self.files.get(1 - file) {
+            next.rewind()?;
+        }
+        let from = carried.from;
+        #[rustfmt::skip]
+        let older = Older { file, filling, from, end };
+        carried.older = Some(older);
+        carried.from = HEAD_LEN as u64;
+        self.current = 1 - file;
+        self.filling = filling.saturating_add(1);
+        self.synced = 0;
+        self.headed = false;
+        Ok(())
+    }
 }
 
 struct Filler {
@@ -156,6 +241,7 @@ impl Filler {
             Ask::Mark { seq, sealed, done } => {
                 self.append(&Entry::Mark { seq, sealed });
                 // Its answer stands for what came before it as well.
+                let sealed = sealed.then_some(seq);
                 let marked = self.try_write_out().and_then(|()| self.sync(sealed));
                 done(marked);
             }
@@ -163,9 +249,9 @@ impl Filler {
                 let opened = reopen(&self.paths, session);
                 done(opened.map(|open| self.open = Some(open)));
             }
-            Ask::Apply(session, port, done) => {
+            Ask::Apply(session, upto, port, done) => {
                 self.write_out();
-                self.apply(session, port, done);
+                self.apply((session, upto), port, done);
             }
         }
     }
@@ -211,8 +297,8 @@ impl Filler {
         written
     }
 
-    /// Make the file durable; begin with the other one if this one is sealed.
-    fn sync(&mut self, sealed: bool) -> io::Result<()> {
+    /// Make the file durable, which is a place that is sealed if a number is given.
+    fn sync(&mut self, sealed: Option<u64>) -> io::Result<()> {
         let Some(open) = &mut self.open else {
             return Err(io::Error::other("no journal is open"));
         };
@@ -220,35 +306,14 @@ impl Filler {
             file.sync_data()?;
             file.stream_position()
         });
-        match synced {
-            Ok(synced) => open.synced = synced,
-            Err(e) => {
-                self.give_up();
-                return Err(e);
-            }
+        let sealed = synced.and_then(|synced| {
+            open.synced = synced;
+            sealed.map_or(Ok(()), |seq| open.seal(seq))
+        });
+        if sealed.is_err() {
+            self.give_up();
         }
-        if sealed {
-            let file = open.current;
-            let filling = open.filling;
-            lock(&open.sealed).files.push(Sealed { file, filling });
-            open.current = 1 - file;
-            open.filling = open.filling.saturating_add(1);
-            open.synced = 0;
-            open.headed = false;
-            let current = open.current;
-            let still = |one: &Sealed| one.file == current;
-            let sealed = lock(&open.sealed).files.iter().any(still);
-            if sealed {
-                self.open = None;
-                return Err(io::Error::other(
-                    "the other half of the journal is still sealed",
-                ));
-            }
-            if let Some(mut next) = open.files.get(current) {
-                next.rewind()?;
-            }
-        }
-        Ok(())
+        sealed
     }
 
     /// Writing failed. What was not made durable may be seen all the same, and be lost later: it goes. The rest is looked
@@ -262,8 +327,8 @@ impl Filler {
         }
     }
 
-    fn apply(&mut self, session: Uuid, port: Arc<dyn DiskPort>, done: Done) {
-        let fits = |open: &Open| open.session == session && !lock(&open.sealed).failed;
+    fn apply(&mut self, (session, upto): (Uuid, Upto), port: Arc<dyn DiskPort>, done: Done) {
+        let fits = |open: &Open| open.session == session && !lock(&open.carried).failed;
         if !self.open.as_ref().is_some_and(fits) {
             // Its lock would keep this process out as well.
             self.open = None;
@@ -272,17 +337,18 @@ impl Filler {
                 Err(e) => return done(Err(e)),
             }
         }
-        let Some(open) = &self.open else { return };
-        let (files, sealed) = (Arc::clone(&open.files), Arc::clone(&open.sealed));
+        let Some(open) = &mut self.open else { return };
+        let parts = open.take_parts(upto);
+        let (files, carried) = (Arc::clone(&open.files), Arc::clone(&open.carried));
         let done = Arc::new(Mutex::new(Some(done)));
         let answer = Arc::clone(&done);
         let carry = move || {
-            let carried = carry_over(&files, &sealed, port.as_ref());
-            lock(&sealed).failed |= carried.is_err();
+            let result = carry_over(&files, &parts, &carried, port.as_ref());
+            lock(&carried).failed |= result.is_err();
             // The journal is closed here before anybody may want it for himself.
-            drop((files, sealed));
+            drop((files, carried));
             if let Some(done) = lock(&answer).take() {
-                done(carried);
+                done(result);
             }
         };
         let thread = thread::Builder::new().name("mirror-apply".into());
@@ -347,7 +413,12 @@ fn start(paths: &[PathBuf; 2], head: Head) -> io::Result<Open> {
         filling: head.filling,
         headed: true,
         synced: HEAD_LEN as u64,
-        sealed: Arc::default(),
+        seals: VecDeque::new(),
+        carried: Arc::new(Mutex::new(Carried {
+            older: None,
+            from: HEAD_LEN as u64,
+            failed: false,
+        })),
     })
 }
 
@@ -371,12 +442,20 @@ pub(super) fn remove(paths: &[PathBuf; 2]) -> io::Result<()> {
 }
 
 /// What one of the files holds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Found {
+    file: usize,
     head: Head,
-    /// Where the last marker ends, and whether that seals it.
+    /// Where the last marker ends.
     end: u64,
-    sealed: bool,
+    /// The places that are sealed.
+    seals: Vec<Seal>,
+}
+
+impl Found {
+    fn ends_sealed(&self) -> bool {
+        self.seals.last().is_some_and(|seal| seal.end == self.end)
+    }
 }
 
 /// Open what is there, without what follows the last markers.
@@ -385,73 +464,83 @@ fn reopen(paths: &[PathBuf; 2], session: Uuid) -> io::Result<Open> {
         let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
         options().open(path).map_err(named)
     };
+    let bad = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
     let files = [open(&paths[0])?, open(&paths[1])?];
     keep_out_others(&files[0], &paths[0])?;
     let mut found = Vec::new();
     for (at, mut file) in files.iter().enumerate() {
-        let one = look_at(file)?.filter(|one| one.end > 0);
-        if one.is_some_and(|one| one.head.session != session) {
+        let one = look_at(at, file)?.filter(|one| one.end > 0);
+        if one.as_ref().is_some_and(|one| one.head.session != session) {
             let what = format!("{} is the journal of another session", paths[at].display());
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+            return bad(what);
         }
-        file.set_len(one.map_or(0, |one| one.end))?;
+        file.set_len(one.as_ref().map_or(0, |one| one.end))?;
         // Markers that a process wrote before it died count from here on, so they have to stay.
         file.sync_all()?;
         file.seek(io::SeekFrom::End(0))?;
-        found.extend(one.map(|one| (at, one)));
+        found.extend(one);
     }
-    let mut synced = [0; 2];
-    for (at, one) in &found {
-        synced[*at] = one.end;
-    }
-    found.sort_by_key(|(_, one)| one.head.filling);
-    let sealed = found.iter().filter(|(_, one)| one.sealed);
-    let sealed: Vec<Sealed> = sealed
-        .map(|(file, one)| Sealed {
-            file: *file,
+    found.sort_by_key(|one| one.head.filling);
+    let seals = found.iter().flat_map(|one| one.seals.iter().copied());
+    let seals: VecDeque<Seal> = seals.collect();
+    let older = match found.as_slice() {
+        [one, _] if !one.ends_sealed() => {
+            let path = paths[one.file].display();
+            return bad(format!(
+                "{path} is not sealed, and its other half is in use"
+            ));
+        }
+        [one, _] => Some(Older {
+            file: one.file,
             filling: one.head.filling,
-        })
-        .collect();
-    let (current, filling, headed) = match found.last() {
-        None => (0, 1, false),
-        Some((at, one)) if !one.sealed => (*at, one.head.filling, true),
-        Some((at, one)) => (1 - at, one.head.filling.saturating_add(1), false),
+            from: HEAD_LEN as u64,
+            end: one.end,
+        }),
+        _ => None,
     };
-    if sealed.iter().any(|sealed| sealed.file == current) {
-        let what = format!("{} and its other half are both sealed", paths[0].display());
-        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-    }
+    let (current, filling, synced) = found
+        .last()
+        .map_or((0, 1, 0), |one| (one.file, one.head.filling, one.end));
     Ok(Open {
         files: Arc::new(files),
         session,
         current,
         filling,
-        headed,
-        synced: synced[current],
-        sealed: Arc::new(Mutex::new(Sealing {
-            files: sealed,
+        headed: synced > 0,
+        synced,
+        seals,
+        carried: Arc::new(Mutex::new(Carried {
+            older,
+            from: HEAD_LEN as u64,
             failed: false,
         })),
     })
 }
 
 /// What a file holds; nothing when its head is not one, as after a power cut.
-fn look_at(file: &File) -> io::Result<Option<Found>> {
-    let mut entries = Entries::new(file);
+fn look_at(at: usize, file: &File) -> io::Result<Option<Found>> {
+    let mut entries = Entries::new(file, 0);
     let Some(head) = entries.head()? else {
         return Ok(None);
     };
-    let (mut end, mut sealed) = (0, false);
-    while let Some(entry) = entries.next(head.filling)? {
-        if let Entry::Mark { sealed: seals, .. } = entry {
-            (end, sealed) = (entries.read, seals);
+    let filling = head.filling;
+    let (mut end, mut seals) = (0, Vec::new());
+    while let Some(entry) = entries.next(filling)? {
+        if let Entry::Mark { sealed, seq } = entry {
+            end = entries.read;
+            seals.extend(sealed.then_some(Seal { filling, end, seq }));
         }
     }
-    Ok(Some(Found { head, end, sealed }))
+    Ok(Some(Found {
+        file: at,
+        head,
+        end,
+        seals,
+    }))
 }
 
-/// Carry over what a journal holds for the disk behind `port` and take the journal away: the disk is then as the
-/// source's was at the last consistent marker. Blocks.
+/// Carry over what a journal holds for the disk behind `port`, up to there: the disk is then as the source's was at that
+/// place. Blocks.
 ///
 /// `agreed` is asked once the journal is this process's alone, and fails when what is known of the disk has changed
 /// meanwhile. Nobody else has the journal until what is returned is dropped.
@@ -460,13 +549,14 @@ fn look_at(file: &File) -> io::Result<Option<Found>> {
 /// same again goes on.
 pub(super) fn recover(
     paths: &[PathBuf; 2],
-    session: Uuid,
+    (session, upto): (Uuid, Upto),
     port: &dyn DiskPort,
     agreed: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<Recovered> {
-    let open = reopen(paths, session)?;
+    let mut open = reopen(paths, session)?;
     agreed()?;
-    carry_over(&open.files, &open.sealed, port)?;
+    let parts = open.take_parts(upto);
+    carry_over(&open.files, &parts, &open.carried, port)?;
     Ok(Recovered { _open: open })
 }
 

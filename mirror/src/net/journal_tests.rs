@@ -99,17 +99,27 @@ impl Bench {
     }
 
     fn mark(&self, sealed: bool) {
-        self.wait(|done| Ask::Mark {
-            seq: 1,
-            sealed,
-            done,
-        })
-        .expect("durable");
+        self.mark_at(1, sealed);
+    }
+
+    fn mark_at(&self, seq: u64, sealed: bool) {
+        self.wait(|done| Ask::Mark { seq, sealed, done })
+            .expect("durable");
     }
 
     fn apply(&self) -> io::Result<()> {
+        self.apply_upto(Upto::Sealed)
+    }
+
+    fn apply_upto(&self, upto: Upto) -> io::Result<()> {
         let disk: Arc<dyn DiskPort> = self.disk.clone();
-        self.wait(|done| Ask::Apply(SESSION, disk, done))
+        self.wait(|done| Ask::Apply(SESSION, upto, disk, done))
+    }
+
+    /// The first bytes of the first sectors of the disk.
+    fn sectors<const N: usize>(&self) -> [u8; N] {
+        let bytes = lock(&self.disk.bytes);
+        std::array::from_fn(|sector| bytes[sector * 512])
     }
 
     /// As if the process had ended and begun again.
@@ -188,15 +198,25 @@ fn a_promotion_takes_what_is_sealed_and_leaves_the_rest() {
     bench.mark(false);
     let bench = bench.restart();
     let paths = paths(&bench.folder);
-    recover(&paths, SESSION, bench.disk.as_ref(), || Ok(())).expect("recovered");
+    recover(&paths, (SESSION, Upto::Sealed), bench.disk.as_ref(), || {
+        Ok(())
+    })
+    .expect("recovered");
     assert_eq!([0, 512].map(|at| bench.byte(at)), [1, 0xee]);
     let other = Uuid::from_u128(6);
-    let refused =
-        recover(&paths, other, bench.disk.as_ref(), || Ok(())).expect_err("another session's");
+    let refused = recover(
+        &paths,
+        (other, Upto::Sealed),
+        bench.disk.as_ref(),
+        || Ok(()),
+    )
+    .expect_err("another session's");
     assert!(refused.to_string().contains("another session"), "{refused}");
     remove(&paths).expect("removed");
-    let missing =
-        recover(&paths, SESSION, bench.disk.as_ref(), || Ok(())).expect_err("it is missing");
+    let missing = recover(&paths, (SESSION, Upto::Sealed), bench.disk.as_ref(), || {
+        Ok(())
+    })
+    .expect_err("it is missing");
     assert!(missing.to_string().contains("journal-a"), "{missing}");
 }
 
@@ -229,7 +249,13 @@ fn a_file_that_was_torn_anywhere_yields_only_what_a_marker_covers() {
         fs::write(&paths(&bench.folder)[0], torn).expect("written");
         let disk = Disk::default();
         lock(&disk.bytes).resize(4096, 0xee);
-        recover(&paths(&bench.folder), SESSION, &disk, || Ok(())).expect("it is only shorter");
+        recover(
+            &paths(&bench.folder),
+            (SESSION, Upto::Sealed),
+            &disk,
+            || Ok(()),
+        )
+        .expect("it is only shorter");
         let expected = if cut == whole.len() {
             [1, 2]
         } else {
@@ -247,11 +273,85 @@ fn a_journal_that_was_taken_away_while_one_waited_for_it_is_none() {
     bench.mark(true);
     let (paths, disk) = (paths(&bench.folder), Arc::clone(&bench.disk));
     let files = paths.clone();
-    let waits = thread::spawn(move || recover(&files, SESSION, disk.as_ref(), || Ok(())).map(drop));
+    let waits = thread::spawn(move || {
+        recover(&files, (SESSION, Upto::Sealed), disk.as_ref(), || Ok(())).map(drop)
+    });
     thread::sleep(Duration::from_millis(200));
     remove(&paths).expect("removed");
     let bench = bench.restart();
     let error = waits.join().expect("no panic").expect_err("it is gone");
     assert_eq!(error.kind(), io::ErrorKind::NotFound, "{error}");
     assert_eq!(bench.byte(0), 0xee);
+}
+
+/// Cuts 1 to 4, of which 1 and 3 never complete, with a write to a sector of its own before each and one after the last.
+fn four_cuts() -> Bench {
+    let bench = Bench::started();
+    for cut in 1..=4_u8 {
+        bench.write(u64::from(cut) * 512, cut);
+        bench.mark_at(u64::from(cut), true);
+    }
+    bench.write(0, 5);
+    bench.mark_at(5, false);
+    bench
+}
+
+#[test]
+fn a_journal_is_carried_over_up_to_a_cut_within_it_and_no_further() {
+    let bench = four_cuts();
+    bench.apply_upto(Upto::Nothing).expect("it is open");
+    bench
+        .apply_upto(Upto::Cut(9))
+        .expect("there is no such cut");
+    assert_eq!(bench.sectors(), [0xee; 5]);
+    // Cut 1 ended the first file; 2 to 4 lie in the other one.
+    bench.apply_upto(Upto::Cut(2)).expect("carried over");
+    assert_eq!(bench.sectors(), [0xee, 1, 2, 0xee, 0xee]);
+    let first = fs::metadata(&paths(&bench.folder)[0]).expect("a file");
+    assert_eq!(
+        first.len(),
+        0,
+        "what was carried over to its end is emptied"
+    );
+    bench.write(3 * 512, 6);
+    bench.mark_at(6, true);
+    bench.apply_upto(Upto::Cut(4)).expect("carried over");
+    assert_eq!(bench.sectors(), [0xee, 1, 2, 3, 4]);
+    bench.apply_upto(Upto::Cut(6)).expect("carried over");
+    assert_eq!(bench.sectors(), [5, 1, 2, 6, 4]);
+}
+
+#[test]
+fn what_lies_behind_a_cut_stays_over_a_crash_and_can_be_carried_over_then() {
+    let bench = four_cuts();
+    bench.apply_upto(Upto::Cut(2)).expect("carried over");
+    let bench = bench.restart();
+    bench.apply_upto(Upto::Cut(2)).expect("again does no harm");
+    assert_eq!(bench.sectors(), [0xee, 1, 2, 0xee, 0xee]);
+    bench.write(5 * 512, 7);
+    bench.mark_at(7, true);
+    bench.apply_upto(Upto::Cut(7)).expect("carried over");
+    assert_eq!(bench.sectors(), [5, 1, 2, 3, 4, 7]);
+}
+
+#[test]
+fn a_promotion_up_to_a_cut_takes_that_and_nothing_behind_it() {
+    for cut in 1..=4_u8 {
+        let bench = four_cuts();
+        let Bench {
+            folder,
+            disk,
+            journal,
+        } = bench;
+        drop(journal);
+        let upto = Upto::Cut(cut.into());
+        let all = || Ok(());
+        recover(&paths(&folder), (SESSION, upto), disk.as_ref(), all).expect("recovered");
+        let bytes = lock(&disk.bytes);
+        for sector in 1..=4_u8 {
+            let expected = if sector <= cut { sector } else { 0xee };
+            assert_eq!(bytes[usize::from(sector) * 512], expected, "cut {cut}");
+        }
+        assert_eq!(bytes[0], 0xee);
+    }
 }

@@ -33,7 +33,7 @@ pub use offer::offer;
 pub use port::{
     CheckpointDone, DiskPort, Done, ReadDone, ServedDisk, Signal, StatusDone, TargetHost,
 };
-pub use promote::promote;
+pub use promote::{forget_group, promote, promoted_together};
 pub use socket::SiteAddress;
 pub use source::{SourceDriver, SourceHandle, SourceStatus};
 pub use target::{TargetDriver, TargetHandle, TargetListener, TargetStatus};

@@ -4,11 +4,12 @@
 
 mod handed_over;
 mod handle;
+mod parts;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -20,8 +21,9 @@ use vdisk::tap::WriteTap;
 pub use self::handle::{SourceHandle, SourceStatus};
 
 use self::handed_over::HandedOver;
-use self::handle::{SayStopped, Shared, SharedState};
-use super::lane::{Heard, INBOX, Inbox, Lane};
+use self::handle::Shared;
+use self::parts::Parts;
+use super::lane::{Heard, Inbox, Lane};
 use super::port::{ServedDisk, Signal};
 use super::socket::{SiteAddress, Traffic, connect, lanes};
 use super::tls;
@@ -75,6 +77,18 @@ impl SourceDriver {
         Self::begin(disk, store, (config, Some(kept)))
     }
 
+    /// The record of a disk; a first one is written if there is none. Blocks.
+    ///
+    /// Fails with [`ErrorKind::Record`].
+    pub fn record(store: &RecordStore) -> Result<Ownership> {
+        if let Some(record) = store.load()? {
+            return Ok(record);
+        }
+        let record = Ownership::first(Uuid::new_v4());
+        store.persist_and_wait(&record)?;
+        Ok(record)
+    }
+
     fn begin(
         disk: Arc<dyn ServedDisk>,
         store: RecordStore,
@@ -82,14 +96,12 @@ impl SourceDriver {
     ) -> Result<SourceHandle> {
         fits(disk.as_ref(), &mut config)?;
         let seen = config.replica.left.is_some();
-        let record = if let Some(record) = store.load()? {
-            record
-        } else {
-            let record = Ownership::first(Uuid::new_v4());
-            store.persist_and_wait(&record)?;
-            record
-        };
-        let tracker = Arc::new(Tracker::new(config.description.size, config.limits.queue));
+        let record = Self::record(&store)?;
+        let (size, queue) = (config.description.size, config.limits.queue);
+        let tracker = Arc::new(match &config.replica.group {
+            Some(place) => Tracker::in_sequence(size, queue, Arc::clone(&place.sequence)),
+            None => Tracker::new(size, queue),
+        });
         let machine = Source::new(config.clone(), &record, Arc::clone(&tracker))?;
         let parts = Parts {
             machine,
@@ -197,74 +209,6 @@ enum Order {
     /// The same, and it has waited enough.
     Late(SourceEvent),
     Stop,
-}
-
-/// What a session is started with.
-struct Parts {
-    machine: Source,
-    config: SourceConfig,
-    disk: Arc<dyn ServedDisk>,
-    store: Option<RecordStore>,
-    kept: Option<SessionStore>,
-    tracker: Arc<Tracker>,
-}
-
-impl Parts {
-    fn start(self) -> Result<SourceHandle> {
-        let (orders, incoming) = mpsc::unbounded_channel();
-        let status = SourceStatus {
-            name: self.config.description.name.clone(),
-            to: self.config.to.clone(),
-            session: self.config.session,
-            arbiter: self
-                .config
-                .handover
-                .arbiter
-                .as_ref()
-                .map(|arbiter| arbiter.at.clone()),
-            progress: self.machine.progress(),
-            sent: 0,
-            elapsed: 0,
-            ended: false,
-            error: None,
-        };
-        let state = SharedState {
-            status,
-            failed: None,
-            phase: self.machine.phase(),
-            tapped: false,
-            stopped: false,
-        };
-        let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        });
-        let handle = SourceHandle {
-            shared: Arc::clone(&shared),
-            orders: orders.clone(),
-        };
-        let failure = |e| Error::io(ErrorKind::Io, "cannot start the session's thread", e);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(failure)?;
-        let run = move || {
-            // Said last, when the connections have ended, too.
-            let _stopped = SayStopped(Arc::clone(&shared));
-            runtime.block_on(async move {
-                let (inbox, heard) = mpsc::channel(INBOX);
-                let session = Session::new(self, shared, orders, inbox);
-                Box::pin(session.run(incoming, heard)).await;
-            });
-            // A name that is being looked up is not waited for.
-            runtime.shutdown_background();
-        };
-        std::thread::Builder::new()
-            .name("mirror-source".into())
-            .spawn(run)
-            .map_err(failure)?;
-        Ok(handle)
-    }
 }
 
 /// The session as its thread has it.

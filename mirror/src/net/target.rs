@@ -5,6 +5,7 @@
 //! nobody is connected: then only the record speaks for it. See [`super`].
 
 mod disk;
+mod groups;
 mod returning;
 mod zeroes;
 
@@ -28,7 +29,10 @@ use super::socket::{SiteAddress, Traffic, tune};
 use super::stream::Stream;
 use super::tls;
 use crate::error::{Error, ErrorKind, Result};
-use crate::files::{JOURNAL_SUFFIXES, RECORD_SUFFIX, RecordStore, SESSION_SUFFIX, WAY_BACK_SUFFIX};
+use crate::files::{
+    GROUP_SUFFIX, JOURNAL_SUFFIXES, RECORD_SUFFIX, RecordStore, SESSION_SUFFIX, WAY_BACK_SUFFIX,
+};
+use crate::group::Gathering;
 use crate::record::{Ownership, State};
 use crate::session::{ConnId, TargetConfig};
 use crate::wire::{Decoder, Fault, Message, Refusal};
@@ -95,6 +99,7 @@ impl TargetDriver {
         let router = Arc::new(Router {
             host,
             disks: Mutex::default(),
+            groups: Mutex::default(),
             next_conn: AtomicU64::new(1),
             sent: Arc::default(),
             sealed,
@@ -224,6 +229,8 @@ impl Entry {
 struct Router {
     host: Arc<dyn TargetHost>,
     disks: Mutex<BTreeMap<String, Entry>>,
+    /// Locked by itself only.
+    groups: Mutex<BTreeMap<Uuid, Gathering>>,
     next_conn: AtomicU64,
     sent: Arc<AtomicU64>,
     /// Whether connections have to be encrypted.
@@ -293,6 +300,7 @@ impl Router {
             arbiter: self.host.arbiter(),
             admission: self.host.admission(name),
             in_use: self.host.in_use(name),
+            cut: self.cut_of(name, record.as_ref()),
             ..TargetConfig::default()
         };
         let machine = crate::session::Target::new(config, record, exists);
@@ -460,9 +468,8 @@ impl Router {
             return Err((Refusal::Unknown, text));
         }
         let lower = name.to_ascii_lowercase();
-        let mut suffixes = JOURNAL_SUFFIXES
-            .iter()
-            .chain([&SESSION_SUFFIX, &WAY_BACK_SUFFIX]);
+        let others = [&SESSION_SUFFIX, &GROUP_SUFFIX, &WAY_BACK_SUFFIX];
+        let mut suffixes = JOURNAL_SUFFIXES.iter().chain(others);
         let reserved = suffixes.any(|suffix| lower.ends_with(suffix));
         if reserved || lower.contains(RECORD_SUFFIX) {
             let text = format!("a disk cannot be called {name}: files of the mirror are called so");

@@ -49,7 +49,7 @@ pub use progress::{Progress, Stage};
 pub use source::{
     Command, Handover, Keep, Left, Replica, Source, SourceAction, SourceConfig, SourceEvent, Terms,
 };
-pub use target::{Admission, Target, TargetAction, TargetConfig, TargetEvent};
+pub use target::{Admission, Target, TargetAction, TargetConfig, TargetEvent, Upto};
 pub use verify::{Verified, VerifyStage};
 
 /// A connection, named by who opened it (source) or accepted it (target's driver). Never reused.
@@ -102,6 +102,16 @@ pub(crate) enum Sabotage {
     KeepOnlyTheDirty,
     /// A session that comes back takes no account of what changed since its checkpoint.
     ForgetWhatChanged,
+    /// The source lets a cut stand although chunks are missing, or hold what is later.
+    CutTooEarly,
+    /// The target carries over what a disk of a group has sealed before the group's record says so.
+    CarryUnrecorded,
+    /// The target carries over all that is sealed of a disk of a group, not what the group's record says.
+    CarryPastTheCut,
+    /// The target calls a cut a moment of the group when one disk has it.
+    CutOfOne,
+    /// The target goes on with a disk that is being handed over without having left the group.
+    StayJoined,
     /// The source does not tell a target that it compares with what is zero.
     LeaveZeroesOut,
     /// The new owner takes what was left behind for what it has, although its record says another, and it was changed unseen.

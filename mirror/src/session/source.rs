@@ -5,12 +5,14 @@
 
 mod clock;
 mod contract;
+mod cuts;
 mod figures;
 mod greeting;
 mod handover;
 mod keeping;
 mod local;
 mod offering;
+mod streaming;
 #[cfg(test)]
 mod tests;
 mod verifying;
@@ -37,7 +39,7 @@ use crate::record::{Ownership, State};
 use crate::saved::Saved;
 use crate::switchover::{Phase, SourceSwitch};
 use crate::tracker::Tracker;
-use crate::wire::{Hello, Join, Marker, Message, Refusal, Standing};
+use crate::wire::{Hello, Join, Message, Refusal, Standing};
 
 /// How often the machine wants to be woken when nothing happens.
 const TICK: Micros = Micros::from_millis(20);
@@ -333,6 +335,7 @@ impl Source {
         self.push_link(actions);
         self.local.final_sent = false;
         self.local.reconnects += 1;
+        self.cuts_begin_anew();
         self.offer_lost();
         #[cfg(test)]
         if self.broken(super::Sabotage::ForgetChunksOnTheWay) {
@@ -431,6 +434,7 @@ impl Source {
         #[cfg(not(test))]
         let early = false;
         let (copied, same) = self.copy.durable(chunks, self.stream.acked(), early);
+        self.cut_is_durable();
         self.pace.sent.add(now, streamed + copied);
         self.pace.covered.add(now, streamed + copied + same);
         Ok(())
@@ -482,6 +486,7 @@ impl Source {
         }
         self.pump_grant(now);
         self.pump_reclaim(now);
+        self.pump_group(now);
         self.pump_contract(now);
         self.pump_keeping(now);
     }
@@ -494,7 +499,8 @@ impl Source {
             self.actions
                 .push_back(SourceAction::Status(op, offset, len));
         }
-        let sealing = self.stream.is_sealing();
+        // A chunk that is begun now could hold what is later than the cut.
+        let sealing = self.stream.is_sealing() || self.pending_cut().is_some();
         #[cfg(test)]
         let sealing = sealing && !self.broken(super::Sabotage::ChunksOvertakeMarkers);
         if sealing {
@@ -519,48 +525,5 @@ impl Source {
             self.actions
                 .push_back(SourceAction::Read(op, claim.offset, claim.len as u32));
         }
-    }
-
-    fn pump_stream(&mut self, now: Micros) {
-        let Control::Up(conn) = self.link.control() else {
-            return;
-        };
-        if self.local.final_sent {
-            return;
-        }
-        let floor = self.copy.floor();
-        while let Some(record) = self.stream.next(&self.tracker, floor) {
-            self.send(now, conn, record);
-        }
-        let every = self.config.limits.marker_every;
-        // A disk that nobody writes to has to be called consistent as well.
-        let news =
-            self.config.replica.follow && !self.stream.ends_consistent() && self.nothing_left();
-        let awaited = self.copy.awaits_marker() || news;
-        if self.stream.marker_due(now, every, awaited) {
-            let mut marker = self.marker(now, floor);
-            marker.consistent &= self.config.replica.follow;
-            if marker.consistent {
-                self.stream.sent_consistent();
-            }
-            self.send(now, conn, Message::Marker(marker));
-        }
-    }
-
-    /// Whether nothing is to be copied or on the way to be.
-    fn nothing_left(&self) -> bool {
-        self.copy.scan_complete() && self.copy.landed() && self.tracker.figures().dirty == 0
-    }
-
-    /// A marker, consistent if nothing is left to be copied and no chunk holds anything later.
-    fn marker(&mut self, now: Micros, floor: u64) -> Marker {
-        let mut marker = self.stream.marker(now, &self.tracker, floor);
-        // Asked after the number was taken: what is changed from here on has a higher one.
-        let nothing_left = self.nothing_left();
-        let settled = marker.seq >= self.copy.saw();
-        #[cfg(test)]
-        let settled = settled || self.broken(super::Sabotage::ConsistentTooEarly);
-        marker.consistent = nothing_left && settled;
-        marker
     }
 }

@@ -27,6 +27,9 @@ struct Markers {
     count: u64,
     /// When the last one was made.
     made_at: Micros,
+    /// The last cut that one of them was, and when it or one that was let go by was dealt with.
+    cut: u64,
+    cut_at: Micros,
 }
 
 #[derive(Debug)]
@@ -83,6 +86,7 @@ impl RecordStream {
         self.markers.open.clear();
         self.markers.consistent = None;
         self.markers.ends_consistent = false;
+        self.markers.cut = 0;
     }
 
     /// The last marker is a consistent one.
@@ -107,20 +111,32 @@ impl RecordStream {
         unacked.map(|record| (record.offset, record.content.covers()))
     }
 
-    /// The next record to send, if the window and the chunks on the way allow one.
-    pub(super) fn next(&mut self, tracker: &Tracker, floor: u64) -> Option<Message> {
-        if self.sent_cost > 0 && self.sent_cost >= self.window {
-            return None;
-        }
+    /// The number of the record that is the next to send, whenever that may be.
+    pub(super) fn front(&mut self, tracker: &Tracker) -> Option<u64> {
         if self.sent == self.unacked.len() {
             let record = tracker.take()?;
             self.unacked_bytes += record.content.held();
             self.unacked.push_back(record);
         }
-        let record = self.unacked.get(self.sent)?;
-        if record.seq > floor.saturating_add(SPAN) {
+        self.unacked.get(self.sent).map(|record| record.seq)
+    }
+
+    /// The next record to send, if the window and the chunks on the way allow one, and `may` does, which is asked about
+    /// its number.
+    pub(super) fn next(
+        &mut self,
+        tracker: &Tracker,
+        floor: u64,
+        may: impl FnOnce(u64) -> bool,
+    ) -> Option<Message> {
+        if self.sent_cost > 0 && self.sent_cost >= self.window {
             return None;
         }
+        let seq = self.front(tracker)?;
+        if seq > floor.saturating_add(SPAN) || !may(seq) {
+            return None;
+        }
+        let record = self.unacked.get(self.sent)?;
         self.sent += 1;
         self.sent_cost += cost(record);
         self.cost_since_marker += cost(record);
@@ -153,13 +169,40 @@ impl RecordStream {
         something && enough && self.markers.open.len() < MARKERS_OPEN
     }
 
-    /// A marker after everything that was sent; the caller finds out whether it is a consistent one.
-    pub(super) fn marker(&mut self, now: Micros, tracker: &Tracker, floor: u64) -> Marker {
+    /// The number up to which everything there is was sent.
+    pub(super) fn through(&self, tracker: &Tracker) -> u64 {
         // Taken before the queue is looked at, a number would cover a record that is still in it.
-        let seq = match self.unacked.get(self.sent) {
+        match self.unacked.get(self.sent) {
             Some(unsent) => unsent.seq.saturating_sub(1),
             None => tracker.taken_through(),
-        };
+        }
+    }
+
+    /// A cut was dealt with: placed as the last marker, or let go by.
+    pub(super) fn dealt_with_cut(&mut self, now: Micros, placed: Option<u64>) {
+        self.markers.cut = placed.unwrap_or(0);
+        self.markers.cut_at = now;
+    }
+
+    /// Whether so much time passed since the last cut.
+    pub(super) fn cut_due(&self, now: Micros, every: Micros) -> bool {
+        now.since(self.markers.cut_at) >= every
+    }
+
+    /// The cut that was placed last, if it is durable at the target.
+    pub(super) fn durable_cut(&self) -> Option<u64> {
+        let cut = self.markers.cut;
+        (cut > 0 && cut <= self.acked).then_some(cut)
+    }
+
+    /// A marker after everything that was sent, which is everything up to the number `seq`; the caller finds out whether it
+    /// is a consistent one.
+    pub(super) fn marker(
+        &mut self,
+        now: Micros,
+        tracker: &Tracker,
+        (seq, floor): (u64, u64),
+    ) -> Marker {
         let (digest, count) = self.digest.finish();
         self.markers.count += 1;
         let id = self.markers.count;
@@ -174,6 +217,7 @@ impl RecordStream {
             digest,
             floor: floor.min(tracker.figures().seq),
             consistent: false,
+            disks: 0,
         }
     }
 

@@ -14,6 +14,7 @@
 mod apply;
 mod claim;
 mod compare;
+mod cuts;
 mod markers;
 mod setup;
 mod takeover;
@@ -29,7 +30,7 @@ use self::compare::Journaled;
 use self::markers::Markers;
 use self::setup::Setup;
 use self::takeover::Takeover;
-pub use self::words::{Admission, TargetAction, TargetConfig, TargetEvent};
+pub use self::words::{Admission, TargetAction, TargetConfig, TargetEvent, Upto};
 use super::link::BEAT_EVERY;
 use super::{ConnId, OpId};
 use crate::clock::Micros;
@@ -37,7 +38,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::record::{Ownership, State};
 use crate::switchover::TargetSwitch;
 use crate::wire::{
-    Content, Final, Hello, Join, MAX_CHUNKS_DONE, Marker, Message, Refusal, Standing,
+    Content, Final, Group, Hello, Join, MAX_CHUNKS_DONE, Marker, Message, Refusal, Standing,
 };
 
 const TICK: Micros = Micros::from_millis(50);
@@ -119,6 +120,8 @@ impl Target {
             TargetEvent::Reached(attempt, result) => self.on_reached(now, attempt, result),
             TargetEvent::Decided(ballot, result) => self.on_decided(now, ballot, &result),
             TargetEvent::Serving(result) => self.on_serving(now, result),
+            TargetEvent::Cut(session, cut) => self.on_cut(session, cut),
+            TargetEvent::Left(cut) => self.on_left(cut),
         }
         self.pump(now);
         self.timers.wake_at = now + TICK;
@@ -423,9 +426,8 @@ impl Target {
             #[cfg(test)]
             now,
         );
-        if let Some(attempt) = self.markers.take_ready() {
-            self.send(now, Message::Ready { attempt });
-        }
+        self.pump_release();
+        self.pump_leaving(now);
         self.pump_setup(now);
         self.pump_claim(now);
         self.pump_takeover(now);

@@ -201,9 +201,9 @@ impl World {
                 self.journal_op(op, JournalOp::Mark(seq, sealed, 0));
                 self.maybe_crash_soon();
             }
-            TargetAction::Apply(op) => {
+            TargetAction::Apply(op, upto) => {
                 self.check_apply();
-                self.journal_op(op, JournalOp::Apply(0));
+                self.journal_op(op, JournalOp::Apply(upto, None, 0));
                 self.maybe_crash_soon();
                 if self.rng.percent(20) {
                     self.check_replica();
@@ -221,6 +221,9 @@ impl World {
                 self.maybe_crash_soon();
             }
             TargetAction::WayBack { .. } => {}
+            TargetAction::Reached { .. } | TargetAction::Leave(_) => {
+                self.failure("a disk by itself is of no group");
+            }
             TargetAction::Park(mark) => self.step_op(TARGET, Doing::Park(mark)),
             TargetAction::Serve => self.step_op(TARGET, Doing::Serve),
         }

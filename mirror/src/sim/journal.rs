@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::disk::SimDisk;
 use super::rng::Rng;
+use crate::session::Upto;
 use crate::wire::Content;
 
 #[derive(Clone, Debug)]
@@ -35,20 +36,20 @@ pub(super) enum JournalOp {
     Append(u64, Content),
     /// A marker, and how many entries are made durable by it.
     Mark(u64, bool, usize),
-    /// Of the entries that are sealed so many were written.
-    Apply(usize),
+    /// Up to there, which is an entry and the number it ends at once it is begun; of that so much was written.
+    Apply(Upto, Option<(usize, u64)>, usize),
 }
 
 impl JournalOp {
     /// Whether its first step puts something at the end, or begins anew.
     pub(super) fn appends(&self) -> bool {
-        !matches!(self, Self::Apply(_))
+        !matches!(self, Self::Apply(..))
     }
 
     /// In how many steps it happens.
     pub(super) fn steps(&self) -> u8 {
         match self {
-            Self::Apply(_) => 4,
+            Self::Apply(..) => 4,
             Self::Mark(..) => 2,
             Self::Start(..) | Self::Append(..) => 1,
         }
@@ -74,9 +75,12 @@ impl SimJournal {
                 *upto = self.entries.len();
             }
             JournalOp::Mark(_, _, upto) => self.durable = self.durable.max(*upto),
-            JournalOp::Apply(step) => {
+            JournalOp::Apply(upto, end, step) => {
                 *step += 1;
-                self.apply(*step, disk);
+                if *step == 1 {
+                    *end = self.sealed(*upto);
+                }
+                self.apply(*end, *step, disk);
             }
         }
     }
@@ -86,18 +90,19 @@ impl SimJournal {
         (!self.entries.is_empty()).then_some(self.session)
     }
 
-    /// Where the sealed part ends, and the number it ends at.
-    fn sealed(&self) -> Option<(usize, u64)> {
+    /// Where the part ends that is sealed so far, and the number it ends at.
+    fn sealed(&self, upto: Upto) -> Option<(usize, u64)> {
         let marks = self.entries.iter().enumerate();
-        let mut seals = marks.filter_map(|(at, entry)| match entry {
-            Entry::Mark(seq, true) => Some((at + 1, *seq)),
+        let mut seals = marks.filter_map(|(at, entry)| match (entry, upto) {
+            (Entry::Mark(seq, true), Upto::Sealed) => Some((at + 1, *seq)),
+            (Entry::Mark(seq, true), Upto::Cut(cut)) if *seq == cut => Some((at + 1, *seq)),
             _ => None,
         });
         seals.next_back()
     }
 
-    fn apply(&mut self, step: usize, disk: &mut SimDisk) {
-        let Some((end, seq)) = self.sealed() else {
+    fn apply(&mut self, end: Option<(usize, u64)>, step: usize, disk: &mut SimDisk) {
+        let Some((end, seq)) = end else {
             return;
         };
         match step {
@@ -134,10 +139,10 @@ impl SimJournal {
         self.cut_off();
     }
 
-    /// What a promotion would make of a disk with this content, and the session and number it would be at.
-    pub(super) fn promoted(&self, content: &[u8]) -> (Vec<u8>, Option<(Uuid, u64)>) {
+    /// What a promotion up to there would make of a disk with this content, and the session and number it would be at.
+    pub(super) fn promoted(&self, content: &[u8], upto: Upto) -> (Vec<u8>, Option<(Uuid, u64)>) {
         let mut content = content.to_vec();
-        let Some((end, seq)) = self.sealed() else {
+        let Some((end, seq)) = self.sealed(upto) else {
             return (content, self.at);
         };
         for entry in self.entries.iter().take(end) {

@@ -33,6 +33,7 @@ mod arbiter;
 mod clients;
 mod disk;
 mod drive;
+mod group;
 mod host;
 mod journal;
 mod kept;

@@ -17,6 +17,7 @@ use crate::clock::Micros;
 use crate::record::{Ownership, State};
 use crate::session::{
     Command, ConnId, Keep, Sabotage, Source, SourceEvent, Stage, Target, TargetConfig, TargetEvent,
+    Upto,
 };
 use crate::switchover::{Verdict, verdict};
 use crate::tracker::Tracker;
@@ -66,9 +67,8 @@ pub(super) struct Stats {
     pub(super) inherited: u64,
     /// Sessions that came back after a crash of the source.
     pub(super) resumed: u64,
-    /// Sessions on the way back.
+    /// Sessions on the way back, and of those, that began from what was left.
     pub(super) back: u64,
-    /// Of those, that began from what was left.
     pub(super) taken: u64,
     /// Sources that found an offer after a crash, and heard whose the disk is.
     pub(super) settled: u64,
@@ -308,7 +308,7 @@ impl World {
             disk.power_cut(&mut self.rng);
             journal.power_cut(&mut self.rng);
         }
-        let (content, Some(at)) = journal.promoted(&disk.now) else {
+        let (content, Some(at)) = journal.promoted(&disk.now, Upto::Sealed) else {
             return;
         };
         let last = self.tracker.as_ref().map(|tracker| tracker.figures().seq);

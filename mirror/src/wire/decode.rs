@@ -5,14 +5,14 @@ use std::fmt;
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::message::{
-    Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Hello, Here, Join, Look, Marker,
-    Message, Probe, Record, Refusal, Standing, Start,
+    Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Group, Hello, Here, Join, Look,
+    Marker, Message, Probe, Record, Refusal, Standing, Start,
 };
 use super::pack::unpack;
 use super::reader::Reader;
 use super::{
-    HEAD_LEN, MAGIC, MAX_BLOCKS, MAX_CHUNKS_DONE, MAX_DISK, MAX_FIXED, MAX_FRAME, MAX_LOOK,
-    MAX_NAME, MAX_PAYLOAD, MAX_TEXT, VERSION, kind,
+    HEAD_LEN, MAGIC, MAX_BLOCKS, MAX_CHUNKS_DONE, MAX_DISK, MAX_DISKS, MAX_FIXED, MAX_FRAME,
+    MAX_LOOK, MAX_NAME, MAX_PAYLOAD, MAX_TEXT, VERSION, kind,
 };
 
 /// What is wrong with a field.
@@ -199,6 +199,7 @@ pub fn decode_body(head: &FrameHead, mut body: Bytes) -> Result<Message, DecodeE
             acked: r.u64("acked")?,
             aborted: r.u64("aborted")?,
             follow: r.flag("follow")?,
+            group: group(&mut r)?,
         }),
         kind::RECORD_DATA | kind::RECORD_ZERO => Message::Record(record(&mut r, head.kind, body)?),
         kind::CHUNK_DATA | kind::CHUNK_ZERO => Message::Chunk(chunk(&mut r, head.kind, body)?),
@@ -373,6 +374,16 @@ fn start(r: &mut Reader) -> Result<Start, DecodeError> {
     }
 }
 
+/// Both names or none.
+fn group(r: &mut Reader) -> Result<Option<Group>, DecodeError> {
+    let names = (r.maybe_name("group")?, r.maybe_name("sequence")?);
+    match names {
+        (None, None) => Ok(None),
+        (Some(id), Some(sequence)) => Ok(Some(Group { id, sequence })),
+        _ => Err(r.bad("sequence", 16)),
+    }
+}
+
 fn refusal(r: &mut Reader) -> Result<Refusal, DecodeError> {
     match r.u8("refusal")? {
         1 => Ok(Refusal::Version),
@@ -488,14 +499,19 @@ fn look(r: &mut Reader, kind: u8) -> Result<Look, DecodeError> {
 }
 
 fn marker(r: &mut Reader) -> Result<Marker, DecodeError> {
-    Ok(Marker {
+    let marker = Marker {
         id: r.u64("marker")?,
         seq: r.u64("sequence number")?,
         count: r.u64("record count")?,
         floor: r.u64("floor")?,
         digest: r.array::<32>("digest")?,
         consistent: r.flag("consistent")?,
-    })
+        disks: r.u16("disks")?,
+    };
+    if marker.disks > MAX_DISKS || (marker.disks > 0 && !marker.consistent) {
+        return Err(r.bad("disks", 2));
+    }
+    Ok(marker)
 }
 
 fn chunks_done(r: &mut Reader) -> Result<Vec<u64>, DecodeError> {

@@ -138,7 +138,7 @@ fn put_short(out: &mut BytesMut, message: &Message) -> u8 {
         }
         Message::Prepare { attempt, arbiter } => {
             out.put_u64_le(*attempt);
-            put_arbiter(out, *arbiter);
+            put_name(out, *arbiter);
             kind::PREPARE
         }
         Message::NotReady { attempt, text } => {
@@ -181,9 +181,9 @@ fn put_attempt(out: &mut BytesMut, attempt: u64, kind: u8) -> u8 {
     kind
 }
 
-/// All zero bytes for none: no arbiter is called so.
-fn put_arbiter(out: &mut BytesMut, arbiter: Option<uuid::Uuid>) {
-    out.put_slice(arbiter.unwrap_or_default().as_bytes());
+/// All zero bytes for none: no arbiter and no group is called so.
+fn put_name(out: &mut BytesMut, name: Option<uuid::Uuid>) {
+    out.put_slice(name.unwrap_or_default().as_bytes());
 }
 
 fn put_hello(out: &mut BytesMut, hello: &Hello) -> u8 {
@@ -233,6 +233,8 @@ fn put_begin(out: &mut BytesMut, begin: Begin) -> u8 {
     out.put_u64_le(begin.acked);
     out.put_u64_le(begin.aborted);
     out.put_u8(u8::from(begin.follow));
+    put_name(out, begin.group.map(|group| group.id));
+    put_name(out, begin.group.map(|group| group.sequence));
     kind::BEGIN
 }
 
@@ -302,12 +304,13 @@ fn put_marker(out: &mut BytesMut, marker: &Marker) {
     out.put_u64_le(marker.floor);
     out.put_slice(&marker.digest);
     out.put_u8(u8::from(marker.consistent));
+    out.put_u16_le(marker.disks);
 }
 
 fn put_final(out: &mut BytesMut, last: &Final) -> u8 {
     out.put_u64_le(last.attempt);
     out.put_u64_le(last.chunks);
-    put_arbiter(out, last.arbiter);
+    put_name(out, last.arbiter);
     put_marker(out, &last.marker);
     kind::FINAL
 }

@@ -101,6 +101,15 @@ pub enum Start {
     Same,
 }
 
+/// Disks that follow together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// The same for the same disks, whenever they are mirrored.
+    pub id: Uuid,
+    /// What they count by: numbers of another sequence have nothing to do with those of this one.
+    pub sequence: Uuid,
+}
+
 /// How to go on, from the source after the greeting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Begin {
@@ -112,6 +121,8 @@ pub struct Begin {
     pub aborted: u64,
     /// Whether the target is to follow once it is in step, and again after an attempt that was given up.
     pub follow: bool,
+    /// The disks that are to follow together, if there are some.
+    pub group: Option<Group>,
 }
 
 /// Bytes of the disk, or that they are zero.
@@ -236,6 +247,9 @@ pub struct Marker {
     pub floor: u64,
     /// With all that came before, the target has the source's disk as it was when `seq` was the last number given out.
     pub consistent: bool,
+    /// It is one side of a cut through so many disks of the group, at most [`super::MAX_DISKS`], each of which has a marker
+    /// with the same number; 0 when it is not. A cut is consistent.
+    pub disks: u16,
 }
 
 /// The last marker of an attempt to switch over: nothing follows unless the attempt is aborted.

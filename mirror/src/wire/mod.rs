@@ -29,8 +29,8 @@ pub(crate) mod tests;
 pub use decode::{DecodeError, Decoder, Fault, FrameHead, decode_body, decode_head};
 pub use encode::{Frame, encode, encode_packed};
 pub use message::{
-    Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Hello, Here, Join, Look, Marker,
-    Message, Probe, Record, Refusal, Standing, Start,
+    Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Group, Hello, Here, Join, Look,
+    Marker, Message, Probe, Record, Refusal, Standing, Start,
 };
 pub use pack::pack;
 
@@ -52,6 +52,8 @@ pub const MAX_CHUNKS_DONE: usize = 512;
 pub const MAX_BLOCKS: usize = 128;
 /// The most bytes of zeroes that the target is asked to look at at once.
 pub const MAX_LOOK: u64 = 64 << 20;
+/// The most disks of one group.
+pub const MAX_DISKS: u16 = 64;
 /// The longest disk name in bytes.
 pub const MAX_NAME: usize = 255;
 /// The longest address or sentence in bytes.

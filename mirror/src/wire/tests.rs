@@ -50,15 +50,19 @@ fn marker() -> impl Strategy<Value = Marker> {
         any::<u64>(),
         any::<[u8; 32]>(),
         any::<bool>(),
+        0..=MAX_DISKS,
     )
-        .prop_map(|(id, seq, count, floor, digest, consistent)| Marker {
-            id,
-            seq,
-            count,
-            digest,
-            floor,
-            consistent,
-        })
+        .prop_map(
+            |(id, seq, count, floor, digest, consistent, disks)| Marker {
+                id,
+                seq,
+                count,
+                digest,
+                floor,
+                consistent,
+                disks: if consistent { disks } else { 0 },
+            },
+        )
 }
 
 fn standing() -> impl Strategy<Value = Standing> {
@@ -151,13 +155,14 @@ fn greeting() -> impl Strategy<Value = Message> {
             refusal: Refusal::Unusable,
             text
         }),
-        (begin(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
-            |(start, acked, aborted, follow)| {
+        (begin(), any::<u64>(), any::<u64>(), any::<bool>(), group()).prop_map(
+            |(start, acked, aborted, follow, group)| {
                 Message::Begin(Begin {
                     start,
                     acked,
                     aborted,
                     follow,
+                    group,
                 })
             }
         ),
@@ -213,6 +218,11 @@ fn data() -> impl Strategy<Value = Message> {
 
 fn arbiter() -> impl Strategy<Value = Option<Uuid>> {
     prop::option::of((1..u128::MAX).prop_map(Uuid::from_u128))
+}
+
+fn group() -> impl Strategy<Value = Option<Group>> {
+    let name = || (1..u128::MAX).prop_map(Uuid::from_u128);
+    prop::option::of((name(), name()).prop_map(|(id, sequence)| Group { id, sequence }))
 }
 
 fn switching() -> impl Strategy<Value = Message> {
@@ -411,6 +421,29 @@ fn lengths_beyond_their_bounds_are_refused_before_anything_is_allocated() {
         )
         .is_err()
     );
+}
+
+#[test]
+fn a_cut_that_is_not_consistent_or_goes_through_too_many_disks_is_no_marker_and_half_a_group_no_group()
+ {
+    let marker = |consistent: u8, disks: u16| {
+        let mut fields = vec![0; 64];
+        fields.push(consistent);
+        fields.extend(disks.to_le_bytes());
+        decode_forged(kind::MARKER, &fields, &[])
+    };
+    assert_eq!(marker(0, 1).unwrap_err().field, "disks");
+    assert_eq!(marker(1, MAX_DISKS + 1).unwrap_err().field, "disks");
+    assert!(marker(1, MAX_DISKS).is_ok() && marker(1, 0).is_ok() && marker(0, 0).is_ok());
+    let begin = |group: u8, sequence: u8| {
+        let mut fields = vec![0; 18];
+        fields.extend([group; 16]);
+        fields.extend([sequence; 16]);
+        decode_forged(kind::BEGIN, &fields, &[])
+    };
+    assert_eq!(begin(1, 0).unwrap_err().field, "sequence");
+    assert_eq!(begin(0, 1).unwrap_err().field, "sequence");
+    assert!(begin(0, 0).is_ok() && begin(1, 2).is_ok());
 }
 
 #[test]

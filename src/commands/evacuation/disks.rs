@@ -181,6 +181,7 @@ impl Fleet {
                 arbiter: None,
                 way_back: None,
                 way_back_for_s: None,
+                together_with: Vec::new(),
             };
             let disk = find(place)?;
             let started: Result<Value> = disk.client.post(&disk.resource("mirror"), &start);

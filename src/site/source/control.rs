@@ -49,7 +49,7 @@ impl Control for Site {
     }
 
     fn start_mirror(&self, disk: &str, start: &StartMirror) -> Result<serde_json::Value> {
-        self.disk(disk)?.start(self, start)
+        self.begin(disk, start)
     }
 
     fn mirror(&self, disk: &str) -> Result<serde_json::Value> {

@@ -1,4 +1,4 @@
-//! From the sealed file of a journal into the disk.
+//! From what is sealed of a journal into the disk.
 //!
 //! Must never empty a file before what it held is durable in the disk.
 
@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use bytes::Bytes;
 
-use super::{Sealing, lock};
+use super::{Carried, lock};
 use crate::journal::{ENTRY_LEN, Entry, EntryHead, HEAD_LEN, Head};
 use crate::net::port::{DiskPort, Done};
 use crate::wire::Content;
@@ -38,9 +38,10 @@ pub(super) struct Entries<'a> {
 }
 
 impl<'a> Entries<'a> {
-    pub(super) fn new(file: &'a File) -> Self {
-        let from = BufReader::with_capacity(256 << 10, At(file, 0));
-        Self { from, read: 0 }
+    /// From that place on.
+    pub(super) fn new(file: &'a File, read: u64) -> Self {
+        let from = BufReader::with_capacity(256 << 10, At(file, read));
+        Self { from, read }
     }
 
     fn bytes<const N: usize>(&mut self) -> io::Result<Option<[u8; N]>> {
@@ -77,35 +78,61 @@ impl<'a> Entries<'a> {
     }
 }
 
-/// Write what is sealed into the disk and make it durable there, then empty the files that held it.
+/// A part of one of the files.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    pub(super) file: usize,
+    pub(super) filling: u64,
+    pub(super) from: u64,
+    pub(super) end: u64,
+    /// Nothing else is left in that file then.
+    pub(super) empties: bool,
+}
+
+/// Write these parts into the disk, in order, and make them durable there, then empty the files of which nothing is left.
 pub(super) fn carry_over(
     files: &[File; 2],
-    sealed: &Mutex<Sealing>,
+    parts: &[Part],
+    carried: &Mutex<Carried>,
     port: &dyn DiskPort,
 ) -> io::Result<()> {
-    let all = lock(sealed).files.clone();
-    for one in all {
-        let Some(file) = files.get(one.file) else {
+    if parts.is_empty() {
+        return Ok(());
+    }
+    let mut writes = Writes::new(port);
+    for part in parts {
+        let Some(file) = files.get(part.file) else {
             continue;
         };
-        let mut entries = Entries::new(file);
+        let mut entries = Entries::new(file, part.from);
         let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the journal is damaged");
-        entries.head()?.ok_or_else(damaged)?;
-        let mut writes = Writes::new(port);
-        loop {
-            match entries.next(one.filling)?.ok_or_else(damaged)? {
+        while entries.read < part.end {
+            match entries.next(part.filling)?.ok_or_else(damaged)? {
                 Entry::Change { offset, content } => writes.begin(offset, content)?,
-                Entry::Mark { sealed: true, .. } => break,
                 Entry::Mark { .. } => {}
             }
         }
-        writes.wait()?;
-        let (done, flushed) = answer();
-        port.flush(done);
-        flushed.recv().map_err(io::Error::other)??;
-        file.set_len(0)?;
-        file.sync_all()?;
-        lock(sealed).files.retain(|other| other.file != one.file);
+    }
+    writes.wait()?;
+    let (done, flushed) = answer();
+    port.flush(done);
+    flushed.recv().map_err(io::Error::other)??;
+    for part in parts {
+        if part.empties
+            && let Some(file) = files.get(part.file)
+        {
+            file.set_len(0)?;
+            file.sync_all()?;
+        }
+        let mut carried = lock(carried);
+        match &mut carried.older {
+            // It was the one that is filled when this began, or it still is.
+            Some(older) if older.filling == part.filling => older.from = part.end,
+            _ => carried.from = part.end,
+        }
+        if part.empties {
+            carried.older = None;
+        }
     }
     Ok(())
 }

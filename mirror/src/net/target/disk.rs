@@ -15,13 +15,14 @@ use vdisk::engine::Mark;
 use super::{Arrival, Entry, Router, joined, zeroes};
 use crate::arbiter::Side;
 use crate::files::{RecordStore, journal_paths};
+use crate::group::{Gathering, Member};
 use crate::journal::{self as form, Head};
 use crate::net::journal::{self, Ask, Journal};
 use crate::net::lane::{Heard, INBOX, Inbox, Lane, answer_and_close};
 use crate::net::port::{DiskPort, Done, ReadDone};
 use crate::net::{Clock, arbiter};
 use crate::record::{Ownership, State};
-use crate::session::{ConnId, OpId, Target, TargetAction, TargetEvent};
+use crate::session::{ConnId, OpId, Target, TargetAction, TargetEvent, Upto};
 use crate::wire::{Content, DiskDescription, Message, Refusal};
 
 /// How long a task without a deadline sleeps.
@@ -30,6 +31,8 @@ const LONG: Duration = Duration::from_secs(3600);
 /// What comes to the task of a disk beside what its lanes hear.
 pub(super) enum Happened {
     Event(TargetEvent),
+    /// Of the disk's group, unasked.
+    OfGroup(TargetEvent),
     Arrived(Box<Arrival>),
     Opened(io::Result<Option<Arc<dyn DiskPort>>>),
     Served(io::Result<String>),
@@ -195,6 +198,7 @@ impl DiskTask {
                 self.asked = self.asked.saturating_sub(1);
                 event
             }
+            Happened::OfGroup(event) => event,
             Happened::Arrived(arrival) => {
                 let Arrival {
                     conn,
@@ -339,7 +343,10 @@ impl DiskTask {
                 let done = self.tell(move |result| TargetEvent::Disk(op, result));
                 self.journal.ask(Ask::Mark { seq, sealed, done });
             }
-            TargetAction::Apply(op) => self.apply(op),
+            TargetAction::Apply(op, upto) => self.apply(op, upto),
+            action @ (TargetAction::Reached { .. } | TargetAction::Leave(_)) => {
+                self.tell_group(&action);
+            }
             TargetAction::Persist(record) => {
                 tracing::debug!("{}: recording {:?}", self.name, record.state);
                 self.tell_port(&record.state);
@@ -362,6 +369,29 @@ impl DiskTask {
             }
             TargetAction::Park(mark) => self.park(mark),
             TargetAction::Serve => self.serve(),
+        }
+    }
+
+    /// What the disk's group has to know.
+    fn tell_group(&self, action: &TargetAction) {
+        let name = self.name.clone();
+        match *action {
+            TargetAction::Reached {
+                group,
+                session,
+                cut,
+                disks,
+            } => {
+                let member = Member { name, session };
+                let reached = move |all: &mut Gathering| {
+                    all.reached(member, (group.sequence, cut), disks);
+                };
+                self.router.with_group(group.id, reached);
+            }
+            TargetAction::Leave(group) => {
+                self.router.with_group(group, move |all| all.leave(&name));
+            }
+            _ => {}
         }
     }
 
@@ -459,12 +489,13 @@ impl DiskTask {
         }
     }
 
-    fn apply(&mut self, op: OpId) {
+    fn apply(&mut self, op: OpId, upto: Upto) {
         let done = self.tell(move |result| TargetEvent::Disk(op, result));
         match &self.port {
             Some(port) => {
                 let port = Arc::clone(port);
-                self.journal.ask(Ask::Apply(self.session(), port, done));
+                self.journal
+                    .ask(Ask::Apply(self.session(), upto, port, done));
             }
             None => done(Err(io::Error::other("the disk is not open"))),
         }

@@ -77,6 +77,7 @@ impl Source {
                 acked: self.stream.acked(),
                 aborted,
                 follow: self.config.replica.follow,
+                group: self.config.replica.group.as_ref().map(|place| place.group),
             }),
         );
         Ok(())
@@ -129,6 +130,7 @@ impl Source {
         self.end.begun = true;
         self.config.limits.window = self.config.limits.window.min(window);
         self.stream.restart(self.config.limits.window);
+        self.cuts_begin_anew();
         self.copy.restart(&self.tracker);
         self.tick(now);
         let (address, seconds) = self.config.replica.way_back.clone().unwrap_or_default();

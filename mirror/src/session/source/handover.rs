@@ -120,7 +120,8 @@ impl Source {
             return;
         };
         let floor = self.copy.floor();
-        let marker = self.marker(now, floor);
+        let through = self.stream.through(&self.tracker);
+        let marker = self.marker(now, (through, floor));
         let chunks = self.copy.done_count();
         let attempt = self.switch.attempt();
         self.local.final_sent = true;

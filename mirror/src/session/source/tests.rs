@@ -66,6 +66,7 @@ fn synced() -> (Source, Arc<Tracker>) {
                 acked: 0,
                 aborted: 0,
                 follow: false,
+                group: None,
             })
         )]
     ));

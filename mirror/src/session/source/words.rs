@@ -9,6 +9,7 @@ use crate::clock::Micros;
 use crate::pacing::Limits;
 use crate::record::Ownership;
 use crate::saved::Saved;
+use crate::sequence::Place;
 use crate::session::{ConnId, OpId};
 use crate::switchover::Part;
 use crate::timetable::{Timetable, WeekMinute};
@@ -64,6 +65,7 @@ impl SourceConfig {
                 compare: true,
                 way_back: None,
                 left: None,
+                group: None,
             },
             keep: Keep::Nothing,
             #[cfg(test)]
@@ -111,7 +113,7 @@ impl Default for Handover {
 }
 
 /// What the target's disk is to be beside a copy in the making, and this host's once it has handed it over.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Replica {
     /// Have the target follow from one consistent moment to the next: it writes each byte twice, and is of use if this
     /// host is lost.
@@ -123,6 +125,8 @@ pub struct Replica {
     /// The target left the disk to this host so, and all that is changed since is shown to the tracker: whoever says this
     /// lets nobody change the disk before the tap is on. The rest need not be compared, if the target says the same.
     pub left: Option<Left>,
+    /// The disks that follow together with this one, and its place among them.
+    pub group: Option<Place>,
 }
 
 /// How a disk came to the host that owns it, as its record has it.

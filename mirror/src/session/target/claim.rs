@@ -25,7 +25,7 @@ impl Target {
     /// The source is about to switch over; if fast, both have to find the same arbiter.
     pub(super) fn on_prepare(&mut self, now: Micros, attempt: u64, arbiter: Option<Uuid>) {
         let Some(id) = arbiter else {
-            self.markers.prepare(attempt);
+            self.prepare(attempt);
             return;
         };
         match self.arbiter(id) {
@@ -64,7 +64,7 @@ impl Target {
         }
         *reaching = None;
         match result {
-            Ok(()) => self.markers.prepare(attempt),
+            Ok(()) => self.prepare(attempt),
             Err(e) => self.not_ready(now, attempt, format!("the arbiter cannot be asked: {e}")),
         }
     }

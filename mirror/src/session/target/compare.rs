@@ -2,7 +2,7 @@
 //!
 //! Must never call a block the same that is not, nor one of which something later waits in the journal.
 
-use super::{Message, Micros, OpId, Target};
+use super::{Message, Micros, OpId, Target, Upto};
 use crate::dirty::DirtyMap;
 use crate::wire::{Content, Here, Look, Probe};
 
@@ -137,6 +137,8 @@ pub(super) struct Journaled {
     /// What was appended since the last seal, and what is sealed.
     open: Parts,
     sealed: Parts,
+    /// The number at which that was sealed.
+    sealed_at: Option<u64>,
 }
 
 impl Default for Journaled {
@@ -145,6 +147,7 @@ impl Default for Journaled {
         Self {
             open: Parts::All,
             sealed: Parts::none(),
+            sealed_at: None,
         }
     }
 }
@@ -154,6 +157,7 @@ impl Journaled {
     pub(super) fn begin(&mut self) {
         self.open = Parts::none();
         self.sealed = Parts::none();
+        self.sealed_at = None;
     }
 
     /// A change goes into the journal.
@@ -163,14 +167,26 @@ impl Journaled {
         }
     }
 
-    /// What was appended is sealed; what was sealed before has been carried over.
-    pub(super) fn seal(&mut self) {
-        self.sealed = std::mem::replace(&mut self.open, Parts::none());
+    /// What was appended is sealed with that number. While what was sealed before is not carried over, it counts as not
+    /// sealed: more than there is does no harm.
+    pub(super) fn seal(&mut self, seq: u64) {
+        if self.sealed_at.is_none() {
+            self.sealed = std::mem::replace(&mut self.open, Parts::none());
+            self.sealed_at = Some(seq);
+        }
     }
 
-    /// What was sealed is in the disk.
-    pub(super) fn carried_over(&mut self) {
-        self.sealed = Parts::none();
+    /// What was sealed up to that place is in the disk.
+    pub(super) fn carried_over(&mut self, upto: Upto) {
+        let all = match upto {
+            Upto::Nothing => false,
+            Upto::Sealed => true,
+            Upto::Cut(seq) => self.sealed_at.is_some_and(|at| at <= seq),
+        };
+        if all {
+            self.sealed = Parts::none();
+            self.sealed_at = None;
+        }
     }
 
     /// Something went wrong with the journal or the disk.

@@ -14,9 +14,10 @@ use std::collections::VecDeque;
 
 use crate::arbiter::ArbiterName;
 
+use super::cuts::Cuts;
 use super::{
-    ConnId, DiskOp, Error, Final, Hello, Marker, Message, Micros, OpId, Result, State, Target,
-    TargetAction,
+    ConnId, DiskOp, Error, Final, Group, Hello, Marker, Message, Micros, OpId, Result, State,
+    Target, TargetAction, Upto,
 };
 
 /// A marker that was reached in the stream and awaits its flush.
@@ -25,6 +26,8 @@ struct Reached {
     id: u64,
     seq: u64,
     consistent: bool,
+    /// Through how many disks of its group it goes; 0 when it is no cut.
+    disks: u16,
     /// Everything before this operation has to be written first.
     before: OpId,
     /// The attempt, when it is the final one.
@@ -51,6 +54,15 @@ struct Flushing {
     seals: bool,
 }
 
+/// What is sealed is being carried over into the disk.
+#[derive(Debug)]
+struct Applying {
+    op: OpId,
+    upto: Upto,
+    /// For that attempt and source, if it was the final marker.
+    last: Option<(Last, Hello)>,
+}
+
 /// Where what comes is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Mode {
@@ -72,8 +84,11 @@ pub(super) struct Markers {
     mode: Mode,
     /// From this operation on all waits until the disk was called consistent.
     held: Option<OpId>,
-    /// What was sealed is being carried over into the disk; for that attempt and source, if it was the final one.
-    applying: Option<(OpId, Option<(Last, Hello)>)>,
+    applying: Option<Applying>,
+    /// How far the journal may be carried over, when that can be done.
+    pub(super) release: Option<Upto>,
+    /// What concerns the disk's group.
+    pub(super) cuts: Cuts,
     /// The attempt that the source asked for, until it is answered.
     preparing: Option<u64>,
 }
@@ -91,6 +106,10 @@ impl Markers {
             return None;
         }
         self.preparing.take()
+    }
+
+    pub(super) fn is_preparing(&self) -> bool {
+        self.preparing.is_some()
     }
 
     /// The source asked whether that attempt may begin.
@@ -116,8 +135,10 @@ impl Markers {
     }
 
     /// Where what comes from now on is written.
-    pub(super) fn begin(&mut self, following: bool) {
+    pub(super) fn begin(&mut self, following: bool, group: Option<Group>) {
         self.held = None;
+        self.cuts.begin(group);
+        self.release.take_if(|_| !following);
         self.mode = if following {
             Mode::Following
         } else {
@@ -130,9 +151,7 @@ impl Markers {
         if self.flushing.as_ref().is_some_and(|f| f.op == op) {
             self.flushing = None;
         }
-        if self.applying.as_ref().is_some_and(|(a, _)| *a == op) {
-            self.applying = None;
-        }
+        self.applying.take_if(|applying| applying.op == op);
         if self.mode == Mode::Starting(op) {
             self.mode = Mode::Direct;
         }
@@ -179,12 +198,20 @@ impl Target {
     }
 
     pub(super) fn reach(&mut self, marker: &Marker, last: Option<Last>) -> Result<()> {
+        let of_group = self.markers.cuts.group().is_some();
+        let alone = marker.consistent && marker.disks == 0 && last.is_none();
+        if (of_group && alone) || (!of_group && marker.disks > 0) {
+            let what = "a disk of a group is consistent at cuts, and no other disk is at any";
+            return Err(Error::misbehaved(what));
+        }
         self.apply.marker(marker)?;
+        self.markers.cuts.arrived(marker.disks);
         let before = self.apply.next_op();
         self.markers.reached.push_back(Reached {
             id: marker.id,
             seq: marker.seq,
             consistent: marker.consistent,
+            disks: marker.disks,
             before,
             last,
         });
@@ -202,6 +229,10 @@ impl Target {
         }
         if !last.marker.consistent {
             let what = "the final marker is not a consistent one";
+            return Err(Error::misbehaved(what));
+        }
+        if self.must_leave() {
+            let what = "a disk that is handed over leaves its group first";
             return Err(Error::misbehaved(what));
         }
         let claim = last.arbiter.map(|id| self.arbiter(id)).transpose()?;
@@ -227,11 +258,11 @@ impl Target {
             return;
         }
         let following = self.markers.mode == Mode::Following;
-        let sealed = following && marker.consistent && self.markers.applying.is_none();
+        let sealed = following && marker.consistent;
         self.actions.push_back(if following {
             let seq = marker.seq;
             if sealed {
-                self.journaled.seal();
+                self.journaled.seal(seq);
             }
             TargetAction::Mark { op, seq, sealed }
         } else {
@@ -258,9 +289,9 @@ impl Target {
             self.markers.mode = Mode::Recording;
             self.journaled.begin();
             self.record_following();
-        } else if let Some((_, last)) = self.markers.applying.take_if(|(a, _)| *a == op) {
-            self.journaled.carried_over();
-            if let Some((last, hello)) = last {
+        } else if let Some(applying) = self.markers.applying.take_if(|a| a.op == op) {
+            self.journaled.carried_over(applying.upto);
+            if let Some((last, hello)) = applying.last {
                 self.prepare_for(last, &hello);
             }
         } else {
@@ -279,11 +310,13 @@ impl Target {
             Some((conn, hello)) if *conn == flushing.conn => Some(hello.clone()),
             _ => None,
         };
-        if flushing.seals {
-            let op = self.apply.take_op();
-            let last = marker.last.clone().zip(hello.clone());
-            self.markers.applying = Some((op, last));
-            self.actions.push_back(TargetAction::Apply(op));
+        if flushing.seals && marker.disks > 0 {
+            self.reached_cut(marker.seq, marker.disks);
+        } else if flushing.seals {
+            self.markers.release = Some(Upto::Sealed);
+            if let Some(last) = marker.last.clone() {
+                self.carry_over(hello.clone().map(|hello| (last, hello)));
+            }
         }
         let Some(hello) = hello else {
             self.markers.held = None;
@@ -304,6 +337,7 @@ impl Target {
         if marker.consistent && !ends && self.markers.mode == Mode::Direct {
             let op = self.apply.take_op();
             self.markers.mode = Mode::Starting(op);
+            self.markers.cuts.turn(marker.seq, marker.disks);
             self.actions.push_back(TargetAction::StartJournal {
                 op,
                 session: hello.session,
@@ -321,7 +355,10 @@ impl Target {
         else {
             return;
         };
-        self.persist(disk, State::Following { session, epoch });
+        let group = self.markers.cuts.membership(false);
+        #[rustfmt::skip]
+        let state = State::Following { session, epoch, group };
+        self.persist(disk, state);
     }
 
     /// The record says so durably.
@@ -329,6 +366,31 @@ impl Target {
         if self.markers.mode == Mode::Recording {
             self.markers.mode = Mode::Following;
             self.markers.held = None;
+            // The disk itself is there.
+            if let Some((seq, disks)) = self.markers.cuts.turned() {
+                self.reached_cut(seq, disks);
+            }
+        }
+    }
+
+    /// Carry over what may be, if nothing else is being carried over.
+    pub(super) fn pump_release(&mut self) {
+        let last = |f: &Flushing| f.marker.last.is_some();
+        let busy =
+            self.markers.applying.is_some() || self.markers.flushing.as_ref().is_some_and(last);
+        let idle = !busy && !self.setup.has_begun();
+        if self.markers.mode == Mode::Following && idle && self.may_carry_over() {
+            self.carry_over(None);
+        }
+    }
+
+    fn carry_over(&mut self, last: Option<(Last, Hello)>) {
+        if let Some(upto) = self.markers.release.take() {
+            let op = self.apply.take_op();
+            #[rustfmt::skip]
+            let applying = Applying { op, upto, last };
+            self.markers.applying = Some(applying);
+            self.actions.push_back(TargetAction::Apply(op, upto));
         }
     }
 

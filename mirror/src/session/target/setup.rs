@@ -5,7 +5,7 @@
 
 use super::{
     ConnId, Error, ErrorKind, Hello, Message, Micros, OpId, Result, Standing, State, Target,
-    TargetAction,
+    TargetAction, Upto,
 };
 use crate::record::Ownership;
 use crate::wire::{Begin, Refusal, Start};
@@ -21,6 +21,8 @@ enum Step {
     Emptying,
     /// The image is created or opened.
     Opening,
+    /// The disk's group settles which cut it names of the disk.
+    Leaving,
     /// What is sealed in the journal is carried over, for a disk that is as the source's was at a moment.
     Carrying,
     /// A journal is made for such a disk.
@@ -36,8 +38,11 @@ pub(super) struct Setup {
     begin: Option<(Hello, Begin)>,
     /// A step's action is under way.
     asked: bool,
-    /// That of the steps Carrying and Starting.
+    /// That of the steps Carrying and Starting, and how far the first carries.
     op: Option<OpId>,
+    upto: Option<Upto>,
+    /// Whether the disk's group has to settle first, once it is known.
+    settles: Option<bool>,
     /// A greeting that waits until nothing is half-way.
     waiting: Option<(ConnId, Hello)>,
     /// Whether the image is open, and for which session.
@@ -138,9 +143,14 @@ impl Target {
             let what = "the disk is in use here, and is not begun anew from an empty one";
             return Err(Error::new(ErrorKind::NotOwned, what));
         }
+        if self.is_of_another_group(begin) {
+            let what = "the source goes on with a disk as one of another group";
+            return Err(Error::misbehaved(what));
+        }
         self.setup.begin = Some((hello, begin));
         self.setup.step = Step::Quieting;
         self.setup.asked = false;
+        self.setup.settles = None;
         Ok(())
     }
 
@@ -182,15 +192,20 @@ impl Target {
         }
         self.pump_journal(session, begin);
         let following = self.follows(begin);
+        let group = following.then(|| self.membership_of(begin)).flatten();
         let state = if following {
-            State::Following { session, epoch }
+            State::Following {
+                session,
+                epoch,
+                group,
+            }
         } else {
             State::Receiving { session, epoch }
         };
         if self.setup.step == Step::Recording && self.wrote(&hello, &state) {
             self.setup.step = Step::Idle;
             self.setup.begin = None;
-            self.markers.begin(following);
+            self.markers.begin(following, begin.group);
             self.begun(now, &hello, begin);
         }
     }
@@ -215,7 +230,11 @@ impl Target {
     fn follows(&self, begin: Begin) -> bool {
         match self.switch.state() {
             // A session that compares may not want it.
-            Some(State::Following { .. }) => begin.start == Start::GoOn || begin.follow,
+            // Nor does it go on from a moment of one group to one of another.
+            Some(State::Following { group, .. }) => {
+                let same = group.map(|group| group.id) == begin.group.map(|group| group.id);
+                begin.start == Start::GoOn || (begin.follow && same)
+            }
             Some(State::Prepared { .. }) => begin.follow,
             _ => false,
         }
@@ -225,6 +244,14 @@ impl Target {
     fn pump_journal(&mut self, session: uuid::Uuid, begin: Begin) {
         if self.setup.op.is_some() {
             return;
+        }
+        if self.setup.step == Step::Carrying && self.setup.settles.is_none() {
+            self.setup.settles = Some(self.follows(begin) && self.has_to_settle(begin));
+            self.leave_cuts_for(begin);
+            if self.setup.settles == Some(true) {
+                self.setup.step = Step::Leaving;
+                return;
+            }
         }
         if self.setup.step == Step::Carrying {
             self.setup.step = match self.switch.state() {
@@ -237,7 +264,11 @@ impl Target {
         let op = self.apply.next_op();
         match self.setup.step {
             // A crash may have come between sealing and carrying over.
-            Step::Carrying => self.actions.push_back(TargetAction::Apply(op)),
+            Step::Carrying => {
+                let upto = self.safe_to_carry();
+                self.setup.upto = Some(upto);
+                self.actions.push_back(TargetAction::Apply(op, upto));
+            }
             #[rustfmt::skip]
             Step::Starting => {
                 let action = TargetAction::StartJournal { op, session, seq: 0 };
@@ -246,6 +277,21 @@ impl Target {
             _ => return,
         }
         self.setup.op = Some(self.apply.take_op());
+    }
+
+    /// What the group was told of the journal holds on only if that goes on as it is.
+    fn leave_cuts_for(&mut self, begin: Begin) {
+        if !self.is_joined() || begin.start != Start::GoOn {
+            self.leave_cuts();
+        }
+    }
+
+    /// The group has settled which cut it names of this disk.
+    pub(super) fn on_left(&mut self, cut: Option<(uuid::Uuid, u64)>) {
+        if self.setup.step == Step::Leaving {
+            self.config.cut = cut;
+            self.setup.step = Step::Carrying;
+        }
     }
 
     /// An operation ended well; whether it was the one of the setup.
@@ -261,7 +307,8 @@ impl Target {
                     Step::Recording
                 }
                 _ => {
-                    self.journaled.carried_over();
+                    let upto = self.setup.upto.take().unwrap_or(Upto::Nothing);
+                    self.journaled.carried_over(upto);
                     Step::Recording
                 }
             };

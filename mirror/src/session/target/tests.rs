@@ -11,9 +11,9 @@ use crate::wire::{
 };
 
 const SIZE: u64 = 1 << 20;
-const CONTROL: ConnId = ConnId(1);
+pub(super) const CONTROL: ConnId = ConnId(1);
 const BULK: ConnId = ConnId(2);
-const SESSION: Uuid = Uuid::from_u128(5);
+pub(super) const SESSION: Uuid = Uuid::from_u128(5);
 
 /// From the source of these tests.
 pub(super) fn hello() -> Hello {
@@ -33,17 +33,22 @@ pub(super) fn hello() -> Hello {
     }
 }
 
-fn tell(target: &mut Target, event: TargetEvent) -> Vec<TargetAction> {
+pub(super) fn tell(target: &mut Target, event: TargetEvent) -> Vec<TargetAction> {
     target.handle(Micros::from_secs(1), event);
     std::iter::from_fn(|| target.poll_action()).collect()
 }
 
-fn say(target: &mut Target, conn: ConnId, message: Message) -> Vec<TargetAction> {
+pub(super) fn say(target: &mut Target, conn: ConnId, message: Message) -> Vec<TargetAction> {
     tell(target, TargetEvent::Message(conn, message))
 }
 
 /// Empty, begun, with a bulk lane.
-fn streaming() -> Target {
+pub(super) fn streaming() -> Target {
+    streaming_in(None)
+}
+
+/// The same, for a disk of a group.
+pub(super) fn streaming_in(group: Option<Group>) -> Target {
     let mut target = Target::new(TargetConfig::default(), None, false);
     let welcome = say(&mut target, CONTROL, Message::Hello(hello()));
     assert!(matches!(
@@ -55,6 +60,7 @@ fn streaming() -> Target {
         acked: 0,
         aborted: 0,
         follow: true,
+        group,
     };
     let emptying = say(&mut target, CONTROL, Message::Begin(begin));
     assert!(
@@ -80,7 +86,7 @@ fn streaming() -> Target {
     target
 }
 
-fn record(seq: u64, offset: u64) -> Record {
+pub(super) fn record(seq: u64, offset: u64) -> Record {
     Record {
         seq,
         offset,
@@ -89,7 +95,7 @@ fn record(seq: u64, offset: u64) -> Record {
 }
 
 /// A consistent marker after no record.
-fn empty_marker(id: u64) -> Marker {
+pub(super) fn empty_marker(id: u64) -> Marker {
     let (digest, count) = StreamDigest::default().finish();
     Marker {
         id,
@@ -98,11 +104,12 @@ fn empty_marker(id: u64) -> Marker {
         digest,
         floor: 0,
         consistent: true,
+        disks: 0,
     }
 }
 
 /// A consistent marker after one record.
-fn marker_after(id: u64, record: &Record) -> Marker {
+pub(super) fn marker_after(id: u64, record: &Record) -> Marker {
     let mut digest = StreamDigest::default();
     digest.add(record);
     let (digest, count) = digest.finish();
@@ -125,7 +132,7 @@ fn answers(actions: &[TargetAction], probe: u64, different: u128) -> bool {
     }
 }
 
-fn fails(actions: &[TargetAction]) -> bool {
+pub(super) fn fails(actions: &[TargetAction]) -> bool {
     actions
         .iter()
         .any(|a| matches!(a, TargetAction::Send(_, Message::Failed { .. })))
@@ -328,6 +335,7 @@ fn messages_out_of_place_end_the_session() {
         acked: 0,
         aborted: 0,
         follow: true,
+        group: None,
     };
     for (conn, message) in [
         (BULK, Message::Chunk(chunk)),
@@ -545,7 +553,7 @@ fn nothing_that_follows_a_consistent_marker_is_written_before_the_disk_is_called
 }
 
 /// Carry out what it asks for at once, and go on until it asks for nothing.
-fn oblige(target: &mut Target, first: Vec<TargetAction>) {
+pub(super) fn oblige(target: &mut Target, first: Vec<TargetAction>) {
     let mut actions: VecDeque<TargetAction> = first.into();
     while let Some(action) = actions.pop_front() {
         let event = match action {
@@ -560,15 +568,17 @@ fn oblige(target: &mut Target, first: Vec<TargetAction>) {
             | TargetAction::StartJournal { op, .. }
             | TargetAction::Journal(op, ..)
             | TargetAction::Mark { op, .. }
-            | TargetAction::Apply(op) => TargetEvent::Disk(op, Ok(())),
+            | TargetAction::Apply(op, _) => TargetEvent::Disk(op, Ok(())),
             TargetAction::Persist(_) => TargetEvent::Persisted(Ok(())),
             TargetAction::Park(_) => TargetEvent::Parked(Ok(())),
             TargetAction::Reach { attempt, .. } => TargetEvent::Reached(attempt, Ok(())),
             TargetAction::Claim { ballot, .. } => TargetEvent::Decided(ballot, Ok(Side::Target)),
             TargetAction::Serve => TargetEvent::Serving(Ok("a".into())),
-            TargetAction::Send(..) | TargetAction::Close(_) | TargetAction::WayBack { .. } => {
-                continue;
-            }
+            TargetAction::Send(..)
+            | TargetAction::Close(_)
+            | TargetAction::WayBack { .. }
+            | TargetAction::Reached { .. }
+            | TargetAction::Leave(_) => continue,
         };
         actions.extend(tell(target, event));
     }

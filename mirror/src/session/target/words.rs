@@ -1,12 +1,13 @@
 //! The words in which the target and its driver talk.
 
 use bytes::Bytes;
+use uuid::Uuid;
 use vdisk::engine::Mark;
 
 use crate::arbiter::{ArbiterName, Ballot, Side};
 use crate::record::Ownership;
 use crate::session::{ConnId, OpId};
-use crate::wire::{Content, DiskDescription, Message};
+use crate::wire::{Content, DiskDescription, Group, Message};
 
 /// What a target offers.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub struct TargetConfig {
     pub admission: Admission,
     /// The image is in use, and never made anew: what cannot be gone on from is refused.
     pub in_use: bool,
+    /// The session and the number of this disk's last cut, as the record of its group says, if it is of one.
+    pub cut: Option<(Uuid, u64)>,
     /// The rule that a test breaks.
     #[cfg(test)]
     pub(crate) sabotage: Option<crate::session::Sabotage>,
@@ -34,6 +37,7 @@ impl Default for TargetConfig {
             arbiter: None,
             admission: Admission::default(),
             in_use: false,
+            cut: None,
             #[cfg(test)]
             sabotage: None,
         }
@@ -66,6 +70,17 @@ impl Admission {
     }
 }
 
+/// How far a journal is carried over into its disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upto {
+    /// Up to the last place that is sealed.
+    Sealed,
+    /// Up to the place that was sealed with that number; nothing, if the journal has none, since it was carried over then.
+    Cut(u64),
+    /// Not at all: it is opened.
+    Nothing,
+}
+
 /// What happened.
 #[derive(Debug)]
 pub enum TargetEvent {
@@ -93,6 +108,11 @@ pub enum TargetEvent {
     Reached(u64, std::io::Result<()>),
     /// What the arbiter says of that, or that it cannot be asked.
     Decided(Ballot, std::io::Result<Side>),
+    /// The record of this disk's group says, durably, that every disk of it has that cut, this one in the journal of that
+    /// session.
+    Cut(Uuid, u64),
+    /// The group names no other cut of this disk than this one, which is in its durable record, with the session.
+    Left(Option<(Uuid, u64)>),
     /// The disk is served, at that address.
     Serving(std::io::Result<String>),
 }
@@ -128,7 +148,7 @@ pub enum TargetAction {
         /// The operation.
         op: OpId,
         /// The session whose changes it is for.
-        session: uuid::Uuid,
+        session: Uuid,
         /// The number; 0 when it is not known any more.
         seq: u64,
     },
@@ -140,12 +160,28 @@ pub enum TargetAction {
         op: OpId,
         /// The last number given out before it.
         seq: u64,
-        /// With everything before it the disk is as the source's was: it may be carried over.
+        /// With everything before it the disk is as the source's was: it may be carried over up to there, by itself or once
+        /// all disks of its group have got that far.
         sealed: bool,
     },
-    /// Open the journal if it is not open, without what came after its last marker; write what is sealed into the disk in
-    /// the order of the journal, flush the disk, and take it out of the journal, durably. May be done again after a crash.
-    Apply(OpId),
+    /// Open the journal if it is not open, without what came after its last marker; write what it holds up to that place
+    /// into the disk in the order of the journal, and flush the disk. What was carried over may be taken out of the
+    /// journal then, durably. May be done again after a crash.
+    Apply(OpId, Upto),
+    /// Tell the disk's group that this disk has a cut durably.
+    Reached {
+        /// The group.
+        group: Group,
+        /// The session whose journal has it.
+        session: Uuid,
+        /// Its number.
+        cut: u64,
+        /// Through how many disks it goes.
+        disks: u16,
+    },
+    /// Tell that group that what was said to it of this disk does not hold any more; it answers once no record that is
+    /// being written names the disk.
+    Leave(Uuid),
     /// Find out whether that arbiter is there, and is the one so named.
     Reach {
         /// For which attempt.

@@ -83,6 +83,7 @@ fn what_another_session_begins_with_is_claimed_for_none_before() {
         acked: 0,
         aborted: 0,
         follow: false,
+        group: None,
     });
     let open = tell(&mut target, TargetEvent::Message(conn, begin));
     assert!(
@@ -123,6 +124,7 @@ fn only_the_question_that_is_asked_last_makes_it_ready() {
         acked: 0,
         aborted: 0,
         follow: false,
+        group: None,
     });
     tell(&mut target, TargetEvent::Message(conn, begin));
     tell(&mut target, TargetEvent::Persisted(Ok(())));

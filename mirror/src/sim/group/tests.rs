@@ -1,0 +1,72 @@
+//! The promise of a group, held against thousands of seeds.
+
+use super::{Stats, World};
+use crate::session::Sabotage;
+
+fn number(name: &str) -> Option<u64> {
+    let number = std::env::var(name).ok();
+    number.and_then(|number| number.parse().ok())
+}
+
+#[test]
+fn disks_that_follow_together_hold_one_moment_of_their_machine_whatever_crashes() {
+    let count = number("DISKFERRY_SEEDS").unwrap_or(2500);
+    let only = number("DISKFERRY_SEED");
+    let seeds = only.map_or(0..count, |seed| seed..seed + 1);
+    let mut total = Stats::default();
+    for seed in seeds {
+        let (stats, result) = World::new(seed, None).run();
+        if let Err(e) = result {
+            panic!("seed {seed} (run it alone with DISKFERRY_SEED={seed}): {e}");
+        }
+        total.acked += stats.acked;
+        total.sessions += stats.sessions;
+        total.crashes += stats.crashes;
+        total.recorded += stats.recorded;
+        total.promoted += stats.promoted;
+        total.replayed += stats.replayed;
+        total.inherited += stats.inherited;
+        total.refused += stats.refused;
+        total.given_up += stats.given_up;
+        total.fallen_back += stats.fallen_back;
+    }
+    println!("{total:?}");
+    if only.is_some() || number("DISKFERRY_SEEDS").is_some() {
+        return;
+    }
+    // A check that cannot fail is none.
+    assert!(total.recorded > 5000 && total.promoted > 5000, "{total:?}");
+    assert!(total.replayed > 1000 && total.inherited > 100, "{total:?}");
+    assert!(
+        total.given_up > 100 && total.fallen_back > 1000,
+        "{total:?}"
+    );
+    assert!(total.crashes > 2000, "{total:?}");
+}
+
+/// Some seed notices that the rule is broken.
+fn is_noticed(rule: Sabotage) {
+    if let Some(seed) = number("DISKFERRY_SEED") {
+        println!("{:?}", World::new(seed, Some(rule)).run());
+    }
+    let noticed = (0..2000).find_map(|seed| {
+        // Running into the time limit would be noticing nothing.
+        let noticed = World::new(seed, Some(rule)).run().1.err();
+        noticed.filter(|e| !e.contains("no end")).map(|e| (seed, e))
+    });
+    println!("{rule:?} noticed: {noticed:?}");
+    assert!(noticed.is_some(), "no seed notices {rule:?}");
+}
+
+#[test]
+fn the_simulation_notices_broken_rules_of_cuts() {
+    is_noticed(Sabotage::CutTooEarly);
+}
+
+#[test]
+fn the_simulation_notices_broken_rules_of_a_group() {
+    is_noticed(Sabotage::CarryUnrecorded);
+    is_noticed(Sabotage::CarryPastTheCut);
+    is_noticed(Sabotage::CutOfOne);
+    is_noticed(Sabotage::StayJoined);
+}

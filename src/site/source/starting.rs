@@ -1,0 +1,165 @@
+//! Moves are begun: of one disk, or of several that belong together.
+//!
+//! Must never leave one disk of a group moving when another one of it could not be begun with.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use blockserver::server::Server;
+use mirror::arbiter::ArbiterName;
+use mirror::net::{SiteAddress, SourceDriver, SourceHandle};
+use mirror::sequence::Place;
+use mirror::wire::MAX_DISKS;
+use uuid::Uuid;
+
+use super::{Moving, Site, SiteDisk, refused, switching};
+use crate::control::{Cutover, StartMirror};
+use crate::failure::{Failure, Result};
+use crate::identity;
+use crate::site::beside::{self, Beside, MovingBeside};
+use crate::site::kept;
+use crate::site::port::ExportPort;
+
+impl Site {
+    /// Begin to move a disk, with those that are to be moved together with it.
+    pub(super) fn begin(&self, disk: &str, start: &StartMirror) -> Result<serde_json::Value> {
+        let first = self.disk(disk)?;
+        if start.together_with.is_empty() {
+            return first.start(self, start, None);
+        }
+        let mut disks = vec![first];
+        for name in &start.together_with {
+            let other = self.disk(name)?;
+            if disks.iter().any(|known| Arc::ptr_eq(known, &other)) {
+                return Err(Failure::usage(format!("`{name}` is named twice")));
+            }
+            disks.push(other);
+        }
+        let may = SiteAddress::is_written(&start.to) && start.cutover == Cutover::Manual;
+        if !may || disks.len() > usize::from(MAX_DISKS) {
+            let what = format!(
+                "only disks that follow, at most {MAX_DISKS}, are mirrored together: with --manual, to another host"
+            );
+            return Err(Failure::usage(what));
+        }
+        if start.way_back.is_some() {
+            let what = "disks that are mirrored together have no way back yet";
+            return Err(
+                Failure::usage(what).hint("begin each by itself, each with an address of its own")
+            );
+        }
+        let lineages = disks.iter().map(|disk| disk.lineage());
+        let places = Place::all(lineages.collect::<Result<_>>()?, Uuid::new_v4());
+        let mut states = Vec::new();
+        for (number, (disk, place)) in disks.iter().zip(places).enumerate() {
+            match disk.start(self, start, Some(place)) {
+                Ok(state) => states.push(state),
+                Err(error) => {
+                    for begun in disks.iter().take(number) {
+                        // It has ended itself if it is not there any more.
+                        let _ = begun.with_session(SourceHandle::cancel);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        states
+            .into_iter()
+            .next()
+            .ok_or_else(|| Failure::usage("no disk is named"))
+    }
+}
+
+impl SiteDisk {
+    /// What the disk is called on every host that it moves to.
+    fn lineage(&self) -> Result<Uuid> {
+        let record = SourceDriver::record(&self.opened().record());
+        Ok(record.map_err(|e| refused(&e))?.disk)
+    }
+
+    /// Begin to move the disk, as one of a group if it has a place in one.
+    fn start(
+        self: &Arc<Self>,
+        site: &Site,
+        start: &StartMirror,
+        place: Option<Place>,
+    ) -> Result<serde_json::Value> {
+        let arbiter = switching::arbiter(start)?;
+        let mut moving = self.lock();
+        self.stays(moving.as_ref())?;
+        if self.opened().read_only {
+            let what = format!("`{}` is served read-only", self.export.name());
+            return Err(Failure::usage(what).hint("serve it without --read-only to move it"));
+        }
+        if let Some(beside) = moving.take().and_then(|old| old.beside) {
+            let failed = |e| Failure::io("what an earlier move left cannot be closed", &e);
+            beside.abandon().map_err(failed)?;
+        }
+        let way_back = self.new_way(start, &site.reachable)?;
+        let started = if SiteAddress::is_written(&start.to) {
+            self.start_to(start, (arbiter, way_back), place)
+        } else {
+            self.start_beside(&site.server, start)
+        };
+        let started = started.inspect_err(|_| self.close_way())?;
+        let status = self.state_of(&started);
+        *moving = Some(started);
+        status
+    }
+
+    /// Move the disk to another host.
+    fn start_to(
+        &self,
+        start: &StartMirror,
+        (arbiter, way_back): (Option<ArbiterName>, Option<(String, u64)>),
+        place: Option<Place>,
+    ) -> Result<Moving> {
+        identity::allowed(&start.to, start.plain)?;
+        let port = Arc::new(ExportPort(self.export.clone()));
+        let mut config = self.config(&start.to, &self.name_here(), start);
+        config.replica.way_back = way_back;
+        // What is at another path of this host would be lost with it.
+        config.replica.follow = !config.handover.automatic;
+        let opened = self.opened();
+        let (keep, kept) = kept::keep(&opened);
+        // What is kept of one disk says nothing of the others.
+        if place.is_none() {
+            config.keep = keep;
+        }
+        config.replica.group = place;
+        config.handover.arbiter = arbiter;
+        let session = SourceDriver::start_kept(port, opened.record(), (config, kept));
+        Ok(Moving::to(session.map_err(|e| refused(&e))?))
+    }
+
+    /// Move the disk to another path of this host: both ends of the session are here.
+    fn start_beside(&self, server: &Arc<Server>, start: &StartMirror) -> Result<Moving> {
+        let to = Path::new(&start.to);
+        if !to.is_absolute() {
+            let what = format!(
+                "`{}` is neither tls:HOST:PORT, tcp:HOST:PORT nor an absolute path",
+                to.display()
+            );
+            return Err(Failure::usage(what));
+        }
+        if !beside::is_free(to)? {
+            let what = format!("{}: exists already", to.display());
+            return Err(Failure::usage(what).hint("name a file that does not exist yet"));
+        }
+        let beside = Beside::start(server, to)?;
+        let arriving = beside.arriving().clone();
+        let mut config = self.config(&beside.address(), arriving.name(), start);
+        // The port is another after a restart, the path is not.
+        config.recorded = Some(start.to.clone());
+        let port = MovingBeside {
+            port: ExportPort(self.export.clone()),
+            arriving,
+        };
+        let session = self.session(Arc::new(port), config)?;
+        Ok(Moving {
+            session,
+            beside: Some(beside),
+            back: false,
+        })
+    }
+}
