@@ -65,7 +65,10 @@ fn group(bytes: &[u8]) {
     let checked = format!("{{\"diskferry_group\":1,\"check\":\"{check}\",\"record\":{content}}}");
     if let Ok(record) = GroupRecord::from_bytes(checked.as_bytes()) {
         let again = record.to_bytes().expect("it has a form");
-        assert_eq!(GroupRecord::from_bytes(&again).expect("as it was written"), record);
+        assert_eq!(
+            GroupRecord::from_bytes(&again).expect("as it was written"),
+            record
+        );
         assert!(record.disks.iter().all(|disk| !disk.name.contains('/')));
     }
 }
