@@ -118,7 +118,7 @@ pub(crate) struct MirrorRateArgs {
 Both sides read all that is allocated here and compare it by hashes, and see that the rest is zero there; `mirror rate` holds
 it back. It begins once the target is in step and does not keep it from following. A block that is different three times, with
 nobody writing to it in between, is wrong: it is said which was the first, and all of them are copied again and looked at again.
-With --wait the exit code is 6 if there was one. Ctrl-C leaves it running; `mirror status` shows how far it is.")]
+One that runs is waited for, none is begun beside it. With --wait the exit code is 6 if something was wrong. Ctrl-C leaves it running; `mirror status` shows how far it is.")]
 pub(crate) struct MirrorVerifyArgs {
     /// The disk, as it was given to `diskferry serve`
     pub(crate) disk: PathBuf,

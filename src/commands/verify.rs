@@ -18,15 +18,17 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(super) fn run(args: &MirrorVerifyArgs, report: Report) -> Result<()> {
     let disk = Remote::find(&args.disk, args.control.as_deref())?;
     let begun = |state: &Value| state["verify"]["begun"].as_u64().unwrap_or(0);
-    // That of an earlier one may be all that is known at first.
+    // What is known of an earlier one that is over may be all that is known at first. One that runs is waited for.
     let before: Value = disk.client.get(&disk.resource("mirror"))?;
+    let runs = ["waiting", "comparing"].contains(&before["verify"]["stage"].as_str().unwrap_or(""));
+    let is_old = |state: &Value| !runs && begun(state) == begun(&before);
     let mut state: Value = disk.client.post(&disk.resource("mirror/verify"), &())?;
     let in_words = |state: &Value| people(state).unwrap_or_default();
     if !args.wait {
         return report.result("verify", &state, in_words);
     }
     interrupt::listen();
-    while begun(&state) == begun(&before) || state["verify"]["stage"] != "done" {
+    while is_old(&state) || state["verify"]["stage"] != "done" {
         if state["ended"] == true {
             let what = "the move ended before all was compared";
             return Err(Failure::new(Exit::Cancelled, what).hint("see `diskferry mirror status`"));

@@ -91,6 +91,8 @@ struct Moving {
     beside: Option<Beside>,
     /// It keeps a copy in step where the disk came from.
     back: bool,
+    /// That it failed is taken account of.
+    counted: bool,
 }
 
 impl Moving {
@@ -100,6 +102,7 @@ impl Moving {
             session,
             beside: None,
             back: false,
+            counted: false,
         }
     }
 }
@@ -143,6 +146,8 @@ impl Site {
                     .server
                     .add_held_export(name, disk, options, None)
                     .map_err(failed)?;
+                // Who has it now has clients of its own.
+                export.write_through();
                 (export, None)
             }
             Standing::Ours { remove_mark } => {
@@ -218,6 +223,7 @@ impl Site {
             session: session.map_err(|e| refused(&e))?,
             beside: Some(beside),
             back: false,
+            counted: false,
         })
     }
 

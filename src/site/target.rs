@@ -128,22 +128,35 @@ impl Folder {
         };
         let record = load_record(&self.record_path(name));
         let record = record.map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
-        match record.map(|record| record.state) {
-            Some(State::Released { .. } | State::Offered { .. }) => {}
-            _ => return Ok(()),
+        let state = record.map(|record| record.state);
+        let gone = matches!(state, Some(State::Released { .. } | State::Offered { .. }));
+        let way = super::way_back::kept_of(&self.path(name));
+        if !gone && way.is_none() {
+            return Ok(());
         }
         let opened = open(&self.path(name), None, false, &ParentSearch::default())?;
-        let Standing::HandedOver(record) = opened.standing(false)? else {
-            // It is this host's after all, and is taken up as such.
+        let path = opened.path.clone();
+        if let (Some(way), Some(_)) = (&way, opened.away(way.as_ref())) {
+            let export = self.held_for(name, &opened)?;
+            owned.site.adopt_away(opened, export, way);
+            owned.listen_for(&path);
+            return Ok(());
+        }
+        let standing = gone.then(|| opened.standing(false)).transpose()?;
+        let Some(Standing::HandedOver(record)) = standing else {
+            // It is this host's, or comes to it as any other, and is taken up as such.
             opened.unlock();
             return Ok(());
         };
-        let export = self.held(name, &opened);
-        let export = export.map_err(|e| Failure::io(format!("{name}: cannot be served"), &e))?;
-        let path = opened.path.clone();
+        let export = self.held_for(name, &opened)?;
         owned.site.adopt_handed_on(opened, &record, export)?;
         owned.listen_for(&path);
         Ok(())
+    }
+
+    fn held_for(&self, name: &str, opened: &Opened) -> Result<ExportHandle, Failure> {
+        let held = self.held(name, opened);
+        held.map_err(|e| Failure::io(format!("{name}: cannot be served"), &e))
     }
 
     /// An export of the disk that lets nobody go on.
@@ -333,7 +346,10 @@ impl TargetHost for Folder {
             let name = entry?.file_name();
             let Some(name) = name.to_str() else { continue };
             let has_record = sidecar_path(&self.path(name)).exists();
-            if has_record {
+            // One that is waited for elsewhere is not taken up here as well.
+            let awaited = (self.owned.as_ref())
+                .is_some_and(|owned| owned.site.awaits(&self.export_name(name)));
+            if has_record && !awaited {
                 names.push(name.to_owned());
             }
         }

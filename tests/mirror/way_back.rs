@@ -134,6 +134,44 @@ fn a_disk_that_was_received_is_controlled_there_and_moves_on() {
 }
 
 #[test]
+fn a_site_that_received_a_disk_and_is_killed_while_it_comes_back_sends_its_clients_on_and_waits() {
+    let mut sites = Sites::running("a.vhdx", &["1G", "--block-size", "1M"]);
+    let mut third = Sites::new("b.vhdx", &["1M"]);
+    third.receive();
+    third.disk = "a.vhdx".into();
+    sites.start(&["--wait"]).ends(0);
+    let (to, back) = (third.to(), "tcp:127.0.0.1:0");
+    let start = ["mirror", "start", "in/a.vhdx", "--to", &to];
+    sites
+        .run(&[&start[..], &["--way-back", back, "--wait"]].concat())
+        .ends(0);
+    in_step(&third);
+    let since = Instant::now();
+    while !matches!(sites.records().1, Some(State::Following { .. })) {
+        assert!(since.elapsed() < STUCK, "{:?}", sites.records());
+        thread::sleep(Duration::from_millis(50));
+    }
+    sites.target.take().expect("it runs").kill();
+    sites.receive();
+    let load = Load::start(&sites.at_target(), area(9), Ledger::default());
+    load.goes_on(100);
+    in_step(&third);
+    let home = |sites: &Sites| matches!(sites.records().1, Some(State::Owner { epoch: 4, .. }));
+    let since = Instant::now();
+    while !home(&sites) {
+        rollback(&third, &[]);
+        assert!(since.elapsed() < STUCK, "{:?}", sites.records());
+        thread::sleep(Duration::from_millis(200));
+    }
+    load.goes_on(100);
+    let ledger = load.well();
+    verify(&sites.at_target(), &ledger, Promise::Acknowledged);
+    verify(&third.at_target(), &ledger, Promise::Acknowledged);
+    third.target.take().expect("it runs").end();
+    sites.end();
+}
+
+#[test]
 fn a_disk_goes_back_and_its_client_never_notices() {
     let (sites, load) = moved_with_a_way_back(seed());
     in_step(&sites);

@@ -32,6 +32,8 @@ const PASS_EVERY: Micros = Micros::from_secs(1);
 const MOST_PASSES: u32 = 30;
 /// Parts that are to be looked at again; with more the next pass begins.
 const MOST_AGAIN: usize = 1 << 16;
+/// How often that may be, a second or more each: what is left then is left.
+const MOST_EARLY: u32 = 3600;
 
 /// A part of the disk, and how often it was found different.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +115,10 @@ pub(super) struct Verify {
     aloft: BTreeMap<u64, Aloft>,
     weight: u64,
     next: u64,
+    /// Passes that began before all was looked at.
+    early: u32,
+    /// A switchover is about to begin: the target's last flush waits for what it looks at.
+    paused: bool,
 }
 
 impl Verify {
@@ -134,9 +140,12 @@ impl Verify {
         (figures.stage != VerifyStage::None).then_some(figures)
     }
 
-    /// Look at all of a disk of `size` bytes, anew.
+    /// Look at all of a disk of `size` bytes. One that runs is that one.
     pub(super) fn begin(&mut self, size: u64, now: Micros, tracker: &Tracker) {
-        // What is under way of an earlier one is not known any more.
+        let runs = [VerifyStage::Waiting, VerifyStage::Comparing];
+        if runs.contains(&self.figures.stage) {
+            return;
+        }
         let (next, begun) = (self.next, self.figures.begun + 1);
         *self = Self::default();
         self.next = next;
@@ -177,6 +186,12 @@ impl Verify {
     /// What was awaited is so.
     pub(super) fn go_on(&mut self) {
         self.figures.stage = VerifyStage::Comparing;
+    }
+
+    /// Begin no look from now on, or do again; whether none is on the way.
+    pub(super) fn pause(&mut self, paused: bool) -> bool {
+        self.paused = paused;
+        self.aloft.is_empty()
     }
 
     /// The link was lost: what is on the way comes to nothing, and all has to be durable again.
@@ -225,7 +240,8 @@ impl Verify {
 
     /// The next thing to do, with `conn` being the lane for it and `chunk` the most bytes to read at once.
     pub(super) fn next(&mut self, conn: ConnId, chunk: u64) -> Option<Step> {
-        if self.figures.stage != VerifyStage::Comparing || self.weight >= MOST_ALOFT {
+        if self.figures.stage != VerifyStage::Comparing || self.paused || self.weight >= MOST_ALOFT
+        {
             return None;
         }
         if let Some(part) = self.zeroes.pop_front() {
@@ -395,6 +411,7 @@ impl Verify {
             self.todo.push_back(part);
         }
         let over = !left && (self.again.is_empty() || self.figures.passes >= MOST_PASSES);
+        let over = over || self.early >= MOST_EARLY;
         if over {
             self.figures.stage = VerifyStage::Done;
             tracker.watch_no_more();
@@ -403,6 +420,7 @@ impl Verify {
         if left {
             // It goes on where it was.
             self.figures.passes -= 1;
+            self.early += 1;
         }
         self.pass(now + PASS_EVERY, tracker);
     }

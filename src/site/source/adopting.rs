@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use blockserver::export::ExportHandle;
 use mirror::net::SourceHandle;
+use mirror::way_back::WayBack;
 
 use super::{Beside, Moving, Opened, Site, SiteDisk, way_back};
 use crate::failure::Result;
@@ -63,6 +64,23 @@ impl Site {
             disk.go_on_with(&way, &self.reachable);
         }
         Ok(())
+    }
+
+    /// Go on with a disk that is on its way back here: its clients are sent to who has it, and it is waited for.
+    pub(crate) fn adopt_away(&self, opened: Opened, held: ExportHandle, way: &WayBack) {
+        held.write_through();
+        let disk = SiteDisk::new(Arc::new(opened), held, None);
+        let disk = self.push(SiteDisk {
+            arrived: true,
+            ..disk
+        });
+        disk.go_on_with(way, &self.reachable);
+    }
+
+    /// Whether the disk of that name has left, and is brought back where it is waited for.
+    pub(crate) fn awaits(&self, name: &str) -> bool {
+        self.disk(name)
+            .is_ok_and(|disk| disk.lock().is_none() && disk.way().away)
     }
 
     /// Whether a disk of that name is served here, and not elsewhere by now.

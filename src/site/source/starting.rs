@@ -160,6 +160,7 @@ impl SiteDisk {
             session,
             beside: Some(beside),
             back: false,
+            counted: false,
         })
     }
 }

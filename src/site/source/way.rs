@@ -9,6 +9,7 @@
 //!
 //! Must never have a disk come home before the move away from it is durably over.
 
+use std::net::IpAddr;
 use std::sync::{Arc, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,8 +31,14 @@ use crate::site::Reachable;
 
 /// How often it is looked whether something has changed.
 const LOOK: Duration = Duration::from_millis(200);
-/// How long after a session to where the disk came from has failed the next one begins.
+/// How long after something has failed it is tried again, at first.
 const AGAIN: Duration = Duration::from_secs(2);
+/// How often that is doubled.
+const MOST_DOUBLED: u32 = 8;
+/// A session that has lasted so long was none that fails again and again, in microseconds.
+const LASTED: u64 = 600 * 1_000_000;
+/// After so many failures in a row nothing is kept of the next session: each takes a checkpoint of the disk, which has few.
+const MOST_KEPT: u32 = 2;
 /// How long a way back is open if nothing else is said.
 const DAY: u64 = 24 * 3600;
 /// For how many seconds more than the other host this one takes a way back for open.
@@ -48,6 +55,22 @@ pub(super) struct Way {
     /// Somebody looks after it.
     tended: bool,
     tried: Option<Instant>,
+    /// How often in a row what was tried has failed.
+    failures: u32,
+    /// Where its clients are found, for who waits anew.
+    reachable: Option<Arc<OnceLock<Reachable>>>,
+}
+
+impl Way {
+    /// Whether it is time to try again: each time later.
+    fn is_due(&mut self) -> bool {
+        let wait = AGAIN * 2_u32.pow(self.failures.min(MOST_DOUBLED));
+        let due = self.tried.is_none_or(|tried| tried.elapsed() >= wait);
+        if due {
+            self.tried = Some(Instant::now());
+        }
+        due
+    }
 }
 
 /// What is to be done once nothing is locked.
@@ -55,6 +78,8 @@ enum Next {
     Nothing,
     /// Nobody waits for the disk any more.
     Drop(Option<TargetHandle>),
+    /// Wait for it there, where nobody does.
+    Listen(String),
     /// There is nothing to look after.
     End,
 }
@@ -71,16 +96,11 @@ impl SiteDisk {
         reachable: &Arc<OnceLock<Reachable>>,
     ) -> Result<Option<(String, u64)>> {
         let path = self.opened().path.clone();
-        let old = {
-            let mut way = self.way();
-            way.kept = None;
-            way.listening.take()
-        };
-        drop(old);
+        self.wait_no_more();
+        if way_back::kept_of(&path).is_some() {
+            way_back::keep(&path, None);
+        }
         let Some(listen) = &start.way_back else {
-            if way_back::kept_of(&path).is_some() {
-                way_back::keep(&path, None);
-            }
             return Ok(None);
         };
         if !SiteAddress::is_written(&start.to) {
@@ -94,6 +114,7 @@ impl SiteDisk {
         };
         at.seen_from(listen)?;
         let listening = self.listen(listen, reachable)?;
+        can_be_told(listening.address().ip(), listen, &start.to)?;
         let way = WayBack {
             span: start.way_back_for_s.unwrap_or(DAY),
             until: None,
@@ -107,6 +128,8 @@ impl SiteDisk {
         let mut mine = self.way();
         mine.kept = Some(way);
         mine.listening = Some(listening);
+        mine.reachable = Some(Arc::clone(reachable));
+        mine.failures = 0;
         drop(mine);
         self.tend();
         Ok(told)
@@ -132,6 +155,7 @@ impl SiteDisk {
         let mut way = self.way();
         let over = self.closes(kept);
         way.kept = Some(kept.clone());
+        way.reachable = Some(Arc::clone(at));
         if let Side::Home { listen, clients } = &kept.side {
             // Who has a record of a session here and no session of its own found it on its way back.
             way.away = self.lock_is_none() && self.comes_back();
@@ -141,20 +165,37 @@ impl SiteDisk {
                     Err(error) => tracing::error!(%clients, %error, "is no address of a disk"),
                 }
             }
+            let waits = way.listening.is_some();
             drop(way);
-            if !over {
-                match self.listen(listen, at) {
-                    Ok(listening) => self.way().listening = Some(listening),
-                    Err(failure) => {
-                        let name = self.export.name();
-                        tracing::error!("{name}: its way back is closed: {}", failure.what);
-                    }
-                }
+            if !over && !waits {
+                self.wait_at(listen);
             }
         } else {
             drop(way);
         }
         self.tend();
+    }
+
+    /// Wait for the disk there; if that cannot be now, later.
+    fn wait_at(self: &Arc<Self>, listen: &str) {
+        let Some(reachable) = self.way().reachable.clone() else {
+            return;
+        };
+        // It asks after the way by itself.
+        let listening = self.listen(listen, &reachable);
+        let mut way = self.way();
+        way.tried = Some(Instant::now());
+        match listening {
+            Ok(listening) => {
+                way.listening = Some(listening);
+                way.failures = 0;
+            }
+            Err(failure) => {
+                way.failures = way.failures.saturating_add(1);
+                let name = self.export.name();
+                tracing::error!("{name}: its way back is closed for now: {}", failure.what);
+            }
+        }
     }
 
     /// Whether the record says that the disk is on its way back here.
@@ -206,7 +247,7 @@ impl SiteDisk {
     }
 
     /// Do what there is to do now; whether to look again.
-    fn look(&self) -> bool {
+    fn look(self: &Arc<Self>) -> bool {
         let mut moving = self.lock();
         let kept = self.way().kept.clone();
         let next = match &kept {
@@ -222,6 +263,11 @@ impl SiteDisk {
             Next::Drop(listening) => {
                 drop((way, moving));
                 drop(listening);
+                true
+            }
+            Next::Listen(at) => {
+                drop((way, moving));
+                self.wait_at(&at);
                 true
             }
             Next::End => {
@@ -257,7 +303,12 @@ impl SiteDisk {
             return Next::Drop(way.listening.take());
         }
         if !self.closes(&kept) {
-            return Next::Nothing;
+            return match &kept.side {
+                Side::Home { listen, .. } if way.listening.is_none() && way.is_due() => {
+                    Next::Listen(listen.clone())
+                }
+                _ => Next::Nothing,
+            };
         }
         if !way.away {
             way_back::keep(&path, None);
@@ -326,18 +377,20 @@ impl SiteDisk {
                 }
                 Some(Err(_)) => {}
             }
+            if moving.back && !std::mem::replace(&mut moving.counted, true) {
+                let mut way = self.way();
+                let lasted = status.elapsed >= LASTED;
+                way.failures = if lasted {
+                    0
+                } else {
+                    way.failures.saturating_add(1)
+                };
+            }
         }
         if over {
             return end();
         }
-        let due = {
-            let mut way = self.way();
-            let due = way.tried.is_none_or(|tried| tried.elapsed() >= AGAIN);
-            if due {
-                way.tried = Some(Instant::now());
-            }
-            due
-        };
+        let due = self.way().is_due();
         if due {
             match self.start_back(to, None) {
                 Ok(started) => *moving = Some(started),
@@ -384,7 +437,9 @@ impl SiteDisk {
         config.replica.follow = true;
         config.replica.left = left;
         let (keep, kept) = kept::keep(&opened);
-        config.keep = keep;
+        if self.way().failures <= MOST_KEPT {
+            config.keep = keep;
+        }
         // Its clients' requests come to the disk there besides those that pass here.
         self.export.write_through();
         let port = Arc::new(ExportPort(self.export.clone()));
@@ -446,5 +501,52 @@ impl SiteDisk {
     }
 }
 
+/// Whether the other host, at `to`, can bring the disk to who listens at `ip`, as `listen` came out to be.
+fn can_be_told(ip: IpAddr, listen: &str, to: &str) -> Result<()> {
+    let hint = "name an address of this host by which the other one reaches it";
+    if ip.is_unspecified() {
+        let what = format!("`{listen}` is no address to which the disk could be brought back");
+        return Err(Failure::usage(what).hint(hint));
+    }
+    let near = SiteAddress::parse(to).is_ok_and(|to| to.is_loopback());
+    if ip.is_loopback() && !near {
+        let what = format!("`{listen}` is {ip} here, which the other host cannot reach");
+        return Err(Failure::usage(what).hint(hint));
+    }
+    Ok(())
+}
+
 /// A disk that may be gone.
 pub(super) type MayBe = Weak<SiteDisk>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_way_back_that_the_other_host_could_not_go_is_refused() {
+        let told = |ip: &str, to| can_be_told(ip.parse().unwrap(), "tls:name:9001", to);
+        let far = "tls:10.0.0.2:9000";
+        assert!(told("10.0.0.1", far).is_ok());
+        // What Debian makes of a host's own name.
+        assert!(told("127.0.1.1", far).is_err());
+        assert!(told("0.0.0.0", far).is_err());
+        assert!(told("::", far).is_err());
+        assert!(told("127.0.0.1", "tcp:127.0.0.1:9000").is_ok());
+    }
+
+    #[test]
+    fn what_fails_again_and_again_is_tried_later_each_time() {
+        let tried = Instant::now().checked_sub(AGAIN * 2);
+        let due = |failures| {
+            Way {
+                tried,
+                failures,
+                ..Way::default()
+            }
+            .is_due()
+        };
+        assert!(due(0));
+        assert!(!due(2));
+    }
+}

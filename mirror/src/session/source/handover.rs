@@ -79,6 +79,10 @@ impl Source {
         let pause = pause.or_else(|| self.pace.sent.time_for(left));
         let short = any || pause.is_some_and(|pause| pause <= max_pause);
         let arbiter = self.next_arbiter();
+        // What the target looks at for a verification would hold up its last flush, and clients with it.
+        if !self.local.verify.pause(short) {
+            return;
+        }
         if short && let Some(attempt) = self.switch.prepare(arbiter.as_ref()) {
             self.local.final_sent = false;
             self.send_prepare(now);

@@ -126,6 +126,43 @@ fn marking() -> Source {
 }
 
 #[test]
+fn no_switchover_begins_while_the_target_looks_at_something() {
+    let (mut source, _) = synced();
+    tell(&mut source, SourceEvent::Connected(ConnId(2)));
+    let asked = tell(&mut source, SourceEvent::Command(Command::Verify));
+    let [SourceAction::Status(op, 0, SIZE)] = asked[..] else {
+        panic!("must ask what is allocated: {asked:?}")
+    };
+    let nothing = vec![Extent {
+        len: SIZE,
+        allocated: false,
+        zero: true,
+    }];
+    let looks = tell(&mut source, SourceEvent::Status(op, Ok(nothing)));
+    let [SourceAction::Send(ConnId(2), Message::Look(look))] = &looks[..] else {
+        panic!("{looks:?}");
+    };
+    let prepares = |actions: &[SourceAction]| {
+        let prepare =
+            |a: &SourceAction| matches!(a, SourceAction::Send(_, Message::Prepare { .. }));
+        actions.iter().any(prepare)
+    };
+    let cutover = Command::Cutover {
+        max_pause: None,
+        how: None,
+    };
+    let waits = tell(&mut source, SourceEvent::Command(cutover));
+    assert!(!prepares(&waits), "{waits:?}");
+    let seen = Message::Seen {
+        id: look.id,
+        unlike: 0,
+        unknown: 0,
+    };
+    let goes_on = say(&mut source, seen);
+    assert!(prepares(&goes_on), "{goes_on:?}");
+}
+
+#[test]
 fn a_target_that_acknowledges_what_was_never_sent_ends_the_session_and_nothing_else() {
     for lie in [
         Message::ChunksDone(vec![7]),

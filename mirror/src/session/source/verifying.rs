@@ -29,6 +29,9 @@ impl Source {
         if self.switch.phase() != Phase::Owner {
             return;
         }
+        if self.local.cutover.is_none() && !self.config.handover.automatic {
+            self.local.verify.pause(false);
+        }
         if let Some(until) = self.local.verify.awaits(now)
             && self.nothing_left()
             && !self.copy.awaits_marker()

@@ -102,7 +102,10 @@ impl Target {
         match self.switch.standing(&hello) {
             Err((refusal, text)) => self.refuse(conn, refusal, text),
             Ok(standing) => {
-                let begins = matches!(standing, Standing::Empty | Standing::Stale);
+                let begins = matches!(
+                    standing,
+                    Standing::Empty | Standing::Stale | Standing::Left { .. }
+                );
                 if begins && let Some(text) = self.config.admission.refuses(&hello.description) {
                     return self.refuse(conn, Refusal::CannotCreate, text);
                 }
@@ -404,3 +407,6 @@ impl Target {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

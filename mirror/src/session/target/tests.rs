@@ -10,7 +10,7 @@ use crate::wire::{
     Begin, Chunk, DiskDescription, DiskFormat, Here, Look, Probe, Record, Start, StreamDigest,
 };
 
-const SIZE: u64 = 1 << 20;
+pub(super) const SIZE: u64 = 1 << 20;
 pub(super) const CONTROL: ConnId = ConnId(1);
 const BULK: ConnId = ConnId(2);
 pub(super) const SESSION: Uuid = Uuid::from_u128(5);
@@ -136,63 +136,6 @@ pub(super) fn fails(actions: &[TargetAction]) -> bool {
     actions
         .iter()
         .any(|a| matches!(a, TargetAction::Send(_, Message::Failed { .. })))
-}
-
-#[test]
-fn a_disk_that_the_site_does_not_take_is_refused_before_anything_is_written_down() {
-    let refused = |admission: Admission, why: &str| {
-        let config = TargetConfig {
-            admission,
-            ..TargetConfig::default()
-        };
-        let mut target = Target::new(config, None, false);
-        let said = say(&mut target, CONTROL, Message::Hello(hello()));
-        let [
-            TargetAction::Send(_, Message::Refused { text, .. }),
-            TargetAction::Close(_),
-        ] = &said[..]
-        else {
-            panic!("{said:?}");
-        };
-        assert!(text.contains(why), "{text}");
-    };
-    let unexpected = Admission {
-        unexpected: true,
-        ..Admission::default()
-    };
-    refused(unexpected, "--expect");
-    let small = Admission {
-        largest: Some(SIZE - 1),
-        ..Admission::default()
-    };
-    refused(small, "--max-disk");
-}
-
-#[test]
-fn a_session_that_has_begun_goes_on_whatever_the_site_takes_now() {
-    let record = Ownership {
-        disk: hello().disk,
-        state: State::Receiving {
-            session: SESSION,
-            epoch: 1,
-        },
-    };
-    let config = TargetConfig {
-        admission: Admission {
-            unexpected: true,
-            largest: Some(0),
-        },
-        ..TargetConfig::default()
-    };
-    let mut target = Target::new(config, Some(record), true);
-    let said = say(&mut target, CONTROL, Message::Hello(hello()));
-    assert!(
-        matches!(
-            said[..],
-            [TargetAction::Send(_, Message::Welcome(Standing::Receiving))]
-        ),
-        "{said:?}"
-    );
 }
 
 #[test]

@@ -229,3 +229,14 @@ fn what_is_wrong_is_found_and_mended_while_other_parts_are_written() {
         assert_eq!(world.there[last..], world.here[last..], "seed {seed}");
     }
 }
+
+#[test]
+fn one_that_runs_is_not_begun_again_and_one_that_is_over_is() {
+    let mut world = World::new(1);
+    let size = (BLOCK * BLOCKS) as u64;
+    world.verify.begin(size, world.now, &world.tracker);
+    assert_eq!(world.verify.figures().unwrap().begun, 1);
+    let mut world = world.run();
+    world.verify.begin(size, world.now, &world.tracker);
+    assert_eq!(world.verify.figures().unwrap().begun, 2);
+}
