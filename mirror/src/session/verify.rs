@@ -103,9 +103,8 @@ pub(super) enum Step {
 #[derive(Debug, Default)]
 pub(super) struct Verify {
     figures: Verified,
-    /// While it waits: the number up to which all has to be durable, and the time before which it does not go on.
-    until: u64,
-    not_before: Micros,
+    /// While it waits: the time before which it does not go on, and the number up to which all has to be durable.
+    waits: (Micros, u64),
     /// To be asked about in this pass, in the next one, and what the disk said is data or zero.
     todo: VecDeque<Part>,
     again: Vec<Part>,
@@ -168,19 +167,20 @@ impl Verify {
             }
             self.todo.push_back(part);
         }
-        self.not_before = not_before;
+        self.waits.0 = not_before;
         self.wait(tracker);
     }
 
     fn wait(&mut self, tracker: &Tracker) {
         self.figures.stage = VerifyStage::Waiting;
-        self.until = tracker.figures().seq;
+        self.waits.1 = tracker.figures().seq;
     }
 
     /// While it waits: the number up to which all has to be durable before it goes on.
     pub(super) fn awaits(&self, now: Micros) -> Option<u64> {
-        let waits = self.figures.stage == VerifyStage::Waiting && now >= self.not_before;
-        waits.then_some(self.until)
+        let (not_before, until) = self.waits;
+        let waits = self.figures.stage == VerifyStage::Waiting && now >= not_before;
+        waits.then_some(until)
     }
 
     /// What was awaited is so.
