@@ -14,10 +14,13 @@
     reason = "rates are measured, and none of them is negative where it becomes a number of bytes"
 )]
 
+mod landing;
+
 use std::fmt;
 
 use serde::Serialize;
 
+use self::landing::Landing;
 use crate::clock::Micros;
 
 /// How often figures are taken.
@@ -157,6 +160,7 @@ pub struct Contract {
     share: Varying,
     brake: Option<u64>,
     idle_since: Option<Micros>,
+    landing: Option<Landing>,
     unmet: Option<Unmet>,
 }
 
@@ -179,6 +183,7 @@ impl Contract {
     /// Nothing is to be kept to any more; whether there was a brake.
     pub fn release(&mut self) -> bool {
         self.change(Wish::default());
+        self.landing = None;
         self.brake.take().is_some()
     }
 
@@ -207,7 +212,10 @@ impl Contract {
         self.at = Some((now, seen));
         self.learn(span.0 as f64 / 1e6, before, seen);
         self.learn_link(now, before, seen);
-        let brake = self.decide(now, seen.left as f64);
+        let brake = match self.landing {
+            Some(_) => self.for_landing(now),
+            None => self.decide(now, seen.left as f64),
+        };
         let changed = brake != self.brake;
         self.brake = brake;
         changed

@@ -194,6 +194,56 @@ fn an_estimate_says_how_sure_it_is() {
     assert_eq!(contract.estimate(), None, "it never ends");
 }
 
+/// Ask each tenth of a second whether a switchover should begin, until it should; how long that took.
+fn land(flow: &mut Flow, contract: &mut Contract) -> f64 {
+    for tenth in 0..100 {
+        if contract.land(flow.now, flow.seen.left) {
+            return f64::from(tenth) / 10.0;
+        }
+        flow.step(contract);
+    }
+    panic!("it never lands");
+}
+
+#[test]
+fn before_a_switchover_a_fast_writer_is_held_for_a_moment_so_that_little_is_left() {
+    let mut flow = Flow::new(200.0 * MIB, 25.0 * MIB, (200.0 * MIB, 1.0));
+    let mut contract = Contract::new(by(&flow, 60));
+    flow.run(&mut contract, 60).expect("in time");
+    assert!(flow.left > 25.0 * MIB * 0.1, "{} MiB", flow.left / MIB);
+    let took = land(&mut flow, &mut contract);
+    assert!(took <= 2.0, "{took}");
+    assert!(flow.left < 25.0 * MIB * 0.05, "{} MiB", flow.left / MIB);
+    // It stays so until the target has answered, and no longer than the attempt.
+    flow.step(&mut contract);
+    assert!(contract.brake().is_some_and(|brake| brake < 25 << 20));
+    contract.abort_landing();
+    contract.change(Wish::default());
+    for _ in 0..3 {
+        flow.step(&mut contract);
+    }
+    assert_eq!(contract.brake(), None);
+}
+
+#[test]
+fn nobody_is_held_for_a_landing_who_leaves_room_or_may_not_be_slowed_down() {
+    let mut flow = Flow::new(200.0 * MIB, 25.0 * MIB, (8.0 * MIB, 1.0));
+    let mut contract = Contract::default();
+    flow.run(&mut contract, 60).expect("it fits");
+    let took = land(&mut flow, &mut contract);
+    assert!(took <= 1.0, "{took}");
+    assert!((flow.wrote - flow.wanted).abs() < 1.0, "it was slowed down");
+    let mut flow = Flow::new(200.0 * MIB, 25.0 * MIB, (24.0 * MIB, 1.0));
+    let never = Wish {
+        max_slowdown: Some(0),
+        ..Wish::default()
+    };
+    let mut contract = Contract::new(never);
+    flow.run(&mut contract, 60);
+    assert_eq!(land(&mut flow, &mut contract), 0.0);
+    assert!((flow.wrote - flow.wanted).abs() < 1.0, "it was slowed down");
+}
+
 proptest! {
     #[test]
     fn whatever_can_be_in_time_is(

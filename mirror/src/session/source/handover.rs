@@ -78,6 +78,7 @@ impl Source {
         let pause = self.pace.contract.time_for(now, left);
         let pause = pause.or_else(|| self.pace.sent.time_for(left));
         let short = any || pause.is_some_and(|pause| pause <= max_pause);
+        let short = self.land(now, left, short);
         let arbiter = self.next_arbiter();
         // What the target looks at for a verification would hold up its last flush, and clients with it.
         if !self.local.verify.pause(short) {
@@ -91,6 +92,21 @@ impl Source {
             // From here on it counts as held: a target that does not answer is given up on too.
             self.local.held_since = Some(now);
         }
+    }
+
+    /// Whether to begin now, if what is left is `short` enough: clients are slowed down for a moment, so that it gets less.
+    fn land(&mut self, now: Micros, left: u64, short: bool) -> bool {
+        if !short {
+            self.pace.contract.abort_landing();
+            return false;
+        }
+        let before = self.pace.contract.brake();
+        let down = self.pace.contract.land(now, left);
+        let brake = self.pace.contract.brake();
+        if brake != before {
+            self.actions.push_back(SourceAction::Brake(brake));
+        }
+        down
     }
 
     pub(super) fn send_prepare(&mut self, now: Micros) {
@@ -252,6 +268,7 @@ impl Source {
     /// An attempt is over; the next one waits for a while.
     pub(super) fn count_given_up(&mut self, now: Micros) {
         self.local.held_since = None;
+        self.pace.contract.abort_landing();
         if !self.local.offering.cut_short {
             self.local.cutover = None;
             self.local.offering.how = None;
