@@ -69,11 +69,11 @@ impl Sequence {
         self.lock().last
     }
 
-    /// The number of a change that has just succeeded.
-    pub(crate) fn next(&self) -> u64 {
+    /// The number of a change that has just succeeded, and the last cut that was asked for before that.
+    pub(crate) fn next(&self) -> (u64, u64) {
         let mut inner = self.lock();
         inner.last += 1;
-        inner.last
+        (inner.last, inner.cut)
     }
 
     /// Numbers go on from there, if they are not beyond it.
@@ -222,7 +222,7 @@ mod tests {
             disk.durable(cut);
         }
         assert!(!disks[0].propose(), "nothing is new");
-        let number = disks[0].sequence.next();
+        let (number, _) = disks[0].sequence.next();
         assert!(number > cut && disks[1].propose());
         assert!(disks[0].pending() > Some(number));
     }

@@ -12,7 +12,8 @@
 //! 3. A change whose granules are all dirty needs no record: they have yet to be read. The same is
 //!    true beyond the cursor, where the bulk copy has not yet asked what is allocated.
 
-use std::collections::VecDeque;
+mod queue;
+
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,10 +21,14 @@ use bytes::Bytes;
 use vdisk::tap::{Change, WriteTap};
 use vdisk::units::GuestOffset;
 
+use self::queue::Queue;
 use crate::dirty::DirtyMap;
 use crate::heat::{Heat, REGION};
 use crate::sequence::Sequence;
 use crate::wire::{Content, MAX_PAYLOAD, Record};
+
+/// Of so many bytes of changes those are left out that later ones of them cover.
+const WINDOW: u64 = 4 << 20;
 
 /// What a record costs beside its bytes.
 pub const RECORD_COST: u64 = 96;
@@ -64,6 +69,8 @@ pub struct Figures {
     pub written: u64,
     /// Bytes that have to be sent because of that: not those that were to be sent anyway.
     pub added: u64,
+    /// Bytes of those that were not sent after all: they were written over before.
+    pub left_out: u64,
 }
 
 type Waker = Box<dyn Fn() + Send + Sync>;
@@ -80,7 +87,7 @@ struct Inner {
     /// Asked while this is locked: so every change here with a number up to the last one has been seen to.
     sequence: Arc<Sequence>,
     cursor: u64,
-    queue: VecDeque<Record>,
+    queue: Queue,
     held: u64,
     dirty: DirtyMap,
     /// Of what is dirty, that which the target may have all the same. Nothing depends on its being right.
@@ -97,6 +104,7 @@ struct Traffic {
     fallen_back: u64,
     written: u64,
     added: u64,
+    left_out: u64,
 }
 
 impl fmt::Debug for Tracker {
@@ -129,7 +137,7 @@ impl Tracker {
             limit,
             sequence: Arc::default(),
             cursor: 0,
-            queue: VecDeque::new(),
+            queue: Queue::new(WINDOW.min(limit / 8)),
             held: 0,
             dirty: DirtyMap::default(),
             unsure: DirtyMap::default(),
@@ -165,6 +173,7 @@ impl Tracker {
             fallen_back: inner.traffic.fallen_back,
             written: inner.traffic.written,
             added: inner.traffic.added,
+            left_out: inner.traffic.left_out,
         }
     }
 
@@ -245,7 +254,7 @@ impl Tracker {
 
     /// Take the oldest record. It stays counted until [`Tracker::settle`].
     pub fn take(&self) -> Option<Record> {
-        self.lock().queue.pop_front()
+        self.lock().queue.take()
     }
 
     /// The number up to which no record waits to be taken.
@@ -262,6 +271,14 @@ impl Tracker {
     pub fn settle(&self, record: &Record) {
         let mut inner = self.lock();
         inner.held = inner.held.saturating_sub(cost(record));
+        inner.queue.settle(record.seq);
+    }
+
+    /// With every change up to `seq` and none beyond the target would be as this disk never was, because changes were left
+    /// out that later ones cover: the number from which on it would not.
+    #[must_use]
+    pub fn whole_again(&self, seq: u64) -> Option<u64> {
+        self.lock().queue.gap_at(seq).map(|gap| gap.last)
     }
 }
 
@@ -332,7 +349,7 @@ impl Inner {
 
     /// Number and keep one change that fits one message.
     fn add(&mut self, offset: u64, content: Content) {
-        let seq = self.sequence.next();
+        let (seq, cut) = self.sequence.next();
         self.heat.touch(offset);
         self.traffic.written += content.held();
         let len = content.covers();
@@ -358,7 +375,10 @@ impl Inner {
         }
         self.held += cost;
         self.traffic.added += record.content.held();
-        self.queue.push_back(record);
+        if let Some(left_out) = self.queue.push(record, cut) {
+            self.held = self.held.saturating_sub(self::cost(&left_out));
+            self.traffic.left_out += left_out.content.held();
+        }
     }
 }
 

@@ -90,6 +90,8 @@ pub(crate) enum Sabotage {
     ClaimUnasked,
     /// The source calls a marker consistent although a chunk may hold later changes.
     ConsistentTooEarly,
+    /// The source calls a marker consistent although changes before it were left out for later ones.
+    ConsistentInAGap,
     /// The source sends chunks while a consistent marker is on the way.
     ChunksOvertakeMarkers,
     /// The target lets what comes after a consistent marker into its journal before it is sealed.

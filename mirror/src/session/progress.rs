@@ -54,6 +54,8 @@ pub struct Progress {
     pub unacknowledged: u64,
     /// Changes that went to the bitmap because the queue was full.
     pub fallen_back: u64,
+    /// Bytes of new writes that were written over while they waited, and so were not sent.
+    pub left_out: u64,
     /// Bytes a second that became durable at the target lately.
     pub rate: u64,
     /// Bytes a second to which the copy is held now.

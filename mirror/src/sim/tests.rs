@@ -180,6 +180,7 @@ fn the_simulation_notices_broken_rules_of_the_data() {
 #[test]
 fn the_simulation_notices_broken_rules_of_a_disk_that_follows() {
     is_noticed(Sabotage::ConsistentTooEarly, Aim::TakeOver);
+    is_noticed(Sabotage::ConsistentInAGap, Aim::TakeOver);
     is_noticed(Sabotage::ChunksOvertakeMarkers, Aim::Follow);
     is_noticed(Sabotage::SealTooLate, Aim::Follow);
     is_noticed(Sabotage::PastTheJournal, Aim::Follow);

@@ -41,6 +41,7 @@ impl Source {
             remaining,
             unacknowledged: self.stream.outstanding(),
             fallen_back: figures.fallen_back,
+            left_out: figures.left_out,
             rate,
             limit: self.pace.bucket.rate(),
             seconds_remaining: estimate.map(|estimate| estimate.seconds),

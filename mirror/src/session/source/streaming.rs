@@ -15,12 +15,16 @@ impl Source {
             return;
         }
         let floor = self.copy.floor();
-        self.pump_records(now, conn, floor);
-        if self.pump_cut(now, conn, floor) {
-            self.pump_records(now, conn, floor);
-        }
         let every = self.config.limits.marker_every;
         let alone = self.config.replica.follow && self.config.replica.group.is_none();
+        // No further than where the next marker can be a consistent one.
+        let due = alone && self.stream.marker_due(now, every, false);
+        let through = self.stream.through(&self.tracker);
+        let whole = self.tracker.whole_again(through).filter(|_| due);
+        self.pump_records(now, conn, (floor, whole));
+        if self.pump_cut(now, conn, floor) {
+            self.pump_records(now, conn, (floor, whole));
+        }
         // A disk that nobody writes to has to be called consistent as well.
         let news = alone && !self.stream.ends_consistent() && self.nothing_left();
         let awaited = self.copy.awaits_marker() || news;
@@ -37,14 +41,14 @@ impl Source {
         }
     }
 
-    /// Send what there is of records, but none beyond a cut that is to be placed.
-    fn pump_records(&mut self, now: Micros, conn: ConnId, floor: u64) {
+    /// Send what there is of records, but none beyond a cut that is to be placed, or `last` if there is one.
+    fn pump_records(&mut self, now: Micros, conn: ConnId, (floor, last): (u64, Option<u64>)) {
         loop {
             let group = self.config.replica.group.as_ref();
             // Asked when the number is known: a cut that was asked for later is beyond it.
             let may = |seq| {
                 let cut = group.and_then(Place::pending);
-                cut.is_none_or(|cut| seq <= cut)
+                cut.into_iter().chain(last).all(|last| seq <= last)
             };
             let Some(record) = self.stream.next(&self.tracker, floor, may) else {
                 return;
@@ -66,7 +70,10 @@ impl Source {
         let settled = marker.seq >= self.copy.saw();
         #[cfg(test)]
         let settled = settled || self.broken(crate::session::Sabotage::ConsistentTooEarly);
-        marker.consistent = nothing_left && settled;
+        let whole = self.tracker.whole_again(marker.seq).is_none();
+        #[cfg(test)]
+        let whole = whole || self.broken(crate::session::Sabotage::ConsistentInAGap);
+        marker.consistent = nothing_left && settled && whole;
         marker
     }
 }

@@ -255,6 +255,11 @@ impl World {
         if self.calm() && self.history.ended_at.is_none() && self.disks.iter().all(still) {
             self.history.ended_at = Some(self.history.sequence.last());
         }
+        // After a crash of the source clients write before the next session begins: no number says so.
+        let mut sources = self.disks.iter().map(|disk| &disk.hosts[SOURCE]);
+        if sources.any(|host| host.tap.is_none()) {
+            return false;
+        }
         let (Some(end), Some(record)) = (self.history.ended_at, &self.record) else {
             return false;
         };
