@@ -256,15 +256,13 @@ impl World {
             self.history.ended_at = Some(self.history.sequence.last());
         }
         // After a crash of the source clients write before the next session begins: no number says so.
-        let mut sources = self.disks.iter().map(|disk| &disk.hosts[SOURCE]);
-        if sources.any(|host| host.tap.is_none()) {
-            return false;
-        }
+        let untapped = |disk: &Disk| disk.hosts[SOURCE].tap.is_none();
         let (Some(end), Some(record)) = (self.history.ended_at, &self.record) else {
             return false;
         };
         let current = |session| self.history.of.get(&session) == Some(&self.history.current);
         record.cut >= end
+            && !self.disks.iter().any(untapped)
             && record.disks.iter().all(|member| current(member.session))
             && self.disks.iter().all(|disk| is_joined(&disk.hosts[TARGET]))
     }

@@ -1,3 +1,5 @@
+//! The queue beside a list of all changes.
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
