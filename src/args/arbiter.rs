@@ -19,7 +19,7 @@ pub(crate) struct ArbiterArgs {
     // As an attribute: an address is no link.
     #[arg(
         value_name = "ARBITER",
-        help = "file:/DIRECTORY, on a file system with hard links, or etcd:http://HOST:PORT[,http://HOST:PORT]"
+        help = "file:/DIRECTORY, on a file system with hard links, or etcd:http://HOST:PORT[,http://HOST:PORT]; https takes the files that ETCDCTL_CACERT, ETCDCTL_CERT and ETCDCTL_KEY name"
     )]
     pub(crate) arbiter: String,
 }

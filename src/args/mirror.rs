@@ -18,6 +18,8 @@ pub(crate) enum MirrorVerb {
     Rollback(MirrorRollbackArgs),
     /// Copy at most so many bytes a second
     Rate(MirrorRateArgs),
+    /// Be in step by another time than was said at the start
+    Deadline(MirrorDeadlineArgs),
     /// Find out whether both sides have the same, while both are in use
     Verify(MirrorVerifyArgs),
     /// End the move; the source stays the owner
@@ -108,6 +110,24 @@ pub(crate) struct MirrorRateArgs {
     /// Bytes a second that the copy reads, `none` for as fast as it goes, also by the time of day
     #[arg(value_name = "SIZE")]
     pub(crate) rate: String,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  diskferry mirror deadline disk.vhdx 20m
+  diskferry mirror deadline disk.vhdx 20m --max-slowdown 50
+  diskferry mirror deadline disk.vhdx none      clients write as fast as they like
+
+Counts from now, and takes the place of what was said before, also of --max-slowdown.")]
+pub(crate) struct MirrorDeadlineArgs {
+    #[command(flatten)]
+    pub(crate) disk: MirrorArgs,
+    /// Within which time, as in 90s, 30m or 2h; `none` for no deadline
+    #[arg(value_name = "TIME")]
+    pub(crate) deadline: String,
+    /// Slow clients' writes down by at most so many percent for it [default: as far as it takes]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) max_slowdown: Option<u8>,
 }
 
 #[derive(Args, Debug)]

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::remote::Remote;
 use super::verify;
 use crate::args::{MirrorArgs, MirrorStartArgs, MirrorVerb};
-use crate::control::{Cutover, CutoverNow, MirrorRate, StartMirror};
+use crate::control::{Cutover, CutoverNow, MirrorDeadline, MirrorRate, StartMirror};
 use crate::failure::{Exit, Failure, Result};
 use crate::report::Report;
 use crate::{interrupt, plan, size};
@@ -41,6 +41,15 @@ pub(crate) fn run(verb: &MirrorVerb, report: Report) -> Result<()> {
             let rate = plan::rates(&args.rate)?;
             let rate = MirrorRate { rate };
             let post = |disk: &Remote| disk.client.post(&disk.resource("mirror/rate"), &rate);
+            each(&args.disk, report, post)
+        }
+        MirrorVerb::Deadline(args) => {
+            let time = Some(args.deadline.as_str()).filter(|time| *time != "none");
+            let wish = MirrorDeadline {
+                deadline_s: seconds(time)?,
+                max_slowdown: args.max_slowdown,
+            };
+            let post = |disk: &Remote| disk.client.post(&disk.resource("mirror/deadline"), &wish);
             each(&args.disk, report, post)
         }
         MirrorVerb::Verify(args) => verify::run(args, report),

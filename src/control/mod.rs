@@ -114,6 +114,17 @@ pub(crate) struct MirrorRate {
     pub(crate) rate: Timetable,
 }
 
+/// When a move is to be in step, from now on.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MirrorDeadline {
+    /// Seconds from now; none if there is to be no deadline.
+    pub(crate) deadline_s: Option<u64>,
+    /// By how many of a hundred clients' writes may be slowed down for it.
+    #[serde(default)]
+    pub(crate) max_slowdown: Option<u8>,
+}
+
 /// Another size for a disk.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -199,4 +210,6 @@ pub(crate) trait Control: Send + Sync + 'static {
     fn verify(&self, disk: &str) -> Result<serde_json::Value>;
     /// Copy at most so many bytes a second from now on.
     fn rate(&self, disk: &str, rate: MirrorRate) -> Result<serde_json::Value>;
+    /// Be in step by then.
+    fn deadline(&self, disk: &str, deadline: MirrorDeadline) -> Result<serde_json::Value>;
 }

@@ -27,7 +27,8 @@ use super::machine::{self, MachineControl};
 use super::place;
 use super::refused::in_an_object;
 use super::{
-    Checkpoint, Compact, Control, CutoverNow, MirrorRate, Resize, StartMirror, TakeSnapshot,
+    Checkpoint, Compact, Control, CutoverNow, MirrorDeadline, MirrorRate, Resize, StartMirror,
+    TakeSnapshot,
 };
 use crate::commands::confinement;
 use crate::failure::{Exit, Failure, Result};
@@ -222,6 +223,7 @@ fn router(control: Arc<dyn Control>) -> Router {
         .route("/v1/disks/{disk}/mirror/cutover", post(cutover))
         .route("/v1/disks/{disk}/mirror/rollback", post(rollback))
         .route("/v1/disks/{disk}/mirror/rate", post(rate))
+        .route("/v1/disks/{disk}/mirror/deadline", post(deadline))
         .route("/v1/disks/{disk}/mirror/cancel", post(cancel))
         .route("/v1/disks/{disk}/mirror/verify", post(verify))
         .with_state(control)
@@ -299,6 +301,14 @@ async fn rate(
     Json(rate): Json<MirrorRate>,
 ) -> Response {
     answer(blocking(move || control.rate(&disk, rate)).await)
+}
+
+async fn deadline(
+    State(control): Shared,
+    UrlPath(disk): UrlPath<String>,
+    Json(wish): Json<MirrorDeadline>,
+) -> Response {
+    answer(blocking(move || control.deadline(&disk, wish)).await)
 }
 
 async fn verify(State(control): Shared, UrlPath(disk): UrlPath<String>) -> Response {

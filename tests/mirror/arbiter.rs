@@ -151,7 +151,7 @@ impl Etcd {
         };
         let data = tempfile::tempdir().expect("a folder");
         let port = free();
-        let child = run_etcd(data.path(), port, free());
+        let child = run_etcd(data.path(), ("http", port, free()), &[]);
         Self { child, data, port }
     }
 
@@ -166,13 +166,13 @@ impl Etcd {
     }
 
     fn start_again(&mut self) {
-        self.child = run_etcd(self.data.path(), self.port, 0);
+        self.child = run_etcd(self.data.path(), ("http", self.port, 0), &[]);
     }
 }
 
-fn run_etcd(data: &Path, port: u16, peers: u16) -> Child {
+fn run_etcd(data: &Path, (scheme, port, peers): (&str, u16, u16), words: &[&str]) -> Child {
     let (client, peer) = (
-        format!("http://127.0.0.1:{port}"),
+        format!("{scheme}://127.0.0.1:{port}"),
         format!("http://127.0.0.1:{peers}"),
     );
     let log = std::fs::File::create(data.join("log")).expect("a log");
@@ -190,6 +190,7 @@ fn run_etcd(data: &Path, port: u16, peers: u16) -> Child {
             &client,
         ])
         .args(["--listen-peer-urls", &peer])
+        .args(words)
         .stdout(Stdio::null())
         .stderr(log)
         .spawn()
@@ -249,6 +250,66 @@ fn etcd_decides_and_while_it_is_away_the_disk_stays_where_it_is() {
     sites.moved();
     assert_eq!(decided(&sites), ["target"]);
     all_is_there(sites, load);
+}
+
+/// An authority, and a certificate of it for `127.0.0.1`, as files `NAME-ca.pem`, `NAME.pem` and `NAME-key.pem`.
+fn certified(here: &Path, name: &str) {
+    let write = |end: &str, pem: String| {
+        std::fs::write(here.join(format!("{name}{end}.pem")), pem).expect("it is written");
+    };
+    let (own, other) = (rcgen::KeyPair::generate(), rcgen::KeyPair::generate());
+    let (authority, key) = (own.expect("a key"), other.expect("a key"));
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root = params.self_signed(&authority).expect("a certificate");
+    let issuer = rcgen::Issuer::new(params, authority);
+    let names = vec!["127.0.0.1".to_owned()];
+    let leaf = rcgen::CertificateParams::new(names).expect("names");
+    let leaf = leaf.signed_by(&key, &issuer).expect("a certificate");
+    write("-ca", root.pem());
+    write("", leaf.pem());
+    write("-key", key.serialize_pem());
+}
+
+#[test]
+fn etcd_over_tls_is_asked_only_where_either_side_knows_the_other() {
+    let mut etcd = Etcd::start();
+    etcd.kill();
+    let here = etcd.data.path().to_owned();
+    certified(&here, "a");
+    certified(&here, "b");
+    let words = ["--client-cert-auth", "--trusted-ca-file", "a-ca.pem"];
+    let files = ["--cert-file", "a.pem", "--key-file", "a-key.pem"];
+    let words = [words.as_slice(), &files].concat();
+    etcd.child = run_etcd(&here, ("https", etcd.port, 0), &words);
+    let address = format!("etcd:https://127.0.0.1:{}", etcd.port);
+    let ask = |verb: &str, (authority, own): (&str, &str)| {
+        let mut ask = command(&here, env!("CARGO_BIN_EXE_diskferry"), &["arbiter", verb]);
+        ask.arg(&address);
+        ask.env("ETCDCTL_CACERT", format!("{authority}-ca.pem"));
+        if !own.is_empty() {
+            ask.env("ETCDCTL_CERT", format!("{own}.pem"));
+            ask.env("ETCDCTL_KEY", format!("{own}-key.pem"));
+        }
+        let out = ask.output().expect("it runs");
+        (
+            out.status.code(),
+            String::from_utf8_lossy(&out.stderr).into_owned(),
+        )
+    };
+    let since = Instant::now();
+    while ask("new", ("a", "a")).0 != Some(0) {
+        assert!(since.elapsed() < STUCK, "{}", ask("new", ("a", "a")).1);
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(ask("list", ("a", "a")).0, Some(0));
+    let (code, said) = ask("list", ("b", "a"));
+    assert!(code != Some(0) && said.contains("UnknownIssuer"), "{said}");
+    for nobody in ["", "b"] {
+        let (code, said) = ask("list", ("a", nobody));
+        assert!(code != Some(0), "{nobody}: {said}");
+        println!("{said}");
+    }
 }
 
 #[test]

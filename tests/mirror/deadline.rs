@@ -39,10 +39,17 @@ fn a_client_that_the_line_cannot_follow_is_slowed_down_until_its_disk_has_moved(
     });
     let unmet = status["unmet"].as_str().expect("a reason");
     assert!(unmet.contains("deadline"), "{status}");
+    sites.tell("deadline", "none").ends(0);
+    sites.until("let go", |status| {
+        status["unmet"].is_null() && status["brake"].is_null()
+    });
+    sites.tell("deadline", "2s").ends(0);
+    sites.until("told again", |status| status["unmet"].is_string());
     sites.mirror("cancel").ends(0);
     let status = sites.until("ended", |status| status["ended"] == true);
     assert!(status["brake"].is_null(), "{status}");
-    sites.start(&["--deadline", "40s"]).ends(0);
+    sites.start(&["--deadline", "1000000h"]).ends(0);
+    sites.tell("deadline", "40s").ends(0);
     let status = sites.until("held back", |status| {
         status["brake"].is_u64() || status["ended"] == true
     });

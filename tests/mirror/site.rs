@@ -155,6 +155,10 @@ impl Sites {
         self.run(&["mirror", verb, &self.disk, "--json"])
     }
 
+    pub(crate) fn tell(&self, verb: &str, what: &str) -> Ran {
+        self.run(&["mirror", verb, &self.disk, what, "--json"])
+    }
+
     /// Waits until the status is as wanted.
     #[track_caller]
     pub(crate) fn until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {

@@ -6,6 +6,7 @@
 
 mod etcd;
 mod file;
+mod tls;
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -5,10 +5,11 @@
 use blockserver::throttle::Limits;
 use mirror::net::SourceHandle;
 
+use super::super::kept;
 use super::{Site, SiteDisk};
 use crate::control::{
-    Checkpoint, Compact, CompactState, Control, CutoverNow, DiskState, MirrorRate, Resize,
-    StartMirror, TakeSnapshot,
+    Checkpoint, Compact, CompactState, Control, CutoverNow, DiskState, MirrorDeadline, MirrorRate,
+    Resize, StartMirror, TakeSnapshot,
 };
 use crate::failure::{Failure, Result};
 
@@ -75,6 +76,17 @@ impl Control for Site {
     fn rate(&self, disk: &str, rate: MirrorRate) -> Result<serde_json::Value> {
         let disk = self.disk(disk)?;
         disk.with_session(|session| session.set_rates(rate.rate))
+    }
+
+    fn deadline(&self, disk: &str, wish: MirrorDeadline) -> Result<serde_json::Value> {
+        if wish.max_slowdown.is_some_and(|most| most > 100) {
+            return Err(Failure::usage(
+                "nobody can be slowed down by more than 100 percent",
+            ));
+        }
+        let terms = kept::terms(wish.deadline_s.map(kept::in_seconds), wish.max_slowdown);
+        self.disk(disk)?
+            .with_session(|session| session.set_terms(terms))
     }
 }
 

@@ -11,10 +11,13 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Request, StatusCode, body::Bytes};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
 use uuid::Uuid;
 
-use super::{Arbiter, already_there, is_the_one, none_there};
+use super::{Arbiter, already_there, is_the_one, none_there, tls};
 use crate::arbiter::{Ballot, Side};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -30,23 +33,33 @@ const MAX_ANSWER: usize = 16 << 20;
 pub(super) struct Etcd {
     /// `HOST:PORT` of each.
     members: Vec<String>,
+    /// How to speak TLS to them, if they want that.
+    tls: Option<TlsConnector>,
 }
 
 impl Etcd {
-    /// From `http://HOST:PORT[,…]`.
+    /// From `http://HOST:PORT[,…]`, or the same with `https`.
     pub(super) fn parse(text: &str) -> Result<Self> {
+        let scheme = if text.starts_with("https:") {
+            "https://"
+        } else {
+            "http://"
+        };
         let members = text.split(',').map(|member| {
-            let at = member.strip_prefix("http://")?.trim_end_matches('/');
+            let at = member.strip_prefix(scheme)?.trim_end_matches('/');
             let (host, port) = at.rsplit_once(':')?;
             let valid = !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok();
             valid.then(|| at.to_owned())
         });
         let members = members.collect::<Option<Vec<_>>>().ok_or_else(|| {
-            let what =
-                format!("etcd:{text} is no etcd: say etcd:http://HOST:PORT[,http://HOST:PORT]");
+            let what = format!(
+                "etcd:{text} is no etcd: say etcd:http://HOST:PORT[,http://HOST:PORT], or https for all of them"
+            );
             Error::new(ErrorKind::InvalidArgument, what)
         })?;
-        Ok(Self { members })
+        let tls = (scheme == "https://").then(tls::from_environment);
+        let tls = tls.transpose()?;
+        Ok(Self { members, tls })
     }
 
     /// Ask all members at once; the first answer counts. What is asked may be asked again and again.
@@ -58,8 +71,10 @@ impl Etcd {
             let mut asked = JoinSet::new();
             for member in self.members.clone() {
                 let body = body.to_string();
+                let tls = self.tls.clone();
                 asked.spawn(async move {
-                    let answer = tokio::time::timeout(WITHIN, post(&member, path, body)).await;
+                    let answer = ask(&member, tls.as_ref(), (path, body));
+                    let answer = tokio::time::timeout(WITHIN, answer).await;
                     let answer = answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
                     answer.map_err(|e| io::Error::new(e.kind(), format!("{member}: {e}")))
                 });
@@ -166,9 +181,23 @@ fn key_of(ballot: Ballot) -> String {
     format!("{BALLOTS}{disk}/{session}/{}", ballot.attempt)
 }
 
-async fn post(member: &str, path: &str, body: String) -> io::Result<Value> {
-    let stream = tokio::net::TcpStream::connect(member).await?;
+async fn ask(
+    member: &str,
+    tls: Option<&TlsConnector>,
+    question: (&str, String),
+) -> io::Result<Value> {
+    let stream = TcpStream::connect(member).await?;
     stream.set_nodelay(true)?;
+    match tls {
+        Some(tls) => post(tls::greet(tls, member, stream).await?, member, question).await,
+        None => post(stream, member, question).await,
+    }
+}
+
+async fn post<S>(stream: S, member: &str, (path, body): (&str, String)) -> io::Result<Value>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let http = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = http.map_err(io::Error::other)?;
     let connection = tokio::spawn(connection);
@@ -265,7 +294,8 @@ mod tests {
         for wrong in [
             "",
             "a:2379",
-            "https://a:2379",
+            "https://a:2379,http://b:2379",
+            "http://a:2379,https://b:2379",
             "http://a",
             "http://:1",
             "http://a:2379/x:1",

@@ -13,7 +13,7 @@ use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::joint::Seen;
 use crate::net::local_minute;
-use crate::session::{Command, Progress, SourceEvent};
+use crate::session::{Command, Progress, SourceEvent, Terms};
 use crate::switchover::Phase;
 use crate::timetable::Timetable;
 
@@ -101,6 +101,11 @@ impl SourceHandle {
     /// Copy at most so many bytes a second.
     pub fn set_rates(&self, rates: Timetable) {
         self.command(Command::SetRates(rates, local_minute()));
+    }
+
+    /// Keep to that from now on, and to nothing that was asked for before.
+    pub fn set_terms(&self, terms: Terms) {
+        self.command(Command::SetTerms(terms));
     }
 
     /// Let go of the session where it stands, as if the process had died: nothing is said to the

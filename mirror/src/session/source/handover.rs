@@ -23,6 +23,10 @@ impl Source {
                 self.config.rates = rates;
                 self.pace.bucket.set_rate(self.config.rates.rate_at(minute));
             }
+            Command::SetTerms(terms) => {
+                self.config.terms = terms;
+                self.pace.agreed = false;
+            }
             Command::Verify => self.verify(now),
             Command::Cancel => {
                 let what = "the migration was cancelled; the disk stays here";

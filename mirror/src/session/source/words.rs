@@ -170,6 +170,8 @@ pub enum Command {
     Undo,
     /// Copy at most so many bytes a second, beginning at that minute.
     SetRates(Timetable, WeekMinute),
+    /// Keep to that from now on, and to nothing that was asked for before.
+    SetTerms(Terms),
 }
 
 /// What happened.
