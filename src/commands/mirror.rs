@@ -14,6 +14,7 @@ use crate::args::{MirrorArgs, MirrorStartArgs, MirrorVerb};
 use crate::control::{Cutover, CutoverNow, MirrorRate, StartMirror};
 use crate::failure::{Exit, Failure, Result};
 use crate::report::Report;
+use crate::site::foreign;
 use crate::{interrupt, plan, size};
 
 /// How often a move that is waited for is looked at.
@@ -69,6 +70,9 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
         .ok_or_else(|| Failure::usage("no disk is named"))?;
     let to = if SiteAddress::is_written(&args.to) {
         args.to.clone()
+    } else if foreign::is_written(&args.to) {
+        // A socket is named as it is found from here.
+        foreign::address(&args.to, args.plain)?.to_string()
     } else {
         absolute(Path::new(&args.to))?.display().to_string()
     };
@@ -86,6 +90,7 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
             max_pause_ms: args.max_pause,
             fresh: args.fresh,
             plain: args.plain,
+            without_flush: args.without_flush,
             rate: args
                 .rate
                 .as_deref()
