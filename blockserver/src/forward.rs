@@ -40,6 +40,9 @@ const IN_FLIGHT: usize = 128;
 /// Waits between attempts to connect: from the first to the second, doubling.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
+/// How long a server that is not ours is given to be done with what it was sent over a lost connection.
+const LATE: Duration = Duration::from_secs(2);
+
 /// Changes, and bytes of them, that are kept before a flush of our own makes an end of it.
 const KEEP_CHANGES: usize = 4096;
 const KEEP_BYTES: usize = 32 << 20;
@@ -133,6 +136,8 @@ struct State {
     closed: bool,
     /// Each change has to be durable when it is answered.
     through: bool,
+    /// What was sent over a connection that was lost may be done late.
+    late: bool,
     pause: Pause,
 }
 
@@ -279,6 +284,11 @@ impl Forwarder {
         self.shared.lock().through = true;
     }
 
+    /// Give the server time to end what it was sent over a lost connection, from now on.
+    pub(crate) fn rest(&self) {
+        self.shared.lock().late = true;
+    }
+
     /// Make no connection anew until [`Self::resume`], or for `limit`; not if one is missing or what was answered is being
     /// done again.
     pub(crate) fn pause(&self, limit: Option<Duration>) -> bool {
@@ -373,6 +383,9 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
                     (pause * 2).min(RETRY.1)
                 };
                 let mut state = shared.lock();
+                if state.late && !state.sent.is_empty() {
+                    pause = pause.max(LATE);
+                }
                 state.take_back();
                 if state.closed && state.waiting.is_empty() {
                     return;

@@ -213,6 +213,9 @@ fn people(state: &Value) -> String {
     {
         let _ = write!(text, ", it may come back to {at}");
     }
+    if state["not_promised"].is_string() {
+        text.push_str(", to an NBD server: `mirror start --help` says what that cannot promise");
+    }
     if let Some(trouble) = state["trouble"].as_str() {
         let _ = write!(text, " ({trouble})");
     }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,8 @@ use blockserver::nbd::CommandFlags;
 use blockserver::nbd::blocking_client::BlockingClient;
 use mirror::record::State;
 
-use super::ledger::{BLOCK, Ledger, Promise};
+use super::faults::seed;
+use super::ledger::{BLOCK, Ledger, Promise, Random};
 use super::load::{Area, Load, address, verify};
 use super::process::STUCK;
 use super::site::Sites;
@@ -192,9 +193,9 @@ fn a_server_that_knows_neither_zeroes_nor_durable_writes_nor_extents_takes_a_dis
         "--filter=noextents",
         "--filter=nozero",
         "--filter=fua",
-        "--filter=noparallel",
+        "--filter=multi-conn",
     ];
-    let modes = ["zeromode=none", "serialize=connections"];
+    let modes = ["zeromode=none", "multi-conn-mode=disable"];
     let other = Other::nbdkit(sites.here(), &filters, &modes);
     start(&sites, &other.at(), &["--manual"]).ends(0);
     sites.until("in step", |status| status["stage"] == "synced");
@@ -301,6 +302,46 @@ fn a_source_that_is_killed_while_it_copies_owns_the_disk_and_begins_again() {
     is_zero(&other.at(), ASIDE);
     let (source, _) = sites.records();
     assert!(matches!(source, Some(State::Released { .. })), "{source:?}");
+}
+
+#[test]
+fn a_source_that_is_killed_while_it_switches_over_leaves_one_owner_with_all_that_was_promised() {
+    let mut random = Random::new(seed());
+    for _ in 0..5 {
+        let (mut sites, load) = busy();
+        let other = Other::qemu(sites.here());
+        start(&sites, &other.at(), &["--manual"]).ends(0);
+        sites.until("in step", |status| status["stage"] == "synced");
+        let words = ["mirror", "cutover", "a.vhdx"];
+        let mut cutover = command(sites.here(), "diskferry", &words)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it can be run");
+        thread::sleep(Duration::from_millis(random.below(120)));
+        sites.source.take().expect("it runs").kill();
+        cutover.wait().expect("it ends");
+        let (mut ledger, _) = load.finish();
+        ledger.crashed();
+        let (source, _) = sites.records();
+        println!("{source:?}");
+        sites.serve();
+        verify(&sites.at_source(), &ledger, Promise::Flushed);
+        match source {
+            Some(State::Owner { epoch: 1, .. }) => {
+                sites.mirror("status").ends(2);
+            }
+            Some(State::Released { epoch: 2, .. }) => {
+                assert_eq!(sites.moved()["stage"], "forwarding");
+                verify(&other.at(), &ledger, Promise::Flushed);
+                is_zero(&other.at(), ASIDE);
+            }
+            other => panic!("{other:?}"),
+        }
+        let load = Load::start(&sites.at_source(), area(9), ledger);
+        load.goes_on(100);
+        load.well();
+    }
 }
 
 #[test]

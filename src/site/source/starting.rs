@@ -148,6 +148,7 @@ impl SiteDisk {
             );
         }
         let config = self.config(&address.to_string(), &self.name_here(), start);
+        self.export.others_are_late();
         let port = Arc::new(ExportPort(self.export.clone()));
         let server = Arc::new(NbdServer(address));
         let store = self.opened().record();

@@ -94,7 +94,8 @@ impl Foreign {
             .cutover
             .or(handover.automatic.then_some(handover.max_pause));
         let Some(max_pause) = wanted else { return };
-        if now < self.local.not_before || !self.scan.is_complete() {
+        let known = self.scan.is_complete() && !self.pieces.is_zeroing();
+        if now < self.local.not_before || !known {
             return;
         }
         let left = self.tracker.figures().dirty + self.pieces.bytes();

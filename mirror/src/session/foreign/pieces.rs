@@ -132,6 +132,12 @@ impl Pieces {
         self.flying.values().filter(reading).count()
     }
 
+    /// Whether parts are being made zero, which may take the server a while.
+    pub(super) fn is_zeroing(&self) -> bool {
+        let mut flying = self.flying.values();
+        flying.any(|piece| piece.kind == Kind::Zeroes)
+    }
+
     /// Bytes under way.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
