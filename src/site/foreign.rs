@@ -230,13 +230,12 @@ fn answer(completion: Completion, look: Option<u64>) -> std::result::Result<Fore
         (Ok(Answer::Extents(extents)), Some(len)) if all_zero(&extents, len) => {
             Ok(ForeignAnswer::IsZero)
         }
-        (Ok(_), _) => Ok(ForeignAnswer::Done),
-        // Not to know is no reason not to go on.
-        (Err(_), Some(_)) => Ok(ForeignAnswer::Done),
         (Err(refusal), None) => Err(format!(
             "{:?} of {} bytes at {}: {:?} {}",
             completion.command, completion.len, completion.offset, refusal.errno, refusal.message
         )),
+        // Also a look that failed: not to know is no reason not to go on.
+        _ => Ok(ForeignAnswer::Done),
     }
 }
 

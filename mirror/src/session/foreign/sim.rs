@@ -16,9 +16,13 @@ use vdisk::units::GuestOffset;
 
 use self::server::{Content, Request, Server, bytes_of, granules};
 use super::pieces::Kind;
-use super::*;
+use super::{Foreign, ForeignAbilities, ForeignAction, ForeignEvent, ForeignExport, Link, SETTLE};
 use crate::GRANULE;
 use crate::chance::Rng;
+use crate::clock::Micros;
+use crate::record::{Ownership, State};
+use crate::session::{OpId, SourceConfig};
+use crate::tracker::Tracker;
 use crate::wire::{DiskDescription, DiskFormat};
 
 /// A rule that a test breaks on purpose, to see that the simulation notices.
@@ -476,10 +480,10 @@ impl World {
         if self.server.can.flush && self.server.durable != self.disk {
             return Err("the server may lose what it has".into());
         }
-        match late.is_empty() {
-            true => Ok(()),
-            false => Err(format!("old requests are still under way: {late:?}")),
+        if late.is_empty() {
+            return Ok(());
         }
+        Err(format!("old requests are still under way: {late:?}"))
     }
 }
 
