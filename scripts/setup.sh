@@ -22,6 +22,7 @@ fio:fio
 nbdcopy:libnbd-bin
 nbdinfo:libnbd-bin
 nbdfuse:libnbd-bin
+nbdkit:nbdkit
 vhdiinfo:libvhdi-utils
 module=pyvhdi:python3-libvhdi
 mkfs.ext4:e2fsprogs

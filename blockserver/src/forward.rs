@@ -15,6 +15,8 @@
 //! asked to be durable before it is answered, and nothing is kept ([`Forwarder::write_through`]). A disk that comes back
 //! ([`Forwarder::settle`]) has all that was answered; what was not is answered by the other server, which sends it here.
 
+mod fit;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -24,17 +26,22 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use vdisk::engine::Extent;
 
-use crate::nbd::blocking_client::{ConnectOptions, PipelinedClient, ReceiveHalf, SendHalf};
-use crate::nbd::client::{Answer, ClientRequest, Completion, RemoteExport, RemoteExtent};
+use self::fit::{Fit, fit, reply, wire_request};
+use crate::nbd::Errno;
+use crate::nbd::blocking_client::{
+    ClientError, ConnectOptions, PipelinedClient, ReceiveHalf, SendHalf,
+};
 use crate::nbd::uri::Address;
-use crate::nbd::wire::{allocation, transmission};
-use crate::nbd::{Command, CommandFlags, Errno};
+use crate::nbd::wire::transmission;
 use crate::worker::Action;
 
 /// Requests outstanding at the server at most.
 const IN_FLIGHT: usize = 128;
 /// Waits between attempts to connect: from the first to the second, doubling.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// How long a server that is not ours is given to be done with what it was sent over a lost connection.
+const LATE: Duration = Duration::from_secs(2);
 
 /// Changes, and bytes of them, that are kept before a flush of our own makes an end of it.
 const KEEP_CHANGES: usize = 4096;
@@ -59,6 +66,9 @@ pub(crate) enum ForwardReply {
 }
 
 type Done = Box<dyn FnOnce(io::Result<ForwardReply>) + Send>;
+
+/// Who is to be told what.
+type Answered = (Done, io::Result<ForwardReply>);
 
 struct Job {
     number: u64,
@@ -126,6 +136,8 @@ struct State {
     closed: bool,
     /// Each change has to be durable when it is answered.
     through: bool,
+    /// What was sent over a connection that was lost may be done late.
+    late: bool,
     pause: Pause,
 }
 
@@ -272,6 +284,11 @@ impl Forwarder {
         self.shared.lock().through = true;
     }
 
+    /// Give the server time to end what it was sent over a lost connection, from now on.
+    pub(crate) fn rest(&self) {
+        self.shared.lock().late = true;
+    }
+
     /// Make no connection anew until [`Self::resume`], or for `limit`; not if one is missing or what was answered is being
     /// done again.
     pub(crate) fn pause(&self, limit: Option<Duration>) -> bool {
@@ -338,8 +355,8 @@ impl Drop for Forwarder {
 /// Connect, again and again, and send until nothing more comes.
 fn keep_connected(shared: &Arc<Shared>, address: &Address) {
     let mut pause = RETRY.0;
-    // Clients wait for the first connection, and who owns a disk that has moved is one of ours.
-    let options = ConnectOptions {
+    // Clients wait for the first connection, and who owns a disk that has moved is one of ours most often.
+    let mut options = ConnectOptions {
         at_once: true,
         ..ConnectOptions::default()
     };
@@ -366,6 +383,9 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
                     (pause * 2).min(RETRY.1)
                 };
                 let mut state = shared.lock();
+                if state.late && !state.sent.is_empty() {
+                    pause = pause.max(LATE);
+                }
                 state.take_back();
                 if state.closed && state.waiting.is_empty() {
                     return;
@@ -374,6 +394,8 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
                 tracing::warn!(%address, "the connection was lost; it is made again");
             }
             Err(error) => {
+                // Who is reached and cannot be talked to so may be another server, which wants to be asked step by step.
+                options.at_once ^= !matches!(error, ClientError::Connect { .. });
                 if pause == RETRY.0 {
                     tracing::warn!(%address, %error, "no connection yet; clients wait");
                 }
@@ -400,19 +422,23 @@ fn serve(shared: &Arc<Shared>, client: PipelinedClient) -> bool {
 }
 
 /// Send what comes until the connection breaks or nothing is left to come.
-fn send_all(shared: &Shared, mut send: SendHalf) {
+fn send_all(shared: &Arc<Shared>, mut send: SendHalf) {
     let mut state = shared.lock();
     loop {
         if state.line == Line::Broken || state.is_over() {
             return;
         }
+        let mut answered = Vec::new();
         let queued = if state.again.is_empty() && state.repeating.is_none() {
-            queue_waiting(&mut state, &mut send)
+            queue_waiting(&mut state, &mut send, (shared, &mut answered))
         } else {
             queue_again(&mut state, &mut send)
         };
-        if queued {
+        if queued || !answered.is_empty() {
             drop(state);
+            for (done, answer) in answered {
+                done(answer);
+            }
             if send.send().is_err() {
                 return;
             }
@@ -445,82 +471,44 @@ fn queue_again(state: &mut State, send: &mut SendHalf) -> bool {
     true
 }
 
-/// Queue what waits, as far as the server takes it; whether there was anything.
-fn queue_waiting(state: &mut State, send: &mut SendHalf) -> bool {
+/// Queue what waits, as far as the server takes it; whether there was anything. What is answered without the server is left
+/// to the caller, who holds no lock then.
+fn queue_waiting(
+    state: &mut State,
+    send: &mut SendHalf,
+    (shared, answered): (&Arc<Shared>, &mut Vec<Answered>),
+) -> bool {
+    let failed = || Err(io::Error::from_raw_os_error(libc::EIO));
     let mut queued = false;
     while state.sent.len() < IN_FLIGHT
         && let Some(job) = state.waiting.pop_front()
     {
-        let Some(mut job) = fit(send.remote(), job) else {
-            continue;
+        let mut job = match fit(shared, state, send.remote(), job) {
+            Fit::Send(job) => job,
+            Fit::Instead => continue,
+            Fit::Answer(done, answer) => {
+                answered.push((done, answer));
+                continue;
+            }
         };
         if matches!(job.request.action, Action::Flush) && state.kept.lost {
-            (job.done)(Err(io::Error::from_raw_os_error(libc::EIO)));
+            answered.push((job.done, failed()));
             continue;
         }
         job.covers = state.kept.next();
-        match send.submit(&wire_request(&job.request, state.through)) {
+        let through = state.through && send.remote().has(transmission::SEND_FUA);
+        match send.submit(&wire_request(&job.request, through)) {
             Ok(cookie) => {
                 queued = true;
                 state.sent.insert(cookie, job);
             }
             Err(error) => {
                 tracing::warn!(%error, "a request cannot be forwarded");
-                (job.done)(Err(io::Error::from_raw_os_error(libc::EIO)));
+                answered.push((job.done, failed()));
             }
         }
     }
     queued
-}
-
-/// Answer here what the server does not offer and can be answered without it.
-fn fit(remote: &RemoteExport, job: Job) -> Option<Job> {
-    let Job { request, .. } = &job;
-    let whole = |allocated| {
-        let len = request.len;
-        Ok(ForwardReply::Extents(vec![Extent {
-            len,
-            allocated,
-            zero: false,
-        }]))
-    };
-    let answer = match request.action {
-        Action::Status if remote.allocation.is_none() => whole(true),
-        Action::Discard { .. } if !remote.has(transmission::SEND_TRIM) => Ok(ForwardReply::Done),
-        Action::Flush if !remote.has(transmission::SEND_FLUSH) => Ok(ForwardReply::Done),
-        _ => return Some(job),
-    };
-    (job.done)(answer);
-    None
-}
-
-/// As it is sent; `through` if a change has to be durable when it is answered.
-fn wire_request(request: &ForwardRequest, through: bool) -> ClientRequest<'_> {
-    let (offset, len) = (request.offset, request.len as u32);
-    let flags = |fua, no_hole| CommandFlags {
-        fua: fua || through,
-        no_hole,
-        ..CommandFlags::default()
-    };
-    match request.action {
-        Action::Read => ClientRequest::read(offset, len),
-        Action::Write { fua } => {
-            ClientRequest::write(offset, &request.data).with(flags(fua, false))
-        }
-        Action::Zero { unmap, fua } => {
-            ClientRequest::plain(Command::WriteZeroes, offset, len).with(flags(fua, !unmap))
-        }
-        Action::Discard { fua } => {
-            ClientRequest::plain(Command::Trim, offset, len).with(flags(fua, false))
-        }
-        Action::Status => ClientRequest::plain(Command::BlockStatus, offset, len),
-        // Only this process parks, and its requests are not forwarded.
-        Action::Flush
-        | Action::Park { .. }
-        | Action::Resize { .. }
-        | Action::Compact { .. }
-        | Action::Checkpoint { .. } => ClientRequest::flush(),
-    }
 }
 
 /// Hand answers to those who wait for them until the connection breaks; whether there were any.
@@ -567,34 +555,4 @@ fn receive_all(shared: &Shared, mut receive: ReceiveHalf) -> bool {
     shared.lock().line = Line::Broken;
     shared.changed.notify_all();
     answered
-}
-
-fn reply(completion: Completion, len: u64) -> io::Result<ForwardReply> {
-    match completion.result {
-        Ok(Answer::Done) => Ok(ForwardReply::Done),
-        Ok(Answer::Data(data)) => Ok(ForwardReply::Data(data)),
-        Ok(Answer::Extents(extents)) => Ok(ForwardReply::Extents(extents_of(&extents, len))),
-        Err(refusal) => Err(io::Error::from_raw_os_error(
-            refusal.errno.to_wire().cast_signed(),
-        )),
-    }
-}
-
-/// A server's extents, none beyond the range asked about.
-fn extents_of(remote: &[RemoteExtent], mut left: u64) -> Vec<Extent> {
-    let mut extents = Vec::with_capacity(remote.len());
-    for one in remote {
-        let len = u64::from(one.len).min(left);
-        left -= len;
-        if len > 0 {
-            let allocated = one.flags & allocation::HOLE == 0;
-            let zero = one.flags & allocation::ZERO != 0;
-            extents.push(Extent {
-                len,
-                allocated,
-                zero,
-            });
-        }
-    }
-    extents
 }

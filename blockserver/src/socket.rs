@@ -11,6 +11,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::net::sockopt;
+
 use crate::nbd::uri::Endpoint;
 
 /// A connected socket. Reading and writing take it by shared reference, so two threads may use it.
@@ -43,6 +45,23 @@ impl Socket {
                 stream.set_write_timeout(limit)
             }
         }
+    }
+
+    /// Take the connection for lost when the peer's host has given no sign of life for about `span`, at least 4 seconds.
+    /// A unix socket needs none.
+    pub(crate) fn set_silence(&self, span: Duration) -> io::Result<()> {
+        let Self::Tcp(stream) = self else {
+            return Ok(());
+        };
+        let part = Duration::from_secs((span.as_secs() / 4).max(1));
+        let most = u32::try_from(span.as_millis()).unwrap_or(u32::MAX);
+        sockopt::set_socket_keepalive(stream, true)?;
+        sockopt::set_tcp_keepidle(stream, part)?;
+        sockopt::set_tcp_keepintvl(stream, part)?;
+        sockopt::set_tcp_keepcnt(stream, 3)?;
+        // What was sent and not acknowledged counts as well.
+        sockopt::set_tcp_user_timeout(stream, most)?;
+        Ok(())
     }
 
     /// End the outgoing direction: the peer sees the end of the stream behind what was sent.

@@ -36,6 +36,7 @@ pub(crate) enum MirrorVerb {
   diskferry mirror start data.vhdx log.vhdx --to tls:10.0.0.2:9000 --manual     disks of one machine, at one moment
   diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --switchover fast --arbiter file:/mnt/third/arbiter
   diskferry mirror start disk.vhdx --to tls:10.0.0.2:9000 --way-back tls:10.0.0.1:9001 --way-back-for 8h
+  diskferry mirror start disk.vhdx --to 'nbd+unix:///?socket=/run/qemu.sock' --wait      any NBD server
 
 With a deadline the status says all the time how long it will take and how sure that is, to how many bytes a second
 writers are held, and, as soon as it is known, that it cannot be kept and what it would need.
@@ -52,16 +53,32 @@ seed that was brought there: diskferry receive --seed), both read what they have
 what is different is sent.
 
 With --way-back the disk can go back after it has moved: the target keeps the file here in step for that time, and
-`diskferry mirror rollback` there hands the disk over to this server again, whose clients stay connected.")]
+`diskferry mirror rollback` there hands the disk over to this server again, whose clients stay connected.
+
+An export of any NBD server can be the target too: nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH, at least as
+large as the disk. It gets the bytes of the disk, raw. That protocol knows no order among writes, no owner and no moments,
+so the following cannot be promised:
+  * While it follows, the target is no disk of any moment: it is this disk only once the move has ended. If this host is
+    lost before, what is there is of no use.
+  * That the disk has moved is written down here alone. Nothing keeps others from writing to the export, or this server's
+    owner from starting a second one there: see to it that nobody else uses it.
+  * It is durable there if the server's flush is honest. A server without one is refused, except --without-flush.
+  * What the server was sent over a connection that was lost it may do later; it is given two seconds for that.
+  * Bytes are not checked on their way or afterwards, except by TCP; `mirror verify` needs one of ours.
+  * After a restart of this server before the move has ended, it is begun again and all is copied again.
+  * There is no way back, no deadline, no arbiter, and no TLS.")]
 pub(crate) struct MirrorStartArgs {
     #[command(flatten)]
     pub(crate) disk: MirrorArgs,
-    /// tls:HOST:PORT or tcp:HOST:PORT of a `diskferry receive`, or a new file on this host
+    /// tls:HOST:PORT or tcp:HOST:PORT of a `diskferry receive`, an export of any NBD server, or a new file on this host
     #[arg(long, value_name = "TARGET")]
     pub(crate) to: String,
     /// Let the disk cross the network unencrypted
     #[arg(long)]
     pub(crate) plain: bool,
+    /// Move to an NBD server although it cannot say what is durable there
+    #[arg(long)]
+    pub(crate) without_flush: bool,
     /// Stay in step until `diskferry mirror cutover`
     #[arg(long)]
     pub(crate) manual: bool,

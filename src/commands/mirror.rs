@@ -14,6 +14,7 @@ use crate::args::{MirrorArgs, MirrorStartArgs, MirrorVerb};
 use crate::control::{Cutover, CutoverNow, MirrorDeadline, MirrorRate, StartMirror};
 use crate::failure::{Exit, Failure, Result};
 use crate::report::Report;
+use crate::site::foreign;
 use crate::{interrupt, plan, size};
 
 /// How often a move that is waited for is looked at.
@@ -78,6 +79,9 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
         .ok_or_else(|| Failure::usage("no disk is named"))?;
     let to = if SiteAddress::is_written(&args.to) {
         args.to.clone()
+    } else if foreign::is_written(&args.to) {
+        // A socket is named as it is found from here.
+        foreign::address(&args.to, args.plain)?.to_string()
     } else {
         absolute(Path::new(&args.to))?.display().to_string()
     };
@@ -95,6 +99,7 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
             max_pause_ms: args.max_pause,
             fresh: args.fresh,
             plain: args.plain,
+            without_flush: args.without_flush,
             rate: args
                 .rate
                 .as_deref()
@@ -216,6 +221,9 @@ fn people(state: &Value) -> String {
         && let Some(at) = way["waits_at"].as_str()
     {
         let _ = write!(text, ", it may come back to {at}");
+    }
+    if state["not_promised"].is_string() {
+        text.push_str(", to an NBD server: `mirror start --help` says what that cannot promise");
     }
     if let Some(trouble) = state["trouble"].as_str() {
         let _ = write!(text, " ({trouble})");

@@ -86,6 +86,9 @@ pub(crate) struct StartMirror {
     /// Where the arbiter is that decides in a fast switchover.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) arbiter: Option<String>,
+    /// Move to an NBD server although it has no flush.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) without_flush: bool,
     /// Where this server waits for the disk to come back once it has moved: `tls:HOST:PORT` or `tcp:HOST:PORT`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) way_back: Option<String>,

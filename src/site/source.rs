@@ -29,6 +29,7 @@ use self::way::Way;
 use super::Reachable;
 use super::beside::Beside;
 use super::disk::{Opened, Standing};
+use super::foreign;
 use super::kept;
 use super::port::ExportPort;
 use super::snapshot;
@@ -202,6 +203,12 @@ impl Site {
         let export = export.clone();
         let moved_to = match &record.state {
             State::Released { to, .. } if to.starts_with('/') => Path::new(to),
+            State::Released { to, .. } if foreign::is_written(to) => {
+                export.others_are_late();
+                let port = ExportPort(export);
+                let moved = SourceDriver::moved_to_foreign(record, config, |at| port.forward(at));
+                return Ok(Moving::to(moved.map_err(|e| refused(&e))?));
+            }
             _ => {
                 let port = ExportPort(export);
                 let session = SourceDriver::resume_released(record, config, move |address| {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -208,6 +209,9 @@ impl ExportHandle {
         if self.export.writes_through() {
             there.write_through();
         }
+        if self.export.late.load(Ordering::SeqCst) {
+            there.rest();
+        }
         policy.mode = Mode::Forward(there);
         drop(policy);
         self.announce(Box::new(|| {}));
@@ -218,6 +222,12 @@ impl ExportHandle {
     /// come to it than those that pass here: what was done again would take those back.
     pub fn write_through(&self) {
         self.export.write_through();
+    }
+
+    /// Whoever it is sent on to from now on may be no server of ours, and may still do what it was sent over a connection
+    /// that was lost: it is given two seconds before anything is sent to it again.
+    pub fn others_are_late(&self) {
+        self.export.late.store(true, Ordering::SeqCst);
     }
 
     /// Where requests are sent on to, if they are.

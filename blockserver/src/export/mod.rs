@@ -74,6 +74,8 @@ pub(crate) struct Export {
     expected: Mutex<Option<Arc<Forwarder>>>,
     /// Whether what is sent on has to be durable before it is answered.
     through: AtomicBool,
+    /// Whether it is sent on to a server that may do late what it was sent over a lost connection.
+    late: AtomicBool,
 }
 
 impl Export {
@@ -94,6 +96,7 @@ impl Export {
             policy: Mutex::new(policy),
             expected: Mutex::default(),
             through: AtomicBool::new(false),
+            late: AtomicBool::new(false),
         }
     }
 

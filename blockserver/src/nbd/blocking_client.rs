@@ -77,6 +77,9 @@ pub struct ConnectOptions {
     pub max_in_flight: usize,
     /// How long connecting and the handshake may take, each.
     pub limit: Duration,
+    /// Without a sign of life of the server's host for so long the connection is lost; `None` for whenever the system
+    /// thinks so. Not to be shorter than 4 seconds.
+    pub silence: Option<Duration>,
 }
 
 impl Default for ConnectOptions {
@@ -86,6 +89,7 @@ impl Default for ConnectOptions {
             at_once: false,
             max_in_flight: DEFAULT_MAX_IN_FLIGHT,
             limit: Duration::from_secs(10),
+            silence: None,
         }
     }
 }
@@ -131,6 +135,9 @@ impl PipelinedClient {
                 source,
             }
         })?;
+        if let Some(span) = options.silence {
+            socket.set_silence(span)?;
+        }
         Self::attach(socket, &address.export, options)
     }
 

@@ -8,7 +8,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`port`] | what is needed of the disk and the site, as traits |
-//! | [`source`] | drives one source session, on a thread of its own |
+//! | [`source`] | drives one source session, on a thread of its own, also one to a server that is not ours |
 //! | [`target`] | listens, and drives one target machine for each disk, on one thread |
 //! | [`arbiter`] | asks a third place who goes on with a disk |
 //! | `journal` | the files of a journal |
@@ -35,7 +35,9 @@ pub use port::{
 };
 pub use promote::{forget_group, promote, promoted_together};
 pub use socket::SiteAddress;
-pub use source::{SourceDriver, SourceHandle, SourceStatus};
+pub use source::{
+    ForeignHeard, ForeignLines, ForeignServer, Hear, SourceDriver, SourceHandle, SourceStatus,
+};
 pub use target::{TargetDriver, TargetHandle, TargetListener, TargetStatus};
 
 use std::time::Instant;

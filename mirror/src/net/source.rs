@@ -2,6 +2,7 @@
 //!
 //! Must never decide anything and never block on the disk; see [`super`].
 
+mod foreign;
 mod handed_over;
 mod handle;
 mod parts;
@@ -18,6 +19,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 use vdisk::tap::WriteTap;
 
+pub use self::foreign::{ForeignHeard, ForeignLines, ForeignServer, Hear};
 pub use self::handle::{SourceHandle, SourceStatus};
 
 use self::handed_over::HandedOver;

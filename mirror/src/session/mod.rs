@@ -37,6 +37,7 @@
 //! would write older content over the chunk's.
 
 mod copy;
+pub mod foreign;
 mod link;
 mod progress;
 mod scan;

@@ -73,6 +73,27 @@ impl Scan {
         self.again = [(0, self.size)].into();
     }
 
+    /// The target may have lost anything: what was asked about is asked about again.
+    pub(super) fn begin_anew(&mut self) {
+        self.zeroes.clear();
+        self.question = None;
+        self.again.clear();
+        if self.cursor > 0 {
+            self.again.push_back((0, self.cursor));
+        }
+    }
+
+    /// Whether the disk is being asked, or parts wait that are to be made zero: what is written there meanwhile has to come
+    /// after that.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.question.is_some() || !self.zeroes.is_empty()
+    }
+
+    /// The next part that the target is to make zero, which stays.
+    pub(super) fn first_zeroes(&self) -> Option<Claim> {
+        self.zeroes.front().copied()
+    }
+
     /// Parts that are still to be dealt with here.
     pub(super) fn rest(&self) -> impl Iterator<Item = (u64, u64)> {
         let asked = self

@@ -174,6 +174,7 @@ impl Fleet {
                 max_pause_ms: None,
                 fresh: false,
                 plain: target.plain,
+                without_flush: false,
                 rate: Timetable::always(rate.map(|rate| self.part(machine, number, rate))),
                 deadline_s: None,
                 max_slowdown: None,

@@ -70,7 +70,13 @@ impl Control for Site {
     }
 
     fn verify(&self, disk: &str) -> Result<serde_json::Value> {
-        self.disk(disk)?.with_session(SourceHandle::verify)
+        let found = self.disk(disk)?;
+        if found.is_foreign() {
+            let what = format!("`{disk}` moves to an NBD server, which cannot say what it has");
+            let hint = "`diskferry compare` reads both once nobody writes";
+            return Err(Failure::usage(what).hint(hint));
+        }
+        found.with_session(SourceHandle::verify)
     }
 
     fn rate(&self, disk: &str, rate: MirrorRate) -> Result<serde_json::Value> {
@@ -91,6 +97,13 @@ impl Control for Site {
 }
 
 impl SiteDisk {
+    /// Whether its newest move is one to a server that is not ours.
+    fn is_foreign(&self) -> bool {
+        let moving = self.lock();
+        let status = moving.as_ref().map(|moving| moving.session.status());
+        status.is_some_and(|status| status.not_promised.is_some())
+    }
+
     pub(super) fn with_session(
         &self,
         order: impl FnOnce(&SourceHandle),

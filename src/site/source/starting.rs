@@ -17,6 +17,7 @@ use crate::control::{Cutover, StartMirror};
 use crate::failure::{Failure, Result};
 use crate::identity;
 use crate::site::beside::{self, Beside, MovingBeside};
+use crate::site::foreign::{self, NbdServer};
 use crate::site::kept;
 use crate::site::port::ExportPort;
 
@@ -96,7 +97,9 @@ impl SiteDisk {
             beside.abandon().map_err(failed)?;
         }
         let way_back = self.new_way(start, &site.reachable)?;
-        let started = if SiteAddress::is_written(&start.to) {
+        let started = if foreign::is_written(&start.to) {
+            self.start_foreign(&site.server, start)
+        } else if SiteAddress::is_written(&start.to) {
             self.start_to(start, (arbiter, way_back), place)
         } else {
             self.start_beside(&site.server, start)
@@ -132,12 +135,34 @@ impl SiteDisk {
         Ok(Moving::to(session.map_err(|e| refused(&e))?))
     }
 
+    /// Move the disk to an export of a server that is not ours.
+    fn start_foreign(&self, server: &Arc<Server>, start: &StartMirror) -> Result<Moving> {
+        if start.deadline_s.is_some() {
+            return Err(Failure::usage("a move to an NBD server keeps no deadline"));
+        }
+        let address = foreign::address(&start.to, start.plain)?;
+        if foreign::is_one_of(&address.endpoint, &server.local_addresses()) {
+            let what = format!("{address}: that is this server itself");
+            return Err(
+                Failure::usage(what).hint("name a path to move the disk to another one here")
+            );
+        }
+        let config = self.config(&address.to_string(), &self.name_here(), start);
+        self.export.others_are_late();
+        let port = Arc::new(ExportPort(self.export.clone()));
+        let server = Arc::new(NbdServer(address));
+        let store = self.opened().record();
+        let session =
+            SourceDriver::start_foreign(port, server, store, (config, start.without_flush));
+        Ok(Moving::to(session.map_err(|e| refused(&e))?))
+    }
+
     /// Move the disk to another path of this host: both ends of the session are here.
     fn start_beside(&self, server: &Arc<Server>, start: &StartMirror) -> Result<Moving> {
         let to = Path::new(&start.to);
         if !to.is_absolute() {
             let what = format!(
-                "`{}` is neither tls:HOST:PORT, tcp:HOST:PORT nor an absolute path",
+                "`{}` is neither tls:HOST:PORT, tcp:HOST:PORT, an NBD address nor an absolute path",
                 to.display()
             );
             return Err(Failure::usage(what));

@@ -18,7 +18,7 @@ pub(super) fn arbiter(start: &StartMirror) -> Result<Option<ArbiterName>> {
         return Ok(None);
     };
     if !SiteAddress::is_written(&start.to) {
-        let what = "a move to another path of this host needs no arbiter";
+        let what = "a move needs an arbiter only to another host that runs `diskferry receive`";
         return Err(Failure::usage(what));
     }
     let found = find(at).map_err(|e| refused(&e))?;

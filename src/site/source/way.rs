@@ -104,7 +104,7 @@ impl SiteDisk {
             return Ok(None);
         };
         if !SiteAddress::is_written(&start.to) {
-            let what = "a move to another path of this host has no way back";
+            let what = "a move has a way back only from another host that runs `diskferry receive`";
             return Err(Failure::usage(what));
         }
         identity::allowed(listen, start.plain)?;

@@ -29,6 +29,9 @@ pub struct SourceStatus {
     /// Who decides in a fast switchover, if there may be one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub arbiter: Option<String>,
+    /// What a target of this kind cannot promise, if it is not one of ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_promised: Option<&'static str>,
     /// The machine's figures.
     #[serde(flatten)]
     pub progress: Progress,

@@ -12,7 +12,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::files::{RecordStore, SessionStore};
 use crate::net::lane::INBOX;
 use crate::net::port::ServedDisk;
-use crate::session::{Source, SourceConfig};
+use crate::session::{Progress, Source, SourceConfig};
+use crate::switchover::Phase;
 use crate::tracker::Tracker;
 
 /// What a session is started with.
@@ -28,57 +29,67 @@ pub(super) struct Parts {
 impl Parts {
     pub(super) fn start(self) -> Result<SourceHandle> {
         let (orders, incoming) = mpsc::unbounded_channel();
-        let status = SourceStatus {
-            name: self.config.description.name.clone(),
-            to: self.config.to.clone(),
-            session: self.config.session,
-            arbiter: self
-                .config
-                .handover
-                .arbiter
-                .as_ref()
-                .map(|arbiter| arbiter.at.clone()),
-            progress: self.machine.progress(),
-            sent: 0,
-            elapsed: 0,
-            ended: false,
-            error: None,
-        };
-        let state = SharedState {
-            status,
-            failed: None,
-            phase: self.machine.phase(),
-            tapped: false,
-            stopped: false,
-        };
-        let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        });
+        let shared = begun(&self.config, self.machine.progress(), self.machine.phase());
         let handle = SourceHandle {
             shared: Arc::clone(&shared),
             orders: orders.clone(),
         };
-        let failure = |e| Error::io(ErrorKind::Io, "cannot start the session's thread", e);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(failure)?;
-        let run = move || {
-            // Said last, when the connections have ended, too.
-            let _stopped = SayStopped(Arc::clone(&shared));
-            runtime.block_on(async move {
-                let (inbox, heard) = mpsc::channel(INBOX);
-                let session = Session::new(self, shared, orders, inbox);
-                Box::pin(session.run(incoming, heard)).await;
-            });
-            // A name that is being looked up is not waited for.
-            runtime.shutdown_background();
-        };
-        std::thread::Builder::new()
-            .name("mirror-source".into())
-            .spawn(run)
-            .map_err(failure)?;
+        on_a_thread(&Arc::clone(&shared), move || async move {
+            let (inbox, heard) = mpsc::channel(INBOX);
+            let session = Session::new(self, shared, orders, inbox);
+            Box::pin(session.run(incoming, heard)).await;
+        })?;
         Ok(handle)
     }
+}
+
+/// What is known of a session that begins.
+pub(super) fn begun(config: &SourceConfig, progress: Progress, phase: Phase) -> Arc<Shared> {
+    let arbiter = config.handover.arbiter.as_ref();
+    let status = SourceStatus {
+        name: config.description.name.clone(),
+        to: config.to.clone(),
+        session: config.session,
+        arbiter: arbiter.map(|arbiter| arbiter.at.clone()),
+        not_promised: None,
+        progress,
+        sent: 0,
+        elapsed: 0,
+        ended: false,
+        error: None,
+    };
+    let state = SharedState {
+        status,
+        failed: None,
+        phase,
+        tapped: false,
+        stopped: false,
+    };
+    Arc::new(Shared {
+        state: Mutex::new(state),
+        changed: Condvar::new(),
+    })
+}
+
+/// Run a session to its end on a thread of its own.
+pub(super) fn on_a_thread<F: Future<Output = ()>>(
+    shared: &Arc<Shared>,
+    session: impl FnOnce() -> F + Send + 'static,
+) -> Result<()> {
+    let failure = |e| Error::io(ErrorKind::Io, "cannot start the session's thread", e);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failure)?;
+    let shared = Arc::clone(shared);
+    let run = move || {
+        // Said last, when the connections have ended, too.
+        let _stopped = SayStopped(shared);
+        runtime.block_on(session());
+        // A name that is being looked up is not waited for.
+        runtime.shutdown_background();
+    };
+    let thread = std::thread::Builder::new().name("mirror-source".into());
+    thread.spawn(run).map_err(failure)?;
+    Ok(())
 }
