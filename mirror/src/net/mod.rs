@@ -36,7 +36,7 @@ pub use port::{
 pub use promote::{forget_group, promote, promoted_together};
 pub use socket::SiteAddress;
 pub use source::{SourceDriver, SourceHandle, SourceStatus};
-pub use target::{TargetDriver, TargetHandle, TargetListener, TargetStatus};
+pub use target::{TargetDriver, TargetHandle, TargetListener, TargetStatus, WatchedTarget};
 
 use std::time::Instant;
 

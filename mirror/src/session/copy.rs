@@ -12,6 +12,7 @@ use super::{ConnId, OpId};
 use crate::GRANULE;
 use crate::error::{Error, Result};
 use crate::pacing::Limits;
+use crate::picture::{Picture, Seen};
 use crate::tracker::{Claim, Tracker};
 use crate::wire::{Chunk, Content, Message, Probe};
 
@@ -111,6 +112,16 @@ pub(super) struct BulkCopy {
     saw: u64,
     /// Bytes that the target was found to have.
     same: u64,
+    read: Read,
+}
+
+/// What was read of the source's disk to be copied or compared. Only grows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Read {
+    /// Bytes, those counted twice that were read twice.
+    pub(super) bytes: u64,
+    /// Of those, bytes that were zero: only their number travels.
+    pub(super) zero: u64,
 }
 
 impl BulkCopy {
@@ -128,7 +139,28 @@ impl BulkCopy {
             waiting: 0,
             saw: 0,
             same: 0,
+            read: Read::default(),
         }
+    }
+
+    /// What was read for it so far.
+    pub(super) fn was_read(&self) -> Read {
+        self.read
+    }
+
+    /// What is where now, as far as it is known here, with what the tap knows: a picture of at most so many cells.
+    pub(super) fn picture(&self, size: u64, cells: usize, tracker: &Tracker) -> Picture {
+        let chunks = self.chunks.values();
+        let flying = chunks.filter(|c| matches!(c.place, Place::Reading | Place::Sent(_)));
+        let sending: Vec<_> = flying.map(|c| (c.claim.offset, c.claim.len)).collect();
+        Seen {
+            size,
+            scanned: self.scan.scanned(),
+            found: self.scan.found_in(),
+            sight: &tracker.sight(),
+            sending: &sending,
+        }
+        .picture(cells)
     }
 
     /// Whether the target begins from something else than an empty disk. To be said before anything is asked.
@@ -296,6 +328,10 @@ impl BulkCopy {
         };
         entry.place = Place::Sent(conn);
         let zero = data.iter().all(|b| *b == 0);
+        self.read.bytes += data.len() as u64;
+        if zero {
+            self.read.zero += data.len() as u64;
+        }
         if zero {
             // Shorter than to ask.
             entry.kind = Kind::Data;

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use vdisk::engine::Extent;
 
 use super::OpId;
+use crate::picture::Slots;
 use crate::tracker::{Claim, Tracker};
 
 /// How much of the disk one question about allocation covers.
@@ -36,6 +37,8 @@ pub(super) struct Scan {
     /// Parts before the cursor to be asked again: offset, length.
     again: VecDeque<(u64, u64)>,
     found: u64,
+    /// Where that is, for a picture.
+    found_in: Slots,
     /// The target may have anything: what is there is compared, and what is not is made zero.
     compares: bool,
     /// What the disk says is zero and the target is to be told of.
@@ -50,6 +53,7 @@ impl Scan {
             question: None,
             again: VecDeque::new(),
             found: 0,
+            found_in: Slots::new(size),
             compares: false,
             zeroes: VecDeque::new(),
         }
@@ -63,6 +67,8 @@ impl Scan {
     /// Only these parts have to be asked about; the target has the others.
     pub(super) fn only(&mut self, parts: &[(u64, u64)], tracker: &Tracker) {
         self.compares = true;
+        // There may be something anywhere else, which the target has.
+        self.found_in.add(0, self.size);
         self.cursor = self.size;
         tracker.advance_cursor(self.size);
         self.again = parts.iter().copied().collect();
@@ -70,6 +76,7 @@ impl Scan {
 
     /// All has to be asked about after all.
     pub(super) fn all(&mut self) {
+        self.found_in = Slots::new(self.size);
         self.again = [(0, self.size)].into();
     }
 
@@ -94,6 +101,11 @@ impl Scan {
     /// Allocated bytes found so far.
     pub(super) fn found(&self) -> u64 {
         self.found
+    }
+
+    /// The same by slot of a picture.
+    pub(super) fn found_in(&self) -> &Slots {
+        &self.found_in
     }
 
     /// Whether the whole disk was asked, and what it said is dirty or on the way.
@@ -168,6 +180,7 @@ impl Scan {
     fn take_in(&mut self, (offset, len): (u64, u64), data: bool, base: u64, tracker: &Tracker) {
         if data {
             self.found += len;
+            self.found_in.add(offset, len);
             if self.compares {
                 tracker.mark_unsure(offset, len);
             } else {

@@ -10,8 +10,10 @@ use super::handle::{SayStopped, Shared, SharedState};
 use super::{Session, SourceHandle, SourceStatus};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{RecordStore, SessionStore};
+use crate::history::Report;
 use crate::net::lane::INBOX;
 use crate::net::port::ServedDisk;
+use crate::picture::Picture;
 use crate::session::{Source, SourceConfig};
 use crate::tracker::Tracker;
 
@@ -41,6 +43,9 @@ impl Parts {
             progress: self.machine.progress(),
             sent: 0,
             elapsed: 0,
+            dirty_rate: 0,
+            behind: None,
+            report: Report::default(),
             ended: false,
             error: None,
         };
@@ -50,6 +55,7 @@ impl Parts {
             phase: self.machine.phase(),
             tapped: false,
             stopped: false,
+            last: Picture::default(),
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),

@@ -64,6 +64,7 @@ impl DiskTask {
         (name, store): (String, RecordStore),
         machine: Target,
     ) -> Self {
+        let written = entry.status().written;
         let journal = Journal::new(journal_paths(store.path()));
         Self {
             journal,
@@ -78,7 +79,8 @@ impl DiskTask {
             closing: JoinSet::new(),
             asked: 0,
             superseded: None,
-            written: Arc::default(),
+            // An earlier task of the disk may have written something.
+            written: Arc::new(AtomicU64::new(written)),
         }
     }
 
@@ -206,10 +208,10 @@ impl DiskTask {
                     decoder,
                     first,
                 } = *arrival;
-                let sent = Arc::clone(&self.router.sent);
+                let carried = Arc::clone(&self.router.carried);
                 let carry = |ends: crate::net::lane::Ends| ends.carry(stream, decoder);
                 self.lanes
-                    .insert(conn, Lane::spawn(conn, inbox.clone(), sent, carry));
+                    .insert(conn, Lane::spawn(conn, inbox.clone(), carried, carry));
                 TargetEvent::Message(conn, first)
             }
             Happened::Opened(result) => {
@@ -340,6 +342,7 @@ impl DiskTask {
                 self.append(op, offset, content);
             }
             TargetAction::Mark { op, seq, sealed } => {
+                self.entry.status().epochs += u64::from(sealed);
                 let done = self.tell(move |result| TargetEvent::Disk(op, result));
                 self.journal.ask(Ask::Mark { seq, sealed, done });
             }

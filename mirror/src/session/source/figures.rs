@@ -1,10 +1,18 @@
 //! What a source tells people of itself.
 
 use super::Source;
+use crate::picture::Picture;
 use crate::session::{Progress, Stage};
 use crate::switchover::Phase;
 
 impl Source {
+    /// What of the disk is where, in at most so many cells.
+    #[must_use]
+    pub fn picture(&self, cells: usize) -> Picture {
+        let size = self.config.description.size;
+        self.copy.picture(size, cells, &self.tracker)
+    }
+
     /// Figures for people.
     #[must_use]
     pub fn progress(&self) -> Progress {
@@ -24,6 +32,7 @@ impl Source {
             _ => Stage::Switching,
         };
         let rate = self.pace.sent.rate();
+        let read = self.copy.was_read();
         let estimate = self.pace.contract.estimate().filter(|_| remaining > 0);
         Progress {
             stage,
@@ -38,6 +47,9 @@ impl Source {
                 .saturating_sub(self.stream.streamed()),
             same: self.copy.same(),
             streamed: self.stream.streamed(),
+            read: read.bytes,
+            zero: read.zero,
+            written: figures.written,
             remaining,
             unacknowledged: self.stream.outstanding(),
             fallen_back: figures.fallen_back,
@@ -52,6 +64,7 @@ impl Source {
             pause: self.local.pause,
             verify: self.local.verify.figures(),
             trouble: self.end.trouble.clone(),
+            numbers: (figures.seq, self.stream.acked()),
         }
     }
 }
