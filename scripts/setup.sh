@@ -24,6 +24,7 @@ nbdinfo:libnbd-bin
 nbdfuse:libnbd-bin
 vhdiinfo:libvhdi-utils
 module=pyvhdi:python3-libvhdi
+module=prometheus_client:python3-prometheus-client
 mkfs.ext4:e2fsprogs
 e2fsck:e2fsprogs
 debugfs:e2fsprogs

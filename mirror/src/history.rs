@@ -38,9 +38,9 @@ pub struct Wire {
 /// What did not have to travel, and why. Bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Saved {
-    /// Nothing was allocated there.
+    /// Nothing was allocated there, or it was known to be zero without being read.
     pub holes: u64,
-    /// It was allocated and zero.
+    /// It was read, and zero.
     pub zeros: u64,
     /// The target had it, as hashes showed.
     pub hashes: u64,
@@ -148,9 +148,7 @@ impl History {
         raise(&mut report.saved.packing, wire.spared);
         // Of what the target had some may have been lost and sent again: not a sum.
         report.saved.hashes = progress.same;
-        let asked = progress.scanned >= progress.size && progress.stage != Stage::Connecting;
-        let holes = progress.size.saturating_sub(progress.found);
-        report.saved.holes = if asked { holes } else { report.saved.holes };
+        report.saved.holes = progress.holes;
         raise(&mut report.reconnects, progress.reconnects);
         report.pause = progress.pause.or(report.pause);
         self.rate.see(at, report.transferred);

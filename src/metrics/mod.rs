@@ -12,7 +12,9 @@ use std::collections::BTreeMap;
 use blockserver::export::{LATENCY_BUCKETS, Statistics, Throttled, Totals};
 use mirror::net::{SourceStatus, WatchedTarget};
 use mirror::session::Stage;
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
+};
 use prometheus::{Encoder as _, TextEncoder};
 
 use self::defined::Definition;
@@ -23,7 +25,15 @@ pub(crate) const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// What records of a target may say: see [`TargetStatus`](mirror::net::TargetStatus).
 const STATES: [&str; 9] = [
-    "none", "emptying", "receiving", "following", "prepared", "bound", "offered", "owner", "released",
+    "none",
+    "emptying",
+    "receiving",
+    "following",
+    "prepared",
+    "bound",
+    "offered",
+    "owner",
+    "released",
 ];
 
 /// Stages with the names that they have everywhere.
@@ -85,7 +95,11 @@ pub(crate) struct Observed {
 /// What Prometheus reads.
 pub(crate) fn text(observed: &Observed) -> Result<String> {
     let mut families = Families::default();
-    families.gauge(&defined::BUILD, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    families.gauge(
+        &defined::BUILD,
+        &[("version", env!("CARGO_PKG_VERSION"))],
+        1.0,
+    );
     for disk in &observed.disks {
         families.disk(disk);
         if let Some(status) = &disk.moving {
@@ -180,7 +194,11 @@ impl Families {
         }
         let throttled = &disk.throttled;
         self.counter(&defined::THROTTLED, &labels, number(throttled.requests));
-        self.counter(&defined::THROTTLED_FOR, &labels, number(throttled.nanoseconds) / 1e9);
+        self.counter(
+            &defined::THROTTLED_FOR,
+            &labels,
+            number(throttled.nanoseconds) / 1e9,
+        );
         for (result, count) in [("moved", disk.ends.moved), ("stayed", disk.ends.stayed)] {
             let labels = [labels[0], ("result", result)];
             self.counter(&defined::ENDED, &labels, number(count));
@@ -267,7 +285,11 @@ impl Families {
         let status = &target.status;
         let labels = [("disk", status.name.as_str())];
         let all = STATES.iter().copied();
-        self.states(&defined::TARGET_STATE, ("state", all), (&labels, status.state));
+        self.states(
+            &defined::TARGET_STATE,
+            ("state", all),
+            (&labels, status.state),
+        );
         let connected = f64::from(u8::from(status.session.is_some()));
         self.gauge(&defined::TARGET_CONNECTED, &labels, connected);
         self.counter(&defined::TARGET_WRITTEN, &labels, number(status.written));

@@ -11,6 +11,7 @@ fn figures() -> Progress {
         size: 1 << 30,
         scanned: 0,
         found: 0,
+        holes: 0,
         copied: 0,
         same: 0,
         streamed: 0,

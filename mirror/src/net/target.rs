@@ -233,6 +233,20 @@ impl Drop for TargetHandle {
     }
 }
 
+/// What a record says, in a word.
+fn state_name(record: &Ownership) -> &'static str {
+    match record.state {
+        State::Owner { .. } => "owner",
+        State::Released { .. } => "released",
+        State::Offered { .. } => "offered",
+        State::Bound { .. } => "bound",
+        State::Emptying { .. } => "emptying",
+        State::Receiving { .. } => "receiving",
+        State::Following { .. } => "following",
+        State::Prepared { .. } => "prepared",
+    }
+}
+
 /// A disk that was met since the start.
 #[derive(Clone, Debug)]
 struct Entry {

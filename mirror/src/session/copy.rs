@@ -198,6 +198,11 @@ impl BulkCopy {
         self.scan.found()
     }
 
+    /// Bytes that the disk said are not allocated, or zero.
+    pub(super) fn holes(&self) -> u64 {
+        self.scan.holes()
+    }
+
     /// Bytes that the target was found to have already.
     pub(super) fn same(&self) -> u64 {
         self.same

@@ -42,6 +42,8 @@ pub struct Progress {
     pub scanned: u64,
     /// Allocated bytes found so far.
     pub found: u64,
+    /// Bytes that the disk said are not allocated, or zero, so far.
+    pub holes: u64,
     /// Bytes of chunks that are durable at the target, those counted twice that were sent twice.
     pub copied: u64,
     /// Bytes that the target was found to have already, by comparing.

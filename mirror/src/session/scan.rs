@@ -37,7 +37,9 @@ pub(super) struct Scan {
     /// Parts before the cursor to be asked again: offset, length.
     again: VecDeque<(u64, u64)>,
     found: u64,
-    /// Where that is, for a picture.
+    /// Bytes that the disk said are not allocated, or zero.
+    empty: u64,
+    /// Where the allocated ones are, for a picture.
     found_in: Slots,
     /// The target may have anything: what is there is compared, and what is not is made zero.
     compares: bool,
@@ -53,6 +55,7 @@ impl Scan {
             question: None,
             again: VecDeque::new(),
             found: 0,
+            empty: 0,
             found_in: Slots::new(size),
             compares: false,
             zeroes: VecDeque::new(),
@@ -103,7 +106,12 @@ impl Scan {
         self.found
     }
 
-    /// The same by slot of a picture.
+    /// Bytes that are not allocated, or zero, as far as it was asked. Some of it may be asked twice.
+    pub(super) fn holes(&self) -> u64 {
+        self.empty.min(self.size.saturating_sub(self.found))
+    }
+
+    /// Allocated bytes by slot of a picture.
     pub(super) fn found_in(&self) -> &Slots {
         &self.found_in
     }
@@ -167,6 +175,7 @@ impl Scan {
         for extent in extents {
             let len = extent.len.min(end - at);
             let data = extent.allocated && !extent.zero;
+            self.empty += if data { 0 } else { len };
             self.take_in((at, len), data, question.base, tracker);
             at += len;
         }

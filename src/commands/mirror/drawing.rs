@@ -83,7 +83,11 @@ impl Canvas {
         let Some(brush) = brush else {
             return " ".repeat(count);
         };
-        let one = if self.unicode { brush.unicode } else { brush.ascii };
+        let one = if self.unicode {
+            brush.unicode
+        } else {
+            brush.ascii
+        };
         let cells: String = std::iter::repeat_n(one, count).collect();
         if self.color {
             format!("\x1b[{}m{cells}\x1b[0m", brush.color)

@@ -41,7 +41,11 @@ pub(super) fn run(args: &MirrorMapArgs, report: Report) -> Result<()> {
             drawn = text.lines().count();
         }
         if last {
-            return if args.wait { ended_badly(&state) } else { Ok(()) };
+            return if args.wait {
+                ended_badly(&state)
+            } else {
+                Ok(())
+            };
         }
         interrupt::check("the move goes on; see `diskferry mirror status`")?;
         thread::sleep(LOOK);
@@ -109,7 +113,11 @@ mod tests {
             })
         };
         assert!(with(&[("LANG", "de_DE.UTF-8")]));
-        assert!(with(&[("LC_ALL", ""), ("LC_CTYPE", "C.utf8"), ("LANG", "C")]));
+        assert!(with(&[
+            ("LC_ALL", ""),
+            ("LC_CTYPE", "C.utf8"),
+            ("LANG", "C")
+        ]));
         assert!(!with(&[("LC_ALL", "C"), ("LANG", "de_DE.UTF-8")]));
         assert!(!with(&[]));
     }

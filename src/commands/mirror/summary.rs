@@ -30,14 +30,19 @@ pub(super) struct Total {
 /// All of `states` together.
 pub(super) fn total(states: &[Value]) -> Total {
     let sum = |field: &str| {
-        let all = states.iter().map(|state| state[field].as_u64().unwrap_or(0));
+        let all = states
+            .iter()
+            .map(|state| state[field].as_u64().unwrap_or(0));
         all.fold(0, u64::saturating_add)
     };
     let (seconds, estimate) = in_all(states);
     Total {
         disks: states.len() as u64,
         ended: states.iter().filter(|state| state["ended"] == true).count() as u64,
-        failed: states.iter().filter(|state| !state["error"].is_null()).count() as u64,
+        failed: states
+            .iter()
+            .filter(|state| !state["error"].is_null())
+            .count() as u64,
         found: sum("found"),
         copied: sum("copied"),
         streamed: sum("streamed"),

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use vdisk::engine::Mark;
 
-use super::{Arrival, Entry, Router, joined, zeroes};
+use super::{Arrival, Entry, Router, joined, state_name, zeroes};
 use crate::arbiter::Side;
 use crate::files::{RecordStore, journal_paths};
 use crate::group::{Gathering, Member};
@@ -21,7 +21,7 @@ use crate::net::journal::{self, Ask, Journal};
 use crate::net::lane::{Heard, INBOX, Inbox, Lane, answer_and_close};
 use crate::net::port::{DiskPort, Done, ReadDone};
 use crate::net::{Clock, arbiter};
-use crate::record::{Ownership, State};
+use crate::record::State;
 use crate::session::{ConnId, OpId, Target, TargetAction, TargetEvent, Upto};
 use crate::wire::{Content, DiskDescription, Message, Refusal};
 
@@ -587,18 +587,5 @@ impl DiskTask {
             Ok(address)
         };
         self.ask_host(serve, Happened::Served);
-    }
-}
-
-fn state_name(record: &Ownership) -> &'static str {
-    match record.state {
-        State::Owner { .. } => "owner",
-        State::Released { .. } => "released",
-        State::Offered { .. } => "offered",
-        State::Bound { .. } => "bound",
-        State::Emptying { .. } => "emptying",
-        State::Receiving { .. } => "receiving",
-        State::Following { .. } => "following",
-        State::Prepared { .. } => "prepared",
     }
 }

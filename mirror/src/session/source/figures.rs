@@ -40,6 +40,7 @@ impl Source {
             size: self.config.description.size,
             scanned: self.copy.scanned(),
             found: self.copy.found(),
+            holes: self.copy.holes(),
             copied: self
                 .pace
                 .sent
