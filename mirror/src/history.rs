@@ -177,7 +177,7 @@ impl History {
                 took: span,
             }),
         }
-        if self.report.phases.iter().all(|phase| phase.stage != stage) {
+        if !self.has_met(stage) {
             self.report.phases.push(Phase { stage, took: 0 });
         }
         self.seen = Some((at, stage));
@@ -199,6 +199,12 @@ impl History {
                 took: None,
             });
         }
+    }
+
+    /// Whether a look met that stage.
+    #[must_use]
+    pub fn has_met(&self, stage: Stage) -> bool {
+        self.report.phases.iter().any(|phase| phase.stage == stage)
     }
 
     /// What it comes to so far.

@@ -1,16 +1,16 @@
 //! A move is followed: by Prometheus, by a report at its end, and as a picture of the disk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Instant;
 
 use serde_json::Value;
 
 use super::ledger::Ledger;
 use super::load::{Area, Load};
-use super::process::{Running, last_json};
+use super::process::{Running, STUCK, last_json};
 use super::site::Sites;
 use crate::run::{command, program};
 
@@ -153,7 +153,9 @@ fn prometheus_reads_a_move_to_its_end_and_after_it_and_no_counter_goes_back() {
     // A first attempt is held back, so that there is time to look, and ended.
     sites.start(&["--rate", "1M"]).ends(0);
     let mut seen = BTreeSet::new();
-    for _ in 0..5 {
+    let since = Instant::now();
+    while !seen.contains("diskferry_move_estimate_seconds") {
+        assert!(since.elapsed() < STUCK, "no estimate: {before:?}");
         let now = parsed(sites.here(), &scraped(&source));
         went_on(&before, &now);
         seen.extend(now.values().map(|series| series.0.clone()));
@@ -391,7 +393,7 @@ fn a_disk_of_64_tib_is_drawn_while_it_moves_and_plainly_in_a_pipe() {
         count(&last, "copied") > 0 && count(&last, "unallocated") > 4000,
         "{last}"
     );
-    for state in ["to-copy", "dirty", "sending", "unknown"] {
+    for state in ["to-copy", "dirty", "hot", "sending", "unknown"] {
         assert_eq!(count(&last, state), 0, "{last}");
     }
     sites.end();

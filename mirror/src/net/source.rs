@@ -365,7 +365,11 @@ impl Session {
         }
         while self.closing.try_join_next().is_some() {}
         let phase = self.parts.machine.phase();
-        if phase != self.said.phase || self.said.at.elapsed() >= FIGURES_EVERY {
+        // However short it is, each stage is seen once.
+        if phase != self.said.phase
+            || self.said.at.elapsed() >= FIGURES_EVERY
+            || !self.history.has_met(self.parts.machine.stage())
+        {
             self.said.at = Instant::now();
             self.said.phase = phase;
             self.publish();

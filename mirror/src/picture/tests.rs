@@ -117,3 +117,39 @@ fn each_state_is_told_apart_and_the_most_urgent_one_is_shown() {
         }]
     );
 }
+
+/// `cargo test -p mirror --lib -- --nocapture a_look_at_64_tib` says how long the tap is locked for it.
+#[test]
+fn a_look_at_64_tib_copies_the_same_however_much_of_it_is_dirty_or_hot() {
+    use crate::tracker::Tracker;
+    use vdisk::tap::{Change, WriteTap as _};
+    use vdisk::units::GuestOffset;
+
+    let size = 64_u64 << 40;
+    let tracker = Tracker::new(size, 1 << 20);
+    tracker.advance_cursor(size);
+    let look = |what: &str| {
+        let since = std::time::Instant::now();
+        let sight = tracker.sight();
+        println!("{what}: {:?}", since.elapsed());
+        for slots in [&sight.dirty, &sight.changed, &sight.waiting, &sight.written] {
+            assert_eq!(slots.bytes.len(), MOST_CELLS);
+        }
+        sight
+    };
+    look("idle");
+    // Every other leaf has a dirty granule, so that none of them can be a run.
+    for leaf in 0..200_000_u64 {
+        tracker.mark(leaf * 4 * MIB, 4096);
+    }
+    for region in 0..40_000_u64 {
+        for _ in 0..4 {
+            let write = Change::Data(bytes::Bytes::from_static(&[7; 512]));
+            tracker.changed(GuestOffset(region * 1024 * MIB), write);
+        }
+    }
+    let sight = look("200,000 leaves dirty, 40,000 regions written again and again");
+    assert!(sight.hot.len() <= 16 << 10);
+    tracker.mark(0, size);
+    look("wholly dirty");
+}

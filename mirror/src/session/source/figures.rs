@@ -10,15 +10,23 @@ impl Source {
     #[must_use]
     pub fn picture(&self, cells: usize) -> Picture {
         let size = self.config.description.size;
-        self.copy.picture(size, cells, &self.tracker)
+        let mut sight = self.tracker.sight();
+        if self.end.outcome.is_some() {
+            // Nobody looks any more whether it is still so.
+            sight.hot.clear();
+        }
+        self.copy.picture(size, cells, &sight)
     }
 
-    /// Figures for people.
+    /// Where it stands.
     #[must_use]
-    pub fn progress(&self) -> Progress {
-        let figures = self.tracker.figures();
-        let remaining = figures.dirty + self.copy.flying();
-        let stage = match self.switch.phase() {
+    pub fn stage(&self) -> Stage {
+        self.stage_with(self.tracker.figures().dirty + self.copy.flying())
+    }
+
+    /// The same, with so many bytes dirty or on the way.
+    fn stage_with(&self, remaining: u64) -> Stage {
+        match self.switch.phase() {
             Phase::Forwarding => Stage::Forwarding,
             Phase::Bound if self.end.outcome.is_none() => Stage::Bound,
             Phase::Released => Stage::Released,
@@ -30,9 +38,17 @@ impl Source {
             }
             Phase::Owner | Phase::Preparing => Stage::Copying,
             _ => Stage::Switching,
-        };
+        }
+    }
+
+    /// Figures for people.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let figures = self.tracker.figures();
+        let remaining = figures.dirty + self.copy.flying();
+        let stage = self.stage_with(remaining);
         let rate = self.pace.sent.rate();
-        let read = self.copy.was_read();
+        let sums = self.copy.sums();
         let estimate = self.pace.contract.estimate().filter(|_| remaining > 0);
         Progress {
             stage,
@@ -46,10 +62,10 @@ impl Source {
                 .sent
                 .total()
                 .saturating_sub(self.stream.streamed()),
-            same: self.copy.same(),
+            same: sums.same,
             streamed: self.stream.streamed(),
-            read: read.bytes,
-            zero: read.zero,
+            read: sums.read,
+            zero: sums.zero,
             written: figures.written,
             remaining,
             unacknowledged: self.stream.outstanding(),
