@@ -25,6 +25,7 @@ nbdfuse:libnbd-bin
 nbdkit:nbdkit
 vhdiinfo:libvhdi-utils
 module=pyvhdi:python3-libvhdi
+module=prometheus_client:python3-prometheus-client
 mkfs.ext4:e2fsprogs
 e2fsck:e2fsprogs
 debugfs:e2fsprogs

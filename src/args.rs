@@ -11,6 +11,7 @@ mod evacuation;
 mod limit;
 mod machine;
 mod metadata;
+mod metrics;
 mod mirror;
 mod package;
 mod pair;
@@ -38,7 +39,10 @@ pub(crate) use self::machine::{
 pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
 };
-pub(crate) use self::mirror::{MirrorArgs, MirrorStartArgs, MirrorVerb, MirrorVerifyArgs};
+pub(crate) use self::metrics::MetricsArgs;
+pub(crate) use self::mirror::{
+    MirrorArgs, MirrorMapArgs, MirrorStartArgs, MirrorVerb, MirrorVerifyArgs,
+};
 pub(crate) use self::package::{ExportArgs, ImportArgs, KeyArgs, LockArgs};
 pub(crate) use self::pair::{IdentityArgs, PairForgetArgs, PairNewArgs, PairTrustArgs, PairVerb};
 pub(crate) use self::receive::ReceiveArgs;
@@ -379,6 +383,7 @@ pub(crate) struct ResizeArgs {
   diskferry serve disk.vhdx --listen unix:/run/disk.sock
   diskferry serve disk.vhdx --listen tcp:127.0.0.1:10809 --read-only
   diskferry serve disk.vhdx --listen unix:/run/disk.sock --iops 2000 --bandwidth 100M    for each disk
+  diskferry serve disk.vhdx --listen unix:/run/disk.sock --metrics 127.0.0.1:9750    for Prometheus
   diskferry serve root=a.vhdx data=b.vhdx --listen tcp:0.0.0.0:10809 --listen unix:/run/disks.sock
 
 Each disk is an export with the name of its file without the suffix, or the name given. A single
@@ -406,6 +411,8 @@ pub(crate) struct ServeArgs {
     /// Serve also a disk that is marked incomplete or handed over; only if no other host can own it
     #[arg(long)]
     pub(crate) take_over: bool,
+    #[command(flatten)]
+    pub(crate) metrics: MetricsArgs,
     #[command(flatten)]
     pub(crate) identity: IdentityArgs,
     #[command(flatten)]

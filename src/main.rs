@@ -17,6 +17,7 @@ mod latency;
 mod limits;
 mod load;
 mod log;
+mod metrics;
 mod moving;
 mod packages;
 mod plan;

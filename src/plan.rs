@@ -8,10 +8,12 @@ mod create;
 mod limit;
 mod machine;
 mod metadata;
+mod metrics;
 mod new_size;
 mod package;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,6 +34,7 @@ use crate::load::ledger::Area;
 use crate::site::taking::Taking;
 use crate::size;
 
+pub(crate) use self::metrics::metrics;
 pub(crate) use self::new_size::NewSize;
 pub(crate) use self::package::{Export, Import};
 
@@ -112,6 +115,8 @@ pub(crate) struct Serve {
     /// How much may be asked of each disk.
     pub(crate) limits: Limits,
     pub(crate) search: ParentSearch,
+    /// Where Prometheus reads.
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 /// What `receive` means.
@@ -127,6 +132,8 @@ pub(crate) struct Receive {
     /// 0: one for each processor.
     pub(crate) workers: usize,
     pub(crate) taking: Taking,
+    /// Where Prometheus reads.
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 /// What `load run` means.
@@ -268,6 +275,7 @@ impl Serve {
             take_over: args.take_over,
             limits: limits(&args.limits)?,
             search: search(&args.chain),
+            metrics: metrics(&args.metrics)?,
         })
     }
 }
@@ -298,6 +306,7 @@ impl Receive {
                 .collect::<Result<_>>()?,
             workers: args.workers.unwrap_or(0),
             taking: taking(args)?,
+            metrics: metrics(&args.metrics)?,
         })
     }
 }

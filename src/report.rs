@@ -19,7 +19,7 @@ const SCHEMA: u32 = 1;
 pub(crate) struct Report {
     json: bool,
     quiet: bool,
-    color: bool,
+    color: ColorWhen,
 }
 
 #[derive(Serialize)]
@@ -41,16 +41,20 @@ struct ErrorBody<'a> {
 
 impl Report {
     pub(crate) fn new(global: &GlobalArgs) -> Self {
-        let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-        let color = match global.color {
-            ColorWhen::Always => true,
-            ColorWhen::Never => false,
-            ColorWhen::Auto => !no_color && io::stderr().is_terminal(),
-        };
         Self {
             json: global.json,
             quiet: global.quiet,
-            color,
+            color: global.color,
+        }
+    }
+
+    /// Whether what goes to a terminal, or to something else, is coloured.
+    pub(crate) fn is_colored(self, terminal: bool) -> bool {
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+        match self.color {
+            ColorWhen::Always => true,
+            ColorWhen::Never => false,
+            ColorWhen::Auto => !no_color && terminal,
         }
     }
 
@@ -107,7 +111,7 @@ impl Report {
 
     /// Says why the command ends badly.
     pub(crate) fn failure(self, failure: &Failure) {
-        let (red, bold, plain) = if self.color {
+        let (red, bold, plain) = if self.is_colored(io::stderr().is_terminal()) {
             ("\x1b[1;31m", "\x1b[1;36m", "\x1b[0m")
         } else {
             ("", "", "")

@@ -25,5 +25,6 @@ mod mirror {
     mod site;
     mod verify;
     mod wan;
+    mod watching;
     mod way_back;
 }

@@ -7,11 +7,14 @@
 use std::collections::BTreeMap;
 
 use crate::GRANULE;
+use crate::picture::Slots;
 
 /// Granules of a leaf.
 const LEAF_GRANULES: u64 = 512;
 /// Words of a leaf.
 const LEAF_WORDS: usize = 8;
+/// Bytes of a leaf.
+const LEAF: u64 = LEAF_GRANULES * GRANULE;
 
 type Leaf = [u64; LEAF_WORDS];
 
@@ -25,6 +28,8 @@ pub struct DirtyMap {
     full: BTreeMap<u64, u64>,
     /// How many granules are dirty.
     count: u64,
+    /// The same in bytes, by slot of a picture, if one may be drawn.
+    slots: Slots,
 }
 
 /// The granules touched by a range of bytes, as first and one past the last.
@@ -50,6 +55,19 @@ fn mask(word: usize, from: u64, to: u64) -> u64 {
 }
 
 impl DirtyMap {
+    /// The map of a disk of `size` bytes, of which a picture may be drawn.
+    pub(crate) fn pictured(size: u64) -> Self {
+        Self {
+            slots: Slots::new(size),
+            ..Self::default()
+        }
+    }
+
+    /// Dirty bytes by slot.
+    pub(crate) fn slots(&self) -> &Slots {
+        &self.slots
+    }
+
     /// How many bytes are dirty, counted in whole granules.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -148,7 +166,6 @@ impl DirtyMap {
     /// are more than `most` each counts as a whole.
     #[must_use]
     pub fn outline(&self, most: usize) -> Vec<(u64, u64)> {
-        const LEAF: u64 = LEAF_GRANULES * GRANULE;
         let mut parts: Vec<(u64, u64)> = self
             .full
             .iter()
@@ -222,7 +239,9 @@ impl DirtyMap {
         let words = self.leaves.entry(leaf).or_default();
         for (i, word) in words.iter_mut().enumerate() {
             let mask = mask(i, from, to);
-            self.count += u64::from((mask & !*word).count_ones());
+            let fresh = u64::from((mask & !*word).count_ones());
+            self.count += fresh;
+            self.slots.add_at(leaf * LEAF, fresh * GRANULE);
             *word |= mask;
         }
         if *words == [u64::MAX; LEAF_WORDS] {
@@ -240,15 +259,19 @@ impl DirtyMap {
             .collect();
         for leaf in inside {
             if let Some(words) = self.leaves.remove(&leaf) {
-                self.count -= words.iter().map(|w| u64::from(w.count_ones())).sum::<u64>();
+                let known = words.iter().map(|w| u64::from(w.count_ones())).sum::<u64>();
+                self.count -= known;
+                self.slots.take_at(leaf * LEAF, known * GRANULE);
             }
         }
         self.count += (past - first) * LEAF_GRANULES;
+        self.slots.add(first * LEAF, (past - first) * LEAF);
         // What was full already is counted once only.
         for (a, b) in self.full.range(..past) {
             let (a, b) = ((*a).max(first), (*b).min(past));
             if a < b {
                 self.count -= (b - a) * LEAF_GRANULES;
+                self.slots.take(a * LEAF, (b - a) * LEAF);
             }
         }
         self.join(first, past);
@@ -277,6 +300,7 @@ impl DirtyMap {
         while at < to {
             let leaf = at / LEAF_GRANULES;
             let stop = to.min((leaf + 1) * LEAF_GRANULES);
+            self.slots.take_at(leaf * LEAF, (stop - at) * GRANULE);
             self.split_out(leaf);
             if let Some(words) = self.leaves.get_mut(&leaf) {
                 for (i, word) in words.iter_mut().enumerate() {
@@ -340,7 +364,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(200))]
         #[test]
         fn the_map_agrees_with_a_plain_set(steps in prop::collection::vec(step(), 1..40)) {
-            let mut map = DirtyMap::default();
+            let mut map = DirtyMap::pictured(16 << 20);
             let mut model = BTreeSet::new();
             for step in steps {
                 match step {
@@ -372,6 +396,9 @@ mod tests {
                 }
                 prop_assert_eq!(map.bytes(), model.len() as u64 * GRANULE);
                 prop_assert_eq!(map.is_empty(), model.is_empty());
+                let mut slots = Slots::new(16 << 20);
+                model.iter().for_each(|granule| slots.add_at(granule * GRANULE, GRANULE));
+                prop_assert_eq!(map.slots(), &slots);
             }
         }
     }

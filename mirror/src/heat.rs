@@ -65,6 +65,13 @@ impl Heat {
         self.counts.get(&region).is_some_and(|count| *count >= HOT)
     }
 
+    /// First bytes of the regions that are hot.
+    pub(crate) fn hot(&self) -> Vec<u64> {
+        let hot = self.counts.iter().filter(|(_, count)| **count >= HOT);
+        hot.map(|(region, _)| region.saturating_mul(self.region))
+            .collect()
+    }
+
     /// The hot region whose turn it is, if they have one.
     pub(crate) fn turn(&self) -> Option<u64> {
         self.turn.front().copied()

@@ -24,6 +24,7 @@ use vdisk::units::GuestOffset;
 use self::queue::Queue;
 use crate::dirty::DirtyMap;
 use crate::heat::{Heat, REGION};
+use crate::picture::{Sight, Slots};
 use crate::sequence::Sequence;
 use crate::wire::{Content, MAX_PAYLOAD, Record};
 
@@ -96,6 +97,18 @@ struct Inner {
     /// What was written since somebody wanted to know, if one does.
     watched: Option<DirtyMap>,
     traffic: Traffic,
+    places: Places,
+}
+
+/// Where it was that something happened, for a picture of the disk.
+#[derive(Debug)]
+struct Places {
+    /// Bytes that were made dirty by clients and not claimed since, at most.
+    changed: Slots,
+    /// Bytes in records that are not settled.
+    waiting: Slots,
+    /// Bytes that clients wrote.
+    written: Slots,
 }
 
 /// What clients' writes came to: see [`Figures`].
@@ -139,11 +152,16 @@ impl Tracker {
             cursor: 0,
             queue: Queue::new(WINDOW.min(limit / 8)),
             held: 0,
-            dirty: DirtyMap::default(),
+            dirty: DirtyMap::pictured(size),
             unsure: DirtyMap::default(),
             heat: Heat::new(region),
             watched: None,
             traffic: Traffic::default(),
+            places: Places {
+                changed: Slots::new(size),
+                waiting: Slots::new(size),
+                written: Slots::new(size),
+            },
         };
         Self {
             inner: Mutex::new(inner),
@@ -177,6 +195,18 @@ impl Tracker {
         }
     }
 
+    /// What is where at this moment. Costs the same however large the disk is and however much of it is dirty.
+    pub(crate) fn sight(&self) -> Sight {
+        let inner = self.lock();
+        Sight {
+            dirty: inner.dirty.slots().clone(),
+            changed: inner.places.changed.clone(),
+            waiting: inner.places.waiting.clone(),
+            written: inner.places.written.clone(),
+            hot: inner.heat.hot(),
+        }
+    }
+
     /// From now on changes below `cursor` count: the bulk copy asks what is allocated there.
     ///
     /// To be called before the question is submitted.
@@ -203,6 +233,7 @@ impl Tracker {
         let mut inner = self.lock();
         let (offset, len) = inner.claim(from, max, all_known)?;
         let (len, unsure) = inner.of_one_kind(offset, len);
+        inner.places.changed.take(offset, len);
         let len = len.min(inner.size.saturating_sub(offset));
         Some(Claim {
             offset,
@@ -272,6 +303,8 @@ impl Tracker {
         let mut inner = self.lock();
         inner.held = inner.held.saturating_sub(cost(record));
         inner.queue.settle(record.seq);
+        let covers = record.content.covers();
+        inner.places.waiting.take_at(record.offset, covers);
     }
 
     /// With every change up to `seq` and none beyond the target would be as this disk never was, because changes were left
@@ -352,6 +385,7 @@ impl Inner {
         let (seq, cut) = self.sequence.next();
         self.heat.touch(offset);
         self.traffic.written += content.held();
+        self.places.written.add_at(offset, content.held());
         let len = content.covers();
         if let Some(watched) = &mut self.watched {
             watched.mark(offset, len);
@@ -370,13 +404,18 @@ impl Inner {
             self.traffic.fallen_back += 1;
             let before = self.dirty.bytes();
             self.dirty.mark(offset, below);
-            self.traffic.added += self.dirty.bytes() - before;
+            let fresh = self.dirty.bytes() - before;
+            self.traffic.added += fresh;
+            self.places.changed.add_at(offset, fresh);
             return;
         }
         self.held += cost;
+        self.places.waiting.add_at(offset, len);
         self.traffic.added += record.content.held();
         if let Some(left_out) = self.queue.push(record, cut) {
             self.held = self.held.saturating_sub(self::cost(&left_out));
+            let covered = left_out.content.covers();
+            self.places.waiting.take_at(left_out.offset, covered);
             self.traffic.left_out += left_out.content.held();
         }
     }

@@ -12,6 +12,8 @@ pub(crate) enum MirrorVerb {
     Start(MirrorStartArgs),
     /// Say how the move stands
     Status(MirrorArgs),
+    /// Draw the disk: what of it is there already, what is to be copied, dirty, hot or on its way
+    Map(MirrorMapArgs),
     /// Switch over as soon as the target is in step
     Cutover(MirrorCutoverArgs),
     /// Have a disk that has moved go back to where it came from
@@ -116,6 +118,30 @@ pub(crate) struct MirrorStartArgs {
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
+  diskferry mirror map disk.vhdx
+  diskferry mirror map disk.vhdx --wait        drawn again and again until the move has ended
+  diskferry mirror map disk.vhdx --cells 64 --json
+
+The disk from its first byte to its last, line by line. A cell shows the most urgent thing that is the matter with any byte in
+it: on its way, hot (written again and again), dirty (written after it was copied), to be copied, not looked at yet, copied, or
+not allocated. Drawing costs the server the same however large the disk is. What is not a terminal gets no colours and no
+redrawing; without a UTF-8 locale only ASCII is used.")]
+pub(crate) struct MirrorMapArgs {
+    /// The disk, as it was given to `diskferry serve`
+    pub(crate) disk: PathBuf,
+    /// The control socket of its server: unix:PATH [default: found by the disk]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) control: Option<String>,
+    /// Stay until the disk has moved or the move has ended; Ctrl-C leaves it running
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Draw at most so many cells [default: what fits the terminal]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) cells: Option<u16>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
   diskferry mirror rate disk.vhdx 20M
   diskferry mirror rate disk.vhdx none
   diskferry mirror rate disk.vhdx 50M,mon-fri@08:00-18:00=5M      less by day; the last one that fits holds
@@ -194,7 +220,12 @@ pub(crate) struct MirrorCutoverArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   diskferry mirror status disk.vhdx --wait
-  diskferry mirror status data.vhdx log.vhdx")]
+  diskferry mirror status disk.vhdx --wait --json | jq 'select(.type == \"summary\").report'
+  diskferry mirror status data.vhdx log.vhdx
+
+A move that has ended leaves a report: how long each phase took, what was read, sent and saved, how fast it went, how fast
+clients wrote, the pause, and the first estimate beside what it took. It stays in the status until the disk's next move. Of
+several disks there is a line for each and one for all of them.")]
 pub(crate) struct MirrorArgs {
     /// The disks, as they were given to `diskferry serve`
     #[arg(required = true, value_name = "DISK")]

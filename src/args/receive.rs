@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::metrics::MetricsArgs;
 use super::pair::IdentityArgs;
 
 #[derive(Args, Debug)]
@@ -11,6 +12,7 @@ use super::pair::IdentityArgs;
   diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809
   diskferry receive --listen tcp:127.0.0.1:9000 --into . --serve unix:/run/disks.sock
   diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809 --expect db.vhdx --quota 500G
+  diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809 --metrics 127.0.0.1:9750
   diskferry receive --seed /srv/disks/disk.vhdx                      it came on a drive: take it for an older copy
   diskferry receive --promote-at-last-epoch /srv/disks/disk.vhdx     the source is lost for good
 
@@ -82,6 +84,8 @@ pub(crate) struct ReceiveArgs {
     /// Listen for control here too: unix:PATH (every disk that is owned here has a control socket that `mirror` finds)
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) control: Vec<String>,
+    #[command(flatten)]
+    pub(crate) metrics: MetricsArgs,
     /// Threads that serve [default: one for each processor]
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<usize>,

@@ -1,5 +1,9 @@
 //! `diskferry mirror`: moving a disk that another process serves, through its control socket.
 
+mod drawing;
+mod map;
+mod summary;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -27,6 +31,7 @@ pub(crate) fn run(verb: &MirrorVerb, report: Report) -> Result<()> {
             let get = |disk: &Remote| disk.client.get(&disk.resource("mirror"));
             each(args, report, get)
         }
+        MirrorVerb::Map(args) => map::run(args, report),
         MirrorVerb::Cutover(args) => {
             let now = CutoverNow {
                 switchover: args.switchover.map(Into::into),
@@ -64,12 +69,8 @@ pub(crate) fn run(verb: &MirrorVerb, report: Report) -> Result<()> {
 /// Ask for something of each disk, and say how their moves stand then.
 fn each(args: &MirrorArgs, report: Report, ask: impl Fn(&Remote) -> Result<Value>) -> Result<()> {
     let disks = find(args)?;
-    let states: Vec<Value> = disks.iter().map(ask).collect::<Result<_>>()?;
-    let several = disks.len() > 1;
-    for (disk, state) in disks.iter().zip(states) {
-        tell((disk, several), report, state, args.wait)?;
-    }
-    Ok(())
+    let states = disks.iter().map(ask).collect::<Result<_>>()?;
+    tell(&disks, report, states, args.wait)
 }
 
 fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
@@ -115,13 +116,11 @@ fn start(args: &MirrorStartArgs, report: Report) -> Result<()> {
             together_with: others.collect(),
         },
     )?;
-    let several = disks.len() > 1;
-    tell((disk, several), report, state, args.disk.wait)?;
+    let mut states = vec![state];
     for disk in disks.iter().skip(1) {
-        let state = disk.client.get(&disk.resource("mirror"))?;
-        tell((disk, several), report, state, args.disk.wait)?;
+        states.push(disk.client.get(&disk.resource("mirror"))?);
     }
-    Ok(())
+    tell(&disks, report, states, args.disk.wait)
 }
 
 /// In seconds, at least one.
@@ -142,33 +141,52 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     absolute.map_err(|e| Failure::io(format!("{}: is no path", path.display()), &e))
 }
 
-/// Say how the move stands, once, or until it has ended.
-/// With its name, if it is one of several.
-fn tell(
-    (disk, several): (&Remote, bool),
-    report: Report,
-    mut state: Value,
-    wait: bool,
-) -> Result<()> {
-    let people = |state: &Value| {
-        let text = people(state);
-        if several {
-            format!("{}: {text}", disk.state.name)
-        } else {
-            text
-        }
-    };
+/// Say how the moves stand, once, or until all have ended: each, with its name if it is one of several, and then all
+/// of them together.
+fn tell(disks: &[Remote], report: Report, mut states: Vec<Value>, wait: bool) -> Result<()> {
     if !wait {
-        return report.result("mirror", &state, people);
+        return say(disks, report, &states, "mirror");
     }
     interrupt::listen();
-    while state["ended"] != Value::Bool(true) {
+    while states.iter().any(|state| state["ended"] != true) {
         interrupt::check("the move goes on; see `diskferry mirror status`")?;
-        report.event("progress", &state, &people(&state))?;
+        say(disks, report, &states, "progress")?;
         thread::sleep(LOOK);
-        state = disk.client.get(&disk.resource("mirror"))?;
+        let look = |disk: &Remote| disk.client.get(&disk.resource("mirror"));
+        states = disks.iter().map(look).collect::<Result<_>>()?;
     }
-    report.result("summary", &state, people)?;
+    say(disks, report, &states, "summary")?;
+    states.iter().try_for_each(ended_badly)
+}
+
+/// One line for each, and for several one for all.
+fn say(disks: &[Remote], report: Report, states: &[Value], kind: &str) -> Result<()> {
+    let several = disks.len() > 1;
+    let line = |kind: &str, body: &Value, text: String| match kind {
+        "progress" | "total" => report.event(kind, body, &text),
+        _ => report.result(kind, body, |_| text),
+    };
+    for (disk, state) in disks.iter().zip(states) {
+        let mut text = people(state);
+        if several {
+            text = format!("{}: {text}", disk.state.name);
+        }
+        // What it came to is of interest once it has come to it.
+        if state["ended"] == true {
+            text += &summary::report(&state["report"]);
+        }
+        line(kind, state, text)?;
+    }
+    if several {
+        let total = summary::total(states);
+        let body = serde_json::to_value(&total)
+            .map_err(|e| Failure::new(Exit::Failed, format!("the sum has no form: {e}")))?;
+        line("total", &body, total.people())?;
+    }
+    Ok(())
+}
+
+fn ended_badly(state: &Value) -> Result<()> {
     match state["error"].as_str() {
         Some(error) => Err(Failure::new(Exit::Cancelled, error)
             .hint("the source is intact and still owns the disk")),
@@ -190,15 +208,7 @@ fn people(state: &Value) -> String {
     if number("same") > 0 {
         let _ = write!(text, ", there already {}", size::show(number("same")));
     }
-    if let Some(seconds) = state["seconds_remaining"].as_u64() {
-        let _ = write!(text, ", {seconds} s to go");
-        let least = state["estimate"]["least"].as_u64().unwrap_or(seconds);
-        let _ = match state["estimate"]["most"].as_u64() {
-            Some(most) if most > least => write!(text, " ({least} to {most})"),
-            Some(_) => Ok(()),
-            None => write!(text, " ({least}, or never)"),
-        };
-    }
+    text += &summary::how_long(&state["estimate"]);
     if let Some(brake) = state["brake"].as_u64() {
         let _ = write!(text, ", writers held to {}/s", size::show(brake));
     }

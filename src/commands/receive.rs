@@ -65,7 +65,7 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
     }
     let site = Arc::new(Site::new(&server));
     site.is_reachable(reachable.clone());
-    let control = controlled(&site, &plan)?;
+    let control = controlled(&site, &plan, report)?;
     let owned = Owned {
         site: Arc::clone(&site),
         sockets: control.sockets(),
@@ -79,6 +79,7 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
     folder.forward().map_err(listed)?;
     let target = TargetDriver::start(&plan.listen, folder.clone())
         .map_err(|e| Failure::new(crate::failure::Exit::Failed, e.to_string()))?;
+    site.receives(Box::new(target.watch()));
     announce(report, &plan, (&target, &endpoints))?;
     watch(report, &target)?;
     drop(control);
@@ -91,10 +92,12 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
 }
 
 /// Listens for control where it was asked to; a disk's own socket comes when the disk is owned here.
-fn controlled(site: &Arc<Site>, plan: &Receive) -> Result<Controlled> {
+fn controlled(site: &Arc<Site>, plan: &Receive, report: Report) -> Result<Controlled> {
     place::make_folder()?;
     let control: Arc<dyn Control> = site.clone();
-    Controlled::start(&control, None, plan.control.clone())
+    let controlled = Controlled::start(&control, None, plan.control.clone())?;
+    serve::watchable(&controlled, (&control, plan.metrics), report)?;
+    Ok(controlled)
 }
 
 fn announce(

@@ -1,5 +1,6 @@
 //! `diskferry serve`: disks for NBD clients, in the foreground until a signal.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -67,7 +68,7 @@ pub(crate) fn run(args: &ServeArgs, report: Report) -> Result<()> {
     }
     site.is_reachable(Reachable(plan::from_anywhere(endpoints[0].clone())));
     let site = Arc::new(site);
-    let control = controlled(&site, &plan)?;
+    let control = controlled(&site, &plan, report)?;
     for (disk, export) in plan.disks.iter().zip(&exports) {
         announce(report, disk, export, (&server, &endpoints))?;
     }
@@ -99,7 +100,7 @@ fn add(site: &Site, served: &Served, plan: &Serve) -> Result<ExportHandle> {
 }
 
 /// Listens for control: where every disk's socket is looked for, and where it was asked to.
-fn controlled(site: &Arc<Site>, plan: &Serve) -> Result<Controlled> {
+fn controlled(site: &Arc<Site>, plan: &Serve, report: Report) -> Result<Controlled> {
     let mut paths = plan.control.clone();
     if !plan.read_only {
         place::make_folder()?;
@@ -108,7 +109,28 @@ fn controlled(site: &Arc<Site>, plan: &Serve) -> Result<Controlled> {
         }
     }
     let control: Arc<dyn Control> = site.clone();
-    Controlled::start(&control, None, paths)
+    let controlled = Controlled::start(&control, None, paths)?;
+    watchable(&controlled, (&control, plan.metrics), report)?;
+    Ok(controlled)
+}
+
+#[derive(Serialize)]
+struct Watchable {
+    listen: String,
+}
+
+/// Lets Prometheus read what is counted, if it was asked to, and says where.
+pub(crate) fn watchable(
+    controlled: &Controlled,
+    (control, at): (&Arc<dyn Control>, Option<SocketAddr>),
+    report: Report,
+) -> Result<()> {
+    let Some(at) = at else {
+        return Ok(());
+    };
+    let listen = controlled.metrics_at(control, at)?.to_string();
+    let people = format!("metrics at http://{listen}/metrics");
+    report.event("metrics", &Watchable { listen }, &people)
 }
 
 /// Listens, and says what is wrong if that is not possible.

@@ -12,10 +12,12 @@ pub(crate) mod service;
 use blockserver::export::Throttled;
 use blockserver::throttle::Limits;
 use mirror::arbiter::Switchover;
+use mirror::picture::Picture;
 use mirror::timetable::Timetable;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Result;
+use crate::metrics::Observed;
 
 /// A disk as its server sees it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -184,6 +186,21 @@ pub(crate) struct CompactState {
     pub(crate) done: bool,
 }
 
+/// How finely a disk is to be drawn.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Draw {
+    /// Cells, at the most; never more than [`MOST_CELLS`](mirror::picture::MOST_CELLS).
+    #[serde(default = "Draw::usual")]
+    pub(crate) cells: usize,
+}
+
+impl Draw {
+    fn usual() -> usize {
+        1024
+    }
+}
+
 /// What can be asked of a running server. Calls may block for as long as a disk operation takes.
 pub(crate) trait Control: Send + Sync + 'static {
     /// All disks.
@@ -202,6 +219,10 @@ pub(crate) trait Control: Send + Sync + 'static {
     fn start_mirror(&self, disk: &str, start: &StartMirror) -> Result<serde_json::Value>;
     /// How the newest migration stands.
     fn mirror(&self, disk: &str) -> Result<serde_json::Value>;
+    /// What of the disk is where for its newest migration, in at most `cells` cells.
+    fn picture(&self, disk: &str, cells: usize) -> Result<Picture>;
+    /// What Prometheus is told.
+    fn observe(&self) -> Observed;
     /// Switch over as soon as the mirror is in step.
     fn cutover(&self, disk: &str, now: CutoverNow) -> Result<serde_json::Value>;
     /// Hand the disk back to where it came from.

@@ -1,6 +1,7 @@
 //! The server's side of the control socket.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -10,15 +11,15 @@ use std::{fmt, io};
 
 use axum::Json;
 use axum::Router;
-use axum::extract::{Path as UrlPath, State};
-use axum::http::StatusCode;
+use axum::extract::{Path as UrlPath, Query, State};
+use axum::http::{StatusCode, header};
 use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use blockserver::throttle::Limits;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::watch::Sender;
 use tokio::task::JoinHandle;
@@ -27,11 +28,12 @@ use super::machine::{self, MachineControl};
 use super::place;
 use super::refused::in_an_object;
 use super::{
-    Checkpoint, Compact, Control, CutoverNow, MirrorDeadline, MirrorRate, Resize, StartMirror,
-    TakeSnapshot,
+    Checkpoint, Compact, Control, CutoverNow, Draw, MirrorDeadline, MirrorRate, Resize,
+    StartMirror, TakeSnapshot,
 };
 use crate::commands::confinement;
 use crate::failure::{Exit, Failure, Result};
+use crate::metrics;
 
 /// What a request that failed brings.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -146,6 +148,27 @@ impl Controlled {
         Ok(service)
     }
 
+    /// Answers `GET /metrics`, and nothing else, to everybody who connects to `at`; where that is.
+    pub(crate) fn metrics_at(
+        &self,
+        control: &Arc<dyn Control>,
+        at: SocketAddr,
+    ) -> Result<SocketAddr> {
+        let _guard = self.sockets.handle.enter();
+        let failed = |e| Failure::io(format!("cannot listen for metrics at {at}"), &e);
+        let listener = std::net::TcpListener::bind(at).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let listener = TcpListener::from_std(listener).map_err(failed)?;
+        let at = listener.local_addr().map_err(failed)?;
+        let router = metrics_router(Arc::clone(control)).layer(map_response(in_an_object));
+        self.sockets.handle.spawn(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%error, "metrics are not served any more");
+            }
+        });
+        Ok(at)
+    }
+
     /// The sockets, for whoever adds to them. They answer no longer than this lives.
     pub(crate) fn sockets(&self) -> Weak<Sockets> {
         Arc::downgrade(&self.sockets)
@@ -220,13 +243,36 @@ fn router(control: Arc<dyn Control>) -> Router {
         .route("/v1/disks/{disk}/checkpoints", post(checkpoint))
         .route("/v1/disks/{disk}/snapshot", post(snapshot))
         .route("/v1/disks/{disk}/mirror", get(mirror).post(start_mirror))
+        .route("/v1/disks/{disk}/mirror/picture", get(picture))
         .route("/v1/disks/{disk}/mirror/cutover", post(cutover))
         .route("/v1/disks/{disk}/mirror/rollback", post(rollback))
         .route("/v1/disks/{disk}/mirror/rate", post(rate))
         .route("/v1/disks/{disk}/mirror/deadline", post(deadline))
         .route("/v1/disks/{disk}/mirror/cancel", post(cancel))
         .route("/v1/disks/{disk}/mirror/verify", post(verify))
+        .with_state(Arc::clone(&control))
+        .merge(metrics_router(control))
+}
+
+fn metrics_router(control: Arc<dyn Control>) -> Router {
+    Router::new()
+        .route("/metrics", get(observe))
         .with_state(control)
+}
+
+async fn observe(State(control): Shared) -> Response {
+    match blocking(move || metrics::text(&control.observe())).await {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(failure) => answer::<()>(Err(failure)),
+    }
+}
+
+async fn picture(
+    State(control): Shared,
+    UrlPath(disk): UrlPath<String>,
+    Query(draw): Query<Draw>,
+) -> Response {
+    answer(blocking(move || control.picture(&disk, draw.cells)).await)
 }
 
 async fn disks(State(control): Shared) -> Response {

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use blockserver::export::{ExportHandle, ExportOptions, LocalReply, LocalRequest};
 use blockserver::server::Server;
 use mirror::Micros;
-use mirror::net::{ServedDisk, SourceDriver, SourceHandle};
+use mirror::net::{ServedDisk, SourceDriver, SourceHandle, WatchedTarget};
 use mirror::record::{Ownership, State};
 use mirror::session::SourceConfig;
 use mirror::wire::DiskFormat;
@@ -40,6 +40,7 @@ use crate::control::{
     TakeSnapshot,
 };
 use crate::failure::{Exit, Failure, Result};
+use crate::metrics::Ends;
 
 pub(crate) use self::withdrawing::Withdrawn;
 
@@ -49,9 +50,14 @@ pub(crate) struct Site {
     disks: RwLock<Vec<Arc<SiteDisk>>>,
     /// Is told the name of a disk that got another size.
     resized: OnceLock<Resized>,
+    /// Tells of the disks that are received here.
+    received: OnceLock<Received>,
     /// Where clients elsewhere reach what is served here.
     reachable: Arc<OnceLock<Reachable>>,
 }
+
+/// See [`Site::receives`].
+type Received = Box<dyn Fn() -> Vec<WatchedTarget> + Send + Sync>;
 
 /// See [`Site::when_resized`].
 type Resized = Box<dyn Fn(&str) + Send + Sync>;
@@ -70,6 +76,8 @@ struct SiteDisk {
     arrived: bool,
     /// Whether and where it may go back, or come back; taken after `moving`.
     way: Mutex<Way>,
+    /// How its moves ended before the newest one.
+    ends: Mutex<Ends>,
 }
 
 impl SiteDisk {
@@ -82,6 +90,7 @@ impl SiteDisk {
             leaving: AtomicBool::new(false),
             arrived: false,
             way: Mutex::default(),
+            ends: Mutex::default(),
         }
     }
 }
@@ -115,6 +124,7 @@ impl Site {
             server: Arc::clone(server),
             disks: RwLock::default(),
             resized: OnceLock::new(),
+            received: OnceLock::new(),
             reachable: Arc::default(),
         }
     }
@@ -122,6 +132,11 @@ impl Site {
     /// Call this with the name of each disk that gets another size; to be said once.
     pub(crate) fn when_resized(&self, call: Resized) {
         let _ = self.resized.set(call);
+    }
+
+    /// Ask this for the disks that are received here; to be said once.
+    pub(crate) fn receives(&self, ask: Received) {
+        let _ = self.received.set(ask);
     }
 
     /// Serve a disk, or, if it was handed over, forward to its new owner.

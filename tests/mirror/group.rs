@@ -160,11 +160,19 @@ fn disks_that_were_started_together_are_promoted_to_one_moment_of_their_machine(
     let status = sites
         .run(&["mirror", "status", "data.vhdx", "log.vhdx", "--json"])
         .ends(0);
-    let names = status.stdout.lines().map(|line| {
-        let line: Value = serde_json::from_str(line).expect("JSON");
-        line["name"].as_str().expect("a name").to_owned()
-    });
-    assert_eq!(names.collect::<Vec<_>>(), ["data.vhdx", "log.vhdx"]);
+    let lines = status.stdout.lines();
+    let lines: Vec<Value> = lines
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let names = lines.iter().map(|line| line["name"].as_str());
+    assert_eq!(
+        names.collect::<Vec<_>>(),
+        [Some("data.vhdx"), Some("log.vhdx"), None]
+    );
+    assert_eq!(
+        (&lines[2]["type"], &lines[2]["disks"]),
+        (&"total".into(), &2.into())
+    );
     for _ in 0..3 {
         thread::sleep(Duration::from_millis(300));
         sites.target.take().expect("it runs").kill();

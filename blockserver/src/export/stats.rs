@@ -30,6 +30,7 @@ struct Counter {
     requests: AtomicU64,
     bytes: AtomicU64,
     errors: AtomicU64,
+    nanoseconds: AtomicU64,
     latency: [AtomicU64; LATENCY_BUCKETS],
 }
 
@@ -49,6 +50,10 @@ impl Counters {
         if failed {
             counter.errors.fetch_add(1, Ordering::Relaxed);
         }
+        let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        counter
+            .nanoseconds
+            .fetch_add(nanoseconds, Ordering::Relaxed);
         counter.latency[bucket(took)].fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -69,6 +74,9 @@ pub struct Totals {
     pub bytes: u64,
     /// How many of them failed.
     pub errors: u64,
+    /// How long all of them together took.
+    #[serde(default)]
+    pub nanoseconds: u64,
     /// How many took less than 2^n microseconds, and not less than half of that; the last bucket
     /// holds everything longer.
     pub latency: Vec<u64>,
@@ -104,6 +112,7 @@ impl Statistics {
                 totals.requests += counter.requests.load(Ordering::Relaxed);
                 totals.bytes += counter.bytes.load(Ordering::Relaxed);
                 totals.errors += counter.errors.load(Ordering::Relaxed);
+                totals.nanoseconds += counter.nanoseconds.load(Ordering::Relaxed);
                 for (sum, one) in totals.latency.iter_mut().zip(&counter.latency) {
                     *sum += one.load(Ordering::Relaxed);
                 }

@@ -50,6 +50,15 @@ pub(super) enum Heard {
     Closed(String),
 }
 
+/// What lanes carried, all together. Only grows.
+#[derive(Debug, Default)]
+pub(super) struct Carried {
+    /// Bytes written to sockets.
+    pub(super) sent: AtomicU64,
+    /// Bytes by which packing made that less.
+    pub(super) spared: AtomicU64,
+}
+
 /// Where what is heard goes.
 pub(super) type Inbox = mpsc::Sender<(ConnId, Heard)>;
 
@@ -66,8 +75,7 @@ pub(super) struct Ends {
     conn: ConnId,
     outgoing: mpsc::UnboundedReceiver<Message>,
     inbox: Inbox,
-    /// Counts bytes written to the socket.
-    sent: Arc<AtomicU64>,
+    carried: Arc<Carried>,
 }
 
 impl Lane {
@@ -75,7 +83,7 @@ impl Lane {
     pub(super) fn spawn<F>(
         conn: ConnId,
         inbox: Inbox,
-        sent: Arc<AtomicU64>,
+        carried: Arc<Carried>,
         run: impl FnOnce(Ends) -> F,
     ) -> Self
     where
@@ -86,7 +94,7 @@ impl Lane {
             conn,
             outgoing,
             inbox,
-            sent,
+            carried,
         }));
         Self {
             outgoing: sender,
@@ -130,7 +138,7 @@ impl Ends {
         let mut reading = pin!(read_all(reader, decoder, self.conn, inbox));
         let last = tokio::select! {
             last = &mut reading => last,
-            written = write_all(&mut writer, &mut self.outgoing, &self.sent) => match written {
+            written = write_all(&mut writer, &mut self.outgoing, &self.carried) => match written {
                 Ok(()) => {
                     // Closed here. Unread bytes would make the kernel reset the connection and
                     // throw away what the other side has yet to read.
@@ -193,7 +201,7 @@ where
 async fn write_all(
     writer: &mut WriteHalf<Stream>,
     outgoing: &mut mpsc::UnboundedReceiver<Message>,
-    sent: &AtomicU64,
+    carried: &Carried,
 ) -> io::Result<()> {
     let mut batch = Batch::default();
     let mut packer = Packer::default();
@@ -205,13 +213,15 @@ async fn write_all(
             {
                 batch.push(packer.frame(message).await);
             }
+            carried.spared.fetch_add(packer.spared(), Ordering::Relaxed);
             let began = packer.clock.now();
             let written = writer.write_buf(&mut batch).await?;
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
             packer.waited_since(began);
-            sent.fetch_add(written as u64, Ordering::Relaxed);
+            let written = written as u64;
+            carried.sent.fetch_add(written, Ordering::Relaxed);
         }
         // What encrypts may hold some of it back.
         writer.flush().await?;
@@ -223,6 +233,8 @@ async fn write_all(
 struct Packer {
     squeeze: Squeeze,
     clock: Clock,
+    /// Bytes by which it made shorter what it packed, since that was last asked.
+    spared: u64,
 }
 
 impl Default for Packer {
@@ -230,11 +242,17 @@ impl Default for Packer {
         Self {
             squeeze: Squeeze::default(),
             clock: Clock::start(),
+            spared: 0,
         }
     }
 }
 
 impl Packer {
+    /// Bytes by which it made frames shorter since it was last asked.
+    fn spared(&mut self) -> u64 {
+        std::mem::take(&mut self.spared)
+    }
+
     async fn frame(&mut self, message: Message) -> Frame {
         let len = match &message {
             Message::Chunk(Chunk { content, .. }) | Message::Record(Record { content, .. }) => {
@@ -269,6 +287,8 @@ impl Packer {
         match packed {
             Ok((frame, shrank)) => {
                 self.squeeze.packed(shrank);
+                let held = if shrank { len } else { 0 };
+                self.spared += held.saturating_sub(frame.payload.len()) as u64;
                 frame
             }
             Err(_) => encode(&message),

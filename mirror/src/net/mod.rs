@@ -38,7 +38,7 @@ pub use socket::SiteAddress;
 pub use source::{
     ForeignHeard, ForeignLines, ForeignServer, Hear, SourceDriver, SourceHandle, SourceStatus,
 };
-pub use target::{TargetDriver, TargetHandle, TargetListener, TargetStatus};
+pub use target::{TargetDriver, TargetHandle, TargetListener, TargetStatus, WatchedTarget};
 
 use std::time::Instant;
 

@@ -9,7 +9,8 @@ mod parts;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ pub use self::handle::{SourceHandle, SourceStatus};
 use self::handed_over::HandedOver;
 use self::handle::Shared;
 use self::parts::Parts;
-use super::lane::{Heard, Inbox, Lane};
+use super::lane::{Carried, Heard, Inbox, Lane};
 use super::port::{ServedDisk, Signal};
 use super::socket::{SiteAddress, Traffic, connect, lanes};
 use super::tls;
@@ -34,6 +35,8 @@ use crate::arbiter::Side;
 use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{RecordStore, SessionStore};
+use crate::history::{History, Wire};
+use crate::picture::{MOST_CELLS, Picture};
 use crate::record::{Ownership, State};
 use crate::saved::Saved;
 use crate::session::{ConnId, Source, SourceAction, SourceConfig, SourceEvent};
@@ -210,6 +213,8 @@ enum Order {
     Event(SourceEvent),
     /// The same, and it has waited enough.
     Late(SourceEvent),
+    /// Somebody wants to see the disk, in so many cells at most.
+    Draw(usize, Sender<Picture>),
     Stop,
 }
 
@@ -223,7 +228,8 @@ struct Session {
     closing: JoinSet<()>,
     orders: mpsc::UnboundedSender<Order>,
     inbox: Inbox,
-    sent: Arc<AtomicU64>,
+    carried: Arc<Carried>,
+    history: History,
     shared: Arc<Shared>,
     said: Said,
 }
@@ -258,7 +264,8 @@ impl Session {
             closing: JoinSet::new(),
             orders,
             inbox,
-            sent: Arc::default(),
+            carried: Arc::default(),
+            history: History::default(),
             shared,
             said,
         }
@@ -290,6 +297,11 @@ impl Session {
                         continue;
                     }
                     Order::Event(event) | Order::Late(event) => event,
+                    Order::Draw(cells, to) => {
+                        // Who asked may have gone.
+                        let _ = to.send(self.parts.machine.picture(cells));
+                        continue;
+                    }
                     Order::Stop => return,
                 },
                 Some((conn, heard)) = heard.recv() => match self.heard(conn, heard) {
@@ -311,6 +323,7 @@ impl Session {
     /// What is left once the machine has ended: what was said last leaves the host.
     async fn end(mut self) {
         self.publish();
+        self.shared.lock().last = self.parts.machine.picture(MOST_CELLS);
         self.lanes.clear();
         while self.closing.join_next().await.is_some() {}
     }
@@ -354,7 +367,11 @@ impl Session {
         }
         while self.closing.try_join_next().is_some() {}
         let phase = self.parts.machine.phase();
-        if phase != self.said.phase || self.said.at.elapsed() >= FIGURES_EVERY {
+        // However short it is, each stage is seen once.
+        if phase != self.said.phase
+            || self.said.at.elapsed() >= FIGURES_EVERY
+            || !self.history.has_met(self.parts.machine.stage())
+        {
             self.said.at = Instant::now();
             self.said.phase = phase;
             self.publish();
@@ -481,7 +498,7 @@ impl Session {
         let lane = Lane::spawn(
             conn,
             self.inbox.clone(),
-            Arc::clone(&self.sent),
+            Arc::clone(&self.carried),
             |ends| async move {
                 let connected = match SiteAddress::parse(&address) {
                     Ok(target) => connect(&target, traffic).await,
@@ -512,7 +529,14 @@ impl Session {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        let progress = self.parts.machine.progress();
+        let elapsed = self.clock.now().since(self.started);
+        let wire = Wire {
+            sent: self.carried.sent.load(Ordering::Relaxed),
+            spared: self.carried.spared.load(Ordering::Relaxed),
+        };
+        self.history.see(elapsed, &progress, wire);
         let outcome = self.parts.machine.outcome();
         // Where the disk stays is not known before that.
         let outcome = outcome.filter(|_| !self.parts.machine.is_offered());
@@ -520,9 +544,12 @@ impl Session {
         let mut state = self.shared.lock();
         state.failed = failed.map(Error::kind);
         state.phase = self.parts.machine.phase();
-        state.status.progress = self.parts.machine.progress();
-        state.status.sent = self.sent.load(Ordering::Relaxed);
-        state.status.elapsed = self.clock.now().since(self.started).0;
+        state.status.progress = progress;
+        state.status.sent = wire.sent;
+        state.status.elapsed = elapsed.0;
+        state.status.dirty_rate = self.history.dirty_rate();
+        state.status.behind = self.history.behind();
+        state.status.report.clone_from(self.history.report());
         state.status.ended = self.parts.machine.is_over();
         state.status.error = failed.map(ToString::to_string);
         drop(state);

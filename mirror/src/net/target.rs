@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use uuid::Uuid;
 
 use self::disk::{DiskTask, Happened};
-use super::lane::{Heard, answer_and_close, next_message};
+use super::lane::{Carried, Heard, answer_and_close, next_message};
 use super::port::TargetHost;
 use super::socket::{SiteAddress, Traffic, tune};
 use super::stream::Stream;
@@ -31,6 +31,7 @@ use super::tls;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{
     GROUP_SUFFIX, JOURNAL_SUFFIXES, RECORD_SUFFIX, RecordStore, SESSION_SUFFIX, WAY_BACK_SUFFIX,
+    journal_paths,
 };
 use crate::group::Gathering;
 use crate::record::{Ownership, State};
@@ -62,10 +63,21 @@ pub struct TargetStatus {
     pub session: Option<Uuid>,
     /// Bytes written to the disk by sessions since the driver started.
     pub written: u64,
+    /// Consistent moments of the source that came while the disk followed it, since the driver started.
+    pub epochs: u64,
     /// The NBD address at which it is served, once it is.
     pub address: Option<String>,
     /// What failed last here.
     pub trouble: Option<String>,
+}
+
+/// A disk here as its metrics show it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WatchedTarget {
+    /// What is known of it.
+    pub status: TargetStatus,
+    /// Bytes of its journal's files.
+    pub journal: u64,
 }
 
 impl TargetDriver {
@@ -101,7 +113,7 @@ impl TargetDriver {
             disks: Mutex::default(),
             groups: Mutex::default(),
             next_conn: AtomicU64::new(1),
-            sent: Arc::default(),
+            carried: Arc::default(),
             sealed,
         });
         let (stop, stopped) = oneshot::channel();
@@ -189,6 +201,16 @@ impl TargetHandle {
         disks.values().map(|entry| entry.status().clone()).collect()
     }
 
+    /// What is known of the disks, for whoever asks from elsewhere; nothing any more when the site has ended.
+    pub fn watch(&self) -> impl Fn() -> Vec<WatchedTarget> + Send + Sync + 'static {
+        let router = Arc::downgrade(&self.router);
+        move || {
+            router
+                .upgrade()
+                .map_or_else(Vec::new, |site| site.watched())
+        }
+    }
+
     /// Stop as if the process had died: connections end, nothing is said to sources. Disks that are
     /// served stay served.
     pub fn stop(mut self) {
@@ -208,6 +230,20 @@ impl TargetHandle {
 impl Drop for TargetHandle {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// What a record says, in a word.
+fn state_name(record: &Ownership) -> &'static str {
+    match record.state {
+        State::Owner { .. } => "owner",
+        State::Released { .. } => "released",
+        State::Offered { .. } => "offered",
+        State::Bound { .. } => "bound",
+        State::Emptying { .. } => "emptying",
+        State::Receiving { .. } => "receiving",
+        State::Following { .. } => "following",
+        State::Prepared { .. } => "prepared",
     }
 }
 
@@ -232,7 +268,7 @@ struct Router {
     /// Locked by itself only.
     groups: Mutex<BTreeMap<Uuid, Gathering>>,
     next_conn: AtomicU64,
-    sent: Arc<AtomicU64>,
+    carried: Arc<Carried>,
     /// Whether connections have to be encrypted.
     sealed: bool,
 }
@@ -258,6 +294,22 @@ struct Arrival {
 impl Router {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
         self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The disks with their journals. Asks the file system.
+    fn watched(&self) -> Vec<WatchedTarget> {
+        let disks = self.lock();
+        let all: Vec<_> = disks.values().map(|entry| entry.status().clone()).collect();
+        drop(disks);
+        let with_journal = |status: TargetStatus| {
+            let paths = journal_paths(&self.host.record_path(&status.name));
+            let files = paths.iter().map(std::fs::metadata);
+            WatchedTarget {
+                journal: files.flatten().map(|file| file.len()).sum(),
+                status,
+            }
+        };
+        all.into_iter().map(with_journal).collect()
     }
 
     /// Begin with the disks whose records ask for something.

@@ -12,6 +12,7 @@ use super::{ConnId, OpId};
 use crate::GRANULE;
 use crate::error::{Error, Result};
 use crate::pacing::Limits;
+use crate::picture::{Picture, Seen, Sight};
 use crate::tracker::{Claim, Tracker};
 use crate::wire::{Chunk, Content, Message, Probe};
 
@@ -109,8 +110,18 @@ pub(super) struct BulkCopy {
     waiting: usize,
     /// The last number given out when the last read of a chunk that was sent ended.
     saw: u64,
+    sums: Sums,
+}
+
+/// What copying came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sums {
     /// Bytes that the target was found to have.
-    same: u64,
+    pub(super) same: u64,
+    /// Bytes read of the source's disk, those counted twice that were read twice.
+    pub(super) read: u64,
+    /// Of those, bytes that were zero: only their number travels.
+    pub(super) zero: u64,
 }
 
 impl BulkCopy {
@@ -127,8 +138,28 @@ impl BulkCopy {
             durable_count: 0,
             waiting: 0,
             saw: 0,
-            same: 0,
+            sums: Sums::default(),
         }
+    }
+
+    /// What it came to so far.
+    pub(super) fn sums(&self) -> Sums {
+        self.sums
+    }
+
+    /// What is where now, as far as it is known here, with what the tap knows: a picture of at most so many cells.
+    pub(super) fn picture(&self, size: u64, cells: usize, sight: &Sight) -> Picture {
+        let chunks = self.chunks.values();
+        let flying = chunks.filter(|c| matches!(c.place, Place::Reading | Place::Sent(_)));
+        let sending: Vec<_> = flying.map(|c| (c.claim.offset, c.claim.len)).collect();
+        Seen {
+            size,
+            scanned: self.scan.scanned(),
+            found: self.scan.found_in(),
+            sight,
+            sending: &sending,
+        }
+        .picture(cells)
     }
 
     /// Whether the target begins from something else than an empty disk. To be said before anything is asked.
@@ -166,9 +197,9 @@ impl BulkCopy {
         self.scan.found()
     }
 
-    /// Bytes that the target was found to have already.
-    pub(super) fn same(&self) -> u64 {
-        self.same
+    /// Bytes that the disk said are not allocated, or zero.
+    pub(super) fn holes(&self) -> u64 {
+        self.scan.holes()
     }
 
     /// Bytes being read or on the way.
@@ -296,6 +327,10 @@ impl BulkCopy {
         };
         entry.place = Place::Sent(conn);
         let zero = data.iter().all(|b| *b == 0);
+        self.sums.read += data.len() as u64;
+        if zero {
+            self.sums.zero += data.len() as u64;
+        }
         if zero {
             // Shorter than to ask.
             entry.kind = Kind::Data;
@@ -356,7 +391,7 @@ impl BulkCopy {
     pub(super) fn restart(&mut self, tracker: &Tracker) {
         let mut kept = BTreeMap::new();
         for (id, mut entry) in std::mem::take(&mut self.chunks) {
-            self.same -= entry.same();
+            self.sums.same -= entry.same();
             if entry.place != Place::Stale {
                 entry.give_back(&mut self.scan, tracker);
             }
@@ -397,7 +432,7 @@ impl BulkCopy {
             let len = (entry.claim.len - from).min(block);
             tracker.mark(entry.claim.offset + from, len);
             entry.unlike += len;
-            self.same -= len;
+            self.sums.same -= len;
         }
         Ok(done)
     }
@@ -418,7 +453,7 @@ impl BulkCopy {
             return Ok(None);
         };
         entry.place = Place::Done;
-        self.same += entry.same();
+        self.sums.same += entry.same();
         self.aloft.remove(&(entry.claim.base, id));
         self.flight.bytes = self.flight.bytes.saturating_sub(entry.weight());
         Ok(Some((conn, entry.weight())))

@@ -8,7 +8,7 @@ use super::verify::Verified;
 use crate::contract::Estimate;
 
 /// Where a session stands, for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
     /// Reaching the other host.
@@ -42,12 +42,20 @@ pub struct Progress {
     pub scanned: u64,
     /// Allocated bytes found so far.
     pub found: u64,
+    /// Bytes that the disk said are not allocated, or zero, so far.
+    pub holes: u64,
     /// Bytes of chunks that are durable at the target, those counted twice that were sent twice.
     pub copied: u64,
     /// Bytes that the target was found to have already, by comparing.
     pub same: u64,
     /// Bytes of new writes that are durable at the target.
     pub streamed: u64,
+    /// Bytes that were read of the disk to be copied or compared, those counted twice that were read twice.
+    pub read: u64,
+    /// Of those, bytes that were zero: only their number travels.
+    pub zero: u64,
+    /// Bytes that clients wrote since the session began.
+    pub written: u64,
     /// Bytes dirty or on the way.
     pub remaining: u64,
     /// Bytes of new writes not yet durable at the target.
@@ -79,4 +87,8 @@ pub struct Progress {
     pub verify: Option<Verified>,
     /// Why the last connection or the session ended.
     pub trouble: Option<String>,
+    /// The last number that a change took, and the one up to which all are durable at the target: see
+    /// [`crate::history`].
+    #[serde(skip)]
+    pub numbers: (u64, u64),
 }

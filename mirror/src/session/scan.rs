@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use vdisk::engine::Extent;
 
 use super::OpId;
+use crate::picture::Slots;
 use crate::tracker::{Claim, Tracker};
 
 /// How much of the disk one question about allocation covers.
@@ -36,6 +37,10 @@ pub(super) struct Scan {
     /// Parts before the cursor to be asked again: offset, length.
     again: VecDeque<(u64, u64)>,
     found: u64,
+    /// Bytes that the disk said are not allocated, or zero.
+    empty: u64,
+    /// Where the allocated ones are, for a picture.
+    found_in: Slots,
     /// The target may have anything: what is there is compared, and what is not is made zero.
     compares: bool,
     /// What the disk says is zero and the target is to be told of.
@@ -50,6 +55,8 @@ impl Scan {
             question: None,
             again: VecDeque::new(),
             found: 0,
+            empty: 0,
+            found_in: Slots::new(size),
             compares: false,
             zeroes: VecDeque::new(),
         }
@@ -63,6 +70,8 @@ impl Scan {
     /// Only these parts have to be asked about; the target has the others.
     pub(super) fn only(&mut self, parts: &[(u64, u64)], tracker: &Tracker) {
         self.compares = true;
+        // There may be something anywhere else, which the target has.
+        self.found_in.add(0, self.size);
         self.cursor = self.size;
         tracker.advance_cursor(self.size);
         self.again = parts.iter().copied().collect();
@@ -70,6 +79,7 @@ impl Scan {
 
     /// All has to be asked about after all.
     pub(super) fn all(&mut self) {
+        self.found_in = Slots::new(self.size);
         self.again = [(0, self.size)].into();
     }
 
@@ -115,6 +125,16 @@ impl Scan {
     /// Allocated bytes found so far.
     pub(super) fn found(&self) -> u64 {
         self.found
+    }
+
+    /// Bytes that are not allocated, or zero, as far as it was asked. Some of it may be asked twice.
+    pub(super) fn holes(&self) -> u64 {
+        self.empty.min(self.size.saturating_sub(self.found))
+    }
+
+    /// Allocated bytes by slot of a picture.
+    pub(super) fn found_in(&self) -> &Slots {
+        &self.found_in
     }
 
     /// Whether the whole disk was asked, and what it said is dirty or on the way.
@@ -176,6 +196,7 @@ impl Scan {
         for extent in extents {
             let len = extent.len.min(end - at);
             let data = extent.allocated && !extent.zero;
+            self.empty += if data { 0 } else { len };
             self.take_in((at, len), data, question.base, tracker);
             at += len;
         }
@@ -189,6 +210,7 @@ impl Scan {
     fn take_in(&mut self, (offset, len): (u64, u64), data: bool, base: u64, tracker: &Tracker) {
         if data {
             self.found += len;
+            self.found_in.add(offset, len);
             if self.compares {
                 tracker.mark_unsure(offset, len);
             } else {

@@ -2,16 +2,21 @@
 //!
 //! Must never do more than find the disk and hand the request on.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::{MutexGuard, PoisonError};
+
 use blockserver::throttle::Limits;
 use mirror::net::SourceHandle;
+use mirror::picture::Picture;
 
 use super::super::kept;
-use super::{Site, SiteDisk};
+use super::{Moving, Site, SiteDisk};
 use crate::control::{
     Checkpoint, Compact, CompactState, Control, CutoverNow, DiskState, MirrorDeadline, MirrorRate,
     Resize, StartMirror, TakeSnapshot,
 };
 use crate::failure::{Failure, Result};
+use crate::metrics::{Ends, Observed, ObservedDisk};
 
 impl Control for Site {
     fn disks(&self) -> Vec<DiskState> {
@@ -55,6 +60,17 @@ impl Control for Site {
 
     fn mirror(&self, disk: &str) -> Result<serde_json::Value> {
         self.disk(disk)?.with_session(|_| {})
+    }
+
+    fn picture(&self, disk: &str, cells: usize) -> Result<Picture> {
+        self.disk(disk)?.picture(cells)
+    }
+
+    fn observe(&self) -> Observed {
+        Observed {
+            disks: self.all().iter().map(|disk| disk.observe()).collect(),
+            targets: self.received.get().map_or_else(Vec::new, |ask| ask()),
+        }
     }
 
     fn cutover(&self, disk: &str, now: CutoverNow) -> Result<serde_json::Value> {
@@ -109,13 +125,51 @@ impl SiteDisk {
         order: impl FnOnce(&SourceHandle),
     ) -> Result<serde_json::Value> {
         let moving = self.lock();
-        let name = self.export.name();
-        let none = || match self.export.forwards_to().filter(|_| self.way().away) {
-            Some(at) => Failure::usage(format!("`{name}` has moved; it is served at {at}")),
-            None => Failure::usage(format!("`{name}` is not being moved")),
-        };
-        let moving = moving.as_ref().ok_or_else(none)?;
+        let moving = moving.as_ref().ok_or_else(|| self.not_moving())?;
         order(&moving.session);
         self.state_of(moving)
+    }
+
+    fn not_moving(&self) -> Failure {
+        let name = self.export.name();
+        match self.export.forwards_to().filter(|_| self.way().away) {
+            Some(at) => Failure::usage(format!("`{name}` has moved; it is served at {at}")),
+            None => Failure::usage(format!("`{name}` is not being moved")),
+        }
+    }
+
+    fn picture(&self, cells: usize) -> Result<Picture> {
+        let session = self.lock().as_ref().map(|moving| moving.session.clone());
+        // Its thread is waited for: others do not wait for it with us.
+        Ok(session.ok_or_else(|| self.not_moving())?.picture(cells))
+    }
+
+    fn observe(&self) -> ObservedDisk {
+        let moving = self.lock();
+        let moving = moving.as_ref().map(|moving| moving.session.status());
+        let mut ends = *self.ends();
+        if let Some(status) = &moving {
+            ends.count(status);
+        }
+        let file = std::fs::metadata(&self.opened().path);
+        ObservedDisk {
+            name: self.export.name().to_owned(),
+            size: self.export.size(),
+            // In units of 512 bytes, whatever the file system's are.
+            file: file.ok().map(|file| file.blocks().saturating_mul(512)),
+            statistics: self.export.statistics(),
+            throttled: self.export.throttled(),
+            moving,
+            ends,
+        }
+    }
+
+    /// A move has another one after it: how it ended goes on being counted.
+    pub(super) fn over(&self, moving: &Moving) {
+        self.ends().count(&moving.session.status());
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

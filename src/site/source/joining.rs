@@ -28,7 +28,8 @@ impl Site {
         let disk = self.disk(name)?;
         let mut moving = disk.lock();
         disk.stays(moving.as_ref())?;
-        if let Some(beside) = moving.take().and_then(|old| old.beside) {
+        let old = moving.take().inspect(|old| disk.over(old));
+        if let Some(beside) = old.and_then(|old| old.beside) {
             let failed = |e| Failure::io("what an earlier move left cannot be closed", &e);
             beside.abandon().map_err(failed)?;
         }

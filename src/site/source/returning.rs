@@ -61,7 +61,7 @@ impl SiteDisk {
         // What was on its way when it came passes the other host, also when this one hands it over again.
         self.export.write_through();
         let mut moving = self.lock();
-        let left = moving.take();
+        let left = moving.take().inspect(|left| self.over(left));
         self.way().away = false;
         drop(moving);
         drop(left);

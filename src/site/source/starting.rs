@@ -92,7 +92,8 @@ impl SiteDisk {
             let what = format!("`{}` is served read-only", self.export.name());
             return Err(Failure::usage(what).hint("serve it without --read-only to move it"));
         }
-        if let Some(beside) = moving.take().and_then(|old| old.beside) {
+        let old = moving.take().inspect(|old| self.over(old));
+        if let Some(beside) = old.and_then(|old| old.beside) {
             let failed = |e| Failure::io("what an earlier move left cannot be closed", &e);
             beside.abandon().map_err(failed)?;
         }

@@ -393,7 +393,10 @@ impl SiteDisk {
         let due = self.way().is_due();
         if due {
             match self.start_back(to, None) {
-                Ok(started) => *moving = Some(started),
+                Ok(started) => {
+                    moving.iter().for_each(|old| self.over(old));
+                    *moving = Some(started);
+                }
                 Err(failure) => {
                     let name = self.export.name();
                     tracing::warn!("{name}: no copy is kept at {to}: {}", failure.what);

@@ -1,5 +1,6 @@
 //! What the rest of a program sees of a session that runs on its own thread.
 
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,10 @@ use super::Order;
 use crate::arbiter::Switchover;
 use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::Report;
 use crate::joint::Seen;
 use crate::net::local_minute;
+use crate::picture::Picture;
 use crate::session::{Command, Progress, SourceEvent, Terms};
 use crate::switchover::Phase;
 use crate::timetable::Timetable;
@@ -39,6 +42,12 @@ pub struct SourceStatus {
     pub sent: u64,
     /// Microseconds since the session started.
     pub elapsed: u64,
+    /// Bytes a second that clients wrote lately.
+    pub dirty_rate: u64,
+    /// Microseconds ago, at the most, the disk was what the target has of it; `None` before it was in step.
+    pub behind: Option<u64>,
+    /// What it comes to so far.
+    pub report: Report,
     /// Whether it is over: the target runs and requests go there, or the disk stays here.
     pub ended: bool,
     /// Why the disk did not move, once that is so.
@@ -94,6 +103,16 @@ impl SourceHandle {
             failed: state.status.error.is_some() || progress.given_up > 0,
             over: state.status.ended || state.stopped,
         }
+    }
+
+    /// What of the disk is where, in at most `cells` cells; once the session has ended, as it was then. Waits for the
+    /// session's thread.
+    #[must_use]
+    pub fn picture(&self, cells: usize) -> Picture {
+        let (draw, drawn) = channel();
+        let _ = self.orders.send(Order::Draw(cells, draw));
+        let live = drawn.recv();
+        live.unwrap_or_else(|_| self.shared.lock().last.clone().in_cells(cells))
     }
 
     /// Find out whether the target has what this host has, in the background: see [`Progress::verify`].
@@ -181,6 +200,8 @@ pub(super) struct SharedState {
     pub(super) tapped: bool,
     /// The thread does nothing more.
     pub(super) stopped: bool,
+    /// The disk as the machine left it.
+    pub(super) last: Picture,
 }
 
 impl Shared {

@@ -10,8 +10,10 @@ use super::handle::{SayStopped, Shared, SharedState};
 use super::{Session, SourceHandle, SourceStatus};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::{RecordStore, SessionStore};
+use crate::history::Report;
 use crate::net::lane::INBOX;
 use crate::net::port::ServedDisk;
+use crate::picture::Picture;
 use crate::session::{Progress, Source, SourceConfig};
 use crate::switchover::Phase;
 use crate::tracker::Tracker;
@@ -55,6 +57,9 @@ pub(super) fn begun(config: &SourceConfig, progress: Progress, phase: Phase) -> 
         progress,
         sent: 0,
         elapsed: 0,
+        dirty_rate: 0,
+        behind: None,
+        report: Report::default(),
         ended: false,
         error: None,
     };
@@ -64,6 +69,7 @@ pub(super) fn begun(config: &SourceConfig, progress: Progress, phase: Phase) -> 
         phase,
         tapped: false,
         stopped: false,
+        last: Picture::default(),
     };
     Arc::new(Shared {
         state: Mutex::new(state),

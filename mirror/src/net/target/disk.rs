@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use vdisk::engine::Mark;
 
-use super::{Arrival, Entry, Router, joined, zeroes};
+use super::{Arrival, Entry, Router, joined, state_name, zeroes};
 use crate::arbiter::Side;
 use crate::files::{RecordStore, journal_paths};
 use crate::group::{Gathering, Member};
@@ -21,7 +21,7 @@ use crate::net::journal::{self, Ask, Journal};
 use crate::net::lane::{Heard, INBOX, Inbox, Lane, answer_and_close};
 use crate::net::port::{DiskPort, Done, ReadDone};
 use crate::net::{Clock, arbiter};
-use crate::record::{Ownership, State};
+use crate::record::State;
 use crate::session::{ConnId, OpId, Target, TargetAction, TargetEvent, Upto};
 use crate::wire::{Content, DiskDescription, Message, Refusal};
 
@@ -64,6 +64,7 @@ impl DiskTask {
         (name, store): (String, RecordStore),
         machine: Target,
     ) -> Self {
+        let written = entry.status().written;
         let journal = Journal::new(journal_paths(store.path()));
         Self {
             journal,
@@ -78,7 +79,8 @@ impl DiskTask {
             closing: JoinSet::new(),
             asked: 0,
             superseded: None,
-            written: Arc::default(),
+            // An earlier task of the disk may have written something.
+            written: Arc::new(AtomicU64::new(written)),
         }
     }
 
@@ -206,10 +208,10 @@ impl DiskTask {
                     decoder,
                     first,
                 } = *arrival;
-                let sent = Arc::clone(&self.router.sent);
+                let carried = Arc::clone(&self.router.carried);
                 let carry = |ends: crate::net::lane::Ends| ends.carry(stream, decoder);
                 self.lanes
-                    .insert(conn, Lane::spawn(conn, inbox.clone(), sent, carry));
+                    .insert(conn, Lane::spawn(conn, inbox.clone(), carried, carry));
                 TargetEvent::Message(conn, first)
             }
             Happened::Opened(result) => {
@@ -340,6 +342,7 @@ impl DiskTask {
                 self.append(op, offset, content);
             }
             TargetAction::Mark { op, seq, sealed } => {
+                self.entry.status().epochs += u64::from(sealed);
                 let done = self.tell(move |result| TargetEvent::Disk(op, result));
                 self.journal.ask(Ask::Mark { seq, sealed, done });
             }
@@ -584,18 +587,5 @@ impl DiskTask {
             Ok(address)
         };
         self.ask_host(serve, Happened::Served);
-    }
-}
-
-fn state_name(record: &Ownership) -> &'static str {
-    match record.state {
-        State::Owner { .. } => "owner",
-        State::Released { .. } => "released",
-        State::Offered { .. } => "offered",
-        State::Bound { .. } => "bound",
-        State::Emptying { .. } => "emptying",
-        State::Receiving { .. } => "receiving",
-        State::Following { .. } => "following",
-        State::Prepared { .. } => "prepared",
     }
 }
