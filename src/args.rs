@@ -39,7 +39,7 @@ pub(crate) use self::metadata::{
     MetadataGetArgs, MetadataListArgs, MetadataRemoveArgs, MetadataSetArgs, MetadataVerb,
 };
 pub(crate) use self::mirror::{MirrorArgs, MirrorStartArgs, MirrorVerb, MirrorVerifyArgs};
-pub(crate) use self::package::{ExportArgs, ImportArgs, KeyArgs, LockArgs};
+pub(crate) use self::package::{ExportArgs, ImportArgs, KeyArgs, LockArgs, StoreArgs};
 pub(crate) use self::pair::{IdentityArgs, PairForgetArgs, PairNewArgs, PairTrustArgs, PairVerb};
 pub(crate) use self::receive::ReceiveArgs;
 pub(crate) use self::run::{Confine, RunArgs};

@@ -10,6 +10,7 @@ mod machine;
 mod metadata;
 mod new_size;
 mod package;
+mod store;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ use crate::size;
 
 pub(crate) use self::new_size::NewSize;
 pub(crate) use self::package::{Export, Import};
+pub(crate) use self::store::{PlaceName, StoreName};
 
 /// A disk to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
