@@ -43,7 +43,7 @@ pub(crate) use self::metrics::MetricsArgs;
 pub(crate) use self::mirror::{
     MirrorArgs, MirrorMapArgs, MirrorStartArgs, MirrorVerb, MirrorVerifyArgs,
 };
-pub(crate) use self::package::{ExportArgs, ImportArgs, KeyArgs, LockArgs};
+pub(crate) use self::package::{ExportArgs, ImportArgs, KeyArgs, LockArgs, StoreArgs};
 pub(crate) use self::pair::{IdentityArgs, PairForgetArgs, PairNewArgs, PairTrustArgs, PairVerb};
 pub(crate) use self::receive::ReceiveArgs;
 pub(crate) use self::run::{Confine, RunArgs};

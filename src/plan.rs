@@ -11,6 +11,7 @@ mod metadata;
 mod metrics;
 mod new_size;
 mod package;
+mod store;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -37,6 +38,7 @@ use crate::size;
 pub(crate) use self::metrics::metrics;
 pub(crate) use self::new_size::NewSize;
 pub(crate) use self::package::{Export, Import};
+pub(crate) use self::store::{PlaceName, StoreName};
 
 /// A disk to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,6 +16,8 @@ mod cli {
     mod locking;
     mod metadata;
     mod packages;
+    #[cfg(feature = "s3")]
+    mod packages_in_stores;
     mod packages_of_changes;
     mod packages_sealed;
     mod resize;

@@ -171,3 +171,21 @@ fn refused(path: &str, text: &str, because: &str) {
 fn accepted(path: &str, text: &str) {
     assert_eq!(complaints(path, text), "", "{path}");
 }
+
+#[test]
+fn there_is_one_tls_library_and_it_needs_no_other_language_build() {
+    let files = tree();
+    let lock = files.iter().find(|file| file.path == "Cargo.lock");
+    let lock = &lock.expect("Cargo.lock is missing").text;
+    assert!(lock.contains("name = \"ring\""), "rustls has no provider");
+    for name in [
+        "aws-lc-rs",
+        "aws-lc-sys",
+        "cmake",
+        "native-tls",
+        "openssl-sys",
+    ] {
+        let line = format!("name = \"{name}\"");
+        assert!(!lock.contains(&line), "{name} is depended upon");
+    }
+}

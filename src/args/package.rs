@@ -13,16 +13,22 @@ use super::{ChainArgs, FormatName, SourceFormat};
   diskferry export disk.vhdx --to usb1/disk --to usb2/disk --volume-size 4G
   diskferry export disk.qcow2 --to out --encrypt-to age1...
   diskferry export disk.vhdx --to dvd --volume-size dvd --verify
+  diskferry export disk.vhdx --to s3://bucket/disks/monday
+  diskferry export disk.vhdx --to s3://bucket/monday --endpoint https://store.example
 
 Writes NAME.001, NAME.002 and so on, and at the end NAME.manifest; without that one a package is not whole. An
 export that was interrupted is gone on with by the same command; --to may then name more folders. Nobody may write the disk meanwhile: of
 one that is in use, `diskferry snapshot` keeps a moment that can be exported. Where changes are tracked
 (`diskferry track on`) the export takes a checkpoint, `export-` and the package's number, and a later export
---since that checkpoint holds only what changed.")]
+--since that checkpoint holds only what changed.
+
+A store is one that speaks S3; its credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL) or are those of the cloud's machine or container.")]
 pub(crate) struct ExportArgs {
     /// The disk: a file
     pub(crate) disk: PathBuf,
-    /// A folder for the package, made if it is not there; the next one is for what the ones before have no room for
+    /// A folder for the package, made if it is not there; the next one is for what the ones before have no room for.
+    /// Or one store: s3://BUCKET/PREFIX
     #[arg(long, required = true, value_name = "DIR")]
     pub(crate) to: Vec<PathBuf>,
     /// What the files are called [default: as the disk]
@@ -50,6 +56,8 @@ pub(crate) struct ExportArgs {
     #[arg(long, value_name = "N")]
     pub(crate) jobs: Option<usize>,
     #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    #[command(flatten)]
     pub(crate) lock: LockArgs,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
@@ -76,6 +84,7 @@ pub(crate) struct LockArgs {
   diskferry import disk.vhdx --from usb1/disk --from usb2/disk
   diskferry import disk.vhdx --from usb/monday --identity key.txt
   diskferry import --check --from usb/monday
+  diskferry import disk.vhdx --from s3://bucket/disks/monday
   diskferry receive --seed disk.vhdx                     afterwards: a move sends only what is different
 
 A package of a whole disk makes a new disk, which has its name only when it is whole. A package of changes is checked as
@@ -87,7 +96,7 @@ pub(crate) struct ImportArgs {
     /// The disk to make, or to apply changes to
     #[arg(required_unless_present = "check")]
     pub(crate) disk: Option<PathBuf>,
-    /// A folder in which files of the package are; may be given several times
+    /// A folder in which files of the package are; may be given several times. Or one store: s3://BUCKET/PREFIX
     #[arg(long, required = true, value_name = "DIR")]
     pub(crate) from: Vec<PathBuf>,
     /// What the files are called, where there are several packages
@@ -112,7 +121,23 @@ pub(crate) struct ImportArgs {
     #[arg(long, value_name = "FINGERPRINT")]
     pub(crate) expect: Option<String>,
     #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    #[command(flatten)]
     pub(crate) keys: KeyArgs,
+}
+
+/// How a store is reached. Credentials are never arguments: every user of a host sees those.
+#[derive(Args, Debug, Default)]
+pub(crate) struct StoreArgs {
+    /// The store's address, https://HOST, if it is not Amazon's [default: AWS_ENDPOINT_URL]
+    #[arg(long, value_name = "URL")]
+    pub(crate) endpoint: Option<String>,
+    /// The bucket's region [default: AWS_REGION, or us-east-1]
+    #[arg(long, value_name = "REGION")]
+    pub(crate) region: Option<String>,
+    /// Speak to a store on another host without encryption
+    #[arg(long)]
+    pub(crate) allow_http: bool,
 }
 
 /// What opens an encrypted package. With one of them, a package that is not encrypted is refused.

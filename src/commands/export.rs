@@ -1,7 +1,5 @@
 //! `diskferry export`: a disk, or what changed of it, as a package of volumes.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use package::{DiskShape, Manifest};
@@ -18,11 +16,11 @@ use crate::failure::{Exit, Failure, Result};
 use crate::interrupt;
 use crate::packages::changes::Part;
 use crate::packages::cipher::Lock;
-use crate::packages::folders::{Folders, full_or, put, sync_folder_of};
 use crate::packages::journal::{Journal, Work};
 use crate::packages::parcels;
-use crate::packages::sealed::{SealedWriter, hash_of};
-use crate::packages::volumes::{Place, Volumes};
+use crate::packages::place::{self, Place};
+use crate::packages::sealed::SealedWriter;
+use crate::packages::volumes::{Begun, Volumes};
 use crate::plan::Export;
 use crate::progress::Progress;
 use crate::report::Report;
@@ -36,7 +34,7 @@ const CHECKPOINT: &str = "export-";
 struct Job<'a> {
     plan: Export,
     lock: Lock,
-    folders: Folders,
+    place: Box<dyn Place>,
     report: Report,
     global: &'a GlobalArgs,
 }
@@ -67,11 +65,11 @@ pub(crate) fn run(args: &ExportArgs, global: &GlobalArgs, report: Report) -> Res
     let plan = Export::new(args)?;
     let lock = Lock::read(&args.lock)?;
     interrupt::listen();
-    let folders = Folders::hold(&plan.folders)?;
+    let place = place::hold(&plan.place)?;
     let job = Job {
         plan,
         lock,
-        folders,
+        place,
         report,
         global,
     };
@@ -89,11 +87,10 @@ impl Job<'_> {
     fn refuse_finished(&self) -> Result<()> {
         for encrypted in [false, true] {
             let name = Manifest::file_name(&self.plan.name, encrypted);
-            if let Some(path) = self.folders.find(&name) {
-                let what = format!("{}: is of a whole package", path.display());
-                return Err(
-                    Failure::new(Exit::Failed, what).hint("give another folder, or another --name")
-                );
+            if self.place.length(&name)?.is_some() {
+                let what = format!("{}: is of a whole package", self.place.shown(&name));
+                return Err(Failure::new(Exit::Failed, what)
+                    .hint("give another place (--to), or another --name"));
             }
         }
         Ok(())
@@ -101,11 +98,10 @@ impl Job<'_> {
 
     /// Begins, or finds what an earlier run has begun.
     fn begin(&self) -> Result<(Journal, Opened)> {
-        let path = Journal::path(&self.folders, &self.plan.name);
-        let found = Journal::load(&path)?;
+        let found = Journal::load(&*self.place, &self.plan.name)?;
         if let (Some(found), true) = (&found, self.plan.restart) {
-            self.throw_away(found, &path)?;
-        } else if let Some(found) = found {
+            self.throw_away(found.clone())?;
+        } else if let Some(mut found) = found {
             let disk = self.open()?;
             let since = found.work.since.clone();
             let wanted = match (&self.plan.since, &since) {
@@ -114,8 +110,9 @@ impl Job<'_> {
                 (wanted, _) => wanted.clone(),
             };
             let now = self.work(&disk, wanted, found.work.builds_on)?;
-            found.refuse_other(&now, &path)?;
-            self.refuse_lost(&found)?;
+            let notes = self.place.shown(&Journal::file_name(&self.plan.name));
+            found.refuse_other(&now, &notes)?;
+            self.take_over(&mut found)?;
             return Ok((found, disk));
         }
         let since = self.plan.since.as_deref();
@@ -127,7 +124,7 @@ impl Job<'_> {
         let work = self.work(&disk, since, builds_on)?;
         let journal = Journal::new(package, checkpoint, work);
         self.warn_of_room(&journal)?;
-        journal.store(&path)?;
+        journal.store(&*self.place, &self.plan.name)?;
         Ok((journal, disk))
     }
 
@@ -247,8 +244,9 @@ impl Job<'_> {
             return Ok(());
         };
         let data = self.part(journal).amount(&mut **planner, 0)?.data;
-        let free = self.folders.free();
-        if data > free {
+        if let Some(free) = self.place.free()
+            && data > free
+        {
             self.report.warn(&format!(
                 "{} of data for {} of free space: where it does not fit, packed as it is, give one more \
                  folder (--to) and go on",
@@ -266,37 +264,41 @@ impl Job<'_> {
         }
     }
 
-    /// Refuses to go on where a volume that was whole is not there any more.
-    fn refuse_lost(&self, journal: &Journal) -> Result<()> {
+    /// Makes an interrupted export that of this run, and puts away what was half. Refuses where a volume that was
+    /// whole is not there any more.
+    fn take_over(&self, journal: &mut Journal) -> Result<()> {
         for (number, entry) in (1..).zip(&journal.volumes) {
             let name = Manifest::volume_name(&self.plan.name, number, self.lock.is_on());
-            let found = self.folders.find(&name);
-            let len = found
-                .and_then(|path| fs::metadata(path).ok())
-                .map(|found| found.len());
-            if len != Some(entry.length) {
+            if self.place.length(&name)? != Some(entry.length) {
                 let what = format!(
-                    "{name}: was whole when this export was interrupted, and is not there now"
+                    "{}: was whole when this export was interrupted, and is not there now",
+                    self.place.shown(&name)
                 );
                 return Err(Failure::new(Exit::Failed, what)
                     .hint("give all folders (--to) as before; --restart starts over"));
             }
         }
+        journal.take_over();
+        journal.store(&*self.place, &self.plan.name)?;
         // One that got its name just before the end is not in the journal yet, and is made again.
         let next = journal.volumes.len() as u32 + 1;
         let name = Manifest::volume_name(&self.plan.name, next, self.lock.is_on());
-        self.remove(&format!("{name}.part"))?;
-        self.remove(&name)
+        let upload = journal.upload.take();
+        self.place.clear(&name, upload.as_deref())
     }
 
-    fn throw_away(&self, journal: &Journal, path: &Path) -> Result<()> {
+    fn throw_away(&self, mut journal: Journal) -> Result<()> {
+        journal.take_over();
+        journal.store(&*self.place, &self.plan.name)?;
         let encrypted = !journal.work.lock.is_empty();
-        for number in 1..=journal.volumes.len() as u32 + 1 {
-            self.remove(&Manifest::volume_name(&self.plan.name, number, encrypted))?;
+        let next = journal.volumes.len() as u32 + 1;
+        for number in 1..=next {
+            let upload = journal.upload.as_deref().filter(|_| number == next);
+            let name = Manifest::volume_name(&self.plan.name, number, encrypted);
+            self.place.clear(&name, upload)?;
         }
-        self.forget(journal);
-        fs::remove_file(path)
-            .map_err(|e| Failure::io(format!("{}: cannot be removed", path.display()), &e))
+        self.forget(&journal);
+        self.place.remove(&Journal::file_name(&self.plan.name))
     }
 
     /// The checkpoint of an export that will never end is none to build upon.
@@ -316,14 +318,6 @@ impl Job<'_> {
         }
     }
 
-    fn remove(&self, name: &str) -> Result<()> {
-        let Some(path) = self.folders.find(name) else {
-            return Ok(());
-        };
-        let failed = |e| Failure::io(format!("{}: cannot be removed", path.display()), &e);
-        fs::remove_file(&path).map_err(failed)
-    }
-
     fn write(&self, journal: Journal, mut disk: Opened) -> Result<Exported> {
         let part = self.part(&journal);
         let from = journal.done();
@@ -333,48 +327,43 @@ impl Job<'_> {
             None => return Err(Failure::new(Exit::Failed, "no disk was opened")),
         };
         let mut progress = Progress::new(self.report, self.global.progress, "export", amount.total);
-        let notes = Journal::path(&self.folders, &self.plan.name);
-        let place = Place {
-            folders: &self.folders,
+        let begun = Begun {
+            place: &*self.place,
             name: &self.plan.name,
             lock: &self.lock,
             journal,
-            notes,
         };
-        let mut volumes = Volumes::new(place, amount.data, &mut progress);
+        let mut volumes = Volumes::new(begun, amount.data, &mut progress);
         let read = parcels::each(&part, disk.handles, from, |parcel| volumes.take(parcel));
         let read = read.and_then(|()| {
             interrupt::check("whole volumes are kept, and the same command goes on")
         });
         let written = read.and_then(|()| volumes.finish());
         progress.finish();
-        let place = written?;
-        place.journal.work.source.still()?;
+        let begun = written?;
+        begun.journal.work.source.still()?;
         if self.plan.verify {
-            self.verify(&place)?;
+            self.verify(&begun)?;
         }
-        self.finish(&place, resumed)
+        self.finish(&begun, resumed)
     }
 
     /// Reads all files as the medium has them.
-    fn verify(&self, place: &Place<'_>) -> Result<()> {
-        let total = place.journal.volumes.iter().map(|entry| entry.length).sum();
+    fn verify(&self, begun: &Begun<'_>) -> Result<()> {
+        let total = begun.journal.volumes.iter().map(|entry| entry.length).sum();
         let mut progress = Progress::new(self.report, self.global.progress, "verify", total);
         let mut checked = Ok(());
-        for (number, entry) in (1..).zip(&place.journal.volumes) {
-            let name = place.volume_name(number);
-            let path = self
-                .folders
-                .find(&name)
-                .unwrap_or_else(|| PathBuf::from(&name));
-            let found = hash_of(&path);
-            interrupt::check("the same command goes on")?;
-            let found = found
-                .map_err(|e| Failure::io(format!("{}: cannot be read", path.display()), &e))?;
-            if found != (entry.length, entry.hash) {
-                let what = format!("{}: is not what was written", path.display());
-                checked = Err(Failure::new(Exit::Mismatch, what)
-                    .hint("the medium or memory may be bad; --restart starts over"));
+        for (number, entry) in (1..).zip(&begun.journal.volumes) {
+            let name = begun.volume_name(number);
+            checked = place::hash_of(&*self.place, &name, entry.length).and_then(|found| {
+                if found == Some(entry.hash) {
+                    return Ok(());
+                }
+                let what = format!("{}: is not what was written", self.place.shown(&name));
+                Err(Failure::new(Exit::Mismatch, what)
+                    .hint("the medium or memory may be bad; --restart starts over"))
+            });
+            if checked.is_err() {
                 break;
             }
             progress.advance(entry.length, entry.length);
@@ -384,8 +373,10 @@ impl Job<'_> {
     }
 
     /// The package is whole: its manifest gets its name, and the journal goes.
-    fn finish(&self, place: &Place<'_>, resumed: usize) -> Result<Exported> {
-        let journal = &place.journal;
+    fn finish(&self, begun: &Begun<'_>, resumed: usize) -> Result<Exported> {
+        let journal = &begun.journal;
+        // One that was overtaken by another run ends here.
+        begun.note()?;
         let manifest = Manifest {
             package: journal.package,
             name: self.plan.name.clone(),
@@ -397,19 +388,13 @@ impl Job<'_> {
         };
         let (bytes, root) = manifest.encode();
         let name = self.manifest_name();
-        let need = bytes.len() as u64 + (1 << 20);
-        let path = self.folders.with_room(need).join(name);
-        self.put_manifest(&path, &bytes)?;
-        let removed = fs::remove_file(&place.notes);
-        let removed = removed.and_then(|()| sync_folder_of(&place.notes));
-        removed.map_err(|e| {
-            Failure::io(format!("{}: cannot be removed", place.notes.display()), &e)
-        })?;
+        self.place.put(&name, &self.sealed(&name, &bytes)?)?;
+        self.place.remove(&Journal::file_name(&self.plan.name))?;
         Ok(Exported {
             disk: self.plan.disk.display().to_string(),
             name: self.plan.name.clone(),
             package: journal.package,
-            manifest: path.display().to_string(),
+            manifest: self.place.shown(&name),
             fingerprint: root.to_string(),
             builds_on: journal.work.builds_on,
             checkpoint: journal.checkpoint.clone(),
@@ -422,19 +407,12 @@ impl Job<'_> {
         })
     }
 
-    fn put_manifest(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        if !self.lock.is_on() {
-            return put(path, bytes);
-        }
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(".new");
-        let beside = PathBuf::from(beside);
-        let failed = |e| full_or(path, "cannot be written", &e);
-        let file = fs::File::create(&beside).map_err(failed)?;
-        let mut output = SealedWriter::new(file, &self.lock)?;
+    /// A file of these bytes, encrypted if it is to be.
+    fn sealed(&self, name: &str, bytes: &[u8]) -> Result<Vec<u8>> {
+        let mut output = SealedWriter::new(Vec::new(), &self.lock)?;
         let written = output.write(bytes).and_then(|()| output.finish());
-        let named = written.and_then(|_| fs::rename(&beside, path));
-        named.and_then(|()| sync_folder_of(path)).map_err(failed)
+        let failed = |e| self.place.failed(name, "cannot be written", &e);
+        written.map(|(file, _)| file).map_err(failed)
     }
 }
 
@@ -443,7 +421,7 @@ fn package_of(checkpoint: &str) -> Option<Uuid> {
     checkpoint.strip_prefix(CHECKPOINT)?.parse().ok()
 }
 
-fn disk_id(disk: &Path) -> Result<Option<Uuid>> {
+fn disk_id(disk: &std::path::Path) -> Result<Option<Uuid>> {
     let mut storage = image::open_storage(disk)?;
     let info = vdisk::info::info(&mut storage).map_err(|error| error.in_file(disk))?;
     Ok(info.ids.disk.to_string().parse().ok())

@@ -14,6 +14,7 @@ use crate::failure::{Exit, Failure, Result};
 use crate::interrupt;
 use crate::packages::cipher::Keys;
 use crate::packages::found::Package;
+use crate::packages::place;
 use crate::plan::{Import, Shape};
 use crate::progress::Progress;
 use crate::report::Report;
@@ -74,7 +75,7 @@ pub(crate) fn run(args: &ImportArgs, global: &GlobalArgs, report: Report) -> Res
     let plan = Import::new(args)?;
     let keys = Keys::read(&args.keys)?;
     interrupt::listen();
-    let package = Package::find(&plan.folders, plan.name.as_deref(), keys)?;
+    let package = Package::find(place::read(&plan.place)?, plan.name.as_deref(), keys)?;
     package.refuse_other(plan.expect)?;
     let mut job = Job {
         plan,

@@ -1,13 +1,11 @@
 //! A package that was found, and its volumes read: none of it is believed before it was looked at.
 
-use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
 
 use package::{Error, ErrorKind, Hash, Item, MANIFEST_LIMIT, Manifest, VolumeEntry, Walker};
 
-use super::cipher::Keys;
-use super::folders::find;
+use super::cipher::{HEAD_LIMIT, Keys};
+use super::place::Place;
 use super::sealed::SealedReader;
 use crate::failure::{Exit, Failure, Result};
 use crate::interrupt;
@@ -20,15 +18,15 @@ pub(crate) struct Package {
     pub(crate) manifest: Manifest,
     /// The hash that stands for all of it.
     pub(crate) root: Hash,
-    folders: Vec<PathBuf>,
+    place: Box<dyn Place>,
     keys: Keys,
 }
 
 impl Package {
-    /// Finds the package of that name, or the only one, in these folders.
-    pub(crate) fn find(folders: &[PathBuf], name: Option<&str>, keys: Keys) -> Result<Self> {
-        let (path, encrypted) = one_manifest(folders, name)?;
-        let shown = path.display();
+    /// Finds the package of that name, or the only one, in this place.
+    pub(crate) fn find(place: Box<dyn Place>, name: Option<&str>, keys: Keys) -> Result<Self> {
+        let (file, encrypted) = one_manifest(&*place, name)?;
+        let shown = place.shown(&file);
         if encrypted && !keys.are_there() {
             let what = format!("{shown}: is encrypted");
             return Err(Failure::usage(what).hint("--identity FILE or --passphrase-file FILE"));
@@ -38,18 +36,17 @@ impl Package {
             return Err(Failure::new(Exit::Corrupt, what)
                 .hint("somebody may have put it there; without a key it is read as it is"));
         }
-        let bytes = read_manifest(&path, &keys, encrypted)?;
-        let (manifest, root) =
-            Manifest::decode(&bytes).map_err(|e| wrong(&shown.to_string(), &e))?;
+        let bytes = read_manifest(&*place, &file, &keys, encrypted)?;
+        let (manifest, root) = Manifest::decode(&bytes).map_err(|e| wrong(&shown, &e))?;
         let called = Manifest::file_name(&manifest.name, manifest.encrypted);
-        if path.file_name().and_then(|name| name.to_str()) != Some(&called) {
+        if file != called {
             let what = format!("{shown}: is the manifest that is called {called}");
             return Err(Failure::new(Exit::Corrupt, what).hint("give its files their names back"));
         }
         Ok(Self {
             manifest,
             root,
-            folders: folders.to_vec(),
+            place,
             keys,
         })
     }
@@ -74,20 +71,27 @@ impl Package {
 
     /// Which volumes that tell of the disk from `from` on are not there, or not as long as they must be; and
     /// whether the first of those that are wanted is one of them.
-    pub(crate) fn incomplete(&self, from: u64) -> (Vec<String>, bool) {
-        let wanted = || {
-            self.manifest
-                .numbered()
-                .filter(|(_, entry)| entry.end > from)
-        };
-        let wrong = |(number, entry)| self.look(number, entry).err();
-        let first = wanted().next().and_then(wrong);
-        (wanted().filter_map(wrong).collect(), first.is_some())
+    pub(crate) fn incomplete(&self, from: u64) -> Result<(Vec<String>, bool)> {
+        let (mut wrong, mut first) = (Vec::new(), None);
+        for (number, entry) in self.manifest.numbered() {
+            if entry.end <= from {
+                continue;
+            }
+            let looked = self.look(number, entry);
+            first.get_or_insert(looked.is_err());
+            match looked {
+                Ok(()) => {}
+                Err(failure) if failure.exit == Exit::Corrupt => wrong.push(failure.what),
+                // Of a place that does not answer nothing is known.
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok((wrong, first.unwrap_or(false)))
     }
 
     /// Refuses a package of which volumes are not there, or not as long as they must be, and names all of them.
     pub(crate) fn refuse_incomplete(&self) -> Result<()> {
-        Self::refuse(&self.incomplete(0).0)
+        Self::refuse(&self.incomplete(0)?.0)
     }
 
     /// Refuses a package of which this is wrong.
@@ -99,23 +103,15 @@ impl Package {
             .hint("bring these files again; --from may be given several times"))
     }
 
-    /// The file of a volume, if it is as long as it must be.
-    fn look(&self, number: u32, entry: &VolumeEntry) -> Result<File, String> {
+    /// Whether the file of a volume is there, and as long as it must be.
+    fn look(&self, number: u32, entry: &VolumeEntry) -> Result<()> {
         let shown = self.shown(number, entry);
-        let path = find(&self.folders, &self.name_of(number));
-        let path = path.ok_or_else(|| format!("{shown} is missing"))?;
-        let file = File::open(&path).map_err(|e| format!("{shown} cannot be opened: {e}"))?;
-        let found = file
-            .metadata()
-            .map_err(|e| format!("{shown} cannot be read: {e}"))?;
-        if !found.is_file() {
-            return Err(format!("{shown} is no regular file"));
-        }
-        if found.len() != entry.length {
-            let (has, must) = (found.len(), entry.length);
-            return Err(format!("{shown} is damaged: it has {has} bytes of {must}"));
-        }
-        Ok(file)
+        let wrong = match self.place.length(&self.name_of(number))? {
+            Some(has) if has == entry.length => return Ok(()),
+            Some(has) => format!("{shown} is damaged: it has {has} bytes of {}", entry.length),
+            None => format!("{shown} is missing"),
+        };
+        Err(Failure::new(Exit::Corrupt, wrong))
     }
 
     /// A volume's name, and what it holds.
@@ -137,8 +133,8 @@ impl Package {
         };
         let shown = self.shown(number, entry);
         let damaged = |what: &str| Failure::new(Exit::Corrupt, format!("{shown} {what}"));
-        let file = self.look(number, entry);
-        let file = file.map_err(|what| Failure::new(Exit::Corrupt, what))?;
+        self.look(number, entry)?;
+        let file = self.place.open(&self.name_of(number), entry.length)?;
         let mut input = SealedReader::new(file, &self.keys, self.manifest.encrypted)
             .map_err(|unopened| damaged(&unopened.what))?;
         let mut buffer = vec![0; package::CHUNK as usize];
@@ -146,7 +142,9 @@ impl Package {
             interrupt::check("the same command goes on")?;
             let wanted = walker.wants();
             let bytes = &mut buffer[..wanted.max(1)];
-            let read = input.read(bytes).map_err(|e| unreadable(&shown, &e))?;
+            let read = input
+                .read(bytes)
+                .map_err(|e| self.unreadable(number, entry, &e))?;
             let item = walker.take(&bytes[..read]).map_err(|e| wrong(&shown, &e))?;
             if let Some(item) = item {
                 each(item)?;
@@ -162,36 +160,38 @@ impl Package {
         }
         Ok(())
     }
+
+    fn unreadable(&self, number: u32, entry: &VolumeEntry, error: &io::Error) -> Failure {
+        let shown = self.shown(number, entry);
+        unreadable(&*self.place, &self.name_of(number), &shown, error)
+    }
 }
 
 /// The manifest of that name, or the only one; and whether it is encrypted.
-fn one_manifest(folders: &[PathBuf], name: Option<&str>) -> Result<(PathBuf, bool)> {
-    let mut found: Vec<(PathBuf, bool)> = Vec::new();
-    for folder in folders {
-        let failed = |e| Failure::io(format!("{}: cannot be listed", folder.display()), &e);
-        for entry in fs::read_dir(folder).map_err(failed)? {
-            let file = entry.map_err(failed)?.file_name();
-            let Some(file) = file.to_str() else { continue };
-            let ending = ENDINGS
-                .iter()
-                .find_map(|(ending, encrypted)| Some((file.strip_suffix(ending)?, *encrypted)));
-            let Some((stem, encrypted)) = ending else {
-                continue;
-            };
-            let wanted = name.is_none_or(|name| name == stem);
-            let path = folder.join(file);
-            let again = found
-                .iter()
-                .any(|(other, _)| other.file_name() == path.file_name());
-            if wanted && !again {
-                found.push((path, encrypted));
-            }
+fn one_manifest(place: &dyn Place, name: Option<&str>) -> Result<(String, bool)> {
+    let mut found: Vec<(String, bool)> = Vec::new();
+    let files = match name {
+        // A place may be full of others; two are looked for.
+        Some(name) => present(place, name)?,
+        None => place.names()?,
+    };
+    for file in files {
+        let ending = ENDINGS
+            .iter()
+            .find_map(|(ending, encrypted)| Some((file.strip_suffix(ending)?, *encrypted)));
+        let Some((stem, encrypted)) = ending else {
+            continue;
+        };
+        let wanted = name.is_none_or(|name| name == stem);
+        if wanted && !found.iter().any(|(other, _)| *other == file) {
+            found.push((file, encrypted));
         }
     }
     match (found.pop(), found.is_empty()) {
         (Some(one), true) => Ok(one),
         (Some((one, _)), false) => {
-            let what = format!("there are several packages, {} among them", one.display());
+            let one = place.shown(&one);
+            let what = format!("there are several packages, {one} among them");
             Err(Failure::usage(what).hint("--name says which; or give each a folder of its own"))
         }
         (None, _) => {
@@ -202,10 +202,28 @@ fn one_manifest(folders: &[PathBuf], name: Option<&str>) -> Result<(PathBuf, boo
     }
 }
 
-fn read_manifest(path: &Path, keys: &Keys, encrypted: bool) -> Result<Vec<u8>> {
-    let shown = path.display().to_string();
-    let file = File::open(path).map_err(|e| Failure::io(format!("{shown}: cannot be read"), &e))?;
-    let input = SealedReader::new(file, keys, encrypted);
+/// Which of the manifests that a package of this name may have are there.
+fn present(place: &dyn Place, name: &str) -> Result<Vec<String>> {
+    if !package::is_name(name) {
+        return Err(Failure::usage(format!("`{name}` is no name of a package")));
+    }
+    let mut files = Vec::new();
+    for (ending, _) in ENDINGS {
+        let file = format!("{name}{ending}");
+        if place.length(&file)?.is_some() {
+            files.push(file);
+        }
+    }
+    Ok(files)
+}
+
+/// Most bytes of the file of a manifest: it may be encrypted.
+const FILE_LIMIT: u64 = MANIFEST_LIMIT + MANIFEST_LIMIT / 1024 + HEAD_LIMIT as u64;
+
+fn read_manifest(place: &dyn Place, file: &str, keys: &Keys, encrypted: bool) -> Result<Vec<u8>> {
+    let shown = place.shown(file);
+    let stored = place.load(file, FILE_LIMIT)?.unwrap_or_default();
+    let input = SealedReader::new(Box::new(io::Cursor::new(stored)), keys, encrypted);
     let mut input = input.map_err(|unopened| {
         let what = format!("{shown}: {}", unopened.what);
         if unopened.other_key {
@@ -217,7 +235,8 @@ fn read_manifest(path: &Path, keys: &Keys, encrypted: bool) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut piece = vec![0; 64 << 10];
     loop {
-        let read = input.read(&mut piece).map_err(|e| unreadable(&shown, &e))?;
+        let read = input.read(&mut piece);
+        let read = read.map_err(|e| unreadable(place, file, &shown, &e))?;
         bytes.extend_from_slice(&piece[..read]);
         if read == 0 || bytes.len() as u64 > MANIFEST_LIMIT {
             return Ok(bytes);
@@ -226,13 +245,13 @@ fn read_manifest(path: &Path, keys: &Keys, encrypted: bool) -> Result<Vec<u8>> {
 }
 
 /// A read that failed: of what was encrypted otherwise, or of the medium.
-fn unreadable(shown: &str, error: &io::Error) -> Failure {
+fn unreadable(place: &dyn Place, name: &str, shown: &str, error: &io::Error) -> Failure {
     let harmed = [io::ErrorKind::InvalidData, io::ErrorKind::UnexpectedEof];
     if harmed.contains(&error.kind()) {
         let what = format!("{shown} is damaged: it cannot be decrypted ({error})");
         return Failure::new(Exit::Corrupt, what).hint("bring this file again");
     }
-    Failure::io(format!("{shown} cannot be read"), error)
+    place.failed(name, "cannot be read", error)
 }
 
 fn wrong(shown: &str, error: &Error) -> Failure {

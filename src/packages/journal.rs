@@ -1,21 +1,21 @@
-//! What an interrupted export leaves in its first folder, so that the next one goes on.
+//! What an interrupted export leaves, in a store or in its first folder, so that the next one goes on.
 //!
 //! `NAME.export.json` says what is exported and which volumes are whole and durable. It is there before the
 //! first volume, replaced as a whole after each, and goes after the manifest.
-
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
 
 use package::{DiskShape, VolumeEntry};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::folders::{Folders, put};
+use super::place::Place;
 use crate::failure::{Exit, Failure, Result};
 use crate::source::Identity;
 
 const SCHEMA: u32 = 1;
+/// What its name ends with.
+pub(crate) const NOTES: &str = ".export.json";
+/// More bytes than one of the most volumes has.
+const MOST: u64 = 64 << 20;
 
 /// What is exported, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,12 @@ pub(crate) struct Journal {
     pub(crate) checkpoint: Option<String>,
     pub(crate) work: Work,
     pub(crate) volumes: Vec<VolumeEntry>,
+    /// The upload of the volume that is under way, which has to be ended if nobody goes on with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) upload: Option<String>,
+    /// The run that has it, another one each time: so one that was overtaken notices.
+    #[serde(default)]
+    run: Uuid,
 }
 
 impl Journal {
@@ -50,39 +56,42 @@ impl Journal {
             checkpoint,
             work,
             volumes: Vec::new(),
+            upload: None,
+            run: Uuid::new_v4(),
         }
     }
 
-    /// Where that of a package of this name is.
-    pub(crate) fn path(folders: &Folders, name: &str) -> PathBuf {
-        folders.first().join(format!("{name}.export.json"))
+    /// What that of a package of this name is called.
+    pub(crate) fn file_name(name: &str) -> String {
+        format!("{name}{NOTES}")
     }
 
-    /// Reads the one at `path`; `None` if there is none.
-    pub(crate) fn load(path: &Path) -> Result<Option<Self>> {
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => {
-                let what = format!("{}: cannot be read", path.display());
-                return Err(Failure::io(what, &e));
-            }
+    /// Reads that of the package `name`; `None` if there is none.
+    pub(crate) fn load(place: &dyn Place, name: &str) -> Result<Option<Self>> {
+        let file = Self::file_name(name);
+        let Some(bytes) = place.load(&file, MOST)? else {
+            return Ok(None);
         };
         let read: Option<Self> = serde_json::from_slice(&bytes).ok();
         let read = read.filter(|journal| journal.schema == SCHEMA);
         let journal = read.ok_or_else(|| {
-            let what = format!("{}: is not understood", path.display());
+            let what = format!("{}: is not understood", place.shown(&file));
             Failure::new(Exit::Failed, what)
                 .hint("it tells of an interrupted export: remove it and the files that lie with it")
         })?;
         Ok(Some(journal))
     }
 
-    /// Puts it at `path`, durably.
-    pub(crate) fn store(&self, path: &Path) -> Result<()> {
+    /// Makes it that of this run.
+    pub(crate) fn take_over(&mut self) {
+        self.run = Uuid::new_v4();
+    }
+
+    /// Puts it there, durably.
+    pub(crate) fn store(&self, place: &dyn Place, name: &str) -> Result<()> {
         let text = serde_json::to_vec(self);
         let text = text.map_err(|e| Failure::new(Exit::Failed, e.to_string()))?;
-        put(path, &text)
+        place.put(&Self::file_name(name), &text)
     }
 
     /// Up to which byte of the disk whole volumes tell.
@@ -91,7 +100,7 @@ impl Journal {
     }
 
     /// Refuses to go on with another export than this.
-    pub(crate) fn refuse_other(&self, now: &Work, path: &Path) -> Result<()> {
+    pub(crate) fn refuse_other(&self, now: &Work, shown: &str) -> Result<()> {
         let before = &self.work;
         let what = if before.source != now.source {
             "the disk is another one, or was changed"
@@ -100,10 +109,8 @@ impl Journal {
         } else {
             return Ok(());
         };
-        let what = format!(
-            "{}: {what} since this export was interrupted, so it cannot be gone on with",
-            path.display()
-        );
+        let what =
+            format!("{shown}: {what} since this export was begun, so it cannot be gone on with");
         Err(Failure::new(Exit::Failed, what).hint("--restart throws it away and starts over"))
     }
 }

@@ -1,4 +1,4 @@
-//! Disks as packages of volumes, in folders: written, found, read (`docs/package-format.md`).
+//! Disks as packages of volumes, in folders or in a store: written, found, read (`docs/package-format.md`).
 //!
 //! ```text
 //!   export: plan: what holds data, or changed ─► readers: read, hash, pack ─► in order: volumes, one after another
@@ -9,9 +9,9 @@
 
 pub(crate) mod changes;
 pub(crate) mod cipher;
-pub(crate) mod folders;
 pub(crate) mod found;
 pub(crate) mod journal;
 pub(crate) mod parcels;
+pub(crate) mod place;
 pub(crate) mod sealed;
 pub(crate) mod volumes;

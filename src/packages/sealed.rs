@@ -1,9 +1,7 @@
 //! A file of a package under way: counted and hashed as it lies on the medium, encrypted if it is to be.
 
 use std::cell::RefCell;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::path::Path;
+use std::io::{self, BufReader, Read, Write};
 use std::rc::Rc;
 
 use age::stream::{StreamReader, StreamWriter};
@@ -14,15 +12,20 @@ use crate::failure::Result;
 
 /// What came by.
 #[derive(Default)]
-struct Count {
+pub(crate) struct Count {
     hasher: blake3::Hasher,
     len: u64,
 }
 
 impl Count {
-    fn add(&mut self, bytes: &[u8]) {
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
         self.hasher.update(bytes);
         self.len += bytes.len() as u64;
+    }
+
+    /// The length and hash of all of it.
+    pub(crate) fn finish(&self) -> (u64, Hash) {
+        (self.len, Hash(*self.hasher.finalize().as_bytes()))
     }
 }
 
@@ -52,27 +55,26 @@ impl<F: Read> Read for Counted<F> {
     }
 }
 
-type Output = Counted<BufWriter<File>>;
-type Input = BufReader<Counted<File>>;
+type Input = BufReader<Counted<Box<dyn Read>>>;
 
-enum Way {
-    Plain(Output),
-    Sealed(Box<StreamWriter<Output>>),
+enum Way<W: Write> {
+    Plain(Counted<W>),
+    Sealed(Box<StreamWriter<Counted<W>>>),
 }
 
 /// A file that is written.
-pub(crate) struct SealedWriter {
-    way: Way,
+pub(crate) struct SealedWriter<W: Write> {
+    way: Way<W>,
     count: Rc<RefCell<Count>>,
     before: Option<u64>,
 }
 
-impl SealedWriter {
+impl<W: Write> SealedWriter<W> {
     /// Begins an empty file.
-    pub(crate) fn new(file: File, lock: &Lock) -> Result<Self> {
+    pub(crate) fn new(file: W, lock: &Lock) -> Result<Self> {
         let count = Rc::new(RefCell::new(Count::default()));
         let output = Counted {
-            file: BufWriter::with_capacity(1 << 20, file),
+            file,
             count: Rc::clone(&count),
         };
         let way = match lock.wrap(output)? {
@@ -95,16 +97,14 @@ impl SealedWriter {
         }
     }
 
-    /// Ends the file, durably; answers its length and hash.
-    pub(crate) fn finish(self) -> io::Result<(u64, Hash)> {
-        let mut output = match self.way {
+    /// All was written: what was written to, and its length and hash.
+    pub(crate) fn finish(self) -> io::Result<(W, (u64, Hash))> {
+        let output = match self.way {
             Way::Plain(output) => output,
             Way::Sealed(stream) => stream.finish()?,
         };
-        output.flush()?;
-        output.file.get_ref().sync_all()?;
-        let count = self.count.borrow();
-        Ok((count.len, Hash(*count.hasher.finalize().as_bytes())))
+        let whole = self.count.borrow().finish();
+        Ok((output.file, whole))
     }
 }
 
@@ -121,7 +121,7 @@ pub(crate) struct SealedReader {
 
 impl SealedReader {
     /// Begins to read a file, or says what is wrong with it.
-    pub(crate) fn new(file: File, keys: &Keys, encrypted: bool) -> Result<Self, Unopened> {
+    pub(crate) fn new(file: Box<dyn Read>, keys: &Keys, encrypted: bool) -> Result<Self, Unopened> {
         let count = Rc::new(RefCell::new(Count::default()));
         let counted = Counted {
             file,
@@ -156,28 +156,6 @@ impl SealedReader {
 
     /// Everything was read: the length and hash of the file.
     pub(crate) fn finish(self) -> (u64, Hash) {
-        let count = self.count.borrow();
-        (count.len, Hash(*count.hasher.finalize().as_bytes()))
-    }
-}
-
-/// The length and hash of a file, as the medium has it.
-pub(crate) fn hash_of(path: &Path) -> io::Result<(u64, Hash)> {
-    let file = File::open(path)?;
-    // A host that keeps it has it read from memory, which is no failure.
-    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-    let mut count = Count::default();
-    let mut input = BufReader::with_capacity(1 << 20, file);
-    loop {
-        let bytes = input.fill_buf()?;
-        if bytes.is_empty() {
-            return Ok((count.len, Hash(*count.hasher.finalize().as_bytes())));
-        }
-        count.add(bytes);
-        let len = bytes.len();
-        input.consume(len);
-        if crate::interrupt::requested() {
-            return Err(io::Error::other("interrupted"));
-        }
+        self.count.borrow().finish()
     }
 }

@@ -1,54 +1,40 @@
 //! Volumes under way: one after another, each under its name only when it is whole and durable.
 
-use std::fs::{self, File};
-use std::io;
-use std::path::{Path, PathBuf};
-
 use package::{
     Content, Fill, HEADER, Hash, Header, MOST_VOLUMES, Manifest, RECORD_HEAD, Record, Sequence,
     VolumeEntry,
 };
 
 use super::cipher::Lock;
-use super::folders::{Folders, full_or, sync_folder_of};
 use super::journal::Journal;
 use super::parcels::Parcel;
+use super::place::{Growing, Place};
 use super::sealed::SealedWriter;
 use crate::failure::{Exit, Failure, Result};
 use crate::interrupt;
 use crate::progress::Progress;
 
-/// Where a package is written, and what is written of it already.
-pub(crate) struct Place<'a> {
-    pub(crate) folders: &'a Folders,
+/// A package that is written, and what is written of it already.
+pub(crate) struct Begun<'a> {
+    pub(crate) place: &'a dyn Place,
     /// What its files are called.
     pub(crate) name: &'a str,
     pub(crate) lock: &'a Lock,
     pub(crate) journal: Journal,
-    /// Where the journal is.
-    pub(crate) notes: PathBuf,
 }
 
 /// A volume under way.
 struct Open {
     number: u32,
-    part: Partial,
-    output: SealedWriter,
+    output: SealedWriter<Box<dyn Growing>>,
     fill: Fill,
     sequence: Sequence,
     first: u64,
 }
 
-/// A file that goes away if it does not become whole.
-struct Partial {
-    part: PathBuf,
-    place: PathBuf,
-    keep: bool,
-}
-
 /// Writes volumes.
 pub(crate) struct Volumes<'a, 'p> {
-    place: Place<'a>,
+    begun: Begun<'a>,
     open: Option<Open>,
     /// A run of zeros that may go on.
     zeros: Option<(u64, u64)>,
@@ -57,17 +43,27 @@ pub(crate) struct Volumes<'a, 'p> {
     progress: &'p mut Progress,
 }
 
-impl Place<'_> {
+impl Begun<'_> {
     pub(crate) fn volume_name(&self, number: u32) -> String {
         Manifest::volume_name(self.name, number, self.lock.is_on())
+    }
+
+    /// Notes how far it is.
+    pub(crate) fn note(&self) -> Result<()> {
+        self.journal.store(self.place, self.name)
+    }
+
+    fn failed(&self, number: u32, error: &std::io::Error) -> Failure {
+        let name = self.volume_name(number);
+        self.place.failed(&name, "cannot be written", error)
     }
 }
 
 impl<'a, 'p> Volumes<'a, 'p> {
     /// Goes on behind the volumes that are whole; at most `left` bytes of data are still to come.
-    pub(crate) fn new(place: Place<'a>, left: u64, progress: &'p mut Progress) -> Self {
+    pub(crate) fn new(begun: Begun<'a>, left: u64, progress: &'p mut Progress) -> Self {
         Self {
-            place,
+            begun,
             open: None,
             zeros: None,
             left,
@@ -81,7 +77,7 @@ impl<'a, 'p> Volumes<'a, 'p> {
         match parcel {
             Parcel::Zeros { offset, len } => {
                 self.progress.advance(len, 0);
-                if self.place.journal.work.builds_on.is_none() {
+                if self.begun.journal.work.builds_on.is_none() {
                     return Ok(());
                 }
                 match &mut self.zeros {
@@ -116,14 +112,14 @@ impl<'a, 'p> Volumes<'a, 'p> {
     }
 
     /// All was taken: ends the last volume, and gives the journal, which has all of them.
-    pub(crate) fn finish(mut self) -> Result<Place<'a>> {
+    pub(crate) fn finish(mut self) -> Result<Begun<'a>> {
         self.put_zeros()?;
-        let size = self.place.journal.work.disk.size;
-        if self.open.is_none() && self.place.journal.done() < size {
+        let size = self.begun.journal.work.disk.size;
+        if self.open.is_none() && self.begun.journal.done() < size {
             self.open = Some(self.begin()?);
         }
         self.close(size)?;
-        Ok(self.place)
+        Ok(self.begun)
     }
 
     fn put_zeros(&mut self) -> Result<()> {
@@ -154,11 +150,11 @@ impl<'a, 'p> Volumes<'a, 'p> {
         let written = open.output.write(&head);
         written
             .and_then(|()| open.output.write(stored))
-            .map_err(|e| open.part.failed(&e))
+            .map_err(|e| self.begun.failed(open.number, &e))
     }
 
     fn begin(&mut self) -> Result<Open> {
-        let journal = &self.place.journal;
+        let journal = &self.begun.journal;
         let number = journal.volumes.len() as u32 + 1;
         if number > MOST_VOLUMES {
             let what = format!("a package has at most {MOST_VOLUMES} volumes");
@@ -166,10 +162,16 @@ impl<'a, 'p> Volumes<'a, 'p> {
         }
         let first = journal.done();
         let most = self.left + self.left / 1000 + (4 << 20);
-        let folder = self.place.folders.with_room(most.min(journal.work.limit));
-        let part = Partial::new(folder, &self.place.volume_name(number))?;
-        let file = File::create(&part.part).map_err(|e| part.failed(&e))?;
-        let mut output = SealedWriter::new(file, self.place.lock)?;
+        let most = most.min(journal.work.limit);
+        let name = self.begun.volume_name(number);
+        let file = self.begun.place.begin(&name, most)?;
+        let upload = file.upload().map(str::to_owned);
+        if upload.is_some() {
+            self.begun.journal.upload = upload;
+            self.begun.note()?;
+        }
+        let journal = &self.begun.journal;
+        let mut output = SealedWriter::new(file, self.begun.lock)?;
         let header = Header {
             number,
             package: journal.package,
@@ -178,11 +180,11 @@ impl<'a, 'p> Volumes<'a, 'p> {
             first,
         };
         let (header, hash): ([u8; HEADER], Hash) = header.encode();
-        output.write(&header).map_err(|e| part.failed(&e))?;
+        let written = output.write(&header);
+        written.map_err(|e| self.begun.failed(number, &e))?;
         Ok(Open {
             number,
             fill: Fill::new(journal.work.limit, output.before()),
-            part,
             output,
             sequence: Sequence::new(hash),
             first,
@@ -204,13 +206,16 @@ impl<'a, 'p> Volumes<'a, 'p> {
         let head: [u8; RECORD_HEAD] = open.sequence.encode(&last);
         let written = open.output.write(&head);
         let finished = written.and_then(|()| open.output.finish());
-        let (length, hash) = finished.map_err(|e| open.part.failed(&e))?;
-        let journal = &mut self.place.journal;
-        if length > journal.work.limit {
+        let (file, whole) = finished.map_err(|e| self.begun.failed(open.number, &e))?;
+        let (length, hash) = whole;
+        if length > self.begun.journal.work.limit {
             let what = format!("volume {} became longer than it may", open.number);
             return Err(Failure::new(Exit::Failed, what));
         }
-        open.part.finish()?;
+        let named = file.finish(whole);
+        named.map_err(|e| self.begun.failed(open.number, &e))?;
+        let journal = &mut self.begun.journal;
+        journal.upload = None;
         journal.volumes.push(VolumeEntry {
             length,
             hash,
@@ -218,45 +223,6 @@ impl<'a, 'p> Volumes<'a, 'p> {
             end,
             records,
         });
-        journal.store(&self.place.notes)
-    }
-}
-
-impl Partial {
-    fn new(folder: &Path, name: &str) -> Result<Self> {
-        let place = folder.join(name);
-        if fs::symlink_metadata(&place).is_ok() {
-            // After the volume got its name and before the journal had it, an export may be killed.
-            let what = format!("{}: exists already", place.display());
-            return Err(Failure::new(Exit::Failed, what).hint(
-                "remove it if it is of an interrupted export, or give another folder or --name",
-            ));
-        }
-        Ok(Self {
-            part: folder.join(format!("{name}.part")),
-            place,
-            keep: false,
-        })
-    }
-
-    fn failed(&self, error: &io::Error) -> Failure {
-        full_or(&self.place, "cannot be written", error)
-    }
-
-    fn finish(mut self) -> Result<()> {
-        let named = fs::rename(&self.part, &self.place);
-        let named = named.and_then(|()| sync_folder_of(&self.place));
-        named.map_err(|e| self.failed(&e))?;
-        self.keep = true;
-        Ok(())
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.keep {
-            // There may be nothing to remove, and nobody to tell.
-            let _ = fs::remove_file(&self.part);
-        }
+        self.begun.note()
     }
 }

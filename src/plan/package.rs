@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use package::{Hash, LEAST_VOLUME, is_name};
 
 use super::convert::jobs;
+use super::store::{MOST_IN_STORE, PlaceName, place_name};
 use super::{DiskName, Input, Shape, SourceName, block_size, bytes, format_of, search};
 use crate::args::{ExportArgs, ImportArgs};
 use crate::failure::{Exit, Failure, Result};
@@ -19,7 +20,7 @@ const DVD: u64 = (4 << 30) - 2048;
 pub(crate) struct Export {
     pub(crate) disk: PathBuf,
     pub(crate) source: Input,
-    pub(crate) folders: Vec<PathBuf>,
+    pub(crate) place: PlaceName,
     pub(crate) name: String,
     /// Most bytes of a file.
     pub(crate) limit: u64,
@@ -34,7 +35,7 @@ pub(crate) struct Export {
 /// What `import` means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Import {
-    pub(crate) folders: Vec<PathBuf>,
+    pub(crate) place: PlaceName,
     pub(crate) name: Option<String>,
     /// The disk, and what to make if it is a new one; `None` to check only. Its sector is the package's.
     pub(crate) disk: Option<(PathBuf, Shape)>,
@@ -52,15 +53,21 @@ impl Export {
             return Err(Failure::new(Exit::Unsupported, what)
                 .hint("`diskferry convert` makes a file of it, which can be exported"));
         }
+        let place = place_name(&args.to, &args.store)?;
+        let limit = limit(&args.volume_size)?;
+        if matches!(place, PlaceName::Store(_)) && limit > MOST_IN_STORE {
+            let what = format!("volumes of {} are too large for a store", args.volume_size);
+            return Err(Failure::usage(what).hint("at most 500G"));
+        }
         Ok(Self {
             disk: args.disk.clone(),
             source: Input {
                 name: SourceName::Image(args.disk.clone(), args.format),
                 search: search(&args.chain),
             },
-            folders: args.to.clone(),
+            place,
             name: named(args)?,
-            limit: limit(&args.volume_size)?,
+            limit,
             since: args.since.clone(),
             checkpoint: !args.no_checkpoint,
             verify: args.verify,
@@ -113,7 +120,7 @@ impl Import {
                 .ok_or_else(|| Failure::usage(format!("`{text}` is no fingerprint")).hint(hint))
         });
         Ok(Self {
-            folders: args.from.clone(),
+            place: place_name(&args.from, &args.store)?,
             name: args.name.clone(),
             disk: disk.transpose()?,
             restart: args.restart,

@@ -16,7 +16,7 @@ use super::serving::Serving;
 const MIB: u64 = 1 << 20;
 
 /// Writes to the disk while it is served.
-fn served(here: &Path, disk: &str, write: impl FnOnce(&mut BlockingClient)) {
+pub(crate) fn served(here: &Path, disk: &str, write: impl FnOnce(&mut BlockingClient)) {
     let listen = format!("unix:{}/s", here.display());
     let serving = Serving::start(here, &[disk, "--listen", &listen]);
     let mut client = BlockingClient::connect(&serving.uri().parse().unwrap()).unwrap();
@@ -25,7 +25,7 @@ fn served(here: &Path, disk: &str, write: impl FnOnce(&mut BlockingClient)) {
     serving.end();
 }
 
-fn write_noise(client: &mut BlockingClient, offset: u64, len: u64) {
+pub(crate) fn write_noise(client: &mut BlockingClient, offset: u64, len: u64) {
     for (number, piece) in noise(len, offset + 1).chunks(1 << 20).enumerate() {
         client
             .write(offset + number as u64 * MIB, piece, false)
@@ -34,7 +34,7 @@ fn write_noise(client: &mut BlockingClient, offset: u64, len: u64) {
 }
 
 /// A disk whose changes are tracked, with `len` bytes of noise.
-fn tracked(here: &Path, len: u64) {
+pub(crate) fn tracked(here: &Path, len: u64) {
     diskferry(here, &["create", "a.vhdx", "1G"]).ok();
     diskferry(here, &["track", "on", "a.vhdx", "--granularity", "4K"]).ok();
     served(here, "a.vhdx", |client| write_noise(client, 10 * MIB, len));
@@ -60,7 +60,7 @@ fn import(here: &Path, package: &str) -> Value {
         .clone()
 }
 
-fn same(here: &Path) {
+pub(crate) fn same(here: &Path) {
     let words = ["compare", "-f", "vhdx", "-F", "vhdx", "a.vhdx", "b.vhdx"];
     program(here, "qemu-img", &words).ok();
     program(here, "qemu-img", &["check", "b.vhdx"]).ok();

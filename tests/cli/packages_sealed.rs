@@ -11,7 +11,7 @@ use super::run::{diskferry, folder, program};
 const MIB: u64 = 1 << 20;
 
 /// An identity in `file`; its recipient.
-fn identity(here: &Path, file: &str) -> String {
+pub(crate) fn identity(here: &Path, file: &str) -> String {
     let identity = age::x25519::Identity::generate();
     let text = format!("# a key\n{}\n", identity.to_string().expose_secret());
     fs::write(here.join(file), text).unwrap();

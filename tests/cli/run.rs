@@ -82,6 +82,11 @@ pub(crate) fn command<S: AsRef<OsStr>>(folder: &Path, name: &str, words: &[S]) -
     command
 }
 
+/// Runs it to its end.
+pub(crate) fn ran(command: &mut Command) -> Ran {
+    Ran::new(command.output().expect("it can be started"))
+}
+
 /// Runs a program in `folder` to its end; it must be there.
 pub(crate) fn program<S: AsRef<OsStr>>(folder: &Path, name: &str, words: &[S]) -> Ran {
     let output = command(folder, name, words).output();

@@ -59,7 +59,7 @@ impl Job<'_> {
     /// Looks which volumes are there. Where the next one is, that is enough to begin: media may come one after
     /// another.
     fn look(&self, from: u64) -> Result<()> {
-        let (wrong, now) = self.package.incomplete(from);
+        let (wrong, now) = self.package.incomplete(from)?;
         if now {
             return Package::refuse(&wrong);
         }
