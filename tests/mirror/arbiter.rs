@@ -304,7 +304,10 @@ fn etcd_over_tls_is_asked_only_where_either_side_knows_the_other() {
     }
     assert_eq!(ask("list", ("a", "a")).0, Some(0));
     let (code, said) = ask("list", ("b", "a"));
-    assert!(code != Some(0) && said.contains("invalid peer certificate"), "{said}");
+    assert!(
+        code != Some(0) && said.contains("invalid peer certificate"),
+        "{said}"
+    );
     for nobody in ["", "b"] {
         let (code, said) = ask("list", ("a", nobody));
         assert!(code != Some(0), "{nobody}: {said}");
