@@ -69,6 +69,7 @@ so the following cannot be promised:
   * Bytes are not checked on their way or afterwards, except by TCP; `mirror verify` needs one of ours.
   * After a restart of this server before the move has ended, it is begun again and all is copied again.
   * There is no way back, no deadline, no arbiter, and no TLS.")]
+#[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub(crate) struct MirrorStartArgs {
     #[command(flatten)]
     pub(crate) disk: MirrorArgs,

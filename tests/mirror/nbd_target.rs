@@ -115,8 +115,9 @@ fn area(seed: u64) -> Area {
 fn busy() -> (Sites, Load) {
     let mut sites = Sites::new("a.vhdx", &["256M", "--block-size", "1M"]);
     let mut there = File::create(sites.here().join("target.img")).expect("a file");
+    let something = vec![0xa5; MIB as usize];
     for _ in 0..SIZE / MIB {
-        there.write_all(&[0xa5; MIB as usize]).expect("room");
+        there.write_all(&something).expect("room");
     }
     sites.serve();
     let load = Load::start(&sites.at_source(), area(5), Ledger::default());

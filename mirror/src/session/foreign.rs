@@ -207,8 +207,8 @@ impl Foreign {
             ForeignEvent::Read(op, result) => self.on_read(now, op, result),
             ForeignEvent::Status(op, result) => match result {
                 Ok(extents) if self.scan.answer(op, &extents, &self.tracker) => {}
-                Ok(_) => self.disk_failed(now, "it says nothing of what is allocated".to_owned()),
-                Err(e) => self.disk_failed(now, e.to_string()),
+                Ok(_) => self.disk_failed(now, "it says nothing of what is allocated"),
+                Err(e) => self.disk_failed(now, &e.to_string()),
             },
             ForeignEvent::Held(attempt) => {
                 self.switch.held(attempt);
@@ -379,7 +379,7 @@ impl Foreign {
         }
     }
 
-    fn disk_failed(&mut self, now: Micros, why: String) {
+    fn disk_failed(&mut self, now: Micros, why: &str) {
         let what = format!("the disk of this host cannot be read: {why}");
         self.fail(now, Error::new(ErrorKind::Disk, what));
     }
@@ -393,7 +393,7 @@ impl Foreign {
             Err(e) => {
                 self.pieces.end(op);
                 self.again(Kind::Data, piece.offset, piece.len);
-                self.disk_failed(now, e.to_string());
+                self.disk_failed(now, &e.to_string());
                 return;
             }
         };
@@ -418,7 +418,7 @@ impl Foreign {
         match (piece.step, result) {
             (_, Err(why)) => {
                 self.pieces.end(op);
-                self.refused(now, why);
+                self.refused(now, &why);
                 // What a failed request left there is not looked at: it is done again.
                 self.again(Kind::Data, piece.offset, piece.len);
             }
@@ -455,7 +455,7 @@ impl Foreign {
                 self.flush_too_much();
             }
             Err(why) => {
-                self.refused(now, why.clone());
+                self.refused(now, why);
                 // A server may show what it will never make durable.
                 for (_, offset, len) in self.pieces.not_flushed() {
                     self.again(Kind::Data, offset, len);
@@ -464,7 +464,7 @@ impl Foreign {
         }
     }
 
-    fn refused(&mut self, now: Micros, why: String) {
+    fn refused(&mut self, now: Micros, why: &str) {
         self.end.trouble = Some(format!("the server refused: {why}"));
         if std::mem::replace(&mut self.pace.refused, true) {
             self.pace.not_before = now + AGAIN;
