@@ -397,7 +397,9 @@ mod tests {
                 prop_assert_eq!(map.bytes(), model.len() as u64 * GRANULE);
                 prop_assert_eq!(map.is_empty(), model.is_empty());
                 let mut slots = Slots::new(16 << 20);
-                model.iter().for_each(|granule| slots.add_at(granule * GRANULE, GRANULE));
+                for granule in &model {
+                    slots.add_at(granule * GRANULE, GRANULE);
+                }
                 prop_assert_eq!(map.slots(), &slots);
             }
         }

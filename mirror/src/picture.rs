@@ -49,14 +49,14 @@ impl Slots {
     /// These bytes more.
     pub(crate) fn add(&mut self, offset: u64, len: u64) {
         self.each(offset, len, |slot, bytes| {
-            *slot = slot.saturating_add(bytes)
+            *slot = slot.saturating_add(bytes);
         });
     }
 
     /// These bytes less; never less than none.
     pub(crate) fn take(&mut self, offset: u64, len: u64) {
         self.each(offset, len, |slot, bytes| {
-            *slot = slot.saturating_sub(bytes)
+            *slot = slot.saturating_sub(bytes);
         });
     }
 

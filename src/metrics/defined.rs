@@ -50,7 +50,7 @@ metrics! {
     DIRTY_RATE, GAUGE, "diskferry_move_dirty_rate_bytes_per_second", "Bytes a second that clients wrote lately.";
     LIMIT, GAUGE, "diskferry_move_limit_bytes_per_second", "To what the copy is held; absent where it is not.";
     BRAKE, GAUGE, "diskferry_move_brake_bytes_per_second", "To what clients' writes are held for the deadline; absent where they are not.";
-    LAG, GAUGE, "diskferry_move_lag_seconds", "How old, at the most, what the target has of the disk is; absent before it was in step.";
+    LAG, GAUGE, "diskferry_move_lag_seconds", "How old, at the most, what the target has of the disk is; absent before it was in step, and once the move has ended.";
     ESTIMATE, GAUGE, "diskferry_move_estimate_seconds", "Until the target is in step: likely, least and most (+Inf: never); absent where it is not known.";
     PAUSE, GAUGE, "diskferry_move_pause_seconds", "How long requests were held at the switchover; absent before it.";
     RECONNECTS, COUNTER, "diskferry_move_reconnects_total", "How often the link was lost.";

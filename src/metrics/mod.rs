@@ -218,6 +218,9 @@ impl Families {
         let labels = [("disk", disk), ("session", session.as_str())];
         let progress = &status.progress;
         let report = &status.report;
+        // A target that runs has all of it, though it does not say so of each record.
+        let runs = status.ended && status.error.is_none();
+        let backlog = if runs { 0 } else { progress.unacknowledged };
         let is = STAGES.iter().find(|(stage, _)| *stage == progress.stage);
         let all = STAGES.iter().map(|(_, name)| *name);
         let is = is.map_or("", |(_, name)| name);
@@ -228,7 +231,7 @@ impl Families {
             (&defined::SCANNED, number(progress.scanned)),
             (&defined::FOUND, number(progress.found)),
             (&defined::REMAINING, number(progress.remaining)),
-            (&defined::BACKLOG, number(progress.unacknowledged)),
+            (&defined::BACKLOG, number(backlog)),
             (&defined::RATE, number(progress.rate)),
             (&defined::DIRTY_RATE, number(status.dirty_rate)),
         ] {
@@ -247,7 +250,10 @@ impl Families {
         for (definition, value) in [
             (&defined::LIMIT, progress.limit.map(number)),
             (&defined::BRAKE, progress.brake.map(number)),
-            (&defined::LAG, status.behind.map(seconds)),
+            (
+                &defined::LAG,
+                status.behind.filter(|_| !status.ended).map(seconds),
+            ),
             (&defined::PAUSE, progress.pause.map(seconds)),
         ] {
             if let Some(value) = value {

@@ -77,6 +77,8 @@ proptest! {
 
 #[test]
 fn each_state_is_told_apart_and_the_most_urgent_one_is_shown() {
+    use CellState::{Copied, Dirty, Hot, Sending, ToCopy, Unallocated, Unknown};
+
     let size = 16 * MIB;
     let mut sight = sight(size);
     let cell = |number: u64| number * 2 * MIB;
@@ -99,7 +101,6 @@ fn each_state_is_told_apart_and_the_most_urgent_one_is_shown() {
     };
     let picture = seen.picture(MOST_CELLS);
     let states: Vec<CellState> = picture.runs.iter().map(|run| run.state).collect();
-    use CellState::{Copied, Dirty, Hot, Sending, ToCopy, Unallocated, Unknown};
     assert_eq!(
         picture.runs.iter().map(|run| run.cells).collect::<Vec<_>>(),
         [1, 1, 2, 1, 1, 1, 1]

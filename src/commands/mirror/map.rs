@@ -36,9 +36,11 @@ pub(super) fn run(args: &MirrorMapArgs, report: Report) -> Result<()> {
         if report.is_json() {
             Report::line("picture", &picture)?;
         } else if last || screen.terminal {
-            let text = screen.canvas.draw(&picture) + &people(&state);
-            report::print(&screen.over(drawn, &text))?;
-            drawn = text.lines().count();
+            let (above, below) = (screen.canvas.draw(&picture), people(&state));
+            report::print(&screen.over(drawn, &format!("{above}{below}")))?;
+            // The last line may be longer than the terminal is wide.
+            let wrapped = below.chars().count().div_ceil(screen.canvas.width);
+            drawn = above.lines().count() + wrapped;
         }
         if last {
             return if args.wait {

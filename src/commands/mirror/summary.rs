@@ -62,15 +62,15 @@ fn in_all(states: &[Value]) -> (Option<u64>, Option<Value>) {
         !there
     });
     let estimates: Vec<&Value> = open.map(|state| &state["estimate"]).collect();
-    let last = |field: &str| {
+    let longest = |field: &str| {
         let all = estimates.iter().map(|estimate| estimate[field].as_u64());
         all.collect::<Option<Vec<u64>>>()
             .and_then(|all| all.into_iter().max())
     };
-    let (Some(seconds), Some(least)) = (last("seconds"), last("least")) else {
+    let (Some(seconds), Some(least)) = (longest("seconds"), longest("least")) else {
         return (None, None);
     };
-    let most = last("most");
+    let most = longest("most");
     let estimate = serde_json::json!({ "seconds": seconds, "least": least, "most": most });
     (Some(seconds), Some(estimate))
 }

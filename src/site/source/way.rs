@@ -394,7 +394,9 @@ impl SiteDisk {
         if due {
             match self.start_back(to, None) {
                 Ok(started) => {
-                    moving.iter().for_each(|old| self.over(old));
+                    if let Some(old) = &*moving {
+                        self.over(old);
+                    }
                     *moving = Some(started);
                 }
                 Err(failure) => {

@@ -1,7 +1,7 @@
 //! What a source tells people of itself.
 
 use super::Source;
-use crate::picture::Picture;
+use crate::picture::{Picture, Slots};
 use crate::session::{Progress, Stage};
 use crate::switchover::Phase;
 
@@ -14,6 +14,10 @@ impl Source {
         if self.end.outcome.is_some() {
             // Nobody looks any more whether it is still so.
             sight.hot.clear();
+        }
+        if let Some(Ok(())) = self.end.outcome {
+            // The target runs: it had all of that, and says so by that alone.
+            sight.waiting = Slots::default();
         }
         self.copy.picture(size, cells, &sight)
     }
