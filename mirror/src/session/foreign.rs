@@ -19,6 +19,7 @@
 //!
 //! A session is not kept: after a restart of the source all is copied again.
 
+mod figures;
 mod handover;
 mod pieces;
 #[cfg(test)]
@@ -35,7 +36,7 @@ pub use self::words::{
     ForeignAbilities, ForeignAction, ForeignAnswer, ForeignEvent, ForeignExport, ForeignOrder,
 };
 use super::scan::Scan;
-use super::{OpId, Progress, SourceConfig, Stage};
+use super::{OpId, SourceConfig};
 use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::pacing::{Bucket, Meter};
@@ -72,6 +73,8 @@ struct Pace {
     bucket: Bucket,
     /// Bytes that became durable at the server.
     durable: u64,
+    /// Bytes that were read here, and those of them that were zero.
+    read: (u64, u64),
     faded_at: Micros,
     flushed_at: Micros,
     /// Nothing is asked of the server before that: it refused again and again.
@@ -155,6 +158,7 @@ impl Foreign {
                 sent: Meter::default(),
                 bucket: Bucket::new(config.rates.least()),
                 durable: 0,
+                read: (0, 0),
                 faded_at: Micros(0),
                 flushed_at: Micros(0),
                 not_before: Micros(0),
@@ -249,55 +253,6 @@ impl Foreign {
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.switch.phase()
-    }
-
-    /// Figures for people.
-    #[must_use]
-    pub fn progress(&self) -> Progress {
-        let dirty = self.tracker.figures().dirty;
-        let remaining = dirty + self.pieces.bytes();
-        let connected = matches!(self.link.1, Link::Up(_));
-        let seconds = self
-            .pace
-            .sent
-            .time_for(remaining)
-            .map(|time| time.0.div_ceil(1_000_000));
-        Progress {
-            stage: self.stage(),
-            connected,
-            size: self.config.description.size,
-            scanned: self.scan.scanned(),
-            found: self.scan.found(),
-            copied: self.pace.durable,
-            same: 0,
-            streamed: 0,
-            remaining,
-            unacknowledged: self.pieces.volatile(),
-            fallen_back: 0,
-            rate: self.pace.sent.rate(),
-            limit: self.pace.bucket.rate(),
-            seconds_remaining: seconds.filter(|_| remaining > 0),
-            estimate: None,
-            brake: None,
-            unmet: None,
-            reconnects: self.local.reconnects,
-            given_up: self.local.given_up,
-            pause: self.local.pause,
-            verify: None,
-            trouble: self.end.trouble.clone(),
-        }
-    }
-
-    fn stage(&self) -> Stage {
-        match self.switch.phase() {
-            Phase::Forwarding => Stage::Forwarding,
-            Phase::Released => Stage::Released,
-            _ if self.end.outcome.is_some() => Stage::Ended,
-            Phase::Owner if !matches!(self.link.1, Link::Up(_)) => Stage::Connecting,
-            Phase::Owner if self.is_in_step() => Stage::Synced,
-            Phase::Owner => Stage::Copying,
-            _ => Stage::Switching,
-        }
     }
 
     /// Whether the server was told all there is.
@@ -398,7 +353,10 @@ impl Foreign {
             }
         };
         self.pieces.goes_on(op, Step::Changing);
-        let order = if self.can().zero && data.iter().all(|byte| *byte == 0) {
+        let is_zero = data.iter().all(|byte| *byte == 0);
+        self.pace.read.0 += piece.len;
+        self.pace.read.1 += if is_zero { piece.len } else { 0 };
+        let order = if self.can().zero && is_zero {
             ForeignOrder::Zero(piece.offset, piece.len)
         } else {
             self.pace.bucket.spend(piece.len);

@@ -106,9 +106,13 @@ impl Control for Site {
                 "nobody can be slowed down by more than 100 percent",
             ));
         }
+        let found = self.disk(disk)?;
+        if found.is_foreign() {
+            let what = format!("`{disk}` moves to an NBD server, which keeps to no deadline");
+            return Err(Failure::usage(what));
+        }
         let terms = kept::terms(wish.deadline_s.map(kept::in_seconds), wish.max_slowdown);
-        self.disk(disk)?
-            .with_session(|session| session.set_terms(terms))
+        found.with_session(|session| session.set_terms(terms))
     }
 }
 

@@ -15,6 +15,7 @@ use super::{FIGURES_EVERY, Order, RECORD_AGAIN, Said, SourceDriver, SourceHandle
 use crate::clock::Micros;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::RecordStore;
+use crate::history::{History, Wire};
 use crate::net::port::ServedDisk;
 use crate::net::{Clock, local_minute};
 use crate::record::{Ownership, State};
@@ -153,6 +154,7 @@ struct Session {
     tell: Tell,
     /// Bytes given to the server.
     sent: u64,
+    history: History,
     said: Said,
 }
 
@@ -173,6 +175,7 @@ impl Session {
             shared,
             tell,
             sent: 0,
+            history: History::default(),
             said,
         }
     }
@@ -195,6 +198,11 @@ impl Session {
                 Some(order) = orders.recv() => match order {
                     Order::Event(SourceEvent::Command(command)) => ForeignEvent::Command(command),
                     Order::Event(_) | Order::Late(_) => continue,
+                    Order::Draw(cells, to) => {
+                        // Who asked may have gone.
+                        let _ = to.send(self.machine.picture(cells));
+                        continue;
+                    }
                     Order::Stop => return,
                 },
                 Some(told) = told.recv() => match self.heard(told) {
@@ -331,7 +339,14 @@ impl Session {
         });
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        let progress = self.machine.progress();
+        let elapsed = self.clock.now().since(self.started);
+        let wire = Wire {
+            sent: self.sent,
+            spared: 0,
+        };
+        self.history.see(elapsed, &progress, wire);
         let failed = self
             .machine
             .outcome()
@@ -339,9 +354,11 @@ impl Session {
         let mut state = self.shared.lock();
         state.failed = failed.map(Error::kind);
         state.phase = self.machine.phase();
-        state.status.progress = self.machine.progress();
+        state.status.progress = progress;
         state.status.sent = self.sent;
-        state.status.elapsed = self.clock.now().since(self.started).0;
+        state.status.elapsed = elapsed.0;
+        state.status.dirty_rate = self.history.dirty_rate();
+        state.status.report.clone_from(self.history.report());
         state.status.ended = self.machine.is_over();
         state.status.error = failed.map(ToString::to_string);
         drop(state);

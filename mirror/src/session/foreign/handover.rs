@@ -29,8 +29,8 @@ impl Foreign {
                     self.fail(now, Error::new(ErrorKind::Cancelled, what));
                 }
             }
-            // Nothing moves with it, and what is there is not compared.
-            Command::Verify | Command::Decide | Command::Undo => {}
+            // Nothing moves with it, what is there is not compared, and nobody is slowed down for it.
+            Command::SetTerms(_) | Command::Verify | Command::Decide | Command::Undo => {}
         }
     }
 

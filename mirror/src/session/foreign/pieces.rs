@@ -121,6 +121,12 @@ impl Pieces {
         self.answered.add(piece);
     }
 
+    /// Parts of that kind that are under way: offset and length.
+    pub(super) fn flying(&self, kind: Kind) -> impl Iterator<Item = (u64, u64)> {
+        let flying = self.flying.values().filter(move |piece| piece.kind == kind);
+        flying.map(|piece| (piece.offset, piece.len))
+    }
+
     /// How many are under way.
     pub(super) fn count(&self) -> usize {
         self.flying.len()
