@@ -43,11 +43,11 @@ impl Shop {
         self.here().join("store/bucket/disks/a").join(file)
     }
 
-    /// How many uploads were begun and not ended: the server has a file `.upload-ID.json` for each.
+    /// How many parts there are of uploads that were begun and not ended: what would be paid for.
     fn unfinished(&self) -> usize {
         let files = fs::read_dir(self.here().join("store")).unwrap();
         let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name.starts_with(".upload-")).count()
+        names.filter(|name| name.starts_with(".upload_id-")).count()
     }
 
     fn command(&self, at: SocketAddr, words: &[&str]) -> Command {
