@@ -28,7 +28,7 @@ pub(crate) struct ExportArgs {
     /// The disk: a file
     pub(crate) disk: PathBuf,
     /// A folder for the package, made if it is not there; the next one is for what the ones before have no room for.
-    /// Or one store: s3://BUCKET/PREFIX
+    /// Or one store, as in the examples
     #[arg(long, required = true, value_name = "DIR")]
     pub(crate) to: Vec<PathBuf>,
     /// What the files are called [default: as the disk]
@@ -96,7 +96,7 @@ pub(crate) struct ImportArgs {
     /// The disk to make, or to apply changes to
     #[arg(required_unless_present = "check")]
     pub(crate) disk: Option<PathBuf>,
-    /// A folder in which files of the package are; may be given several times. Or one store: s3://BUCKET/PREFIX
+    /// A folder in which files of the package are; may be given several times. Or one store, as in the examples
     #[arg(long, required = true, value_name = "DIR")]
     pub(crate) from: Vec<PathBuf>,
     /// What the files are called, where there are several packages
@@ -129,10 +129,10 @@ pub(crate) struct ImportArgs {
 /// How a store is reached. Credentials are never arguments: every user of a host sees those.
 #[derive(Args, Debug, Default)]
 pub(crate) struct StoreArgs {
-    /// The store's address, https://HOST, if it is not Amazon's [default: AWS_ENDPOINT_URL]
+    /// The store's address, if it is not Amazon's [default: that in the environment]
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: Option<String>,
-    /// The bucket's region [default: AWS_REGION, or us-east-1]
+    /// The bucket's region [default: that in the environment, or us-east-1]
     #[arg(long, value_name = "REGION")]
     pub(crate) region: Option<String>,
     /// Speak to a store on another host without encryption

@@ -82,16 +82,17 @@ pub(crate) fn command<S: AsRef<OsStr>>(folder: &Path, name: &str, words: &[S]) -
     command
 }
 
-/// Runs it to its end.
+/// Runs it to its end; it must be there.
 pub(crate) fn ran(command: &mut Command) -> Ran {
-    Ran::new(command.output().expect("it can be started"))
+    let output = command.output();
+    let named = command.get_program().display();
+    let output = output.unwrap_or_else(|e| panic!("{named}: {e}; scripts/setup.sh installs it"));
+    Ran::new(output)
 }
 
 /// Runs a program in `folder` to its end; it must be there.
 pub(crate) fn program<S: AsRef<OsStr>>(folder: &Path, name: &str, words: &[S]) -> Ran {
-    let output = command(folder, name, words).output();
-    let output = output.unwrap_or_else(|e| panic!("{name}: {e}; scripts/setup.sh installs it"));
-    Ran::new(output)
+    ran(&mut command(folder, name, words))
 }
 
 /// Runs the program in `folder` to its end.

@@ -53,7 +53,7 @@ impl Store {
         self.line.path(name)
     }
 
-    fn told(&self, name: &str, what: &str, trouble: Trouble) -> Failure {
+    fn told(&self, name: &str, what: &str, trouble: &Trouble) -> Failure {
         trouble.told(&format!("{}: {what}", self.shown(name)))
     }
 
@@ -63,7 +63,7 @@ impl Store {
         match self.line.wait(self.line.get_small(path, most)) {
             Ok(found) => Ok(Some(found)),
             Err(trouble) if trouble.is_absence() => Ok(None),
-            Err(trouble) => Err(self.told(name, "cannot be read", trouble)),
+            Err(trouble) => Err(self.told(name, "cannot be read", &trouble)),
         }
     }
 
@@ -117,7 +117,7 @@ impl Place for Store {
         match self.line.wait(self.line.s3.head(&path)) {
             Ok(found) => Ok(Some(found.size)),
             Err(trouble) if trouble.is_absence() => Ok(None),
-            Err(trouble) => Err(self.told(name, "cannot be found", trouble)),
+            Err(trouble) => Err(self.told(name, "cannot be found", &trouble)),
         }
     }
 
@@ -133,7 +133,7 @@ impl Place for Store {
         }
         let path = self.path(name)?;
         let begun = Upload::begin(Rc::clone(&self.line), path, most);
-        let upload = begun.map_err(|trouble| self.told(name, "cannot be written", trouble))?;
+        let upload = begun.map_err(|trouble| self.told(name, "cannot be written", &trouble))?;
         Ok(Box::new(upload))
     }
 
@@ -145,7 +145,7 @@ impl Place for Store {
                 .wait(self.line.end_upload(path, upload.to_owned()))
             {
                 Err(trouble) if !trouble.is_absence() => {
-                    return Err(self.told(name, "its unfinished upload cannot be ended", trouble));
+                    return Err(self.told(name, "its unfinished upload cannot be ended", &trouble));
                 }
                 _ => {}
             }
@@ -177,13 +177,13 @@ impl Place for Store {
                 }
                 Err(Trouble::Told(failure)) => return Err(failure),
                 Err(other) if other.is_final() => {
-                    return Err(self.told(name, "cannot be written", other));
+                    return Err(self.told(name, "cannot be written", &other));
                 }
                 Err(other) => trouble = Some(other),
             }
         }
         match trouble {
-            Some(trouble) => Err(self.told(name, "cannot be written", trouble)),
+            Some(trouble) => Err(self.told(name, "cannot be written", &trouble)),
             None => Err(self.overtaken(name)),
         }
     }
@@ -201,7 +201,7 @@ impl Place for Store {
         let path = self.path(name)?;
         match self.line.wait(self.line.s3.delete(&path)) {
             Err(trouble) if !trouble.is_absence() => {
-                Err(self.told(name, "cannot be removed", trouble))
+                Err(self.told(name, "cannot be removed", &trouble))
             }
             _ => {
                 self.known.borrow_mut().remove(name);
