@@ -21,6 +21,7 @@ fn figures() -> Progress {
         remaining: 0,
         unacknowledged: 0,
         fallen_back: 0,
+        left_out: 0,
         rate: 0,
         limit: None,
         seconds_remaining: None,
