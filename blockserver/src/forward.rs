@@ -261,7 +261,22 @@ impl std::fmt::Debug for Forwarder {
 impl Forwarder {
     /// Begin to connect to the export.
     pub(crate) fn start(address: Address) -> Self {
-        let shared = Arc::new(Shared::default());
+        Self::begin(address, State::default())
+    }
+
+    /// The same, once the server has had time to end what a process before this one may have sent it.
+    pub(crate) fn start_rested(address: Address) -> Self {
+        let pause = Pause::Until(Instant::now() + LATE);
+        #[rustfmt::skip]
+        let state = State { pause, ..State::default() };
+        Self::begin(address, state)
+    }
+
+    fn begin(address: Address, state: State) -> Self {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        });
         let threads = Arc::clone(&shared);
         let to = address.clone();
         let started = thread::Builder::new()
@@ -383,7 +398,7 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
                     (pause * 2).min(RETRY.1)
                 };
                 let mut state = shared.lock();
-                if state.late && !state.sent.is_empty() {
+                if state.late && (!state.sent.is_empty() || state.repeating.is_some()) {
                     pause = pause.max(LATE);
                 }
                 state.take_back();

@@ -64,6 +64,19 @@ impl Socket {
         Ok(())
     }
 
+    /// End it in both directions, for whoever uses it: nothing more of what was sent leaves this host, as far as that is
+    /// in its hand.
+    pub(crate) fn abandon(&self) {
+        let _ = match self {
+            Self::Tcp(stream) => {
+                // What the kernel has not sent yet is thrown away at the close.
+                let _ = sockopt::set_socket_linger(stream, Some(Duration::ZERO));
+                stream.shutdown(std::net::Shutdown::Both)
+            }
+            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Both),
+        };
+    }
+
     /// End the outgoing direction: the peer sees the end of the stream behind what was sent.
     pub(crate) fn stop_writing(&self) {
         let _ = match self {

@@ -400,7 +400,8 @@ impl Inner {
             content,
         };
         let cost = cost(&record);
-        if self.held.saturating_add(cost) > self.limit {
+        let empty = self.queue.empty() as u64 * RECORD_COST;
+        if self.held.saturating_add(cost).saturating_add(empty) > self.limit {
             self.traffic.fallen_back += 1;
             let before = self.dirty.bytes();
             self.dirty.mark(offset, below);

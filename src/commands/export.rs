@@ -109,7 +109,9 @@ impl Job<'_> {
                 (Some(word), Some(_)) if word == "last" => since.clone(),
                 (wanted, _) => wanted.clone(),
             };
-            let now = self.work(&disk, wanted, found.work.builds_on)?;
+            // What lies in a store may have been written by others: what it builds upon is said by the name alone.
+            let builds_on = wanted.as_deref().and_then(package_of);
+            let now = self.work(&disk, wanted, builds_on)?;
             let notes = self.place.shown(&Journal::file_name(&self.plan.name));
             found.refuse_other(&now, &notes)?;
             self.take_over(&mut found)?;
@@ -303,7 +305,9 @@ impl Job<'_> {
 
     /// The checkpoint of an export that will never end is none to build upon.
     fn forget(&self, journal: &Journal) {
-        let Some(checkpoint) = &journal.checkpoint else {
+        // None but its own: the journal may have been written by others.
+        let own = |name: &&String| package_of(name) == Some(journal.package);
+        let Some(checkpoint) = journal.checkpoint.as_ref().filter(own) else {
             return;
         };
         let disk = &self.plan.disk;

@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::absolute;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use blockserver::nbd::blocking_client::{
-    ClientError, ConnectOptions, PipelinedClient, ReceiveHalf, SendHalf,
+    ClientError, ConnectOptions, Ender, PipelinedClient, ReceiveHalf, SendHalf,
 };
 use blockserver::nbd::client::{Answer, ClientRequest, Completion, RemoteExport, RemoteExtent};
 use blockserver::nbd::uri::{Address, Endpoint};
@@ -101,10 +102,16 @@ impl ForeignServer for NbdServer {
                 .take_while(|_| many)
                 .map_while(|_| connect().ok()),
         );
-        let lines = clients.into_iter().map(|client| line(client, &hear));
-        let lines: Vec<_> = lines.collect::<io::Result<_>>()?;
-        let next = Mutex::new(0);
-        Ok((export, Box::new(Lines { lines, next })))
+        let gone = Arc::new(AtomicBool::new(false));
+        let mut lines = Lines {
+            all: Vec::new(),
+            next: Mutex::new(0),
+            gone: Arc::clone(&gone),
+        };
+        for client in clients {
+            lines.all.push(line(client, &hear, &gone)?);
+        }
+        Ok((export, Box::new(lines)))
     }
 }
 
@@ -124,18 +131,39 @@ fn export(remote: &RemoteExport) -> ForeignExport {
 
 /// Connections that are used in turn: what was answered over one of them a flush over another one covers, or there is
 /// only one.
+///
+/// Must never leave anything behind that is sent once they are dropped: what is asked over new ones would be undone.
 struct Lines {
-    lines: Vec<Sender<(OpId, ForeignOrder)>>,
+    all: Vec<Line>,
     next: Mutex<usize>,
+    gone: Arc<AtomicBool>,
+}
+
+struct Line {
+    orders: Sender<(OpId, ForeignOrder)>,
+    asked: Asked,
+    ender: Ender,
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::SeqCst);
+        for line in &self.all {
+            // What is noted may be sent at this moment; nothing is noted any more. With nothing asked it says goodbye.
+            if !locked(&line.asked).is_empty() {
+                line.ender.abandon();
+            }
+        }
+    }
 }
 
 impl ForeignLines for Lines {
     fn ask(&self, op: OpId, order: ForeignOrder) {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         *next = next.wrapping_add(1);
-        if let Some(line) = self.lines.get(*next % self.lines.len().max(1)) {
+        if let Some(line) = self.all.get(*next % self.all.len().max(1)) {
             // One that has ended was heard of.
-            let _ = line.send((op, order));
+            let _ = line.orders.send((op, order));
         }
     }
 }
@@ -148,10 +176,12 @@ fn locked(asked: &Asked) -> MutexGuard<'_, BTreeMap<u64, (OpId, Option<u64>)>> {
 }
 
 /// Two threads for one connection.
-fn line(client: PipelinedClient, hear: &Hear) -> io::Result<Sender<(OpId, ForeignOrder)>> {
+fn line(client: PipelinedClient, hear: &Hear, gone: &Arc<AtomicBool>) -> io::Result<Line> {
     let (orders, coming) = channel();
     let (send, receive) = client.split();
+    let (ender, gone) = (send.ender(), Arc::clone(gone));
     let asked = Asked::default();
+    let asked_of = Arc::clone(&asked);
     let (hear_sender, hear_receiver) = (Arc::clone(hear), Arc::clone(hear));
     let asked_too = Arc::clone(&asked);
     thread::Builder::new()
@@ -163,18 +193,22 @@ fn line(client: PipelinedClient, hear: &Hear) -> io::Result<Sender<(OpId, Foreig
     thread::Builder::new()
         .name("nbd-send".into())
         .spawn(move || {
-            if let Err(e) = send_all(send, &coming, (&asked, &hear_sender)) {
+            if let Err(e) = send_all(send, &coming, (&asked_of, &hear_sender, &gone)) {
                 hear_sender(ForeignHeard::Lost(e.to_string()));
             }
         })?;
-    Ok(orders)
+    Ok(Line {
+        orders,
+        asked,
+        ender,
+    })
 }
 
 /// Until nobody asks any more; the server is told goodbye then.
 fn send_all(
     mut send: SendHalf,
     coming: &Receiver<(OpId, ForeignOrder)>,
-    (asked, hear): (&Asked, &Hear),
+    (asked, hear, gone): (&Asked, &Hear, &AtomicBool),
 ) -> std::result::Result<(), ClientError> {
     while let Ok(first) = coming.recv() {
         for (op, order) in std::iter::once(first).chain(coming.try_iter()) {
@@ -182,11 +216,20 @@ fn send_all(
                 ForeignOrder::Look(_, len) => Some(*len),
                 _ => None,
             };
-            match send.submit(&request(&order)) {
-                // Nothing of it has left yet, so it cannot be answered before it is noted.
-                Ok(cookie) => drop(locked(asked).insert(cookie, (op, look))),
-                Err(e) => hear(ForeignHeard::Answered(op, Err(e.to_string()))),
+            let mut noted = locked(asked);
+            if gone.load(Ordering::SeqCst) {
+                return Ok(());
             }
+            let refused = match send.submit(&request(&order)) {
+                // Nothing of it has left yet, so it cannot be answered before it is noted.
+                Ok(cookie) => {
+                    noted.insert(cookie, (op, look));
+                    continue;
+                }
+                Err(e) => e.to_string(),
+            };
+            drop(noted);
+            hear(ForeignHeard::Answered(op, Err(refused)));
         }
         send.send()?;
     }

@@ -219,7 +219,7 @@ impl Site {
         let moved_to = match &record.state {
             State::Released { to, .. } if to.starts_with('/') => Path::new(to),
             State::Released { to, .. } if foreign::is_written(to) => {
-                export.others_are_late();
+                export.others_have_left_overs();
                 let port = ExportPort(export);
                 let moved = SourceDriver::moved_to_foreign(record, config, |at| port.forward(at));
                 return Ok(Moving::to(moved.map_err(|e| refused(&e))?));

@@ -205,7 +205,14 @@ impl ExportHandle {
             return;
         }
         let there = expected.filter(|expected| *expected.address() == address);
-        let there = there.unwrap_or_else(|| Arc::new(Forwarder::start(address)));
+        let there = there.unwrap_or_else(|| {
+            let left_over = self.export.left_over.load(Ordering::SeqCst);
+            Arc::new(if left_over {
+                Forwarder::start_rested(address)
+            } else {
+                Forwarder::start(address)
+            })
+        });
         if self.export.writes_through() {
             there.write_through();
         }
@@ -228,6 +235,12 @@ impl ExportHandle {
     /// that was lost: it is given two seconds before anything is sent to it again.
     pub fn others_are_late(&self) {
         self.export.late.store(true, Ordering::SeqCst);
+    }
+
+    /// The same, and what a process before this one sent there may still be under way.
+    pub fn others_have_left_overs(&self) {
+        self.others_are_late();
+        self.export.left_over.store(true, Ordering::SeqCst);
     }
 
     /// Where requests are sent on to, if they are.

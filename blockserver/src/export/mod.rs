@@ -76,6 +76,8 @@ pub(crate) struct Export {
     through: AtomicBool,
     /// Whether it is sent on to a server that may do late what it was sent over a lost connection.
     late: AtomicBool,
+    /// A process before this one may have sent it something, too.
+    left_over: AtomicBool,
 }
 
 impl Export {
@@ -97,6 +99,7 @@ impl Export {
             expected: Mutex::default(),
             through: AtomicBool::new(false),
             late: AtomicBool::new(false),
+            left_over: AtomicBool::new(false),
         }
     }
 

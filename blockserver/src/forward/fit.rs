@@ -41,7 +41,13 @@ pub(super) fn fit(shared: &Arc<Shared>, state: &mut State, remote: &RemoteExport
     let answer = match request.action {
         Action::Status if remote.allocation.is_none() => whole(true),
         Action::Discard { .. } if !remote.has(transmission::SEND_TRIM) => Ok(ForwardReply::Done),
-        Action::Flush if !remote.has(transmission::SEND_FLUSH) => Ok(ForwardReply::Done),
+        Action::Flush if !remote.has(transmission::SEND_FLUSH) => {
+            // It never says that anything is durable, so nothing is kept for long.
+            let all = state.kept.next();
+            state.kept.forget_before(all);
+            state.kept.flushing = false;
+            Ok(ForwardReply::Done)
+        }
         Action::Zero { fua, .. } if !remote.has(transmission::SEND_WRITE_ZEROES) => {
             write_zeroes(state, job, fua);
             return Fit::Instead;

@@ -284,11 +284,28 @@ impl PipelinedClient {
     }
 }
 
+/// Ends a connection, whoever is blocked in it.
+#[derive(Debug)]
+pub struct Ender(Arc<Socket>);
+
+impl Ender {
+    /// End it, with nothing more being sent of what the server has not got yet.
+    pub fn abandon(&self) {
+        self.0.abandon();
+    }
+}
+
 impl SendHalf {
     /// What the server told about the export.
     #[must_use]
     pub fn remote(&self) -> &RemoteExport {
         &self.remote
+    }
+
+    /// What ends the connection from elsewhere.
+    #[must_use]
+    pub fn ender(&self) -> Ender {
+        Ender(Arc::clone(&self.socket))
     }
 
     /// Queue a request; [`SendHalf::send`] sends it.

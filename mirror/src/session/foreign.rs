@@ -52,6 +52,8 @@ pub const SETTLE: Micros = Micros::from_secs(2);
 const AGAIN: Micros = Micros::from_secs(1);
 /// How often what was answered is made durable.
 const FLUSH_EVERY: Micros = Micros::from_secs(1);
+/// Bytes that are being made zero at once, at most, and one part more.
+const MOST_ZEROING: u64 = 64 << 20;
 /// How many pieces are under way at most.
 const PIECES: usize = 64;
 /// In so much time what was written often counts half.
@@ -192,12 +194,17 @@ impl Foreign {
 
     /// Something happened.
     pub fn handle(&mut self, now: Micros, event: ForeignEvent) {
+        if matches!(self.link.1, Link::Down(Micros(0))) {
+            // A session before this one, of this process or another, may have left requests.
+            self.link.1 = Link::Down(now + SETTLE);
+        }
         match event {
             ForeignEvent::Tick => {}
             ForeignEvent::Minute(at) => self.pace.bucket.set_rate(self.config.rates.rate_at(at)),
             ForeignEvent::Opened(link, result) => self.on_opened(now, link, result),
             ForeignEvent::Lost(link, why) => {
-                if link == self.link.0 && matches!(self.link.1, Link::Up(_)) {
+                // One of several may be lost before all are there.
+                if link == self.link.0 && !matches!(self.link.1, Link::Down(_)) {
                     self.end.trouble = Some(why);
                     self.lose_link(now);
                 }
@@ -467,7 +474,9 @@ impl Foreign {
     }
 
     fn pump_zeroes(&mut self) {
-        while self.pieces.count() < PIECES
+        // A server may take its time for each, and goes on with them when the connection is lost.
+        while self.pieces.zeroing() < MOST_ZEROING
+            && self.pieces.count() < PIECES
             && let Some(claim) = self.scan.first_zeroes()
             && self.is_free(claim.offset, claim.len)
         {

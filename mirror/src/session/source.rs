@@ -343,6 +343,7 @@ impl Source {
         }
         self.copy.restart(&self.tracker);
         self.local.verify.link_lost(&self.tracker);
+        self.pace.contract.abort_landing();
     }
 
     fn on_message(&mut self, now: Micros, conn: ConnId, message: Message) {

@@ -39,6 +39,8 @@ pub(super) struct Queue {
     span: u64,
     window: Window,
     gaps: VecDeque<Gap>,
+    /// How many empty places there are.
+    empty: usize,
 }
 
 impl Queue {
@@ -50,7 +52,13 @@ impl Queue {
             span,
             window: Window::default(),
             gaps: VecDeque::new(),
+            empty: 0,
         }
+    }
+
+    /// How many places are there for nothing: they take memory until they are the first.
+    pub(super) fn empty(&self) -> usize {
+        self.empty
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -100,6 +108,7 @@ impl Queue {
             }),
         }
         self.window.has_gap = true;
+        self.empty += 1;
         Some(covered)
     }
 
@@ -114,6 +123,7 @@ impl Queue {
         while let Some(None) = self.places.front() {
             self.places.pop_front();
             self.gone += 1;
+            self.empty -= 1;
         }
     }
 

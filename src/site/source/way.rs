@@ -187,8 +187,16 @@ impl SiteDisk {
         way.tried = Some(Instant::now());
         match listening {
             Ok(listening) => {
-                way.listening = Some(listening);
                 way.failures = 0;
+                // Another way may have been begun meanwhile.
+                let there = |kept: &WayBack| matches!(&kept.side, Side::Home { listen: at, .. } if at == listen);
+                if way.listening.is_none() && way.kept.as_ref().is_some_and(there) {
+                    way.listening = Some(listening);
+                } else {
+                    // It may ask after the way at this moment.
+                    drop(way);
+                    drop(listening);
+                }
             }
             Err(failure) => {
                 way.failures = way.failures.saturating_add(1);

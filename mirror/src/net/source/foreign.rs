@@ -148,6 +148,8 @@ struct Session {
     machine: Foreign,
     site: Site,
     lines: Option<Box<dyn ForeignLines>>,
+    /// The last connections that were asked for.
+    opened: u64,
     clock: Clock,
     started: Micros,
     shared: Arc<Shared>,
@@ -170,6 +172,7 @@ impl Session {
             machine,
             site,
             lines: None,
+            opened: 0,
             started: clock.now(),
             clock,
             shared,
@@ -229,6 +232,8 @@ impl Session {
                 None
             }
             Told::Event(event) | Told::Late(event) => Some(event),
+            // One that was lost while it was being made may be there after the next.
+            Told::Opened(link, Ok(_)) if link != self.opened => None,
             Told::Opened(link, Ok((export, lines))) => {
                 self.lines = Some(lines);
                 Some(ForeignEvent::Opened(link, Ok(export)))
@@ -270,7 +275,10 @@ impl Session {
     fn act(&mut self, action: ForeignAction) {
         let disk = Arc::clone(&self.site.disk);
         match action {
-            ForeignAction::Open(link) => self.open(link),
+            ForeignAction::Open(link) => {
+                self.opened = link;
+                self.open(link);
+            }
             ForeignAction::Close => self.lines = None,
             ForeignAction::Ask(op, order) => {
                 if let ForeignOrder::Write(_, data) = &order {

@@ -73,7 +73,9 @@ impl Foreign {
     fn resume(&mut self, now: Micros) {
         self.local.held_since = None;
         self.local.cutover = None;
-        self.local.not_before = now + RETRY_AFTER;
+        // What kept it from ending may keep the next one.
+        let doubled = RETRY_AFTER.0 << self.local.given_up.min(6);
+        self.local.not_before = now + Micros(doubled);
         self.local.given_up += 1;
         self.actions.push_back(ForeignAction::Release);
     }
@@ -95,7 +97,8 @@ impl Foreign {
             .or(handover.automatic.then_some(handover.max_pause));
         let Some(max_pause) = wanted else { return };
         let known = self.scan.is_complete() && !self.pieces.is_zeroing();
-        if now < self.local.not_before || !known {
+        let flushes = self.pieces.is_flushing() && now.since(self.pace.flushed_at) > max_pause;
+        if now < self.local.not_before || !known || flushes {
             return;
         }
         let left = self.tracker.figures().dirty + self.pieces.bytes();

@@ -144,6 +144,16 @@ impl Pieces {
         flying.any(|piece| piece.kind == Kind::Zeroes)
     }
 
+    /// Bytes that are being made zero, or looked at for that.
+    pub(super) fn zeroing(&self) -> u64 {
+        self.flying(Kind::Zeroes).map(|(_, len)| len).sum()
+    }
+
+    /// Whether a flush is under way.
+    pub(super) fn is_flushing(&self) -> bool {
+        self.flush.is_some()
+    }
+
     /// Bytes under way.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes

@@ -70,10 +70,11 @@ impl Source {
                 .automatic
                 .then_some(self.config.handover.max_pause),
         };
-        let Some(max_pause) = wanted else { return };
-        if now < self.local.not_before || !self.copy.scan_complete() || self.end.outcome.is_some() {
+        let may = now >= self.local.not_before && self.copy.scan_complete();
+        let Some(max_pause) = wanted.filter(|_| may && self.end.outcome.is_none()) else {
+            self.pace.contract.abort_landing();
             return;
-        }
+        };
         let figures = self.tracker.figures();
         let left = figures.dirty + self.copy.flying() + figures.held;
         // Whatever it takes: what is held is not this session's to care for.

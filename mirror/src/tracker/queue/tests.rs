@@ -87,6 +87,7 @@ proptest! {
             }
             prop_assert_eq!(held, (kept.len() + queue.iter().count()) as u64);
             prop_assert_eq!(queue.is_empty(), queue.front().is_none());
+            prop_assert_eq!(queue.places.len() - queue.empty(), queue.iter().count());
         }
         kept.extend(std::iter::from_fn(|| queue.take()));
         prop_assert!(kept.is_sorted_by_key(|record| record.seq));
