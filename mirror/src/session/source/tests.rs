@@ -10,6 +10,7 @@ use vdisk::tap::{Change, WriteTap};
 use vdisk::units::GuestOffset;
 
 use super::*;
+use crate::contract::Seen;
 use crate::session::Stage;
 use crate::wire::{Begin, DiskDescription, DiskFormat, Standing, Start};
 
@@ -160,6 +161,45 @@ fn no_switchover_begins_while_the_target_looks_at_something() {
     };
     let goes_on = say(&mut source, seen);
     assert!(prepares(&goes_on), "{goes_on:?}");
+}
+
+#[test]
+fn clients_that_are_slowed_down_for_a_switchover_are_let_go_when_the_link_is_lost() {
+    let (mut source, tracker) = synced();
+    let at = |millis: u64| Micros::from_millis(1000 + millis);
+    // A line that carries 1 MB a second, and clients that write twice as much.
+    for tick in 0..20 {
+        let seen = Seen {
+            left: 10 << 20,
+            done: tick * 250_000,
+            written: tick * 500_000,
+            added: tick * 500_000,
+            connected: true,
+        };
+        source.pace.contract.look(at(tick * 250), seen);
+    }
+    let mut tell = |millis, event| {
+        source.handle(at(millis), event);
+        actions(&mut source)
+    };
+    let brakes = |actions: &[SourceAction]| {
+        let mut brakes = actions.iter().filter_map(|action| match action {
+            SourceAction::Brake(brake) => Some(brake.is_some()),
+            _ => None,
+        });
+        brakes.next_back()
+    };
+    tell(4760, SourceEvent::Message(ConnId(1), Message::Beat));
+    tracker.changed(GuestOffset(0), Change::Data(Bytes::from(vec![1; 200_000])));
+    let cutover = Command::Cutover {
+        max_pause: Some(Micros::from_secs(1)),
+        how: None,
+    };
+    let slowed = tell(4770, SourceEvent::Command(cutover));
+    assert_eq!(brakes(&slowed), Some(true), "{slowed:?}");
+    tell(4780, SourceEvent::Closed(ConnId(1), "lost".into()));
+    let later = tell(5100, SourceEvent::Tick);
+    assert_eq!(brakes(&later), Some(false), "{later:?}");
 }
 
 #[test]
