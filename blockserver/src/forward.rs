@@ -172,6 +172,11 @@ impl State {
         !matches!(self.pause, Pause::None)
     }
 
+    /// Whether the server may still be at work on what came over the connection that was lost.
+    fn rests(&self) -> bool {
+        self.late && (!self.sent.is_empty() || self.repeating.is_some())
+    }
+
     /// Everything not answered is to be sent (again), oldest first.
     fn take_back(&mut self) {
         self.line = Line::Down;
@@ -398,7 +403,7 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
                     (pause * 2).min(RETRY.1)
                 };
                 let mut state = shared.lock();
-                if state.late && (!state.sent.is_empty() || state.repeating.is_some()) {
+                if state.rests() {
                     pause = pause.max(LATE);
                 }
                 state.take_back();

@@ -220,3 +220,69 @@ fn extents_of(remote: &[RemoteExtent], mut left: u64) -> Vec<Extent> {
     }
     extents
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(action: Action) -> Job {
+        Job {
+            number: 0,
+            request: ForwardRequest {
+                action,
+                offset: 0,
+                len: 4096,
+                data: Bytes::from_static(&[1; 4096]),
+            },
+            covers: 0,
+            done: Box::new(|_| {}),
+        }
+    }
+
+    /// A server of 1 MiB that has no more than `flags` says.
+    fn remote(flags: u16) -> RemoteExport {
+        RemoteExport {
+            size: 1 << 20,
+            flags,
+            min_block: 1,
+            preferred_block: 4096,
+            max_payload: 32 << 20,
+            structured: false,
+            allocation: None,
+        }
+    }
+
+    #[test]
+    fn what_a_server_without_flush_has_is_not_kept_for_ever() {
+        let shared = Arc::new(Shared::default());
+        let mut state = State::default();
+        for _ in 0..3 * super::super::KEEP_CHANGES {
+            let change = job(Action::Write { fua: false });
+            let Fit::Send(change) = fit(&shared, &mut state, &remote(0), change) else {
+                panic!("it is to be sent");
+            };
+            state.answered(&change, true);
+            while let Some(own) = state.waiting.pop_front() {
+                let answered = fit(&shared, &mut state, &remote(0), own);
+                assert!(matches!(answered, Fit::Answer(_, Ok(ForwardReply::Done))));
+            }
+            assert!(state.kept.changes.len() <= super::super::KEEP_CHANGES);
+        }
+    }
+
+    #[test]
+    fn a_foreign_server_rests_also_when_only_a_change_was_being_done_again() {
+        let mut state = State {
+            late: true,
+            ..State::default()
+        };
+        assert!(!state.rests(), "it has nothing to do");
+        state.repeating = Some(1);
+        assert!(state.rests());
+        state.take_back();
+        state.sent.insert(1, job(Action::Flush));
+        assert!(state.rests());
+        state.late = false;
+        assert!(!state.rests(), "it is one of ours");
+    }
+}
