@@ -181,6 +181,7 @@ const MEMORY: &[Call] = calls![
         request(0x8010_AA02), // UFFDIO_WAKE
         request(0xC028_AA03), // UFFDIO_COPY
         request(0xC020_AA04), // UFFDIO_ZEROPAGE
+        request(0x5401),      // TCGETS: whether the last words go to a terminal, where memory is lost
     ],
     SYS_pread64,
 ];
