@@ -8,7 +8,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -83,7 +86,21 @@ async fn serve(listener: TcpListener, service: S3Service) {
         let Ok((socket, _)) = listener.accept().await else {
             continue;
         };
-        let served = http1::Builder::new().serve_connection(TokioIo::new(socket), service.clone());
+        let service = service.clone();
+        let answer = service_fn(move |request: Request<Incoming>| {
+            let service = service.clone();
+            async move {
+                let query = request.uri().query().unwrap_or_default();
+                let ends = request.method() == Method::DELETE && query.contains("uploadId=");
+                let mut answer = service.call(request.map(Into::into)).await?;
+                // An upload that is not there any more is not found, in S3; here it would be forbidden.
+                if ends && answer.status() == StatusCode::FORBIDDEN {
+                    *answer.status_mut() = StatusCode::NOT_FOUND;
+                }
+                Ok::<_, s3s::HttpError>(answer)
+            }
+        });
+        let served = http1::Builder::new().serve_connection(TokioIo::new(socket), answer);
         tokio::spawn(async move {
             // A client that goes away is none of the server's business.
             let _ = served.await;
