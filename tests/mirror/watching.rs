@@ -161,7 +161,7 @@ fn prometheus_reads_a_move_to_its_end_and_after_it_and_no_counter_goes_back() {
     assert!(value(&before, "diskferry_export_requests_total", "\"write\"") >= 500.0);
     let mut there = parsed(sites.here(), &scraped(&target));
     // A first attempt is held back, so that there is time to look, and ended.
-    sites.start(&["--rate", "1M"]).ends(0);
+    sites.start(&["--manual", "--rate", "200K"]).ends(0);
     let mut seen = BTreeSet::new();
     let since = Instant::now();
     while !seen.contains("diskferry_move_estimate_seconds") {
