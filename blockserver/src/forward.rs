@@ -57,6 +57,17 @@ pub(crate) struct ForwardRequest {
     pub(crate) data: Bytes,
 }
 
+impl ForwardRequest {
+    fn flush() -> Self {
+        Self {
+            action: Action::Flush,
+            offset: 0,
+            len: 0,
+            data: Bytes::new(),
+        }
+    }
+}
+
 /// What the server answered.
 #[derive(Debug)]
 pub(crate) enum ForwardReply {
@@ -196,12 +207,7 @@ impl State {
         self.kept.flushing = true;
         let (number, covers) = (self.next, 0);
         self.next += 1;
-        let request = ForwardRequest {
-            action: Action::Flush,
-            offset: 0,
-            len: 0,
-            data: Bytes::new(),
-        };
+        let request = ForwardRequest::flush();
         let done = Box::new(|_| {});
         #[rustfmt::skip]
         self.waiting.push_front(Job { number, request, covers, done });

@@ -149,12 +149,7 @@ impl Shared {
         }
         let number = state.next;
         state.next += 1;
-        let request = ForwardRequest {
-            action: Action::Flush,
-            offset: 0,
-            len: 0,
-            data: Bytes::new(),
-        };
+        let request = ForwardRequest::flush();
         #[rustfmt::skip]
         state.waiting.push_back(Job { number, request, covers: 0, done });
         self.changed.notify_all();
