@@ -515,10 +515,12 @@ impl Foreign {
         if unsettled {
             return;
         }
+        // The rate is for clients' sake, who wait for this now.
+        let held = matches!(self.switch.phase(), Phase::Holding | Phase::Draining);
         while self.pieces.count() < PIECES
             && self.pieces.bytes() < limits.window
             && self.pieces.reading() < limits.reads
-            && self.pace.bucket.open(now)
+            && (held || self.pace.bucket.open(now))
         {
             let known = self.scan.is_complete();
             let Some(claim) = self.tracker.claim(0, limits.chunk, known) else {

@@ -519,12 +519,18 @@ impl Source {
             }
             self.send_chunk(now, conn, chunk);
         }
-        while self.link.lightest().is_some() && self.pace.bucket.open(now) {
+        while self.link.lightest().is_some() && self.may_copy(now) {
             let Some((op, claim)) = self.copy.read(&self.config.limits, &self.tracker) else {
                 break;
             };
             self.actions
                 .push_back(SourceAction::Read(op, claim.offset, claim.len as u32));
         }
+    }
+
+    /// Whether the copy may go on at the rate that was asked for. While clients are held for it, it goes as fast as it can.
+    fn may_copy(&mut self, now: Micros) -> bool {
+        let held = matches!(self.switch.phase(), Phase::Holding | Phase::Draining);
+        held || self.pace.bucket.open(now)
     }
 }

@@ -19,8 +19,9 @@ impl Source {
         let alone = self.config.replica.follow && self.config.replica.group.is_none();
         // No further than where the next marker can be a consistent one.
         let due = alone && self.stream.marker_due(now, every, false);
-        let through = self.stream.through(&self.tracker);
-        let whole = self.tracker.whole_again(through).filter(|_| due);
+        let whole = due
+            .then(|| self.stream.through(&self.tracker))
+            .and_then(|through| self.tracker.whole_again(through));
         self.pump_records(now, conn, (floor, whole));
         if self.pump_cut(now, conn, floor) {
             self.pump_records(now, conn, (floor, whole));

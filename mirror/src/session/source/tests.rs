@@ -203,6 +203,30 @@ fn clients_that_are_slowed_down_for_a_switchover_are_let_go_when_the_link_is_los
 }
 
 #[test]
+fn the_rate_that_was_asked_for_does_not_lengthen_the_pause() {
+    let (mut source, tracker) = synced();
+    tell(&mut source, SourceEvent::Connected(ConnId(2)));
+    source.pace.bucket.set_rate(Some(1));
+    source.pace.bucket.spend(1 << 20);
+    tracker.mark(0, 4096);
+    let reads = |actions: &[SourceAction]| {
+        let read = |action: &SourceAction| matches!(action, SourceAction::Read(_, 0, 4096));
+        actions.iter().any(read)
+    };
+    let waits = tell(&mut source, SourceEvent::Tick);
+    assert!(!reads(&waits), "{waits:?}");
+    let whatever = Command::Cutover {
+        max_pause: Some(Micros(u64::MAX)),
+        how: None,
+    };
+    tell(&mut source, SourceEvent::Command(whatever));
+    let held = say(&mut source, Message::Ready { attempt: 1 });
+    let holds = held.iter().any(|a| matches!(a, SourceAction::Hold(1)));
+    assert!(holds, "{held:?}");
+    assert!(reads(&held), "{held:?}");
+}
+
+#[test]
 fn a_target_that_acknowledges_what_was_never_sent_ends_the_session_and_nothing_else() {
     for lie in [
         Message::ChunksDone(vec![7]),
