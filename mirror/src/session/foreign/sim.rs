@@ -529,6 +529,34 @@ fn whatever_happens_the_server_has_the_disk_when_it_is_handed_over() {
     }
 }
 
+#[test]
+fn connections_of_which_one_is_lost_before_all_are_there_are_made_again() {
+    let mut world = World::new(1, None);
+    let machine = &mut world.machine;
+    let mut tell = |millis, event| {
+        machine.handle(world.now + Micros::from_millis(millis), event);
+        let actions: Vec<_> = std::iter::from_fn(|| machine.poll_action()).collect();
+        let opens = actions.iter().find_map(|action| match action {
+            ForeignAction::Open(link) => Some(*link),
+            _ => None,
+        });
+        (opens, machine.progress().connected)
+    };
+    let (first, _) = tell(0, ForeignEvent::Tick);
+    let first = first.expect("connections");
+    tell(1, ForeignEvent::Lost(first, "closed".into()));
+    let export = ForeignExport {
+        size: SIZE,
+        min_block: 1,
+        max_payload: 32 << 20,
+        can: world.server.can,
+    };
+    let late = tell(2, ForeignEvent::Opened(first, Ok(export)));
+    assert_eq!(late, (None, false));
+    let (again, _) = tell(3 + SETTLE.0 / 1000, ForeignEvent::Tick);
+    assert_eq!(again, Some(first + 1));
+}
+
 /// A check that cannot fail is none.
 #[test]
 fn a_rule_that_is_broken_is_noticed() {
