@@ -100,8 +100,8 @@ pub(crate) struct MirrorStartArgs {
     /// Be in step within that time, as in 90s, 30m or 2h: clients' writes are slowed down as far as that takes
     #[arg(long, value_name = "TIME")]
     pub(crate) deadline: Option<String>,
-    /// Slow clients' writes down by at most so many percent for the deadline [default: as far as it takes]
-    #[arg(long, value_name = "PERCENT", requires = "deadline", value_parser = clap::value_parser!(u8).range(0..=100))]
+    /// Slow clients' writes down by at most so many percent, for the deadline and for a moment before the switchover [default: as far as it takes]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) max_slowdown: Option<u8>,
     /// Wait here for the disk to come back once it has moved: tls:HOST:PORT or tcp:HOST:PORT of this host, as the target reaches it
     #[arg(long, value_name = "ADDRESS")]

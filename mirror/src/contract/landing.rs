@@ -1,8 +1,8 @@
 //! The last moments before a switchover: less is left, so that the pause is short.
 //!
 //! What is left when clients are held is what they wait for. A disk whose clients write as fast as the link carries always
-//! has something left, so for a moment they are slowed down below that, until it does not get less any more. A second at half
-//! speed is noticed by fewer than a third of a second without an answer.
+//! has something left, so for a moment they are slowed down below that, until it does not get less any more: they go on
+//! slowly for a while rather than stand still for longer.
 
 use super::Contract;
 use crate::clock::Micros;
