@@ -292,6 +292,8 @@ impl Job<'_> {
     fn throw_away(&self, mut journal: Journal) -> Result<()> {
         journal.take_over();
         journal.store(&*self.place, &self.plan.name)?;
+        // The run that was overtaken may have ended just before.
+        self.refuse_finished()?;
         let encrypted = !journal.work.lock.is_empty();
         let next = journal.volumes.len() as u32 + 1;
         for number in 1..=next {
@@ -393,6 +395,11 @@ impl Job<'_> {
         let (bytes, root) = manifest.encode();
         let name = self.manifest_name();
         self.place.put(&name, &self.sealed(&name, &bytes)?)?;
+        // Or one that was overtaken in between, and whose volumes are being removed.
+        if let Err(overtaken) = begun.note() {
+            self.place.remove(&name)?;
+            return Err(overtaken);
+        }
         self.place.remove(&Journal::file_name(&self.plan.name))?;
         Ok(Exported {
             disk: self.plan.disk.display().to_string(),
