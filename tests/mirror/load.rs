@@ -99,6 +99,15 @@ impl Load {
         self.thread.join().expect("the client does not panic")
     }
 
+    /// Its server has died, and the client with it: what that may have lost is not counted on.
+    #[track_caller]
+    pub(crate) fn died(self) -> Ledger {
+        let (mut ledger, result) = self.finish();
+        assert!(result.is_err(), "the client must see that its server died");
+        ledger.crashed();
+        ledger
+    }
+
     /// Ends it; it may not have seen any error.
     #[track_caller]
     pub(crate) fn well(self) -> Ledger {

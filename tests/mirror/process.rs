@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::run::{Ran, command};
 
 /// After that long something is taken for stuck.
-pub(crate) const STUCK: Duration = Duration::from_secs(60);
+pub(crate) const STUCK: Duration = Duration::from_mins(1);
 
 /// The last line of JSON that a program printed.
 #[track_caller]

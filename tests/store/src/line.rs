@@ -17,8 +17,9 @@ const WAYS: [Way; 7] = [
     Way::Through,
     Way::Through,
 ];
-/// Bytes one way after which a connection that works ends all the same, so that there are many.
-const MOST: u64 = 12 << 20;
+/// Bytes one way after which a connection that works ends all the same, so that there are many: a part of an upload
+/// has to fit.
+const MOST: u64 = 9 << 20;
 
 #[derive(Clone, Copy)]
 enum Way {
