@@ -22,8 +22,9 @@ const FOLDER: &str = "DISKFERRY_TEST_FOLDER";
 type Try = fn(&Path);
 
 /// What is tried, by name. Whoever returns was let do it.
-const TRIES: [(&str, Try); 26] = [
+const TRIES: [(&str, Try); 27] = [
     ("work", work),
+    ("last-words", last_words),
     ("files", files),
     ("exec", |_| drop(Command::new("/bin/true").exec())),
     ("listen", |_| {
@@ -125,6 +126,14 @@ fn sockets(folder: &Path) {
     assert!(denied(fs::create_dir(place.join("new")).unwrap_err()));
     let elsewhere = folder.join("read/a.sock");
     assert!(denied(UnixListener::bind(elsewhere).unwrap_err()));
+}
+
+/// The thread that watches memory come in ends the process where it is lost, and says why.
+fn last_words(_: &Path) {
+    on(Kind::Memory, || {
+        // To a terminal they go in colours. The tests' stderr is none.
+        assert!(!std::io::stderr().is_terminal());
+    });
 }
 
 fn on(kind: Kind, body: impl FnOnce() + Send + 'static) {
@@ -322,6 +331,11 @@ fn what_moves_frames_asks_for_its_tap_and_no_other_interface() {
 fn what_brings_memory_in_writes_no_file_and_what_writes_it_removes_none() {
     ends("memory-write", ("memory", "pwrite64"));
     ends("saver-remove", ("saver", "unlink"));
+}
+
+#[test]
+fn what_watches_memory_come_in_may_say_why_the_machine_ends() {
+    passes("last-words");
 }
 
 #[test]
