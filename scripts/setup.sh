@@ -46,7 +46,7 @@ EMULATOR=qemu-system-x86_64
 EMULATOR_PACKAGE=qemu-system-x86
 UNPACKED=target/qemu
 ETCD=target/etcd
-MINIMUM_RUST=90
+MINIMUM_RUST=92
 
 have() {
     if [ "${1#file=}" != "$1" ]; then

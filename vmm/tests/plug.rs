@@ -17,7 +17,7 @@ use vmm::{ErrorKind, Exit};
 
 const MIB: u64 = 1 << 20;
 /// Longer than any guest takes that answers at all.
-const LONG: Duration = Duration::from_secs(120);
+const LONG: Duration = Duration::from_mins(2);
 
 /// A server with a raw disk of 64 MiB.
 fn served() -> (Server, ExportHandle) {

@@ -137,7 +137,7 @@ mod tests {
     fn totals_are_the_sum_over_the_workers() {
         let workers = [Counters::default(), Counters::default()];
         workers[0].count(Kind::Write, 4096, false, Duration::from_micros(3));
-        workers[1].count(Kind::Write, 512, true, Duration::from_secs(3600));
+        workers[1].count(Kind::Write, 512, true, Duration::from_hours(1));
         let sum = Statistics::sum(&workers);
         assert_eq!(
             (sum.write.requests, sum.write.bytes, sum.write.errors),

@@ -165,7 +165,7 @@ fn a_ring_that_is_dropped_ends_what_waits_in_it() {
         );
         ring.submit(
             Op::Timer {
-                after: Duration::from_secs(3600),
+                after: Duration::from_hours(1),
             },
             2,
         );

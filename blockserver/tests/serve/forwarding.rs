@@ -242,7 +242,7 @@ fn what_was_answered_before_a_disk_came_back_is_not_done_again() {
         held.write_through();
         held.forward(old.address("disk"));
         heard
-            .recv_timeout(Duration::from_secs(60))
+            .recv_timeout(Duration::from_mins(1))
             .expect("an answer")
             .expect("a write");
         for (offset, byte) in [(0, 3), (8192, 2)] {

@@ -87,7 +87,7 @@ fn a_flood_of_questions_is_answered_at_the_pace_at_which_answers_are_taken() {
         let site = ManuallyDrop::new(site);
         let flood = UnixStream::connect(site.path("nbd.sock")).expect("the server listens");
         flood
-            .set_read_timeout(Some(Duration::from_secs(60)))
+            .set_read_timeout(Some(Duration::from_mins(1)))
             .expect("set");
         let option = |number: u32| [&b"IHAVEOPT"[..], &number.to_be_bytes(), &[0; 4]].concat();
         let (list, abort) = (option(3), option(2));

@@ -308,7 +308,7 @@ fn a_guest_that_never_stops_lets_its_neighbours_go_on() {
                 }
                 let _ = sender.send(());
             });
-            let waited = receiver.recv_timeout(Duration::from_secs(60));
+            let waited = receiver.recv_timeout(Duration::from_mins(1));
             assert!(waited.is_ok(), "the neighbour waits for ever");
             for queue in queues {
                 assert!(!queue.is_broken(), "it keeps the rules, if barely");

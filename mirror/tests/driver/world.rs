@@ -20,7 +20,7 @@ use crate::site::Site;
 
 pub(crate) const NAME: &str = "disk.raw";
 /// Far beyond what anything here takes: a test that waits so long has failed.
-pub(crate) const LONG: Duration = Duration::from_secs(120);
+pub(crate) const LONG: Duration = Duration::from_mins(2);
 
 /// Two hosts: a source with a disk that is served, and a site that listens.
 pub(crate) struct World {

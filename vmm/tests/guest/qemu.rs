@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 /// After that long a machine is taken for stuck.
-const STUCK: Duration = Duration::from_secs(240);
+const STUCK: Duration = Duration::from_mins(4);
 /// The program.
 const EMULATOR: &str = "qemu-system-x86_64";
 

@@ -19,7 +19,7 @@ const INSIDE: &str = "DISKFERRY_TEST_NAMESPACE";
 /// How many datagrams a guest sends for each that asks for some.
 const BURST: u64 = 4;
 /// After that long nothing comes any more.
-const STUCK: Duration = Duration::from_secs(120);
+const STUCK: Duration = Duration::from_mins(2);
 
 /// Runs the test `name` once more in a network namespace of its own; `true` in there, and the caller goes on.
 #[track_caller]

@@ -26,7 +26,7 @@ use crate::session::{ConnId, OpId, Target, TargetAction, TargetEvent, Upto};
 use crate::wire::{Content, DiskDescription, Message, Refusal};
 
 /// How long a task without a deadline sleeps.
-const LONG: Duration = Duration::from_secs(3600);
+const LONG: Duration = Duration::from_hours(1);
 
 /// What comes to the task of a disk beside what its lanes hear.
 pub(super) enum Happened {

@@ -52,7 +52,7 @@ pub(super) fn connect(name: &StoreName) -> Result<Line> {
             ..BackoffConfig::default()
         },
         max_retries: 30,
-        retry_timeout: Duration::from_secs(15 * 60),
+        retry_timeout: Duration::from_mins(15),
     };
     let builder = builder.with_retry(patient).with_credentials(credentials);
     line(builder, asking.runtime)
