@@ -2,16 +2,18 @@
 //! `s3s-fs`), and a line to it that fails now and then.
 
 mod line;
+mod uploads;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -20,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 pub use self::line::Line;
+use self::uploads::Uploads;
 
 /// A server on the loopback interface, until it is dropped.
 pub struct Server {
@@ -46,10 +49,11 @@ impl Server {
         let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0)))?;
         let address = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
+        let uploads = Arc::new(Uploads::new(root));
         let thread = thread::spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = serve(listener, service) => {}
+                    () = serve(listener, service, uploads) => {}
                     _ = stopped => {}
                 }
             });
@@ -81,20 +85,20 @@ impl Drop for Server {
     }
 }
 
-async fn serve(listener: TcpListener, service: S3Service) {
+async fn serve(listener: TcpListener, service: S3Service, uploads: Arc<Uploads>) {
     loop {
         let Ok((socket, _)) = listener.accept().await else {
             continue;
         };
-        let service = service.clone();
+        let (service, uploads) = (service.clone(), Arc::clone(&uploads));
         let answer = service_fn(move |request: Request<Incoming>| {
-            let service = service.clone();
+            let (service, uploads) = (service.clone(), Arc::clone(&uploads));
             async move {
-                let query = request.uri().query().unwrap_or_default();
-                let ends = request.method() == Method::DELETE && query.contains("uploadId=");
+                let step = uploads.step(request.method(), request.uri());
                 let mut answer = service.call(request.map(Into::into)).await?;
-                // An upload that is not there any more is not found, in S3; here it would be forbidden.
-                if ends && answer.status() == StatusCode::FORBIDDEN {
+                if let Some(step) = step
+                    && uploads.is_gone(&step, answer.status())
+                {
                     *answer.status_mut() = StatusCode::NOT_FOUND;
                 }
                 Ok::<_, s3s::HttpError>(answer)
