@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 pub use self::line::Line;
-use self::uploads::Uploads;
+use self::uploads::{Step, Uploads};
 
 /// A server on the loopback interface, until it is dropped.
 pub struct Server {
@@ -94,7 +94,7 @@ async fn serve(listener: TcpListener, service: S3Service, uploads: Arc<Uploads>)
         let answer = service_fn(move |request: Request<Incoming>| {
             let (service, uploads) = (service.clone(), Arc::clone(&uploads));
             async move {
-                let step = uploads.step(request.method(), request.uri());
+                let step = Step::of(request.method(), request.uri());
                 let mut answer = service.call(request.map(Into::into)).await?;
                 if let Some(step) = step
                     && uploads.is_gone(&step, answer.status())

@@ -20,20 +20,22 @@ pub(super) struct Step {
     part: bool,
 }
 
+impl Step {
+    /// What a request has to do with an upload.
+    pub(super) fn of(method: &Method, uri: &Uri) -> Option<Self> {
+        let mut words = uri.query()?.split('&');
+        let upload = words.find_map(|word| word.strip_prefix("uploadId="))?;
+        Some(Self {
+            upload: upload.to_owned(),
+            part: method == Method::PUT,
+        })
+    }
+}
+
 impl Uploads {
     pub(super) fn new(root: &Path) -> Self {
         let root = root.to_owned();
         Self { root }
-    }
-
-    /// What the request has to do with an upload.
-    pub(super) fn step(&self, method: &Method, uri: &Uri) -> Option<Step> {
-        let mut words = uri.query()?.split('&');
-        let upload = words.find_map(|word| word.strip_prefix("uploadId="))?;
-        Some(Step {
-            upload: upload.to_owned(),
-            part: method == Method::PUT,
-        })
     }
 
     /// After the request: whether there is no such upload, and then nothing stays of it.
