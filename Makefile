@@ -9,7 +9,13 @@ FUZZ = --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target
 NIGHT_POINTS ?= 100000
 NIGHT_FROM ?= $(shell date +%s)000
 
-.PHONY: help setup test test-nested demo lint docs bench fuzz night
+# The simulated migrations: what each world promises.
+SEEDS ?= 1000000
+SEEDS_FROM ?= 0
+WORLDS = no_fault_ever_makes_two_owners a_target_that_follows_holds a_disk_that_has_moved_goes_back \
+	disks_that_follow_together_hold whatever_happens_the_server_has_the_disk
+
+.PHONY: help setup test test-nested demo lint docs bench fuzz night seeds
 
 help:
 	@echo "make demo    move the 16 TB disk of a busy machine to another site and prove nothing was lost"
@@ -20,6 +26,7 @@ help:
 	@echo "make bench   the criterion benches, and a comparison with qemu on this machine"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (600), cargo-fuzz installed if missing"
 	@echo "make night   NIGHT_POINTS (100000) crash points of the simulation, other ones each time"
+	@echo "make seeds   SEEDS (1000000) simulated migrations, in equal parts of each kind, from SEEDS_FROM (0) on"
 	@echo "make setup   install or name the programs the above need"
 
 setup:
@@ -59,3 +66,7 @@ fuzz:
 night:
 	DISKFERRY_POINTS=$(NIGHT_POINTS) DISKFERRY_FROM=$(NIGHT_FROM) \
 		$(CARGO) test --package vdisk --test crash -- --nocapture
+
+seeds:
+	DISKFERRY_SEEDS=$$(($(SEEDS) / $(words $(WORLDS)))) DISKFERRY_FROM=$(SEEDS_FROM) \
+		$(CARGO) test --package mirror --lib -- --nocapture $(WORLDS)

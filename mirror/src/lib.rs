@@ -28,6 +28,8 @@ pub mod pacing;
 pub mod picture;
 pub mod record;
 pub mod saved;
+#[cfg(test)]
+mod seeds;
 pub mod sequence;
 pub mod session;
 #[cfg(test)]

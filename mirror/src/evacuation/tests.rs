@@ -8,26 +8,10 @@ mod runs;
 use super::input::{Clock, Disk, Drive, Evacuation, Figure, Host, Hours, Link, Machine, Target};
 use super::{Problem, check};
 use crate::chance::Rng;
+use crate::seeds::{are_the_usual, seeds};
 
 const GB: f64 = 1e9;
 const MB: f64 = 1e6;
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name)
-        .ok()
-        .and_then(|number| number.parse().ok())
-}
-
-/// The seeds to be tried: `count`, or `DISKFERRY_SEEDS` of them, or the one that `DISKFERRY_SEED` names.
-fn seeds(count: u64) -> std::ops::Range<u64> {
-    let count = number("DISKFERRY_SEEDS").unwrap_or(count);
-    number("DISKFERRY_SEED").map_or(0..count, |seed| seed..seed + 1)
-}
-
-/// Whether no other seeds were asked for than a test has by itself: only then it is known how often things happen.
-fn are_all_tried() -> bool {
-    number("DISKFERRY_SEED").is_none() && number("DISKFERRY_SEEDS").is_none()
-}
 
 fn figure(value: f64) -> Figure {
     Figure::Number(value)

@@ -2,21 +2,13 @@
 
 use super::plan::Aim;
 use super::world::{Stats, World};
+use crate::seeds::{are_the_usual, seeds};
 use crate::session::Sabotage;
 
-/// A number from the environment.
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name)
-        .ok()
-        .and_then(|number| number.parse().ok())
-}
-
-/// Run the first `count` seeds (`DISKFERRY_SEEDS` of them), or the one that `DISKFERRY_SEED` names.
+/// Run these seeds.
 fn run(count: u64, aim: Aim) -> Stats {
-    let count = number("DISKFERRY_SEEDS").unwrap_or(count);
-    let seeds = number("DISKFERRY_SEED").map_or(0..count, |seed| seed..seed + 1);
     let mut total = Stats::default();
-    for seed in seeds {
+    for seed in seeds(count) {
         let (stats, result) = World::new(seed, None, aim).run();
         if let Err(e) = result {
             panic!("seed {seed} (run it alone with DISKFERRY_SEED={seed}): {e}");
@@ -47,7 +39,7 @@ fn run(count: u64, aim: Aim) -> Stats {
 #[test]
 fn no_fault_ever_makes_two_owners_or_loses_a_write() {
     let total = run(5000, Aim::TakeOver);
-    if number("DISKFERRY_SEED").is_some() || number("DISKFERRY_SEEDS").is_some() {
+    if !are_the_usual() {
         return;
     }
     // Retrying must not be what makes it end: an attempt that no fault disturbs goes through.
@@ -90,7 +82,7 @@ fn no_fault_ever_makes_two_owners_or_loses_a_write() {
 fn a_target_that_follows_holds_what_a_crash_of_the_source_could_have_left_at_the_last_consistent_marker()
  {
     let total = run(2500, Aim::Follow);
-    if number("DISKFERRY_SEED").is_some() || number("DISKFERRY_SEEDS").is_some() {
+    if !are_the_usual() {
         return;
     }
     for doing in ["source Owner", "target Receiving", "target Following"] {
@@ -103,7 +95,7 @@ fn a_target_that_follows_holds_what_a_crash_of_the_source_could_have_left_at_the
 #[test]
 fn a_disk_that_has_moved_goes_back_and_no_fault_makes_two_owners_or_loses_a_write() {
     let total = run(2500, Aim::Back);
-    if number("DISKFERRY_SEED").is_some() || number("DISKFERRY_SEEDS").is_some() {
+    if !are_the_usual() {
         return;
     }
     for doing in [

@@ -108,7 +108,7 @@ fn a_plan_never_exceeds_a_capacity_nor_breaks_a_dependency() {
         machines += problem.machines.len();
     }
     println!("{planned} of {machines} machines were planned");
-    if are_all_tried() {
+    if are_the_usual() {
         assert!(planned * 10 > machines && planned * 10 < machines * 9);
     }
 }

@@ -37,7 +37,7 @@ fn whatever_links_and_machines_do_no_machine_goes_before_what_it_depends_on() {
         planned += schedule.in_time.iter().filter(|in_time| **in_time).count();
     }
     println!("{moved} moved in time, {planned} were planned");
-    if are_all_tried() {
+    if are_the_usual() {
         assert!(moved * 10 > planned * 7, "{moved} of {planned}");
     }
 }

@@ -21,6 +21,7 @@ use crate::GRANULE;
 use crate::chance::Rng;
 use crate::clock::Micros;
 use crate::record::{Ownership, State};
+use crate::seeds::seeds;
 use crate::session::{OpId, SourceConfig};
 use crate::tracker::Tracker;
 use crate::wire::{DiskDescription, DiskFormat};
@@ -514,15 +515,9 @@ fn session(
     (machine, tracker)
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 #[test]
 fn whatever_happens_the_server_has_the_disk_when_it_is_handed_over() {
-    let count = number("DISKFERRY_SEEDS").unwrap_or(1000);
-    let seeds = number("DISKFERRY_SEED").map_or(0..count, |seed| seed..seed + 1);
-    for seed in seeds {
+    for seed in seeds(1000) {
         if let Err(e) = World::new(seed, None).run() {
             panic!("seed {seed} (run it alone with DISKFERRY_SEED={seed}): {e}");
         }

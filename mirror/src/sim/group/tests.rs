@@ -1,20 +1,13 @@
 //! The promise of a group, held against thousands of seeds.
 
 use super::{Stats, World};
+use crate::seeds::{are_the_usual, seeds};
 use crate::session::Sabotage;
-
-fn number(name: &str) -> Option<u64> {
-    let number = std::env::var(name).ok();
-    number.and_then(|number| number.parse().ok())
-}
 
 #[test]
 fn disks_that_follow_together_hold_one_moment_of_their_machine_whatever_crashes() {
-    let count = number("DISKFERRY_SEEDS").unwrap_or(2500);
-    let only = number("DISKFERRY_SEED");
-    let seeds = only.map_or(0..count, |seed| seed..seed + 1);
     let mut total = Stats::default();
-    for seed in seeds {
+    for seed in seeds(2500) {
         let (stats, result) = World::new(seed, None).run();
         if let Err(e) = result {
             panic!("seed {seed} (run it alone with DISKFERRY_SEED={seed}): {e}");
@@ -31,7 +24,7 @@ fn disks_that_follow_together_hold_one_moment_of_their_machine_whatever_crashes(
         total.fallen_back += stats.fallen_back;
     }
     println!("{total:?}");
-    if only.is_some() || number("DISKFERRY_SEEDS").is_some() {
+    if !are_the_usual() {
         return;
     }
     // A check that cannot fail is none.
@@ -46,9 +39,6 @@ fn disks_that_follow_together_hold_one_moment_of_their_machine_whatever_crashes(
 
 /// Some seed notices that the rule is broken.
 fn is_noticed(rule: Sabotage) {
-    if let Some(seed) = number("DISKFERRY_SEED") {
-        println!("{:?}", World::new(seed, Some(rule)).run());
-    }
     let noticed = (0..2000).find_map(|seed| {
         // Running into the time limit would be noticing nothing.
         let noticed = World::new(seed, Some(rule)).run().1.err();
