@@ -21,7 +21,10 @@ enum Entry {
 #[derive(Clone, Debug, Default)]
 pub(super) struct SimJournal {
     entries: Vec<Entry>,
+    /// So many of them are durable.
     durable: usize,
+    /// So many were carried over, and are no more in it.
+    gone: usize,
     /// The session and the number at which the disk itself is as the source's was, if that is known.
     pub(super) at: Option<(Uuid, u64)>,
     /// The session whose changes it is for.
@@ -34,7 +37,7 @@ pub(super) enum JournalOp {
     /// For that session, and where the disk is then, as far as that is known.
     Start(Uuid, Option<(Uuid, u64)>),
     Append(u64, Content),
-    /// A marker, and how many entries are made durable by it.
+    /// A marker, and how many entries there had ever been once it was written: those it makes durable.
     Mark(u64, bool, usize),
     /// Up to there, which is an entry and the number it ends at once it is begun; of that so much was written.
     Apply(Upto, Option<(usize, u64)>, usize),
@@ -72,13 +75,16 @@ impl SimJournal {
             }
             JournalOp::Mark(seq, sealed, upto @ 0) => {
                 self.entries.push(Entry::Mark(*seq, *sealed));
-                *upto = self.entries.len();
+                *upto = self.gone + self.entries.len();
             }
-            JournalOp::Mark(_, _, upto) => self.durable = self.durable.max(*upto),
+            JournalOp::Mark(_, _, upto) => {
+                self.durable = self.durable.max(upto.saturating_sub(self.gone));
+            }
             JournalOp::Apply(upto, end, step) => {
                 *step += 1;
                 if *step == 1 {
-                    *end = self.sealed(*upto);
+                    // A marker that is still being made durable seals nothing yet.
+                    *end = sealed(&self.entries[..self.durable], *upto);
                 }
                 self.apply(*end, *step, disk);
             }
@@ -88,17 +94,6 @@ impl SimJournal {
     /// The session of what it holds.
     pub(super) fn holds_of(&self) -> Option<Uuid> {
         (!self.entries.is_empty()).then_some(self.session)
-    }
-
-    /// Where the part ends that is sealed so far, and the number it ends at.
-    fn sealed(&self, upto: Upto) -> Option<(usize, u64)> {
-        let marks = self.entries.iter().enumerate();
-        let mut seals = marks.filter_map(|(at, entry)| match (entry, upto) {
-            (Entry::Mark(seq, true), Upto::Sealed) => Some((at + 1, *seq)),
-            (Entry::Mark(seq, true), Upto::Cut(cut)) if *seq == cut => Some((at + 1, *seq)),
-            _ => None,
-        });
-        seals.next_back()
     }
 
     fn apply(&mut self, end: Option<(usize, u64)>, step: usize, disk: &mut SimDisk) {
@@ -116,6 +111,7 @@ impl SimJournal {
             _ => {
                 self.entries.drain(..end);
                 self.durable = self.durable.saturating_sub(end);
+                self.gone += end;
                 self.at = Some((self.session, seq));
             }
         }
@@ -142,7 +138,7 @@ impl SimJournal {
     /// What a promotion up to there would make of a disk with this content, and the session and number it would be at.
     pub(super) fn promoted(&self, content: &[u8], upto: Upto) -> (Vec<u8>, Option<(Uuid, u64)>) {
         let mut content = content.to_vec();
-        let Some((end, seq)) = self.sealed(upto) else {
+        let Some((end, seq)) = sealed(&self.entries, upto) else {
             return (content, self.at);
         };
         for entry in self.entries.iter().take(end) {
@@ -153,6 +149,17 @@ impl SimJournal {
         }
         (content, Some((self.session, seq)))
     }
+}
+
+/// Where the part of these ends that is sealed, and the number it ends at.
+fn sealed(entries: &[Entry], upto: Upto) -> Option<(usize, u64)> {
+    let marks = entries.iter().enumerate();
+    let mut seals = marks.filter_map(|(at, entry)| match (entry, upto) {
+        (Entry::Mark(seq, true), Upto::Sealed) => Some((at + 1, *seq)),
+        (Entry::Mark(seq, true), Upto::Cut(cut)) if *seq == cut => Some((at + 1, *seq)),
+        _ => None,
+    });
+    seals.next_back()
 }
 
 fn write(entry: &Entry, mut to: impl FnMut(u64, &[u8])) {

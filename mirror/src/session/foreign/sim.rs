@@ -171,19 +171,23 @@ impl World {
                 self.has_moved()?;
                 return Ok(step);
             }
-            self.step()?;
+            if self.step()? {
+                return Ok(step);
+            }
         }
         Err(format!("it does not end: {:?}", self.machine.progress()))
     }
 
-    fn step(&mut self) -> Result<(), String> {
+    /// Whether it is over.
+    fn step(&mut self) -> Result<bool, String> {
         match self.rng.below(20) {
-            0..=5 => self.deliver(),
-            6..=9 => self.serve(),
-            10..=14 => self.client(),
-            15 if self.rng.percent(25) && self.faults.0 > 0 => self.fault(),
-            _ => self.pass(),
+            0..=5 => self.deliver()?,
+            6..=9 => self.serve()?,
+            10..=14 => self.client()?,
+            15 if self.rng.percent(25) && self.faults.0 > 0 => return self.fault(),
+            _ => self.pass()?,
         }
+        Ok(false)
     }
 
     /// Time passes.
@@ -313,18 +317,20 @@ impl World {
         }
     }
 
-    fn fault(&mut self) -> Result<(), String> {
+    /// Whether it is over with that.
+    fn fault(&mut self) -> Result<bool, String> {
         self.faults.0 -= 1;
         match self.rng.below(5) {
-            0 => self.source_crashes(),
-            1 => self.server_refuses(),
-            2 => self.server_crashes(),
+            0 => return self.source_crashes(),
+            1 => self.server_refuses()?,
+            2 => self.server_crashes()?,
             _ => {
                 self.cut();
                 let link = self.server.link;
-                self.handle(ForeignEvent::Lost(link, "cut".into()))
+                self.handle(ForeignEvent::Lost(link, "cut".into()))?;
             }
         }
+        Ok(false)
     }
 
     /// The connections end; what was sent may be done now, soon, or never.
@@ -371,8 +377,9 @@ impl World {
         self.handle(refused)
     }
 
-    /// The session is lost with it, and begun anew; clients' writes under way are never answered.
-    fn source_crashes(&mut self) -> Result<(), String> {
+    /// The session is lost with it, and begun anew unless the record says that the disk has moved: then it is over. Clients'
+    /// writes under way are never answered.
+    fn source_crashes(&mut self) -> Result<bool, String> {
         for coming in std::mem::take(&mut self.coming) {
             if let Coming::Persist(record) = coming
                 && self.rng.percent(50)
@@ -383,8 +390,8 @@ impl World {
         self.clients.clear();
         self.held = None;
         if matches!(self.record.state, State::Released { .. }) {
-            self.faults.0 = 0;
-            return self.has_moved();
+            self.has_moved()?;
+            return Ok(true);
         }
         self.cut();
         self.server.link += 1000;
@@ -392,7 +399,8 @@ impl World {
         let what = (self.server.can, self.faults.1);
         (self.machine, self.tracker) = session(&mut self.rng, &self.record, what);
         self.machine.link.0 = self.server.link;
-        self.handle(ForeignEvent::Tick)
+        self.handle(ForeignEvent::Tick)?;
+        Ok(false)
     }
 
     fn handle(&mut self, event: ForeignEvent) -> Result<(), String> {
