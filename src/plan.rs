@@ -134,6 +134,7 @@ pub(crate) struct Receive {
     /// 0: one for each processor.
     pub(crate) workers: usize,
     pub(crate) taking: Taking,
+    pub(crate) templates: Vec<Input>,
     /// Where Prometheus reads.
     pub(crate) metrics: Option<SocketAddr>,
 }
@@ -308,9 +309,20 @@ impl Receive {
                 .collect::<Result<_>>()?,
             workers: args.workers.unwrap_or(0),
             taking: taking(args)?,
+            templates: args.template.iter().map(template).collect::<Result<_>>()?,
             metrics: metrics(&args.metrics)?,
         })
     }
+}
+
+/// An image in which blocks of disks may be.
+fn template(disk: &PathBuf) -> Result<Input> {
+    let name = SourceName::new(disk, None)?;
+    if name == SourceName::Stdin {
+        return Err(Failure::usage("a stream cannot be a template"));
+    }
+    let search = ParentSearch::default();
+    Ok(Input { name, search })
 }
 
 /// What a site was told to take.

@@ -1,7 +1,7 @@
-"""What a move over a line that is slow, far, lossy or breaks costs, beside QEMU's mirror.
+"""What a move over a line that is slow, far, lossy or breaks, or over a cable, costs, beside QEMU's mirror.
 
-Two sites in network namespaces of their own, joined by testlink: TUN interfaces, so that TCP is the kernel's own. The
-disk (--size) is half data that does not compress and a quarter that does; the rest was never written. Where a client
+Two sites in network namespaces of their own, joined by testlink: TUN interfaces, so that TCP is the kernel's own; or, for
+the cable, by a veth pair. The disk (--size) is half data that does not compress and a quarter that does; the rest was never written. Where a client
 writes, it writes 4 KiB at random places of the first quarter. Every subject starts anew in each round and takes its turn;
 figures are medians of the rounds. A mirror that is not in step within the limit of its case is given up; what it would have
 cost to end it is then how long the client had to stand still until it was ("forced pause").
@@ -12,6 +12,8 @@ Cases:
   busy     200 Mbit/s, no delay, as many writes as it takes; ours is told to be in step within 85 s
   killed   200 Mbit/s, 80 ms, no client; the target is killed when half of the disk is there, and comes back a second later
   lossy    200 Mbit/s, 80 ms, one packet of a thousand lost, Reno, no client
+  lan      a cable as fast as this machine, no client; the processor's time is that of the programs at both ends, from the
+           beginning until it is in step, for each GiB that is allocated
 
 Bytes on the wire are those of IP packets that went over the line towards the target. A pause is the longest time without an answer
 to any of the client's writes, from half a second before the switchover to a second after it. QEMU's switchover is
@@ -21,6 +23,7 @@ scripts/measure-wan.sh.
 
 import argparse
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -29,7 +32,7 @@ import time
 from pathlib import Path
 
 from qemu_mirror import Failed, Qemu
-from sites import ADDRESSES, MIB, Diskferry, Namespaces, image
+from sites import ADDRESSES, MIB, Diskferry, Namespaces, image, ip
 
 QUIET = 5
 AFTER = 1.5
@@ -40,6 +43,7 @@ class Case:
 
     def __init__(self, measure, asked, rate=None, text=True, line=(), reno=False, terms=()):
         self.measure, self.asked, self.rate, self.text = measure, asked, rate, text
+        # None is a cable.
         self.line, self.reno, self.terms = line, reno, terms
 
 
@@ -73,6 +77,24 @@ class Line(Namespaces):
         self.process.stdin.close()
         self.process.wait(20)
         super().close()
+
+
+class Cable(Namespaces):
+    """Two namespaces, and a veth pair between them."""
+
+    def __init__(self):
+        super().__init__()
+        source, target = (self.names[site] for site in ADDRESSES)
+        ip("-n", source, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", target)
+        for site, address in ADDRESSES.items():
+            ip("-n", self.names[site], "address", "add", f"{address}/24", "dev", "cable")
+            ip("-n", self.names[site], "link", "set", "cable", "up")
+
+    def wire(self):
+        """Bytes over the cable towards the target so far."""
+        command = [*self.at("target"), "ip", "-json", "-stats", "link", "show", "cable"]
+        shown = subprocess.run(command, check=True, capture_output=True).stdout
+        return json.loads(shown)[0]["stats64"]["rx"]["bytes"]
 
 
 class Client:
@@ -217,6 +239,23 @@ def while_lost(case, subject, line, words):
     return {"Mbit/s": copied * 8 / 1e6 / seconds, "wire MiB": wire / MIB}
 
 
+def processor(subject):
+    """Seconds of the processor that the programs of both sites have had."""
+    ticks = 0
+    for process in subject.running:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def over_a_cable(case, subject, line, words):
+    """How long it takes where the machine is the limit, and what it costs."""
+    before = processor(subject)
+    seconds, wire = move(subject, line, words.limit)
+    gib = words.size / 1024 * (0.75 if case.text else 0.5)
+    return {"in step s": seconds, "CPU s/GiB": (processor(subject) - before) / gib, "wire MiB": wire / MIB}
+
+
 def within(figure, most):
     return (figure, f"<= {most:,}", lambda figures: figures[figure] <= most)
 
@@ -243,6 +282,7 @@ CASES = {
     # A second of what the line carries.
     "killed": Case(while_killed, [within("sent again MiB", 24)], text=False, line=FAR),
     "lossy": Case(while_lost, [at_least("Mbit/s", 150)], text=False, line=(*FAR, "--loss", "0.1"), reno=True),
+    "lan": Case(over_a_cable, [within("in step s", 5), within("CPU s/GiB", 1.5)], line=None),
 }
 
 
@@ -300,15 +340,16 @@ def arguments():
 
 def measured(name, words, place):
     """One subject's figures in one case, from nothing."""
-    line = Line(words.link, CASES[words.case])
+    case = CASES[words.case]
+    line = Cable() if case.line is None else Line(words.link, case)
     with tempfile.TemporaryDirectory(dir=place) as folder:
         subject = words.make[name](line, Path(folder))
         subject.name = name
         if type(subject) is Ours and "--deadline" in subject.run("mirror", "start", "--help"):
-            subject.terms = CASES[words.case].terms
+            subject.terms = case.terms
         try:
             subject.prepare(words.raw)
-            return CASES[words.case].measure(CASES[words.case], subject, line, words)
+            return case.measure(case, subject, line, words)
         finally:
             subject.close()
             line.close()

@@ -13,6 +13,7 @@ use super::pair::IdentityArgs;
   diskferry receive --listen tcp:127.0.0.1:9000 --into . --serve unix:/run/disks.sock
   diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809 --expect db.vhdx --quota 500G
   diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809 --metrics 127.0.0.1:9750
+  diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809 --template /srv/images/debian-12.vhdx
   diskferry receive --seed /srv/disks/disk.vhdx                      it came on a drive: take it for an older copy
   diskferry receive --promote-at-last-epoch /srv/disks/disk.vhdx     the source is lost for good
 
@@ -26,6 +27,10 @@ would need more than the quota ends with an error, and its source stays the owne
 A copy that came another way saves most of the transfer: --seed marks it as one, once, and the move that comes
 for a disk of that name compares all of it with the source's and brings only what is different. How old or how
 torn the copy is does not matter, but it must open. `serve --take-over` makes a disk of its own of it again.
+
+Disks that were made from an image which is here too need not bring what is the same: --template names such images, of any
+format that `convert` reads. Each block is compared by its hash before it is taken, so it does not matter whether they are
+in use or what became of them; they are only read.
 
 A disk whose source stays in step with it (mirror start --manual) follows it from one consistent moment to
 the next, every 0.1 s or so. If the source is lost for good, --promote-at-last-epoch makes the disk what the source's
@@ -69,6 +74,10 @@ pub(crate) struct ReceiveArgs {
     /// Let the files in the folder take at most so many bytes, as in 500G
     #[arg(long, value_name = "SIZE", conflicts_with_all = ["seed", "promote"])]
     pub(crate) quota: Option<String>,
+    /// An image of which blocks are not sent that a new disk has at the same place: what it was made from, or an older copy;
+    /// may be given several times
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["seed", "promote"])]
+    pub(crate) template: Vec<PathBuf>,
     /// Promote that disk alone, though it is one of a group: each of them is then at a moment of its own
     #[arg(long, requires = "promote")]
     pub(crate) apart: bool,

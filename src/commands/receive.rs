@@ -19,6 +19,7 @@ use crate::report::Report;
 use crate::site::Reachable;
 use crate::site::source::Site;
 use crate::site::target::{Folder, Owned};
+use crate::site::templates;
 use crate::{identity, interrupt};
 
 /// How often changes are looked for that people are told of.
@@ -73,6 +74,7 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
     let folder = Folder::new(&plan.into, &server, reachable)
         .decided_by(args.arbiter.clone())
         .taking(plan.taking.clone())
+        .knowing(templates::open(&plan.templates)?)
         .controlled(owned, args.plain);
     let folder = Arc::new(folder);
     let listed = |e| Failure::io(format!("{}: cannot be read", plan.into.display()), &e);

@@ -96,7 +96,7 @@ impl SourceFormat {
 }
 
 impl SourceName {
-    fn new(typed: &Path, format: Option<SourceFormat>) -> Result<Self> {
+    pub(super) fn new(typed: &Path, format: Option<SourceFormat>) -> Result<Self> {
         if typed.as_os_str() == "-" {
             return Ok(Self::Stdin);
         }

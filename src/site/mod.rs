@@ -23,6 +23,7 @@ mod snapshot;
 pub(crate) mod source;
 pub(crate) mod taking;
 pub(crate) mod target;
+pub(crate) mod templates;
 mod way_back;
 
 /// Where disks of this process are reached by NBD clients elsewhere.

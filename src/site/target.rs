@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use blockserver::export::{ExportHandle, ExportOptions};
 use blockserver::server::Server;
 use mirror::files::{load_record, sidecar_path};
-use mirror::net::{DiskPort, TargetHost};
+use mirror::net::{DiskPort, TargetHost, Template};
 use mirror::record::State;
 use mirror::session::Admission;
 use mirror::wire::{DiskDescription, DiskFormat};
@@ -39,6 +39,7 @@ pub(crate) struct Folder {
     arbiter: Option<String>,
     taking: Taking,
     quota: Quota,
+    templates: Vec<Arc<dyn Template>>,
     /// Who has the disks that are owned here, if they can be controlled.
     owned: Option<Owned>,
     /// Whether disks may cross the network unencrypted.
@@ -99,6 +100,7 @@ impl Folder {
             arbiter: None,
             taking: Taking::default(),
             quota: Quota::default(),
+            templates: Vec::new(),
             owned: None,
             plain: false,
             disks: Mutex::default(),
@@ -189,6 +191,12 @@ impl Folder {
     pub(crate) fn taking(mut self, taking: Taking) -> Self {
         self.quota = Quota::new(taking.quota);
         self.taking = taking;
+        self
+    }
+
+    /// The same; blocks that one of these has at the same place need not be sent.
+    pub(crate) fn knowing(mut self, templates: Vec<Arc<dyn Template>>) -> Self {
+        self.templates = templates;
         self
     }
 
@@ -325,6 +333,10 @@ impl TargetHost for Folder {
 
     fn admission(&self, name: &str) -> Admission {
         self.taking.admission(name)
+    }
+
+    fn templates(&self) -> &[Arc<dyn Template>] {
+        &self.templates
     }
 
     fn make_room(&self, bytes: u64) -> io::Result<()> {

@@ -82,6 +82,46 @@ fn a_seed_that_came_another_way_is_completed_with_what_is_different() {
 }
 
 #[test]
+fn what_images_of_the_target_s_site_have_at_the_same_place_is_not_sent() {
+    let mut sites = filled();
+    // One that ends early, and one that is older than the disk.
+    let template = std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .open(sites.here().join("short.raw"))
+        .expect("a file can be made");
+    template.set_len(130 * MIB).expect("it can be made longer");
+    sites
+        .run(&["convert", "content.raw", "golden.vhdx"])
+        .ends(0);
+    for newer in ["write -P 7 132M 64k", "write -P 9 100M 3M"] {
+        program(sites.here(), "qemu-io", &["-c", newer, "a.vhdx"]).ends(0);
+    }
+    std::fs::remove_file(sites.here().join("content.raw")).expect("it is there");
+    sites.run(&["convert", "a.vhdx", "content.raw"]).ends(0);
+    let words = ["--template", "short.raw", "--template", "golden.vhdx"];
+    sites.taking = words.into();
+    sites.serve();
+    sites.receive();
+    sites.start(&["--wait"]).ends(0);
+    sent_little(&sites.moved(), 4 * MIB);
+    sites.end();
+    holds_the_content(&sites, "in/a.vhdx");
+    let missing = sites.run(&[
+        "receive",
+        "--listen",
+        "tcp:127.0.0.1:0",
+        "--into",
+        "in",
+        "--serve",
+        "unix:u",
+        "--template",
+        "none.vhdx",
+    ]);
+    assert!(missing.ends(1).stderr.contains("none.vhdx"));
+}
+
+#[test]
 fn a_disk_that_came_as_packages_is_a_seed_and_only_what_changed_since_is_sent() {
     let mut sites = filled();
     sites.run(&["track", "on", "a.vhdx"]).ends(0);

@@ -123,7 +123,7 @@ impl Worker {
     }
 
     /// What is to be read next: from the next byte that the file system holds data for.
-    fn next_piece(&self, disk: u32, copying: &Copying) -> Option<Range<u64>> {
+    fn next_piece(&mut self, disk: u32, copying: &Copying) -> Option<Range<u64>> {
         let Range { start, end } = copying.source;
         let mut at = start;
         if copying.sparse && start < end {

@@ -49,6 +49,7 @@ pub(crate) use inbox::{Crew, Limits, Message};
 pub(crate) use queue::Attachment;
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -134,6 +135,9 @@ struct Agenda {
     steps: Vec<(u32, u32)>,
     /// Queues whose drivers may want to be told.
     calls: Vec<u32>,
+    /// A part of a disk's file that held data when the file system was asked in this turn; not longer, since it may be
+    /// given up.
+    data: Option<(u32, Range<u64>)>,
     /// Scratch space of the map's lookups.
     parts: Vec<Part>,
 }
@@ -285,6 +289,7 @@ impl Worker {
 
     /// Do what the batch left to do, until nothing is left, then send.
     fn settle_agenda(&mut self) {
+        self.agenda.data = None;
         loop {
             if let Some(task) = self.agenda.granted.pop() {
                 self.run_task(task);

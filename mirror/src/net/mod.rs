@@ -31,7 +31,7 @@ pub mod tls;
 
 pub use offer::offer;
 pub use port::{
-    CheckpointDone, DiskPort, Done, ReadDone, ServedDisk, Signal, StatusDone, TargetHost,
+    CheckpointDone, DiskPort, Done, ReadDone, ServedDisk, Signal, StatusDone, TargetHost, Template,
 };
 pub use promote::{forget_group, promote, promoted_together};
 pub use socket::SiteAddress;

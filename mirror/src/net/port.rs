@@ -110,6 +110,12 @@ pub trait ServedDisk: DiskPort {
     fn forward(&self, address: &str);
 }
 
+/// An image in which blocks of disks that are received may be. It may be in use, and change: what it has is compared.
+pub trait Template: Send + Sync + 'static {
+    /// Read `len` bytes at `offset`; the answer has fewer, or none, where the image ends before.
+    fn read(&self, offset: u64, len: u32, done: ReadDone);
+}
+
 /// A site that receives disks: makes, opens and serves them by name.
 ///
 /// Names were checked by the codec: 1 to 255 bytes, no `/`, no NUL, not starting with a dot; the
@@ -135,6 +141,11 @@ pub trait TargetHost: Send + Sync + 'static {
     /// Where to find the [arbiter](super::arbiter::at) that decides about disks which are offered to this host.
     fn arbiter(&self) -> Option<String> {
         None
+    }
+
+    /// Images in which blocks of disks may be, at the same place: those are not sent.
+    fn templates(&self) -> &[Arc<dyn Template>] {
+        &[]
     }
 
     /// Whether a disk of that name may come here at all.

@@ -6,6 +6,7 @@
 
 mod disk;
 mod groups;
+mod reads;
 mod returning;
 mod zeroes;
 
@@ -353,6 +354,7 @@ impl Router {
             admission: self.host.admission(name),
             in_use: self.host.in_use(name),
             cut: self.cut_of(name, record.as_ref()),
+            templates: self.host.templates().len(),
             ..TargetConfig::default()
         };
         let machine = crate::session::Target::new(config, record, exists);

@@ -167,6 +167,12 @@ impl BulkCopy {
         self.scan.compare(compares);
     }
 
+    /// Whether the target may have blocks of the disk in other images: what is found from now on is asked about before it
+    /// is sent.
+    pub(super) fn ask_first(&mut self, asks: bool) {
+        self.scan.ask_first(asks);
+    }
+
     /// Only these parts have to be compared; the target has the others. To be said before anything is asked.
     pub(super) fn only(&mut self, parts: &[(u64, u64)], tracker: &Tracker) {
         self.scan.only(parts, tracker);

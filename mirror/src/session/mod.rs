@@ -117,6 +117,10 @@ pub(crate) enum Sabotage {
     StayJoined,
     /// The source does not tell a target that it compares with what is zero.
     LeaveZeroesOut,
+    /// The target takes a block of a template without looking at its hash.
+    TakeUnlike,
+    /// The target writes what a template has over records that came later.
+    FoundOverRecords,
     /// The new owner takes what was left behind for what it has, although its record says another, and it was changed unseen.
     TakeForTheSame,
 }

@@ -43,6 +43,8 @@ pub(super) struct Scan {
     found_in: Slots,
     /// The target may have anything: what is there is compared, and what is not is made zero.
     compares: bool,
+    /// The target has images in which what is there may be: it is asked by hashes first.
+    asks_first: bool,
     /// What the disk says is zero and the target is to be told of.
     zeroes: VecDeque<Claim>,
 }
@@ -58,6 +60,7 @@ impl Scan {
             empty: 0,
             found_in: Slots::new(size),
             compares: false,
+            asks_first: false,
             zeroes: VecDeque::new(),
         }
     }
@@ -65,6 +68,11 @@ impl Scan {
     /// Whether the target begins from something else than an empty disk. To be said before the first question.
     pub(super) fn compare(&mut self, compares: bool) {
         self.compares = compares;
+    }
+
+    /// Whether what is there is to be asked about before it is sent, though the target begins from an empty disk.
+    pub(super) fn ask_first(&mut self, asks: bool) {
+        self.asks_first = asks;
     }
 
     /// Only these parts have to be asked about; the target has the others.
@@ -211,7 +219,7 @@ impl Scan {
         if data {
             self.found += len;
             self.found_in.add(offset, len);
-            if self.compares {
+            if self.compares || self.asks_first {
                 tracker.mark_unsure(offset, len);
             } else {
                 tracker.mark(offset, len);

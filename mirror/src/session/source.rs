@@ -354,7 +354,14 @@ impl Source {
         let result = match message {
             Message::Beat => Ok(()),
             Message::Welcome(standing) => self.on_welcome(now, conn, &standing),
-            Message::Begun { window, address } => self.on_begun(now, window, address),
+            Message::Begun {
+                window,
+                address,
+                templates,
+            } => {
+                self.copy.ask_first(templates);
+                self.on_begun(now, window, address)
+            }
             Message::ChunksDone(ids) => self.on_chunks_done(now, &ids),
             Message::Differs { id, blocks } => self.on_differs(now, id, blocks),
             Message::Seen {

@@ -15,6 +15,7 @@ mod apply;
 mod claim;
 mod compare;
 mod cuts;
+mod elsewhere;
 mod markers;
 mod setup;
 mod takeover;
@@ -114,6 +115,7 @@ impl Target {
             TargetEvent::Opened(result) => self.on_opened(now, result),
             TargetEvent::Disk(op, result) => self.on_disk(now, op, result),
             TargetEvent::Read(op, result) => self.on_read(op, result),
+            TargetEvent::OfTemplate(op, result) => self.on_template(op, result),
             TargetEvent::Zeroes(op, result) => self.on_zeroes(op, &result),
             TargetEvent::Persisted(result) => self.on_persisted(now, result.is_ok()),
             TargetEvent::Parked(result) => self.on_parked(now, result.is_ok()),

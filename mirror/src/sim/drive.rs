@@ -190,6 +190,10 @@ impl World {
                 let doing = Doing::Read(at, vec![0; len as usize]);
                 self.begin_op(TARGET, Asked::Machine(op), doing);
             }
+            #[rustfmt::skip]
+            TargetAction::ReadTemplate { op, number, offset, len } => {
+                self.read_template(op, number, (offset, len));
+            }
             TargetAction::StartJournal { op, session, seq } => {
                 let at = self.disk_is_at(session, seq);
                 self.journal_op(op, JournalOp::Start(session, at));
@@ -338,6 +342,7 @@ impl World {
                     TargetEvent::Read(id, ok.map(|()| data.into()))
                 }
             }
+            (Asked::Machine(id), Doing::Template(there)) => self.of_template(id, there),
             (Asked::Machine(id), _) => {
                 let ok = self.calm() || self.rng.below(3000) > 0;
                 TargetEvent::Disk(id, answer(ok))

@@ -78,6 +78,8 @@ pub(super) enum Doing {
     /// Whether from an empty disk; whether it works.
     Open(bool, bool),
     Serve,
+    /// Read of a template, with what is there.
+    Template(Bytes),
 }
 
 #[derive(Clone, Debug)]
@@ -229,7 +231,7 @@ impl Host {
                 }
             }
             Doing::Journal(op) => self.journal.effect(op, &mut self.disk),
-            Doing::Serve => {}
+            Doing::Serve | Doing::Template(_) => {}
         }
     }
 

@@ -33,6 +33,7 @@ mod arbiter;
 mod clients;
 mod disk;
 mod drive;
+mod elsewhere;
 mod group;
 mod host;
 mod journal;

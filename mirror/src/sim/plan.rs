@@ -64,6 +64,8 @@ pub(super) struct Plan {
     pub(super) fault_until: Micros,
     /// The longest time from one fault to the next.
     pub(super) fault_gap: Micros,
+    /// How many templates the target's site has.
+    pub(super) templates: u64,
     pub(super) sabotage: Option<Sabotage>,
     /// The rule that is broken on the way back only.
     pub(super) late: Option<Sabotage>,
@@ -139,6 +141,7 @@ impl Plan {
             // Where a switchover hangs on more than the link, let more of them come to that.
             fault_gap: Micros::from_millis(if fast { 600 } else { 150 }),
             fault_until: Micros::from_secs(1) + Micros::from_millis(rng.between(low, high)),
+            templates: [0, 0, 0, 1, 2][rng.below(5) as usize],
             sabotage,
             late: None,
             config,

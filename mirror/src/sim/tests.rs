@@ -184,6 +184,12 @@ fn the_simulation_notices_broken_rules_of_comparing() {
 }
 
 #[test]
+fn the_simulation_notices_broken_rules_of_templates() {
+    is_noticed(Sabotage::TakeUnlike, Aim::TakeOver);
+    is_noticed(Sabotage::FoundOverRecords, Aim::TakeOver);
+}
+
+#[test]
 fn the_simulation_notices_broken_rules_of_sessions_that_come_back() {
     is_noticed(Sabotage::KeepOnlyTheDirty, Aim::TakeOver);
     is_noticed(Sabotage::ForgetWhatChanged, Aim::TakeOver);

@@ -10,14 +10,13 @@ use super::clients::Client;
 use super::host::{Asked, Doing, Front, Host, Machine, Op, Request};
 use super::ledger::{Ledger, Moments, Promise};
 use super::network::Network;
-use super::plan::{AT, Aim, Plan, Sessions};
+use super::plan::{Aim, Plan, Sessions};
 use super::rng::Rng;
 use crate::arbiter::Side;
 use crate::clock::Micros;
 use crate::record::{Ownership, State};
 use crate::session::{
-    Command, ConnId, Keep, Sabotage, Source, SourceEvent, Stage, Target, TargetConfig, TargetEvent,
-    Upto,
+    Command, ConnId, Keep, Sabotage, Source, SourceEvent, Stage, Target, TargetEvent, Upto,
 };
 use crate::switchover::{Verdict, verdict};
 use crate::tracker::Tracker;
@@ -108,6 +107,8 @@ pub(super) struct World {
     pub(super) trace: bool,
     /// The hosts have changed parts.
     pub(super) turned: bool,
+    /// What the target's site has besides.
+    pub(super) templates: Vec<Vec<u8>>,
 }
 
 impl World {
@@ -162,6 +163,7 @@ impl World {
             sources: 0,
             appended_at: Micros(0),
             turned: false,
+            templates: Vec::new(),
             trace: std::env::var_os("DISKFERRY_TRACE").is_some(),
         };
         for client in 0..3 {
@@ -543,14 +545,7 @@ impl World {
         self.hosts[host].up = true;
         let record = self.hosts[host].record.clone();
         if host == TARGET {
-            let config = TargetConfig {
-                window: 2 << 20,
-                address: Some("b".into()),
-                arbiter: Some(AT.into()),
-                in_use: self.turned,
-                sabotage: self.plan.sabotage,
-                ..TargetConfig::default()
-            };
+            let config = self.target_config();
             let target = Target::new(config, record, self.hosts[host].image);
             self.hosts[host].machine = Machine::Target(Box::new(target));
             self.hosts[host].front = self.front_of_target();

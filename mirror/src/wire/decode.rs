@@ -225,6 +225,7 @@ fn short(r: &mut Reader, kind: u8) -> Result<Message, DecodeError> {
         kind::BEGUN => Message::Begun {
             window: r.nonzero("window")?,
             address: r.text("address", MAX_TEXT)?,
+            templates: r.flag("templates")?,
         },
         kind::DURABLE => Message::Durable {
             marker: r.u64("marker")?,

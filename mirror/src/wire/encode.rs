@@ -111,9 +111,14 @@ fn put_message(out: &mut BytesMut, message: &Message) -> (u8, Bytes) {
 /// The messages of a number or two.
 fn put_short(out: &mut BytesMut, message: &Message) -> u8 {
     match message {
-        Message::Begun { window, address } => {
+        Message::Begun {
+            window,
+            address,
+            templates,
+        } => {
             out.put_u64_le(*window);
             put_text(out, address);
+            out.put_u8(u8::from(*templates));
             kind::BEGUN
         }
         Message::Durable { marker, chunks } => {

@@ -311,6 +311,8 @@ pub enum Message {
         window: u64,
         /// Where clients will find the disk, if that is known; empty if not. Until then they are kept waiting there.
         address: String,
+        /// Blocks of it may be here in other images: it saves bytes to ask, with [`Message::Probe`], before they are sent.
+        templates: bool,
     },
     /// Either: I live.
     Beat,

@@ -35,7 +35,7 @@ pub use message::{
 pub use pack::pack;
 
 /// Version of the protocol spoken by this code; the first field of a greeting.
-pub const VERSION: u16 = 5;
+pub const VERSION: u16 = 6;
 /// First bytes of a greeting, so that a stray client of another protocol is told apart.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"DFM1");
 /// Bytes in front of every frame's body.

@@ -166,7 +166,13 @@ fn greeting() -> impl Strategy<Value = Message> {
                 })
             }
         ),
-        (number.clone(), text).prop_map(|(window, address)| Message::Begun { window, address }),
+        (number.clone(), text, any::<bool>()).prop_map(|(window, address, templates)| {
+            Message::Begun {
+                window,
+                address,
+                templates,
+            }
+        }),
         Just(Message::Beat),
         Just(Message::Taken),
         proptest::collection::vec(any::<u8>(), 0..2000)

@@ -12,14 +12,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use vdisk::engine::Mark;
 
-use super::{Arrival, Entry, Router, joined, state_name, zeroes};
+use super::{Arrival, Entry, Router, joined, state_name};
 use crate::arbiter::Side;
 use crate::files::{RecordStore, journal_paths};
 use crate::group::{Gathering, Member};
 use crate::journal::{self as form, Head};
 use crate::net::journal::{self, Ask, Journal};
 use crate::net::lane::{Heard, INBOX, Inbox, Lane, answer_and_close};
-use crate::net::port::{DiskPort, Done, ReadDone};
+use crate::net::port::{DiskPort, Done, TargetHost};
 use crate::net::{Clock, arbiter};
 use crate::record::State;
 use crate::session::{ConnId, OpId, Target, TargetAction, TargetEvent, Upto};
@@ -320,8 +320,9 @@ impl DiskTask {
                 }
             }
             TargetAction::Open { description, fresh } => self.open(description, fresh),
-            TargetAction::Read(op, offset, len) => self.read(op, offset, len),
-            TargetAction::Zeroes(op, offset, len) => self.look_for_zeroes(op, (offset, len)),
+            reading @ (TargetAction::Read(..)
+            | TargetAction::ReadTemplate { .. }
+            | TargetAction::Zeroes(..)) => self.read(&reading),
             TargetAction::Write(op, offset, data) => {
                 self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
                 self.write(op, offset, data);
@@ -398,8 +399,20 @@ impl DiskTask {
         }
     }
 
+    pub(super) fn host(&self) -> &dyn TargetHost {
+        self.router.host.as_ref()
+    }
+
     /// A callback that tells the machine how something ended.
     fn tell(&mut self, event: impl FnOnce(io::Result<()>) -> TargetEvent + Send + 'static) -> Done {
+        self.answer(event)
+    }
+
+    /// A callback that tells the machine what came of something.
+    pub(super) fn answer<T>(
+        &mut self,
+        event: impl FnOnce(T) -> TargetEvent + Send + 'static,
+    ) -> Box<dyn FnOnce(T) + Send> {
         self.asked += 1;
         let task = self.entry.task.clone();
         Box::new(move |result| {
@@ -424,20 +437,6 @@ impl DiskTask {
         });
     }
 
-    fn read(&mut self, op: OpId, offset: u64, len: u32) {
-        self.asked += 1;
-        let task = self.entry.task.clone();
-        let done: ReadDone = Box::new(move |result| {
-            if let Some(task) = task {
-                let _ = task.send(Happened::Event(TargetEvent::Read(op, result)));
-            }
-        });
-        match &self.port {
-            Some(port) => port.read(offset, len, done),
-            None => done(Err(io::Error::other("the disk is not open"))),
-        }
-    }
-
     fn write(&mut self, op: OpId, offset: u64, data: bytes::Bytes) {
         let room = self.router.host.make_room(data.len() as u64);
         self.with_port(op, |port, done| match room {
@@ -455,20 +454,6 @@ impl DiskTask {
                 self.journal.ask(Ask::Append(entry, done));
             }
             Err(e) => done(Err(e)),
-        }
-    }
-
-    fn look_for_zeroes(&mut self, op: OpId, place: (u64, u64)) {
-        self.asked += 1;
-        let task = self.entry.task.clone();
-        let answer: zeroes::Answer = Box::new(move |result| {
-            if let Some(task) = task {
-                let _ = task.send(Happened::Event(TargetEvent::Zeroes(op, result)));
-            }
-        });
-        match &self.port {
-            Some(port) => zeroes::are_zero(Arc::clone(port), place, answer),
-            None => answer(Err(io::Error::other("the disk is not open"))),
         }
     }
 

@@ -76,6 +76,7 @@ fn synced() -> (Source, Arc<Tracker>) {
         Message::Begun {
             window: 1 << 20,
             address: String::new(),
+            templates: false,
         },
     );
     assert!(set.iter().any(|a| matches!(a, SourceAction::AttachTap)));
@@ -237,6 +238,7 @@ fn a_target_that_acknowledges_what_was_never_sent_ends_the_session_and_nothing_e
         Message::Begun {
             window: 1,
             address: String::new(),
+            templates: false,
         },
         Message::Welcome(Standing::Empty),
         Message::Prepare {

@@ -78,6 +78,13 @@ pub(super) struct Answer {
     pub(super) differs: u128,
 }
 
+/// What is to be done until a chunk can be answered, and with which blocks.
+#[derive(Clone, Copy, Debug, Default)]
+struct Left {
+    operations: usize,
+    differs: u128,
+}
+
 impl DiskOp {
     fn end(&self) -> u64 {
         self.offset + self.work.covers()
@@ -102,8 +109,8 @@ pub(super) struct Applier {
     next_op: u64,
     /// Cost of everything waiting and running.
     held: u64,
-    /// Operations left of each chunk, and chunks that are done and not yet reported.
-    parts: BTreeMap<u64, usize>,
+    /// What is left of each chunk, and chunks that are done and not yet reported.
+    parts: BTreeMap<u64, Left>,
     done: Vec<Answer>,
     seen: Vec<Seen>,
     heard: Heard,
@@ -247,7 +254,11 @@ impl Applier {
         if parts.is_empty() {
             self.answer(chunk.id, 0);
         } else {
-            self.parts.insert(chunk.id, parts.len());
+            let left = Left {
+                operations: parts.len(),
+                differs: 0,
+            };
+            self.parts.insert(chunk.id, left);
         }
         self.submit(chunk.offset, &chunk.content, &parts, Some(chunk.id))
     }
@@ -380,10 +391,11 @@ impl Applier {
         self.held = self.held.saturating_sub(op.cost());
         let Some(chunk) = op.chunk else { return };
         if let Some(left) = self.parts.get_mut(&chunk) {
-            *left -= 1;
-            if *left == 0 {
+            left.operations = left.operations.saturating_sub(1);
+            if left.operations == 0 {
+                let differs = left.differs;
                 self.parts.remove(&chunk);
-                self.answer(chunk, 0);
+                self.answer(chunk, differs);
             }
         }
     }
@@ -396,9 +408,8 @@ impl Applier {
         }
     }
 
-    /// The disk was read for an operation that compares.
-    pub(super) fn compared(&mut self, id: OpId, with: impl FnOnce(&Compare) -> Compared) {
-        let compared = self.comparing(id).map(|compare| with(compare));
+    /// That came of an operation that compares.
+    pub(super) fn compared(&mut self, id: OpId, compared: Compared) {
         let Some(op) = self.running.remove(&id) else {
             return;
         };
@@ -408,9 +419,63 @@ impl Applier {
             return;
         }
         match (compared, op.chunk) {
-            (Some(Compared::Differs(blocks)), Some(chunk)) => self.answer(chunk, blocks),
-            (Some(Compared::Seen(seen)), _) => self.seen.push(seen),
-            _ => {}
+            (Compared::Differs(blocks), Some(chunk)) => self.answer(chunk, blocks),
+            (Compared::Seen(seen), _) => self.seen.push(seen),
+            (Compared::Differs(_), None) => {}
+        }
+    }
+
+    /// Blocks that a running probe missed were found elsewhere. They are written once it has ended, as what came in a
+    /// chunk's place is: over nothing newer, which `over` breaks.
+    pub(super) fn bring(&mut self, id: OpId, found: &[(u64, Bytes)], over: bool) {
+        let Some(DiskOp {
+            work: Work::Compare(compare),
+            chunk: Some(chunk),
+            ..
+        }) = self.running.get(&id)
+        else {
+            return;
+        };
+        let (base, chunk) = (compare.base, *chunk);
+        // The source has given it up since, and what may be newer is not remembered any more.
+        if id < self.since || base < self.heard.floor {
+            return;
+        }
+        for (offset, data) in found {
+            let end = offset + data.len() as u64;
+            let parts = self
+                .versions
+                .claim(*offset, end, base, |n| over || n <= base);
+            for (from, to) in parts {
+                self.parts.entry(chunk).or_default().operations += 1;
+                let id = self.take_op();
+                let content = Content::Data(part_of(data, from - offset, to - offset));
+                let work = Work::Put(content);
+                let (offset, chunk) = (from, Some(chunk));
+                #[rustfmt::skip]
+                self.wait(DiskOp { id, offset, work, chunk });
+            }
+        }
+    }
+
+    /// A probe was looked for everywhere.
+    pub(super) fn searched(&mut self, id: OpId) {
+        let Some(compare) = self.comparing(id) else {
+            return;
+        };
+        let (missing, base) = (compare.search.missing, compare.base);
+        let Some(op) = self.running.remove(&id) else {
+            return;
+        };
+        self.held = self.held.saturating_sub(op.cost());
+        let Some(chunk) = op.chunk.filter(|_| id >= self.since) else {
+            return;
+        };
+        match self.parts.get_mut(&chunk) {
+            // What was found waited for this.
+            Some(left) => left.differs = missing,
+            None if base < self.heard.floor => {}
+            None => self.answer(chunk, missing),
         }
     }
 

@@ -2,6 +2,9 @@
 //!
 //! Must never call a block the same that is not, nor one of which something later waits in the journal.
 
+use bytes::Bytes;
+
+use super::elsewhere::Search;
 use super::{Message, Micros, OpId, Target, Upto};
 use crate::dirty::DirtyMap;
 use crate::wire::{Content, Here, Look, Probe};
@@ -14,6 +17,10 @@ pub(super) struct Compare {
     here: Here,
     /// The look that it is for; else it is a probe.
     look: Option<u64>,
+    /// Of a probe, no number up to it is later than what it tells of.
+    pub(super) base: u64,
+    /// Of a probe, what is looked for elsewhere.
+    pub(super) search: Search,
     /// Blocks of which the disk does not say what is there: bytes of them are in the journal.
     left_out: u128,
 }
@@ -42,6 +49,8 @@ impl Compare {
             len: probe.len,
             here: Here::Blocks(probe.block, probe.hashes),
             look: None,
+            base: probe.base,
+            search: Search::default(),
             left_out: 0,
         }
     }
@@ -52,12 +61,45 @@ impl Compare {
             len: look.len,
             here: look.here,
             look: Some(look.id),
+            base: 0,
+            search: Search::default(),
             left_out: 0,
         }
     }
 
     pub(super) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Where it is on the disk: offset and length, which a probe keeps short.
+    pub(super) fn place(&self) -> (u64, u32) {
+        (self.offset, self.len as u32)
+    }
+
+    /// What is missing and is in `data`, which a template has from this place on: by its offset. With `unlike` a rule is
+    /// broken on purpose.
+    pub(super) fn find_in(&mut self, data: &Bytes, unlike: bool) -> Vec<(u64, Bytes)> {
+        let Here::Blocks(block, hashes) = &self.here else {
+            return Vec::new();
+        };
+        let block = *block as usize;
+        let len = self.len as usize;
+        let mut found: Vec<(usize, usize)> = Vec::new();
+        for (number, hash) in hashes.iter().enumerate() {
+            let (from, to) = (number * block, len.min((number + 1) * block));
+            let there = data.get(from..to);
+            let same = |there| unlike || blake3::hash(there).as_bytes() == hash;
+            if self.search.missing >> number & 1 == 0 || !there.is_some_and(same) {
+                continue;
+            }
+            self.search.missing &= !(1 << number);
+            match found.last_mut() {
+                Some((_, end)) if *end == from => *end = to,
+                _ => found.push((from, to)),
+            }
+        }
+        let part = |(from, to): (usize, usize)| (self.offset + from as u64, data.slice(from..to));
+        found.into_iter().map(part).collect()
     }
 
     /// Whether it is compared with zeroes, which may be many.
@@ -211,15 +253,21 @@ impl Target {
     }
 
     /// What cannot be read is not the same; whether the disk is of any use shows when it is written.
-    pub(super) fn on_read(&mut self, op: OpId, result: std::io::Result<bytes::Bytes>) {
+    pub(super) fn on_read(&mut self, op: OpId, result: std::io::Result<Bytes>) {
         let data = result.unwrap_or_default();
-        self.apply.compared(op, |compare| compare.with(&data));
+        if let Some(compare) = self.apply.comparing(op) {
+            let compared = compare.with(&data);
+            self.conclude(op, compared);
+        }
     }
 
     /// The same of a part that may be zero.
     pub(super) fn on_zeroes(&mut self, op: OpId, result: &std::io::Result<bool>) {
         let zero = result.as_ref().is_ok_and(|zero| *zero);
-        self.apply.compared(op, |compare| compare.with_answer(zero));
+        if let Some(compare) = self.apply.comparing(op) {
+            let compared = compare.with_answer(zero);
+            self.conclude(op, compared);
+        }
     }
 
     /// Looks have no place in what is acknowledged: each is answered by itself.

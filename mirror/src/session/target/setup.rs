@@ -353,6 +353,7 @@ impl Target {
                 Message::Begun {
                     window: self.config.window,
                     address: self.config.address.clone().unwrap_or_default(),
+                    templates: self.config.templates > 0,
                 },
             );
         }

@@ -299,6 +299,7 @@ fn messages_out_of_place_end_the_session() {
             Message::Begun {
                 window: 1,
                 address: String::new(),
+                templates: false,
             },
         ),
     ] {
@@ -503,6 +504,9 @@ pub(super) fn oblige(target: &mut Target, first: Vec<TargetAction>) {
             TargetAction::Open { .. } => TargetEvent::Opened(Ok(())),
             TargetAction::Read(op, _, len) => {
                 TargetEvent::Read(op, Ok(vec![0; len as usize].into()))
+            }
+            TargetAction::ReadTemplate { op, len, .. } => {
+                TargetEvent::OfTemplate(op, Ok(vec![0; len as usize].into()))
             }
             TargetAction::Zeroes(op, ..) => TargetEvent::Zeroes(op, Ok(true)),
             TargetAction::Write(op, ..)

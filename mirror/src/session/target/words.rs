@@ -24,6 +24,8 @@ pub struct TargetConfig {
     pub in_use: bool,
     /// The session and the number of this disk's last cut, as the record of its group says, if it is of one.
     pub cut: Option<(Uuid, u64)>,
+    /// How many images there are in which blocks of the disk may be, at the same place.
+    pub templates: usize,
     /// The rule that a test breaks.
     #[cfg(test)]
     pub(crate) sabotage: Option<crate::session::Sabotage>,
@@ -38,6 +40,7 @@ impl Default for TargetConfig {
             admission: Admission::default(),
             in_use: false,
             cut: None,
+            templates: 0,
             #[cfg(test)]
             sabotage: None,
         }
@@ -98,6 +101,8 @@ pub enum TargetEvent {
     Disk(OpId, std::io::Result<()>),
     /// A read with that name ended.
     Read(OpId, std::io::Result<Bytes>),
+    /// A read of a template with that name ended: what that has there, which may be less.
+    OfTemplate(OpId, std::io::Result<Bytes>),
     /// Whether a part is zero.
     Zeroes(OpId, std::io::Result<bool>),
     /// The record is durable; on failure it may or may not be.
@@ -134,6 +139,17 @@ pub enum TargetAction {
     },
     /// Read from the disk: offset, length.
     Read(OpId, u64, u32),
+    /// Read from a template, as far as that goes.
+    ReadTemplate {
+        /// For which operation.
+        op: OpId,
+        /// Which of them, from 0.
+        number: usize,
+        /// First byte.
+        offset: u64,
+        /// How many.
+        len: u32,
+    },
     /// Find out whether all of a part reads as zero, which may be long and mostly not allocated: offset, length.
     Zeroes(OpId, u64, u64),
     /// Write bytes at an offset.

@@ -143,6 +143,7 @@ impl World {
                 let works = self.calm() || !self.rng.percent(2);
                 self.begin_op(at, Asked::Step, Doing::Open(fresh, works), now);
             }
+            TargetAction::ReadTemplate { .. } => self.failure("there are no templates"),
             TargetAction::Write(op, offset, data) => {
                 self.begin_op(at, Asked::Machine(op), Doing::Write(offset, data), now);
             }

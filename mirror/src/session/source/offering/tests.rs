@@ -72,6 +72,7 @@ impl Lone {
         lone.say(Message::Begun {
             window: 1 << 20,
             address: String::new(),
+            templates: false,
         });
         let asked = lone.tell(SourceEvent::Attached(Ok(())));
         let op = asked.iter().find_map(|action| match action {
