@@ -7,6 +7,7 @@ mod chain;
 mod check;
 mod compact;
 mod convert;
+mod elsewhere;
 mod evacuation;
 mod limit;
 mod machine;
@@ -30,6 +31,7 @@ pub(crate) use self::chain::{ChainArgs, CommitArgs, FlattenArgs, RebaseArgs, Sna
 pub(crate) use self::check::CheckArgs;
 pub(crate) use self::compact::CompactArgs;
 pub(crate) use self::convert::{CompareArgs, ConvertArgs, SourceFormat};
+pub(crate) use self::elsewhere::ElsewhereArgs;
 pub(crate) use self::evacuation::{EvacuateArgs, PlanArgs};
 pub(crate) use self::limit::{LimitArgs, LimitDiskArgs};
 pub(crate) use self::machine::{
@@ -385,12 +387,17 @@ pub(crate) struct ResizeArgs {
   diskferry serve disk.vhdx --listen unix:/run/disk.sock --iops 2000 --bandwidth 100M    for each disk
   diskferry serve disk.vhdx --listen unix:/run/disk.sock --metrics 127.0.0.1:9750    for Prometheus
   diskferry serve root=a.vhdx data=b.vhdx --listen tcp:0.0.0.0:10809 --listen unix:/run/disks.sock
+  diskferry serve nbd://127.0.0.1:10809/disk --state disk.vhdx.nbd --listen unix:/run/disk.sock    stands in front of it
 
 Each disk is an export with the name of its file without the suffix, or the name given. A single
 disk is also the default export, the one with the empty name. SIGINT and SIGTERM end it in order:
-what is in flight is answered, and every disk is closed cleanly.")]
+what is in flight is answered, and every disk is closed cleanly.
+
+A disk may be an export of any other NBD server. Its clients connect here from then on, and nobody writes to it past
+this server: then it moves while it is used (diskferry mirror start disk.vhdx.nbd --to …, and it arrives as disk.vhdx).
+The file NAME.nbd says whose it is. docs/nbd-source.md says what cannot be promised.")]
 pub(crate) struct ServeArgs {
-    /// The disks: a file, or NAME=FILE
+    /// The disks: a file or the address of an NBD export, or NAME=one of them
     #[arg(required = true, value_name = "DISK")]
     pub(crate) disks: Vec<PathBuf>,
     /// Where to listen: unix:PATH or tcp:HOST:PORT; may be given several times
@@ -411,6 +418,8 @@ pub(crate) struct ServeArgs {
     /// Serve also a disk that is marked incomplete or handed over; only if no other host can own it
     #[arg(long)]
     pub(crate) take_over: bool,
+    #[command(flatten)]
+    pub(crate) elsewhere: ElsewhereArgs,
     #[command(flatten)]
     pub(crate) metrics: MetricsArgs,
     #[command(flatten)]

@@ -5,6 +5,7 @@
 mod chain;
 mod convert;
 mod create;
+mod elsewhere;
 mod limit;
 mod machine;
 mod metadata;
@@ -32,6 +33,7 @@ pub(crate) use self::metadata::{ItemName, SetItem, Source, only_images};
 use crate::args::{BenchArgs, FormatName, LoadRunArgs, MapArgs, Pattern, ReceiveArgs, ServeArgs};
 use crate::failure::{Failure, Result};
 use crate::load::ledger::Area;
+use crate::site::elsewhere::Behind;
 use crate::site::taking::Taking;
 use crate::size;
 
@@ -100,6 +102,8 @@ pub(crate) struct Served {
     pub(crate) path: PathBuf,
     /// Its format if it was given; else its suffix says.
     pub(crate) format: Option<FormatName>,
+    /// The export of another server for which the path stands, if it does.
+    pub(crate) behind: Option<Behind>,
 }
 
 /// What `serve` means.
@@ -237,7 +241,12 @@ impl Served {
             let what = format!("{}: makes no name for an export", typed.display());
             return Err(Failure::usage(what).hint("give it one: NAME=DISK"));
         }
-        Ok(Self { name, path, format })
+        Ok(Self {
+            name,
+            path,
+            format,
+            behind: None,
+        })
     }
 }
 
@@ -248,8 +257,16 @@ impl Serve {
             return Err(Failure::usage(what).hint("--parent-dir allows folders for all of them"));
         }
         let mut disks: Vec<Served> = Vec::new();
+        let mut exports = 0;
         for typed in &args.disks {
-            let disk = Served::new(typed, args.format)?;
+            let disk = match elsewhere::typed(typed) {
+                Some(named) => {
+                    exports += 1;
+                    let state = args.elsewhere.state.get(exports - 1);
+                    elsewhere::served(named, state, args.elsewhere.plain)?
+                }
+                None => Served::new(typed, args.format)?,
+            };
             if let Some(other) = disks.iter().find(|other| other.name == disk.name) {
                 let what = format!(
                     "{} and {} would both be called `{}`",
@@ -261,6 +278,7 @@ impl Serve {
             }
             disks.push(disk);
         }
+        elsewhere::refuse_spare(&args.elsewhere, exports)?;
         Ok(Self {
             disks,
             listen: args

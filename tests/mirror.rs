@@ -15,6 +15,7 @@ mod mirror {
     mod ledger;
     mod load;
     mod moves;
+    mod nbd_source;
     mod nbd_target;
     mod pairing;
     mod process;

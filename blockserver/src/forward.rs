@@ -14,8 +14,13 @@
 //! Where others change the disk too, doing again what was answered could take their changes back. There each change is
 //! asked to be durable before it is answered, and nothing is kept ([`Forwarder::write_through`]). A disk that comes back
 //! ([`Forwarder::settle`]) has all that was answered; what was not is answered by the other server, which sends it here.
+//!
+//! Where the export stands for a disk of this server ([`Forwarder::start_as_disk`]) it has to be the same at every
+//! connection, and nothing of a lost one may overtake what comes after it.
 
 mod fit;
+mod kept;
+mod terms;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -27,9 +32,11 @@ use bytes::Bytes;
 use vdisk::engine::Extent;
 
 use self::fit::{Fit, fit, reply, wire_request};
+use self::kept::Kept;
+pub(crate) use self::terms::Terms;
 use crate::nbd::Errno;
 use crate::nbd::blocking_client::{
-    ClientError, ConnectOptions, PipelinedClient, ReceiveHalf, SendHalf,
+    ClientError, ConnectOptions, Ender, PipelinedClient, ReceiveHalf, SendHalf,
 };
 use crate::nbd::uri::Address;
 use crate::nbd::wire::transmission;
@@ -42,10 +49,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 
 /// How long a server that is not ours is given to be done with what it was sent over a lost connection.
 const LATE: Duration = Duration::from_secs(2);
-
-/// Changes, and bytes of them, that are kept before a flush of our own makes an end of it.
-const KEEP_CHANGES: usize = 4096;
-const KEEP_BYTES: usize = 32 << 20;
+/// Without a sign of life for so long from the host of a server that is a disk here the connection is lost.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// A request in place of a disk.
 #[derive(Clone)]
@@ -89,47 +94,6 @@ struct Job {
     done: Done,
 }
 
-/// Changes that the server has answered and may still lose.
-#[derive(Default)]
-struct Kept {
-    /// Oldest first; the number of the first is `first`.
-    changes: VecDeque<ForwardRequest>,
-    first: u64,
-    bytes: usize,
-    /// A flush of our own is on its way.
-    flushing: bool,
-    /// A change could not be done again: no flush succeeds any more.
-    lost: bool,
-    /// Nothing more is kept.
-    none: bool,
-}
-
-impl Kept {
-    /// The number that the next change gets.
-    fn next(&self) -> u64 {
-        self.first + self.changes.len() as u64
-    }
-
-    fn push(&mut self, change: ForwardRequest) {
-        self.bytes += change.data.len();
-        self.changes.push_back(change);
-    }
-
-    /// Everything before this number is durable.
-    fn forget_before(&mut self, number: u64) {
-        while self.first < number
-            && let Some(change) = self.changes.pop_front()
-        {
-            self.bytes -= change.data.len();
-            self.first += 1;
-        }
-    }
-
-    fn is_much(&self) -> bool {
-        self.bytes >= KEEP_BYTES || self.changes.len() >= KEEP_CHANGES
-    }
-}
-
 #[derive(Default)]
 struct State {
     next: u64,
@@ -150,6 +114,8 @@ struct State {
     /// What was sent over a connection that was lost may be done late.
     late: bool,
     pause: Pause,
+    /// What the export has to be, if it is a disk of this server.
+    terms: Option<Terms>,
 }
 
 /// The connection.
@@ -283,6 +249,19 @@ impl Forwarder {
         Self::begin(address, state)
     }
 
+    /// The same to an export that is a disk of this server and has to be what `terms` say at every connection; `rested` as
+    /// in [`Self::start_rested`].
+    pub(crate) fn start_as_disk(address: Address, terms: Terms, rested: bool) -> Self {
+        let rest = Pause::Until(Instant::now() + LATE);
+        let state = State {
+            pause: if rested { rest } else { Pause::None },
+            late: true,
+            terms: Some(terms),
+            ..State::default()
+        };
+        Self::begin(address, state)
+    }
+
     fn begin(address: Address, state: State) -> Self {
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
@@ -381,11 +360,14 @@ impl Drop for Forwarder {
 /// Connect, again and again, and send until nothing more comes.
 fn keep_connected(shared: &Arc<Shared>, address: &Address) {
     let mut pause = RETRY.0;
+    let terms = shared.lock().terms;
     // Clients wait for the first connection, and who owns a disk that has moved is one of ours most often.
     let mut options = ConnectOptions {
-        at_once: true,
+        at_once: terms.is_none(),
+        silence: terms.map(|_| SILENCE),
         ..ConnectOptions::default()
     };
+    let mut said = String::new();
     loop {
         {
             let mut state = shared.lock();
@@ -398,7 +380,7 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
                 continue;
             }
         }
-        match PipelinedClient::connect(address, &options) {
+        match connect(address, &mut options, terms) {
             Ok(client) => {
                 tracing::info!(%address, "forwarding");
                 shared.lock().line = Line::Up;
@@ -420,11 +402,10 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
                 tracing::warn!(%address, "the connection was lost; it is made again");
             }
             Err(error) => {
-                // Who is reached and cannot be talked to so may be another server, which wants to be asked step by step.
-                options.at_once ^= !matches!(error, ClientError::Connect { .. });
-                if pause == RETRY.0 {
-                    tracing::warn!(%address, %error, "no connection yet; clients wait");
+                if pause == RETRY.0 || error != said {
+                    tracing::warn!(%address, error, "no connection yet; clients wait");
                 }
+                said = error;
                 pause = (pause * 2).min(RETRY.1);
             }
         }
@@ -432,13 +413,32 @@ fn keep_connected(shared: &Arc<Shared>, address: &Address) {
     }
 }
 
+/// A connection to what has to be there, or why there is none.
+fn connect(
+    address: &Address,
+    options: &mut ConnectOptions,
+    terms: Option<Terms>,
+) -> Result<PipelinedClient, String> {
+    let connected = PipelinedClient::connect(address, options);
+    let client = connected.map_err(|error| {
+        // Who is reached and cannot be talked to so may be another server, which wants to be asked step by step.
+        let reached = !matches!(error, ClientError::Connect { .. });
+        options.at_once ^= terms.is_none() && reached;
+        error.to_string()
+    })?;
+    match terms.and_then(|terms| terms.broken_by(client.remote())) {
+        Some(why) => Err(format!("what is there is not the disk: {why}")),
+        None => Ok(client),
+    }
+}
+
 /// Use one connection for as long as it holds; whether anything was answered.
 fn serve(shared: &Arc<Shared>, client: PipelinedClient) -> bool {
     let (send, receive) = client.split();
-    let receiver = Arc::clone(shared);
+    let (receiver, ender) = (Arc::clone(shared), send.ender());
     let thread = thread::Builder::new()
         .name("forward-receive".into())
-        .spawn(move || receive_all(&receiver, receive));
+        .spawn(move || receive_all(&receiver, receive, &ender));
     let Ok(thread) = thread else {
         return false;
     };
@@ -538,7 +538,7 @@ fn queue_waiting(
 }
 
 /// Hand answers to those who wait for them until the connection breaks; whether there were any.
-fn receive_all(shared: &Shared, mut receive: ReceiveHalf) -> bool {
+fn receive_all(shared: &Shared, mut receive: ReceiveHalf, ender: &Ender) -> bool {
     let mut answered = false;
     loop {
         let completion = match receive.wait() {
@@ -578,7 +578,13 @@ fn receive_all(shared: &Shared, mut receive: ReceiveHalf) -> bool {
         let result = reply(completion, job.request.len);
         (job.done)(result);
     }
-    shared.lock().line = Line::Broken;
+    let mut state = shared.lock();
+    if state.rests() {
+        // What this host has not sent yet it would send on, for as long as that takes.
+        ender.abandon();
+    }
+    state.line = Line::Broken;
+    drop(state);
     shared.changed.notify_all();
     answered
 }

@@ -21,6 +21,9 @@ use crate::socket::Listener;
 use crate::uring::{Backend, Ring};
 use crate::worker::{Crew, Limits, Message, Worker};
 
+/// How long the last flush of a disk may take that is an export of another server, which may be gone.
+const LAST_FLUSH: Duration = Duration::from_secs(10);
+
 /// How a server is to be.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -319,7 +322,11 @@ fn close_cleanly(export: &ExportHandle) -> io::Result<()> {
         return Ok(());
     }
     let mark = export.disk().mark();
-    export.call(LocalRequest::Park { mark }).map(drop)
+    let park = LocalRequest::Park { mark };
+    if export.disk().is_elsewhere() {
+        return export.call_within(park, LAST_FLUSH).map(drop);
+    }
+    export.call(park).map(drop)
 }
 
 /// Run a worker; a panic in it ends the process. The engine it may have left in the middle of a step

@@ -10,6 +10,8 @@ mod addresses;
 mod clients;
 #[path = "serve/control.rs"]
 mod control;
+#[path = "serve/elsewhere.rs"]
+mod elsewhere;
 #[path = "serve/forwarding.rs"]
 mod forwarding;
 #[path = "serve/guest.rs"]

@@ -7,8 +7,8 @@
 //! # The rules that make lanes independent
 //!
 //! 1. Every change takes a number, also one that only leaves dirty bits.
-//! 2. It takes it after it succeeded in the local disk. So a read submitted when the last number
-//!    was `base` sees every change up to `base`.
+//! 2. It takes it after it succeeded in the local disk, or failed there and leaves dirty bits. So a
+//!    read submitted when the last number was `base` sees every change up to `base`.
 //! 3. A change whose granules are all dirty needs no record: they have yet to be read. The same is
 //!    true beyond the cursor, where the bulk copy has not yet asked what is allocated.
 
@@ -380,6 +380,33 @@ impl Inner {
         }
     }
 
+    /// Somebody changed that; how much of it lies before the cursor.
+    fn touched(&mut self, offset: u64, len: u64) -> u64 {
+        if let Some(watched) = &mut self.watched {
+            watched.mark(offset, len);
+        }
+        self.cursor.saturating_sub(offset).min(len)
+    }
+
+    /// A client's change there has to be read and sent.
+    fn mark_changed(&mut self, offset: u64, len: u64) {
+        let before = self.dirty.bytes();
+        self.dirty.mark(offset, len);
+        let fresh = self.dirty.bytes() - before;
+        self.traffic.added += fresh;
+        self.places.changed.add_at(offset, fresh);
+    }
+
+    /// Number one change of which nobody knows what came of it: what is there now is read.
+    fn doubt(&mut self, offset: u64, len: u64) {
+        // A cut that falls on it needs no place in the queue: the target is not whole before that was read.
+        let _ = self.sequence.next();
+        let below = self.touched(offset, len);
+        if below > 0 {
+            self.mark_changed(offset, below);
+        }
+    }
+
     /// Number and keep one change that fits one message.
     fn add(&mut self, offset: u64, content: Content) {
         let (seq, cut) = self.sequence.next();
@@ -387,10 +414,7 @@ impl Inner {
         self.traffic.written += content.held();
         self.places.written.add_at(offset, content.held());
         let len = content.covers();
-        if let Some(watched) = &mut self.watched {
-            watched.mark(offset, len);
-        }
-        let below = self.cursor.saturating_sub(offset).min(len);
+        let below = self.touched(offset, len);
         if below == 0 || self.dirty.covers(offset, below) {
             return;
         }
@@ -403,11 +427,7 @@ impl Inner {
         let empty = self.queue.empty() as u64 * RECORD_COST;
         if self.held.saturating_add(cost).saturating_add(empty) > self.limit {
             self.traffic.fallen_back += 1;
-            let before = self.dirty.bytes();
-            self.dirty.mark(offset, below);
-            let fresh = self.dirty.bytes() - before;
-            self.traffic.added += fresh;
-            self.places.changed.add_at(offset, fresh);
+            self.mark_changed(offset, below);
             return;
         }
         self.held += cost;
@@ -428,7 +448,8 @@ impl WriteTap for Tracker {
             let mut inner = self.lock();
             let was_idle = inner.queue.is_empty() && inner.dirty.is_empty();
             match change {
-                Change::Zeroes(0) => {}
+                Change::Zeroes(0) | Change::Unknown(0) => {}
+                Change::Unknown(len) => inner.doubt(offset.0, len),
                 Change::Zeroes(len) => inner.add(offset.0, Content::Zeroes(len)),
                 Change::Data(mut data) => {
                     let mut at = offset.0;

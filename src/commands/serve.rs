@@ -1,5 +1,6 @@
 //! `diskferry serve`: disks for NBD clients, in the foreground until a signal.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::failure::{Exit, Failure, Result};
 use crate::plan::{self, Serve, Served};
 use crate::report::Report;
 use crate::site::Reachable;
+use crate::site::elsewhere::NOT_PROMISED;
 use crate::site::source::Site;
 use crate::{identity, interrupt};
 use crate::{site, size};
@@ -31,6 +33,11 @@ struct Serving {
     read_only: bool,
     uris: Vec<String>,
     io_uring: bool,
+    /// The export that is behind it, and what cannot be promised of that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    behind: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_promised: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -87,8 +94,16 @@ pub(crate) fn run(args: &ServeArgs, report: Report) -> Result<()> {
 
 /// Opens a disk and makes it an export.
 fn add(site: &Site, served: &Served, plan: &Serve) -> Result<ExportHandle> {
-    let format = served.format.map(plan::library_format);
-    let opened = site::disk::open(&served.path, format, plan.read_only, &plan.search)?;
+    let opened = match &served.behind {
+        Some(behind) => {
+            behind.refuse_own(&plan.listen)?;
+            behind.open((plan.read_only, plan.take_over))?
+        }
+        None => {
+            let format = served.format.map(plan::library_format);
+            site::disk::open(&served.path, format, plan.read_only, &plan.search)?
+        }
+    };
     let options = ExportOptions {
         read_only: plan.read_only,
         description: served.path.display().to_string(),
@@ -181,14 +196,22 @@ fn announce(
         read_only: export.read_only(),
         uris: endpoints.iter().map(uri).collect(),
         io_uring: server.uses_io_uring(),
+        behind: disk
+            .behind
+            .as_ref()
+            .map(|behind| behind.address.to_string()),
+        not_promised: disk.behind.as_ref().map(|_| NOT_PROMISED),
     };
     let read_only = if serving.read_only { ", read-only" } else { "" };
-    let people = format!(
+    let mut people = format!(
         "serving {} ({}{read_only}) at {}",
         disk.path.display(),
         size::show(serving.virtual_size),
         serving.uris.join(" and "),
     );
+    if let Some(behind) = &serving.behind {
+        let _ = write!(people, ", which is {behind}\nnot promised: {NOT_PROMISED}");
+    }
     report.event("serving", &serving, &people)
 }
 

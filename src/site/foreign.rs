@@ -76,6 +76,12 @@ pub(crate) fn is_one_of(there: &Endpoint, ours: &[Endpoint]) -> bool {
     ours.iter().any(same)
 }
 
+/// Whether both addresses may lead to one export, as far as that shows: a server has one that goes without a name.
+pub(crate) fn may_be_same(one: &Address, other: &Address) -> bool {
+    let named = one.export == other.export || one.export.is_empty() || other.export.is_empty();
+    named && is_one_of(&one.endpoint, std::slice::from_ref(&other.endpoint))
+}
+
 fn is_near(host: &str) -> bool {
     let ip: Option<std::net::IpAddr> = host.parse().ok();
     host == "localhost" || ip.is_some_and(|ip| ip.is_loopback())

@@ -5,6 +5,7 @@
 //! | [`beside`] | both ends of a move to another path of this host |
 //! | [`bound`] | whose a disk is that was about to move with a machine |
 //! | [`disk`] | opens a disk for a server and finds out who may serve it |
+//! | [`elsewhere`] | an export of a server that is not ours, as a disk of this one |
 //! | [`foreign`] | an export of a server that is not ours, as a target |
 //! | `offered` | whose a disk is that was offered to another host |
 //! | [`port`] | an export as a migration session reaches it |
@@ -15,6 +16,7 @@
 pub(crate) mod beside;
 pub(crate) mod bound;
 pub(crate) mod disk;
+pub(crate) mod elsewhere;
 pub(crate) mod foreign;
 mod kept;
 mod offered;

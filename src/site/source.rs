@@ -327,11 +327,22 @@ impl SiteDisk {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Refuse what needs a file here, of a disk that is an export of another server.
+    fn is_here(&self, what: &str) -> Result<()> {
+        if self.opened().disk.is_elsewhere() {
+            let name = self.export.name();
+            let what = format!("`{name}` is an export of another NBD server, which has no {what}");
+            return Err(Failure::new(Exit::Unsupported, what));
+        }
+        Ok(())
+    }
+
     /// Keep what the disk holds, and go on in a new one. No move begins meanwhile.
     fn snapshot(&self, wanted: &TakeSnapshot) -> Result<()> {
         let _alone = self.changing();
         let moving = self.lock();
         self.stays(moving.as_ref())?;
+        self.is_here("snapshots")?;
         let from = self.opened();
         if self.arrived {
             let what = format!("`{}` came here through a move", self.export.name());
@@ -474,9 +485,7 @@ impl SiteDisk {
     }
 
     fn name_here(&self) -> String {
-        let opened = self.opened();
-        let name = opened.path.file_name().and_then(|name| name.to_str());
-        name.unwrap_or_default().to_owned()
+        self.opened().description.name.clone()
     }
 
     fn config(&self, to: &str, name: &str, start: &StartMirror) -> SourceConfig {

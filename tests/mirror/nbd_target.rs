@@ -25,7 +25,7 @@ const SIZE: u64 = 256 * MIB;
 const ASIDE: u64 = SIZE - 2 * MIB;
 
 /// A server of another maker, with `target.img` behind it.
-struct Other {
+pub(crate) struct Other {
     words: Vec<String>,
     folder: PathBuf,
     child: Option<Child>,
@@ -33,13 +33,13 @@ struct Other {
 
 impl Other {
     /// `qemu-nbd`, which lets many clients in.
-    fn qemu(here: &Path) -> Self {
+    pub(crate) fn qemu(here: &Path) -> Self {
         let words = ["qemu-nbd", "-t", "-f", "raw", "--shared=8", "-k"];
         Self::start(here, &words, &["target.img"])
     }
 
     /// `nbdkit` with these words before those of its plugin for files.
-    fn nbdkit(here: &Path, filters: &[&str], more: &[&str]) -> Self {
+    pub(crate) fn nbdkit(here: &Path, filters: &[&str], more: &[&str]) -> Self {
         let words = [&["nbdkit", "-f"], filters, &["-U"]].concat();
         Self::start(here, &words, &[&["file", "target.img"], more].concat())
     }
@@ -61,12 +61,12 @@ impl Other {
         self.folder.join("other")
     }
 
-    fn at(&self) -> String {
+    pub(crate) fn at(&self) -> String {
         format!("nbd+unix:///?socket={}", self.socket().display())
     }
 
     /// Starts it (again), and waits until it greets.
-    fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         let _ = std::fs::remove_file(self.socket());
         let (name, words) = self.words.split_first().expect("a program");
         let child = command(&self.folder, name, words).spawn();
@@ -85,7 +85,7 @@ impl Other {
         }
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().expect("it runs");
         child.kill().expect("it can be killed");
         child.wait().expect("it ends");
@@ -132,7 +132,7 @@ fn start(sites: &Sites, to: &str, words: &[&str]) -> Ran {
 
 /// Nothing is where nothing was written.
 #[track_caller]
-fn is_zero(at: &str, offset: u64) {
+pub(crate) fn is_zero(at: &str, offset: u64) {
     let mut client = BlockingClient::connect(&address(at)).expect("it is served");
     let mut found = vec![1; MIB as usize];
     client.read(offset, &mut found).expect("it can be read");

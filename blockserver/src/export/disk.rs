@@ -11,6 +11,8 @@ use vdisk::disk::{ImageFormat, OpenOptions};
 use vdisk::engine::{BlockMap, Engine, Mark};
 use vdisk::storage::{exclude, share, unlock};
 
+use super::elsewhere::{Elsewhere, There};
+use crate::nbd::uri::Address;
 use crate::uring::ALIGNMENT;
 
 /// A disk that can be served. It must be the only user of its file in this process.
@@ -26,6 +28,8 @@ pub struct Disk {
     failed: AtomicBool,
     /// The disk it is built on.
     parent: Option<Arc<Self>>,
+    /// Where its bytes are, if another server has them: neither engine nor file are asked for any then.
+    there: Option<There>,
 }
 
 impl Disk {
@@ -86,11 +90,36 @@ impl Disk {
         Self::over(file, engine, (alignment, 512), None)
     }
 
-    fn over(
+    /// A disk whose bytes are an export of another server. `file` stands for it here, is held as long as the disk and is
+    /// never read or written. `rested` says that a process before this one may have sent the server what it is still at:
+    /// it is given two seconds before it is asked for anything.
+    #[must_use]
+    pub fn elsewhere(found: Elsewhere, file: File, rested: bool) -> Arc<Self> {
+        let engine = Engine::raw(found.size(), 1, found.read_only());
+        Self::held(
+            file,
+            engine,
+            (1, 512),
+            (None, Some(There::begin(found, rested))),
+        )
+    }
+
+    /// Such a disk of `size` bytes that was handed over to a new owner: the server is asked for nothing any more.
+    #[must_use]
+    pub fn elsewhere_no_more(size: u64, file: File) -> Arc<Self> {
+        let engine = Engine::raw(size, 1, false);
+        Self::held(file, engine, (1, 512), (None, Some(There::gone())))
+    }
+
+    fn over(file: File, engine: Engine, sizes: (u32, u32), parent: Option<Arc<Self>>) -> Arc<Self> {
+        Self::held(file, engine, sizes, (parent, None))
+    }
+
+    fn held(
         file: File,
         engine: Engine,
         (alignment, logical_sector): (u32, u32),
-        parent: Option<Arc<Self>>,
+        (parent, there): (Option<Arc<Self>>, Option<There>),
     ) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let map = Arc::clone(engine.map());
@@ -103,7 +132,30 @@ impl Disk {
             logical_sector,
             failed: AtomicBool::new(false),
             parent,
+            there,
         })
+    }
+
+    /// Whether its bytes are an export of another server.
+    #[must_use]
+    pub fn is_elsewhere(&self) -> bool {
+        self.there.is_some()
+    }
+
+    /// Which export those are, unless it was handed over.
+    #[must_use]
+    pub fn behind(&self) -> Option<&Address> {
+        self.there.as_ref()?.address()
+    }
+
+    /// How those are reached.
+    pub(crate) fn there(&self) -> Option<&There> {
+        self.there.as_ref()
+    }
+
+    /// The smallest unit of a request, bytes.
+    pub(crate) fn min_block(&self) -> u32 {
+        self.there.as_ref().map_or(1, There::min_block)
     }
 
     /// The disk it is built on.

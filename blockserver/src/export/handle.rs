@@ -378,11 +378,28 @@ impl ExportHandle {
 
     /// Carry out a request and wait for it. Not to be called on a worker, callbacks included.
     pub fn call(&self, request: LocalRequest) -> io::Result<LocalReply> {
+        self.asked(request)
+            .recv()
+            .unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// [`Self::call`], waiting no longer than `limit`; what was asked for may still be done afterwards.
+    pub(crate) fn call_within(
+        &self,
+        request: LocalRequest,
+        limit: Duration,
+    ) -> io::Result<LocalReply> {
+        let answer = self.asked(request).recv_timeout(limit);
+        answer.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut)))
+    }
+
+    /// Have a request carried out; where its answer comes.
+    fn asked(&self, request: LocalRequest) -> mpsc::Receiver<io::Result<LocalReply>> {
         let (sender, receiver) = mpsc::channel();
         self.submit(request, move |result| {
             let _ = sender.send(result);
         });
-        receiver.recv().unwrap_or_else(|_| Err(stopped()))
+        receiver
     }
 
     /// [`Self::hold`], and wait until it is drained. Not to be called on a worker.

@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | `disk` | the engine, the map, the file |
+//! | `elsewhere` | a disk whose bytes another server has |
 //! | `policy` | what workers do with an export's requests now, and barriers to know when all do |
 //! | `ranges` | serialises overlapping changes while a tap is on |
 //! | `handle` | what the owner of the server does to an export |
@@ -12,6 +13,7 @@
 //! | `throttle` | its limits, and what they cost |
 
 mod disk;
+mod elsewhere;
 mod handle;
 mod policy;
 mod queue;
@@ -21,11 +23,13 @@ mod table;
 mod throttle;
 
 pub use disk::Disk;
+pub use elsewhere::Elsewhere;
 pub use handle::{ExportHandle, LocalReply, LocalRequest};
 pub use queue::QueueHandle;
 pub use stats::{Kind, LATENCY_BUCKETS, Statistics, Totals};
 pub use throttle::Throttled;
 
+pub(crate) use elsewhere::There;
 pub(crate) use handle::LocalDone;
 pub(crate) use policy::{Barrier, Mode, Policy};
 pub(crate) use queue::QueueShared;

@@ -66,7 +66,7 @@ impl ExportTable for ExportIndex {
             id: export.id,
             size: policy.disk.size(),
             read_only: export.options.read_only || policy.disk.read_only(),
-            min_block: 1,
+            min_block: policy.disk.min_block(),
             preferred_block: PREFERRED_BLOCK,
             max_payload: MAX_PAYLOAD,
             can_multi_conn: true,

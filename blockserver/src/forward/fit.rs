@@ -251,7 +251,7 @@ mod tests {
     fn what_a_server_without_flush_has_is_not_kept_for_ever() {
         let shared = Arc::new(Shared::default());
         let mut state = State::default();
-        for _ in 0..3 * super::super::KEEP_CHANGES {
+        for _ in 0..3 * super::super::kept::KEEP_CHANGES {
             let change = job(Action::Write { fua: false });
             let Fit::Send(change) = fit(&shared, &mut state, &remote(0), change) else {
                 panic!("it is to be sent");
@@ -261,7 +261,7 @@ mod tests {
                 let answered = fit(&shared, &mut state, &remote(0), own);
                 assert!(matches!(answered, Fit::Answer(_, Ok(ForwardReply::Done))));
             }
-            assert!(state.kept.changes.len() <= super::super::KEEP_CHANGES);
+            assert!(state.kept.changes.len() <= super::super::kept::KEEP_CHANGES);
         }
     }
 

@@ -31,7 +31,8 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    pub(super) fn changes(self) -> bool {
+    /// Whether the disk reads as something else afterwards.
+    pub(crate) fn changes(self) -> bool {
         matches!(
             self,
             Self::Write { .. } | Self::Zero { .. } | Self::Discard { .. }

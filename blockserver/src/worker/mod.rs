@@ -21,6 +21,7 @@
 //! | `metadata` | holes and lengths of files |
 //! | `layers` | what a disk that is built on another asks of it |
 //! | `disks` | an engine's words exchanged, flushes coalesced |
+//! | `elsewhere` | what a server elsewhere is asked in place of a file here |
 //! | `lookout` | looking out for news before sleeping |
 //! | `line` | what waits for its turn under an export's limits |
 //! | `exports` | policy of each export here; what waits while one is held |
@@ -30,6 +31,7 @@ mod action;
 mod answer;
 mod copy;
 mod disks;
+mod elsewhere;
 mod exports;
 mod inbox;
 mod layers;

@@ -17,7 +17,6 @@ use vdisk::tap::{Change, WriteTap};
 use vdisk::units::{FileOffset, GuestOffset};
 
 use crate::export::{LocalDone, Mode};
-use crate::forward::{ForwardReply, ForwardRequest};
 use crate::uring::IoBuffer;
 
 use super::action::Action;
@@ -77,6 +76,8 @@ pub(super) struct Run {
     pub(super) hole: bool,
     pub(super) extents: Vec<Extent>,
     pub(super) compacted: Option<Compacted>,
+    /// What was written elsewhere, for the tap.
+    pub(super) sent: Option<Bytes>,
 }
 
 /// What somebody asks for.
@@ -99,11 +100,23 @@ pub(super) struct Task {
     place: Option<(u32, u64)>,
     /// Sees the change when it has been made; its range is locked until then.
     tap: Option<Arc<dyn WriteTap>>,
+    /// Whether its range is locked, or it waits for that.
+    locked: bool,
     pub(super) run: Run,
     pub(super) began: Instant,
 }
 
 impl Task {
+    /// The disk and the era it was started in.
+    pub(super) fn place(&self) -> Option<(u32, u64)> {
+        self.place
+    }
+
+    /// Whether a tap sees the change.
+    pub(super) fn is_tapped(&self) -> bool {
+        self.tap.is_some()
+    }
+
     /// The worker ends: nothing more will become of it.
     pub(super) fn abandon(self) {
         if let From::Local(done) = self.asked.from {
@@ -125,6 +138,7 @@ impl Worker {
             export,
             place: None,
             tap: None,
+            locked: false,
             run: Run::default(),
             began: self.life.now,
         });
@@ -138,6 +152,7 @@ impl Worker {
             export: BELOW,
             place: Some((disk, 0)),
             tap: None,
+            locked: false,
             run: Run::default(),
             began: self.life.now,
         })
@@ -166,13 +181,7 @@ impl Worker {
             Mode::Forward(forwarder) => {
                 self.place(id);
                 if let Some(request) = self.forward_request(id) {
-                    let (crew, number) = (Arc::clone(&self.crew), self.number);
-                    forwarder.submit(request, move |result| {
-                        // A worker that has ended has told its clients already.
-                        let _ = crew
-                            .inbox(number)
-                            .post(Message::Forwarded { task: id, result });
-                    });
+                    forwarder.submit(request, self.teller(id));
                 }
             }
         }
@@ -190,18 +199,21 @@ impl Worker {
 
     pub(super) fn start(&mut self, id: u32) {
         self.place(id);
+        if self.is_left_out(id) {
+            return self.finish(id);
+        }
+        let elsewhere = self.is_elsewhere(id);
         let Some(task) = self.tasks.get_mut(id) else {
             return;
         };
         let Some(here) = self.exports.get(task.export) else {
             return;
         };
-        if task.asked.action.changes()
-            && let Some(tap) = &here.policy.tap
-        {
-            task.tap = Some(Arc::clone(tap));
+        if task.asked.action.changes() && (elsewhere || here.policy.tap.is_some()) {
+            task.tap.clone_from(&here.policy.tap);
+            task.locked = true;
             // What a trimmed range holds afterwards is open; whoever follows the tap must hold the
-            // same, so it becomes zeros here and there.
+            // same, so it becomes zeros here and there. So does a server that is asked once more.
             if let Action::Discard { fua } = task.asked.action {
                 task.asked.action = Action::Zero { unmap: true, fua };
             }
@@ -231,6 +243,9 @@ impl Worker {
 
     /// Carry a task out: straight on the file where the map allows it, else through the engine.
     pub(super) fn run_task(&mut self, id: u32) {
+        if self.run_elsewhere(id) {
+            return;
+        }
         let Some(task) = self.tasks.get(id) else {
             return;
         };
@@ -431,44 +446,6 @@ impl Worker {
         }
     }
 
-    /// What a server elsewhere is asked to do in place of this disk.
-    fn forward_request(&mut self, id: u32) -> Option<ForwardRequest> {
-        let task = self.tasks.get_mut(id)?;
-        let mut data = Bytes::new();
-        // A guest's read keeps the memory that it is answered in.
-        if matches!(task.asked.action, Action::Write { .. })
-            && let Some(buffer) = task.asked.buffer.take()
-        {
-            data = into_bytes(buffer, task.asked.len as usize);
-        }
-        let (action, offset, len) = (task.asked.action, task.asked.offset, task.asked.len);
-        Some(ForwardRequest {
-            action,
-            offset,
-            len,
-            data,
-        })
-    }
-
-    /// A server elsewhere answered in place of this disk.
-    pub(super) fn forwarded(&mut self, id: u32, result: io::Result<ForwardReply>) {
-        let Some(task) = self.tasks.get_mut(id) else {
-            return;
-        };
-        match result {
-            Err(error) => task.run.error = Some(error),
-            Ok(ForwardReply::Done) => {}
-            Ok(ForwardReply::Extents(extents)) => task.run.extents = extents,
-            Ok(ForwardReply::Data(data)) => {
-                let len = task.asked.len as usize;
-                let buffer = &mut task.asked.buffer;
-                let buffer = buffer.get_or_insert_with(|| self.pool.take(len));
-                buffer.copy_in(0, &data[..data.len().min(len)]);
-            }
-        }
-        self.finish(id);
-    }
-
     /// End a task with an error.
     pub(super) fn fail(&mut self, id: u32, error: io::Error) {
         if let Some(task) = self.tasks.get_mut(id) {
@@ -478,13 +455,15 @@ impl Worker {
     }
 
     /// A task is over: tell the tap, free its range, count, answer.
-    fn finish(&mut self, id: u32) {
+    pub(super) fn finish(&mut self, id: u32) {
         let Some(mut task) = self.tasks.remove(id) else {
             return;
         };
         let export = task.export;
         if let Some(tap) = task.tap.take() {
             tell_tap(&mut task, tap.as_ref());
+        }
+        if task.locked {
             self.unlock(export, id);
         }
         if let Some(here) = self.exports.get(export)
@@ -521,16 +500,15 @@ impl Worker {
     }
 }
 
-/// Show a change that succeeded to the tap.
+/// Show a change to the tap; one that failed may have been made in part.
 fn tell_tap(task: &mut Task, tap: &dyn WriteTap) {
-    if task.run.error.is_some() {
-        return;
-    }
+    let len = task.asked.len;
+    let sent = task.run.sent.take();
     let change = match (task.asked.action, task.asked.buffer.take()) {
-        (Action::Write { .. }, Some(buffer)) => {
-            Change::Data(into_bytes(buffer, task.asked.len as usize))
-        }
-        _ => Change::Zeroes(task.asked.len),
+        _ if task.run.error.is_some() => Change::Unknown(len),
+        (Action::Write { .. }, Some(buffer)) => Change::Data(into_bytes(buffer, len as usize)),
+        (Action::Write { .. }, None) => sent.map_or(Change::Unknown(len), Change::Data),
+        _ => Change::Zeroes(len),
     };
     tap.changed(GuestOffset(task.asked.offset), change);
 }

@@ -36,6 +36,7 @@ impl Recorder {
                 chunk[at - base] = match change {
                     Change::Data(data) => data[at - start],
                     Change::Zeroes(_) => 0,
+                    Change::Unknown(_) => panic!("nothing fails here"),
                 };
             }
         }

@@ -37,6 +37,23 @@ fn a_full_queue_leaves_the_change_in_the_bitmap() {
 }
 
 #[test]
+fn of_a_change_that_failed_what_is_there_now_is_read() {
+    let tracker = Tracker::new(1 << 20, 1 << 20);
+    let fails = |at, len| tracker.changed(GuestOffset(at), Change::Unknown(len));
+    tracker.advance_cursor(1 << 19);
+    write(&tracker, 4096, 512);
+    fails(4608, 8192);
+    fails(1 << 19, 4096);
+    fails(0, 0);
+    let figures = tracker.figures();
+    assert_eq!((figures.seq, figures.dirty), (3, 3 * 4096));
+    assert_eq!(tracker.take().map(|record| record.seq), Some(1));
+    let claim = tracker.claim(0, 1 << 20, true).expect("it is dirty");
+    assert_eq!((claim.offset, claim.len, claim.base), (4096, 3 * 4096, 3));
+    assert!(tracker.take().is_none() && tracker.claim(0, 1 << 20, true).is_none());
+}
+
+#[test]
 fn a_change_beyond_the_cursor_or_of_dirty_granules_takes_a_number_and_no_memory() {
     let tracker = Tracker::new(1 << 20, 1 << 20);
     write(&tracker, 0, 4096);

@@ -155,12 +155,15 @@ impl SiteDisk {
         if let Some(status) = &moving {
             ends.count(status);
         }
-        let file = std::fs::metadata(&self.opened().path);
+        let opened = self.opened();
+        let file = std::fs::metadata(&opened.path).ok();
         ObservedDisk {
             name: self.export.name().to_owned(),
             size: self.export.size(),
             // In units of 512 bytes, whatever the file system's are.
-            file: file.ok().map(|file| file.blocks().saturating_mul(512)),
+            file: file
+                .filter(|_| !opened.disk.is_elsewhere())
+                .map(|file| file.blocks().saturating_mul(512)),
             statistics: self.export.statistics(),
             throttled: self.export.throttled(),
             moving,

@@ -148,6 +148,12 @@ impl SiteDisk {
                 Failure::usage(what).hint("name a path to move the disk to another one here")
             );
         }
+        if let Some(behind) = self.opened().disk.behind()
+            && foreign::may_be_same(&address, behind)
+        {
+            let what = format!("{address}: that is where the disk is already");
+            return Err(Failure::usage(what));
+        }
         let config = self.config(&address.to_string(), &self.name_here(), start);
         self.export.others_are_late();
         let port = Arc::new(ExportPort(self.export.clone()));

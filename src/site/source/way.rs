@@ -103,6 +103,7 @@ impl SiteDisk {
         let Some(listen) = &start.way_back else {
             return Ok(None);
         };
+        self.is_here("way back")?;
         if !SiteAddress::is_written(&start.to) {
             let what = "a move has a way back only from another host that runs `diskferry receive`";
             return Err(Failure::usage(what));
