@@ -432,8 +432,8 @@ fn who_is_cancelled_while_it_waits_keeps_nothing_and_nobody_goes_on_without_it()
     let places = Place::all(vec![kin(1), kin(2)], Uuid::from_u128(9));
     let mut first = of_group(&places[0]);
     let removed = tell(&mut first, SourceEvent::Command(Command::Cancel));
-    let removes = |a: &SourceAction| matches!(a, SourceAction::Save(None));
-    assert!(removed.iter().any(removes), "{removed:?}");
+    let forgets = |a: &SourceAction| matches!(a, SourceAction::Save(None));
+    assert!(removed.iter().any(forgets), "{removed:?}");
     tell(&mut first, SourceEvent::Saved(Ok(())));
     assert!(first.is_over());
     let mut second = of_group(&places[1]);
