@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::arbiter::{ArbiterName, Switchover};
 use crate::error::{Error, ErrorKind, Result};
 use crate::timetable::Timetable;
+use crate::wire::{MAX_DISKS, MAX_NAME};
 
 /// Version of the form.
 pub const VERSION: u32 = 1;
@@ -21,6 +22,8 @@ pub const MAX_LEN: usize = 1 << 20;
 pub const MOST_PARTS: usize = 8192;
 /// The most lives of a session.
 const MOST_LIVES: u64 = 1 << 16;
+/// The longest path of a disk of a group, in bytes.
+const MAX_PATH: usize = 4096;
 
 /// A session as it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +45,45 @@ pub struct Saved {
     pub checkpoint: Option<String>,
     /// Parts that the target may not have as they were at the checkpoint: offset and length in bytes.
     pub rest: Vec<(u64, u64)>,
+    /// The disks that it goes on with, if it is one of a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Together>,
+}
+
+/// Disks that were started together, and go on together or not at all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Together {
+    /// The group.
+    pub id: Uuid,
+    /// Which start of it: the name of what its disks counted by then.
+    pub start: Uuid,
+    /// Those that were not handed over, this one among them.
+    pub disks: Vec<Kin>,
+}
+
+/// A disk of a group, as the others know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kin {
+    /// Its lineage.
+    pub disk: Uuid,
+    /// Its name at the target.
+    pub name: String,
+    /// Where it was when it was started.
+    pub path: String,
+}
+
+impl Together {
+    /// Whether it is a group that the disk of that lineage can be of.
+    fn holds(&self, disk: Uuid) -> bool {
+        let short = |kin: &Kin| kin.name.len() <= MAX_NAME && kin.path.len() <= MAX_PATH;
+        let few = self.disks.len() <= usize::from(MAX_DISKS);
+        let mut each: Vec<Uuid> = self.disks.iter().map(|kin| kin.disk).collect();
+        each.sort_unstable();
+        let once = each.is_sorted_by(|a, b| a < b);
+        few && once && self.disks.iter().all(short) && each.contains(&disk)
+    }
 }
 
 /// What the user asked for.
@@ -130,6 +172,10 @@ impl Saved {
         if saved.rest.len() > MOST_PARTS || !saved.rest.iter().all(fits) {
             return Err(bad("names parts that the disk does not have"));
         }
+        let group = saved.group.as_ref();
+        if !group.is_none_or(|group| group.holds(saved.disk)) {
+            return Err(bad("is of a group that cannot be"));
+        }
         Ok(saved)
     }
 
@@ -198,6 +244,24 @@ mod tests {
             },
             checkpoint: Some("mirror-1".into()),
             rest: vec![(0, 4096), (1 << 30, 1 << 20)],
+            group: None,
+        }
+    }
+
+    fn of_group(disks: u128) -> Saved {
+        let kin = |disk| Kin {
+            disk: Uuid::from_u128(disk),
+            name: "a.vhdx".into(),
+            path: "/disks/a.vhdx".into(),
+        };
+        let group = Together {
+            id: Uuid::from_u128(7),
+            start: Uuid::from_u128(8),
+            disks: (1..=disks).map(kin).collect(),
+        };
+        Saved {
+            group: Some(group),
+            ..sample()
         }
     }
 
@@ -217,7 +281,7 @@ mod tests {
     #[test]
     fn what_an_older_program_does_not_know_is_written_only_where_it_was_asked_for() {
         let text = String::from_utf8(sample().to_bytes().unwrap()).unwrap();
-        let new = ["switchover", "arbiter", "deadline", "slowdown"];
+        let new = ["switchover", "arbiter", "deadline", "slowdown", "group"];
         assert!(new.iter().all(|word| !text.contains(word)));
         let mut fast = sample();
         fast.wishes.switchover = Switchover::Fast;
@@ -245,14 +309,29 @@ mod tests {
     }
 
     #[test]
+    fn a_group_that_the_disk_is_not_of_or_that_names_one_twice_is_refused() {
+        let read = |saved: &Saved| Saved::from_bytes(&saved.to_bytes().unwrap());
+        let group = of_group(2);
+        assert_eq!(read(&group).unwrap(), group);
+        assert!(read(&of_group(1)).is_err(), "it is of another disk");
+        let mut twice = of_group(2);
+        if let Some(group) = &mut twice.group {
+            group.disks.push(group.disks[0].clone());
+        }
+        assert!(read(&twice).is_err());
+        assert!(read(&of_group(u128::from(MAX_DISKS) + 1)).is_err());
+    }
+
+    #[test]
     fn as_many_parts_as_may_be_fit_the_longest_file() {
         let rest = (0..MOST_PARTS as u64).map(|at| ((at + 1) << 45, 1 << 44));
         let saved = Saved {
             size: u64::MAX,
             rest: rest.collect(),
-            ..sample()
+            ..of_group(u128::from(MAX_DISKS))
         };
-        assert!(saved.to_bytes().unwrap().len() < MAX_LEN);
+        let paths = usize::from(MAX_DISKS) * MAX_PATH;
+        assert!(saved.to_bytes().unwrap().len() + paths < MAX_LEN);
     }
 
     proptest! {

@@ -8,31 +8,56 @@
 //! A cut has a number of its own, given out under the same lock as those of changes. Who has seen a change with a higher
 //! number therefore sees the cut when he asks. Must never ask for a cut while the last one is still being placed, and never
 //! once a disk of the group is not mirrored any more without having been handed over.
+//!
+//! Disks that go on together after a crash of their source come back one by one, and begin a new *life* together: when the
+//! last one is there it is known which, and nobody says anything to its target before each of them has written that down.
+//! So no number of a cut comes twice, whichever of the disks loses what it kept.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
 use crate::group::of_lineages;
+use crate::saved::{Kin, Together};
 use crate::wire::Group;
+
+/// Whether a disk goes along.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stands {
+    /// It is not back yet, or not begun with.
+    #[default]
+    Awaited,
+    Here,
+    /// It has written down which life of the group this is.
+    Ready,
+    /// It was handed over: nothing changes here any more.
+    Gone,
+}
 
 /// What is known of one disk.
 #[derive(Clone, Copy, Debug, Default)]
 struct Member {
+    stands: Stands,
     /// It could place a consistent marker now.
     able: bool,
     /// The last cut it has placed, or let go by.
     dealt: u64,
     /// The last cut that is durable at its target.
     durable: u64,
-    /// It was handed over: nothing changes here any more.
-    gone: bool,
+}
+
+impl Member {
+    fn is_gone(&self) -> bool {
+        self.stands == Stands::Gone
+    }
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     last: u64,
     cut: u64,
+    /// The life that begins when all are here.
+    life: u64,
     members: Vec<Member>,
     /// Whom the last cut went through is not who is there.
     other_members: bool,
@@ -92,24 +117,106 @@ pub struct Place {
     pub sequence: Arc<Sequence>,
     /// Which of them this is.
     pub place: usize,
+    /// Which disks they are, in the order of their places.
+    pub together: Arc<Together>,
 }
 
 impl Place {
-    /// The places of a group of disks of these lineages, in that order, which count by a new sequence of that name.
+    /// The places of a group of these disks, in that order, which count by a new sequence of that name.
     #[must_use]
-    pub fn all(lineages: Vec<Uuid>, name: Uuid) -> Vec<Self> {
-        let count = lineages.len();
+    pub fn all(disks: Vec<Kin>, name: Uuid) -> Vec<Self> {
+        let together = Together {
+            id: of_lineages(disks.iter().map(|kin| kin.disk).collect()),
+            start: name,
+            disks,
+        };
+        Self::again(together, name)
+    }
+
+    /// The places of a group that goes on, and counts by a new sequence of that name.
+    #[must_use]
+    pub fn again(together: Together, name: Uuid) -> Vec<Self> {
+        let count = together.disks.len();
         let sequence = Arc::new(Sequence::of(count));
         let group = Group {
-            id: of_lineages(lineages),
+            id: together.id,
             sequence: name,
         };
+        let together = Arc::new(together);
         let place = |place| Self {
             group,
             sequence: Arc::clone(&sequence),
             place,
+            together: Arc::clone(&together),
         };
         (0..count).map(place).collect()
+    }
+
+    /// This disk is there, and was in that life before, if it goes on.
+    pub(crate) fn arrive(&self, before: Option<u64>) {
+        let mut inner = self.sequence.lock();
+        inner.life = inner.life.max(before.map_or(0, |life| life + 1));
+        if let Some(member) = inner.members.get_mut(self.place)
+            && member.stands == Stands::Awaited
+        {
+            member.stands = Stands::Here;
+        }
+    }
+
+    /// Which life this is, once nobody is awaited any more.
+    pub(crate) fn life(&self) -> Option<u64> {
+        let inner = self.sequence.lock();
+        let mut stand = inner.members.iter().map(|member| member.stands);
+        stand
+            .all(|stands| stands != Stands::Awaited)
+            .then_some(inner.life)
+    }
+
+    /// This disk has written down which life this is.
+    pub(crate) fn make_ready(&self) {
+        self.with(|member| {
+            if member.stands == Stands::Here {
+                member.stands = Stands::Ready;
+            }
+        });
+    }
+
+    /// Whether this disk has.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.with(|member| member.stands == Stands::Ready) == Some(true)
+    }
+
+    /// Whether every disk has: they may go on.
+    pub(crate) fn is_open(&self) -> bool {
+        let inner = self.sequence.lock();
+        let mut here = inner.members.iter().filter(|member| !member.is_gone());
+        here.all(|member| member.stands == Stands::Ready)
+    }
+
+    /// Those for which the others wait: where they were when they were started.
+    #[must_use]
+    pub fn awaited(&self) -> Vec<String> {
+        self.those(|member| member.stands == Stands::Awaited)
+            .into_iter()
+            .map(|kin| kin.path)
+            .collect()
+    }
+
+    /// The group as it is kept: without disks that were handed over.
+    pub(crate) fn kept(&self) -> Together {
+        Together {
+            disks: self.those(|member| !member.is_gone()),
+            ..self.together.as_ref().clone()
+        }
+    }
+
+    fn those(&self, are: impl Fn(&Member) -> bool) -> Vec<Kin> {
+        let inner = self.sequence.lock();
+        let disks = self.together.disks.iter().zip(&inner.members);
+        disks
+            .filter(|(_, member)| are(member))
+            .map(|(kin, _)| kin.clone())
+            .collect()
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Member) -> T) -> Option<T> {
@@ -134,7 +241,7 @@ impl Place {
         self.with(|member| {
             *member = Member {
                 dealt: cut,
-                gone: member.gone,
+                stands: member.stands,
                 ..Member::default()
             }
         });
@@ -154,7 +261,7 @@ impl Place {
     pub(crate) fn propose(&self) -> bool {
         let mut inner = self.sequence.lock();
         let cut = inner.cut;
-        let mut here = inner.members.iter().filter(|member| !member.gone);
+        let mut here = inner.members.iter().filter(|member| !member.is_gone());
         let ready = here
             .clone()
             .all(|member| member.able && member.dealt == cut);
@@ -172,25 +279,26 @@ impl Place {
     /// How many disks a cut goes through now.
     pub(crate) fn disks(&self) -> u16 {
         let inner = self.sequence.lock();
-        let here = inner.members.iter().filter(|member| !member.gone);
+        let here = inner.members.iter().filter(|member| !member.is_gone());
         u16::try_from(here.count()).unwrap_or(u16::MAX)
     }
 
     /// This disk was handed over: cuts go through the others from now on.
-    pub(crate) fn leave(&self) {
-        let left = self.with(|member| !std::mem::replace(&mut member.gone, true));
-        if left == Some(true) {
+    pub fn leave(&self) {
+        let before = self.with(|member| std::mem::replace(&mut member.stands, Stands::Gone));
+        if before.is_some_and(|before| before != Stands::Gone) {
             self.sequence.lock().other_members = true;
         }
     }
 
     /// This disk is mirrored no more: the group has no moments any more.
-    pub(crate) fn end(&self) {
+    pub fn end(&self) {
         self.sequence.lock().ended = true;
     }
 
     /// Whether one of the disks is mirrored no more, without having been handed over.
-    pub(crate) fn has_ended(&self) -> bool {
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
         self.sequence.lock().ended
     }
 }
@@ -200,8 +308,12 @@ mod tests {
     use super::*;
 
     fn places(disks: u128) -> Vec<Place> {
-        let lineages = (0..disks).map(Uuid::from_u128);
-        Place::all(lineages.collect(), Uuid::from_u128(2))
+        let kin = |disk| Kin {
+            disk: Uuid::from_u128(disk),
+            name: format!("{disk}.vhdx"),
+            path: format!("/disks/{disk}.vhdx"),
+        };
+        Place::all((0..disks).map(kin).collect(), Uuid::from_u128(2))
     }
 
     #[test]
@@ -238,5 +350,25 @@ mod tests {
         disks[0].dealt_with(cut);
         disks[0].end();
         assert!(!disks[0].propose() && disks[1].has_ended());
+    }
+
+    #[test]
+    fn a_life_begins_when_all_are_back_after_every_life_that_was_and_opens_when_all_have_it() {
+        let disks = places(3);
+        disks[0].arrive(Some(4));
+        disks[1].leave();
+        assert_eq!(disks[0].awaited(), ["/disks/2.vhdx"]);
+        assert_eq!((disks[0].life(), disks[0].is_open()), (None, false));
+        // It comes without anything that it kept.
+        disks[2].arrive(None);
+        assert_eq!(disks[2].life(), Some(5));
+        disks[0].make_ready();
+        // A lost link takes nothing of that back.
+        disks[0].begin_anew();
+        assert!(disks[0].is_ready() && !disks[0].is_open());
+        disks[2].make_ready();
+        assert!(disks[0].is_open());
+        let kept = disks[0].kept().disks;
+        assert_eq!(kept.len(), 2, "{kept:?}");
     }
 }

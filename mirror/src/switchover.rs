@@ -186,10 +186,9 @@ impl SourceSwitch {
         Self { part, came, ..self }
     }
 
-    /// The same, with attempts up to that one over: this host owns the disk, so it granted none of them.
-    #[must_use]
-    pub fn with_attempts_over(self, attempt: u64) -> Self {
-        Self { attempt, ..self }
+    /// Attempts up to that one are over: this host owns the disk, so it granted none of them.
+    pub fn attempts_are_over(&mut self, attempt: u64) {
+        self.attempt = attempt;
     }
 
     /// Go on as another session, of which the target knows nothing yet.

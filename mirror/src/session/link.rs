@@ -61,8 +61,7 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Incarnations are counted from `incarnation` on.
-    pub(super) fn new(lanes: u16, incarnation: u64) -> Self {
+    pub(super) fn new(lanes: u16) -> Self {
         let bulk = (0..lanes.max(1))
             .map(|_| Bulk {
                 conn: None,
@@ -76,12 +75,17 @@ impl Link {
             control: Control::Down,
             bulk,
             next_conn: 0,
-            incarnation,
+            incarnation: 0,
             heard: Micros(0),
             spoke: Micros(0),
             retry_at: Micros(0),
             retry_after: RETRY_FIRST,
         }
+    }
+
+    /// They are counted from there on. To be said before the first one.
+    pub(super) fn count_from(&mut self, incarnation: u64) {
+        self.incarnation = incarnation;
     }
 
     pub(super) fn control(&self) -> Control {

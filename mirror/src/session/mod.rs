@@ -105,6 +105,12 @@ pub(crate) enum Sabotage {
     KeepOnlyTheDirty,
     /// A session that comes back takes no account of what changed since its checkpoint.
     ForgetWhatChanged,
+    /// The disks of a group that come back count their changes from the start again.
+    CountAnew,
+    /// They go on without having it written down in which life of the group they do.
+    LifeUnkept,
+    /// What changes while one of them waits for the others is not seen.
+    WatchTooLate,
     /// The source lets a cut stand although chunks are missing, or hold what is later.
     CutTooEarly,
     /// The target carries over what a disk of a group has sealed before the group's record says so.

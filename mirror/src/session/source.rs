@@ -117,6 +117,9 @@ impl Source {
             ));
         };
         config.check()?;
+        if let Some(group) = &config.replica.group {
+            group.arrive(None);
+        }
         let to = config.recorded.as_ref().unwrap_or(&config.to).clone();
         let switch = SourceSwitch::new(record.disk, epoch, config.session, to)
             .with_part(config.part.clone(), session);
@@ -128,7 +131,7 @@ impl Source {
     }
 
     /// A session that was kept and comes back after a crash of the source, with `saved` being its new life, which is kept
-    /// durably. The target may not have `parts` of the disk, offset and length, as this host has them now. What changes
+    /// durably; of one that is of a group it is what was kept, and the life begins when all of them are there. The target may not have `parts` of the disk, offset and length, as this host has them now. What changes
     /// from now on is shown to `tracker`: the caller lets nobody change the disk before the tap is on.
     ///
     /// Fails with [`ErrorKind::NotOwned`] when it is not of the disk as `record` has it.
@@ -147,11 +150,12 @@ impl Source {
             let what = "the session that was kept is of another disk";
             return Err(Error::new(ErrorKind::NotOwned, what));
         }
-        source.link = Link::new(source.config.limits.lanes, saved.life << 32);
-        source.switch = source.switch.with_attempts_over(saved.life << 32);
-        source.tracker.count_from(saved.life << 40);
         source.copy.only(parts, &source.tracker);
         source.keeping = Keeping::back(saved, &source.config.keep);
+        match &source.config.replica.group {
+            Some(group) => group.arrive(Some(saved.life)),
+            None => source.begin_life(saved.life),
+        }
         Ok(source)
     }
 
@@ -172,7 +176,7 @@ impl Source {
 
     fn with(config: SourceConfig, tracker: Arc<Tracker>, switch: SourceSwitch) -> Self {
         Self {
-            link: Link::new(config.limits.lanes, 0),
+            link: Link::new(config.limits.lanes),
             keeping: Keeping::default(),
             stream: RecordStream::new(),
             copy: BulkCopy::new(config.description.size),
@@ -475,11 +479,12 @@ impl Source {
     /// Do whatever can be done now.
     fn pump(&mut self, now: Micros) {
         self.tick(now);
-        if self.keeping.is_back() || self.config.replica.left.is_some() {
+        if self.is_watched_from_the_start() {
             self.attach();
         }
         self.watch_the_clock(now);
-        if self.end.outcome.is_none() || self.switch.decided() || self.switch.is_offered() {
+        let wants = self.end.outcome.is_none() || self.switch.decided();
+        if (wants || self.switch.is_offered()) && self.may_go_on() {
             let actions = self.link.connect(now);
             self.push_link(actions);
         }

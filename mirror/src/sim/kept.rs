@@ -44,7 +44,13 @@ impl Kept {
         size: u64,
         no_changes: bool,
     ) -> Option<(Saved, Vec<(u64, u64)>)> {
-        let saved = self.session.as_ref()?.next_life()?;
+        let (saved, parts) = self.found(size, no_changes)?;
+        Some((saved.next_life()?, parts))
+    }
+
+    /// The same, as it was kept.
+    pub(super) fn found(&self, size: u64, no_changes: bool) -> Option<(Saved, Vec<(u64, u64)>)> {
+        let saved = self.session.clone()?;
         if saved.checkpoint != Some(self.name()) {
             return Some((saved, vec![(0, size)]));
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use blockserver::server::Server;
 use mirror::arbiter::ArbiterName;
 use mirror::net::{SiteAddress, SourceDriver, SourceHandle};
+use mirror::saved::Kin;
 use mirror::sequence::Place;
 use mirror::wire::MAX_DISKS;
 use uuid::Uuid;
@@ -49,8 +50,8 @@ impl Site {
                 Failure::usage(what).hint("begin each by itself, each with an address of its own")
             );
         }
-        let lineages = disks.iter().map(|disk| disk.lineage());
-        let places = Place::all(lineages.collect::<Result<_>>()?, Uuid::new_v4());
+        let kin = disks.iter().map(|disk| disk.kin());
+        let places = Place::all(kin.collect::<Result<_>>()?, Uuid::new_v4());
         let mut states = Vec::new();
         for (number, (disk, place)) in disks.iter().zip(places).enumerate() {
             match disk.start(self, start, Some(place)) {
@@ -72,10 +73,15 @@ impl Site {
 }
 
 impl SiteDisk {
-    /// What the disk is called on every host that it moves to.
-    fn lineage(&self) -> Result<Uuid> {
-        let record = SourceDriver::record(&self.opened().record());
-        Ok(record.map_err(|e| refused(&e))?.disk)
+    /// What the others of its group know of it.
+    fn kin(&self) -> Result<Kin> {
+        let opened = self.opened();
+        let record = SourceDriver::record(&opened.record());
+        Ok(Kin {
+            disk: record.map_err(|e| refused(&e))?.disk,
+            name: self.name_here(),
+            path: opened.path.display().to_string(),
+        })
     }
 
     /// Begin to move the disk, as one of a group if it has a place in one.

@@ -6,12 +6,16 @@
 //! well. So after a crash this disk and the target's differ at most in the rest that was kept last, and in what changed
 //! since the checkpoint, whatever either has lost since.
 //!
+//! Disks of a group go on together, so each of them keeps who the others are, and before its session says anything in which
+//! life of the group it does.
+//!
 //! Must never keep less of the rest than there is, and never keep anything of a session that is over.
 
 use uuid::Uuid;
 
 use super::{Keep, Micros, Phase, Source, SourceAction, SourceConfig};
 use crate::saved::{MOST_PARTS, Saved, Wishes, put_together};
+use crate::sequence::Place;
 
 /// Where the keeping stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +23,8 @@ enum Step {
     /// Nothing is kept yet, or nothing is to be.
     #[default]
     None,
+    /// It is being written in which life of its group the session is, before anything else.
+    Beginning,
     /// A checkpoint is being taken.
     Checkpointing,
     /// What is kept is up to date, or will be.
@@ -80,12 +86,63 @@ impl SourceConfig {
 }
 
 impl Source {
+    /// Whether every change has to be seen before the target is greeted.
+    pub(super) fn is_watched_from_the_start(&self) -> bool {
+        #[cfg(test)]
+        if self.broken(crate::session::Sabotage::WatchTooLate) && !self.may_go_on() {
+            return false;
+        }
+        self.keeping.is_back() || self.config.replica.left.is_some()
+    }
+
+    /// Whether the target may be greeted: all disks of the group are there, and each has its life written down.
+    pub(super) fn may_go_on(&self) -> bool {
+        let group = self.config.replica.group.as_ref();
+        group.is_none_or(Place::is_open)
+    }
+
+    /// Whatever is counted goes on from there.
+    pub(super) fn begin_life(&mut self, life: u64) {
+        self.keeping.life = life;
+        self.link.count_from(life << 32);
+        self.switch.attempts_are_over(life << 32);
+        #[cfg(test)]
+        if self.broken(crate::session::Sabotage::CountAnew) {
+            return;
+        }
+        self.tracker.count_from(life << 40);
+    }
+
+    /// A disk of a group has it written down in which life of it this is, once that is known.
+    fn pump_life(&mut self, now: Micros) {
+        let group = self.config.replica.group.as_ref();
+        let Some(group) = group.filter(|group| !group.is_ready()).cloned() else {
+            return;
+        };
+        let waits = matches!(self.keeping.step, Step::None | Step::Kept);
+        let Some(life) = group.life().filter(|_| waits && self.is_due(now)) else {
+            return;
+        };
+        self.begin_life(life);
+        if !self.config.keeps() {
+            group.make_ready();
+            return;
+        }
+        #[cfg(test)]
+        if self.broken(crate::session::Sabotage::LifeUnkept) {
+            self.keeping.life = life.saturating_sub(1);
+        }
+        self.keeping.step = Step::Beginning;
+        self.keep(now);
+    }
+
     /// Keep what is to be kept, if it is time.
     pub(super) fn pump_keeping(&mut self, now: Micros) {
         if self.end.outcome.is_some() {
             self.keep_nothing();
             return;
         }
+        self.pump_life(now);
         if !self.config.keeps() || !self.local.attached {
             return;
         }
@@ -96,12 +153,16 @@ impl Source {
             }
             Step::Kept if self.is_due(now) && self.may_keep() => {
                 self.keeping.step = Step::Saving;
-                self.keeping.saved_at = Some(now);
-                let saved = Some(Box::new(self.saved()));
-                self.actions.push_back(SourceAction::Save(saved));
+                self.keep(now);
             }
             _ => {}
         }
+    }
+
+    fn keep(&mut self, now: Micros) {
+        self.keeping.saved_at = Some(now);
+        let saved = Some(Box::new(self.saved()));
+        self.actions.push_back(SourceAction::Save(saved));
     }
 
     fn is_due(&self, now: Micros) -> bool {
@@ -123,7 +184,7 @@ impl Source {
                 self.actions.push_back(SourceAction::Save(None));
             }
             // When that has ended.
-            Step::Checkpointing | Step::Saving | Step::Removing | Step::Over => {}
+            Step::Beginning | Step::Checkpointing | Step::Saving | Step::Removing | Step::Over => {}
         }
     }
 
@@ -135,12 +196,24 @@ impl Source {
     }
 
     pub(super) fn on_saved(&mut self, result: std::io::Result<()>) {
+        let written = result.is_ok();
         if let Err(e) = result {
             self.end.trouble = Some(format!(
                 "what is kept of the session cannot be written: {e}"
             ));
         }
+        let begins = self.keeping.step == Step::Beginning;
+        if let Some(group) = self.config.replica.group.as_ref()
+            && begins
+            && written
+        {
+            group.make_ready();
+            // The rest is kept anew when it is smaller.
+            self.keeping.saved_at = None;
+        }
         self.keeping.step = match self.keeping.step {
+            Step::Beginning if self.keeping.is_back() => Step::Kept,
+            Step::Beginning => Step::None,
             Step::Saving => Step::Kept,
             Step::Removing => Step::Over,
             step => step,
@@ -169,6 +242,7 @@ impl Source {
             },
             checkpoint: self.keeping.checkpoint.clone(),
             rest: self.rest(),
+            group: self.config.replica.group.as_ref().map(Place::kept),
         }
     }
 

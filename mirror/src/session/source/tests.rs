@@ -11,6 +11,8 @@ use vdisk::units::GuestOffset;
 
 use super::*;
 use crate::contract::Seen;
+use crate::saved::Kin;
+use crate::sequence::Place;
 use crate::session::Stage;
 use crate::wire::{Begin, DiskDescription, DiskFormat, Standing, Start};
 
@@ -382,6 +384,64 @@ fn a_host_that_does_not_own_the_disk_starts_no_session() {
     };
     let refused = Source::new(source.config.clone(), &record, tracker);
     assert_eq!(refused.map(|_| ()).unwrap_err().kind(), ErrorKind::NotOwned);
+}
+
+/// The disk of that place in its group, which is kept.
+fn of_group(place: &Place) -> Source {
+    let mut config = SourceConfig::new(Uuid::new_v4(), "b".into(), description());
+    let spare = Uuid::new_v4();
+    config.keep = Keep::Session { spare };
+    config.replica.follow = true;
+    config.replica.group = Some(place.clone());
+    let sequence = Arc::clone(&place.sequence);
+    let tracker = Arc::new(Tracker::in_sequence(SIZE, 1 << 20, sequence));
+    let record = Ownership::first(Uuid::from_u128(1));
+    Source::new(config, &record, tracker).unwrap()
+}
+
+#[test]
+fn a_disk_of_a_group_says_nothing_before_all_are_there_and_have_their_life_written_down() {
+    let kin = |disk| Kin {
+        disk: Uuid::from_u128(disk),
+        name: "disk".into(),
+        path: "/disk".into(),
+    };
+    let places = Place::all(vec![kin(1), kin(2)], Uuid::from_u128(9));
+    let mut first = of_group(&places[0]);
+    assert!(tell(&mut first, SourceEvent::Tick).is_empty());
+    let mut second = of_group(&places[1]);
+    let writes = |actions: &[SourceAction]| matches!(actions, [SourceAction::Save(Some(_))]);
+    assert!(writes(&tell(&mut second, SourceEvent::Tick)));
+    assert!(writes(&tell(&mut first, SourceEvent::Tick)));
+    let failed = std::io::Error::other("injected");
+    assert!(tell(&mut second, SourceEvent::Saved(Err(failed))).is_empty());
+    assert!(tell(&mut first, SourceEvent::Saved(Ok(()))).is_empty());
+    second.handle(Micros::from_secs(60), SourceEvent::Tick);
+    assert!(writes(&actions(&mut second)));
+    let connects = |actions: &[SourceAction]| matches!(actions, [SourceAction::Connect(_, 0)]);
+    assert!(!connects(&tell(&mut first, SourceEvent::Tick)));
+    assert!(connects(&tell(&mut second, SourceEvent::Saved(Ok(())))));
+    assert!(connects(&tell(&mut first, SourceEvent::Tick)));
+}
+
+#[test]
+fn who_is_cancelled_while_it_waits_keeps_nothing_and_nobody_goes_on_without_it() {
+    let kin = |disk| Kin {
+        disk: Uuid::from_u128(disk),
+        name: "disk".into(),
+        path: "/disk".into(),
+    };
+    let places = Place::all(vec![kin(1), kin(2)], Uuid::from_u128(9));
+    let mut first = of_group(&places[0]);
+    let removed = tell(&mut first, SourceEvent::Command(Command::Cancel));
+    let forgets = |a: &SourceAction| matches!(a, SourceAction::Save(None));
+    assert!(removed.iter().any(forgets), "{removed:?}");
+    tell(&mut first, SourceEvent::Saved(Ok(())));
+    assert!(first.is_over());
+    let mut second = of_group(&places[1]);
+    tell(&mut second, SourceEvent::Tick);
+    tell(&mut second, SourceEvent::Saved(Ok(())));
+    assert!(matches!(second.outcome(), Some(Err(_))));
 }
 
 proptest! {

@@ -119,16 +119,25 @@ impl World {
                 self.maybe_crash_soon();
                 self.begin_op(at, Asked::Step, Doing::Park(mark), now);
             }
+            SourceAction::Checkpoint => self.begin_step(disk, Doing::Checkpoint),
+            SourceAction::Save(saved) => {
+                let ok = self.calm() || !self.rng.percent(3);
+                self.begin_step(disk, Doing::Save(saved, ok));
+            }
             SourceAction::Persist(_) | SourceAction::ForwardAhead(_) | SourceAction::Forward(_) => {
                 self.failure("a disk was handed over");
             }
             SourceAction::Reach { .. }
             | SourceAction::Reclaim { .. }
-            | SourceAction::Checkpoint
-            | SourceAction::Save(_)
             | SourceAction::Brake(_)
             | SourceAction::Expect(_) => {}
         }
+    }
+
+    /// A step of the source that a crash likes to fall into.
+    fn begin_step(&mut self, disk: usize, doing: Doing) {
+        self.begin_op((disk, SOURCE), Asked::Step, doing, self.now);
+        self.maybe_crash_soon();
     }
 
     fn target_action(&mut self, disk: usize, action: TargetAction) {
@@ -330,6 +339,12 @@ impl World {
             (Asked::Machine(id), Doing::Status(_, _, e)) => SourceEvent::Status(id, Ok(e)),
             (_, Doing::Park(Some(_))) => SourceEvent::Parked(Err(injected())),
             (_, Doing::Park(None)) => SourceEvent::Parked(Ok(())),
+            (_, Doing::Save(_, true)) => SourceEvent::Saved(Ok(())),
+            (_, Doing::Save(_, false)) => SourceEvent::Saved(Err(injected())),
+            (_, Doing::Checkpoint) => {
+                let name = self.disks[disk].hosts[SOURCE].kept.name();
+                SourceEvent::Checkpointed(self.plan.tracked().then_some(name))
+            }
             _ => return,
         };
         self.source_event(disk, event);

@@ -166,6 +166,7 @@ impl World {
         self.keep_moment();
         let mut free = Vec::new();
         for disk in 0..self.disks.len() {
+            self.disks[disk].back.take_if(|_| side == SOURCE);
             let host = &mut self.disks[disk].hosts[side];
             host.up = false;
             host.life += 1;
@@ -213,12 +214,15 @@ impl World {
         self.after(span, Event::Restart(side));
     }
 
-    /// What the source's disks hold is all that counts from now on.
+    /// Nothing has a number for a while. After a power cut what the source's disks hold is all that counts from now on.
     fn after_source_crash(&mut self, side: usize, power: bool) {
-        if side != SOURCE || !power {
+        if side != SOURCE {
             return;
         }
         self.history.moments.freeze(&self.history.ledger);
+        if !power {
+            return;
+        }
         let mut content = Vec::new();
         for disk in &self.disks {
             content.extend_from_slice(&disk.hosts[SOURCE].disk.now);

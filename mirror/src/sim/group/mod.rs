@@ -1,10 +1,11 @@
 //! Several disks of one machine that follow together, with clients whose writes depend on each other across disks.
 //!
 //! Runs the real machines of both sides for each disk, and the one that gathers their cuts. Links break disk by disk, the
-//! source's process or power goes for all of them at once, and so does the target's. Whenever something crashes, is carried
+//! source's process or power goes for all of them at once, after which they come back one by one, and so does the target's. Whenever something crashes, is carried
 //! over or is recorded, a promotion of a copy of the target is held against what all disks held when the number of the cut
 //! was the last one given out. Must never use anything but its seed.
 
+mod back;
 mod drive;
 mod faults;
 mod tests;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use self::back::Back;
 use super::host::{Asked, Doing, Front, Host, Machine, Op, Request, Want};
 use super::ledger::{Ledger, Moments, Promise};
 use super::network::Network;
@@ -24,12 +26,10 @@ use super::world::{SOURCE, TARGET};
 use crate::clock::Micros;
 use crate::group::{Gathering, GroupRecord};
 use crate::record::{Membership, Ownership, State};
-use crate::sequence::{Place, Sequence};
-use crate::session::{
-    ConnId, Sabotage, Source, SourceEvent, Target, TargetConfig, TargetEvent, Upto,
-};
+use crate::sequence::Sequence;
+use crate::session::{ConnId, Sabotage, SourceEvent, TargetEvent, Upto};
 use crate::tracker::Tracker;
-use crate::wire::{Group, Message};
+use crate::wire::Message;
 
 /// The group's name.
 const GROUP: Uuid = Uuid::from_u128(77);
@@ -45,6 +45,8 @@ enum Event {
     Deliver(usize, ConnId, usize, Box<Message>),
     Wake(usize, usize, u64),
     Attached(usize, u64),
+    /// A disk is served again, in that life of its host.
+    Back(usize, u64),
     Held(usize, u64, u64),
     /// The target's process, in that life, is told by the group.
     OfGroup(usize, u64, Box<TargetEvent>),
@@ -75,6 +77,9 @@ struct Stats {
     /// Attempts to hand a disk over that were given up.
     given_up: u64,
     fallen_back: u64,
+    /// Sessions that went on after a crash of their source, and disks that had lost theirs.
+    resumed: u64,
+    lost: u64,
 }
 
 /// One disk on both hosts.
@@ -85,6 +90,8 @@ struct Disk {
     /// How many sources there were.
     sources: u64,
     appended_at: Micros,
+    /// It is not served again yet, and goes on with the others then.
+    back: Option<Back>,
 }
 
 struct World {
@@ -111,6 +118,7 @@ struct History {
     sequence: Arc<Sequence>,
     /// By what the disks count now, and what those of each session counted by.
     current: Uuid,
+    life: u64,
     of: BTreeMap<Uuid, Uuid>,
     next_tag: u64,
     /// In the end: the number beyond which nothing was written.
@@ -159,6 +167,7 @@ impl World {
                 tracker: None,
                 sources: 0,
                 appended_at: Micros(0),
+                back: None,
             });
         }
         // Longer than a few round trips, so that some attempts get as far as they can.
@@ -170,6 +179,7 @@ impl World {
             moments: Moments::default(),
             sequence: Arc::default(),
             current: Uuid::nil(),
+            life: 0,
             of: BTreeMap::new(),
             next_tag: 0,
             ended_at: None,
@@ -262,6 +272,7 @@ impl World {
         };
         let current = |session| self.history.of.get(&session) == Some(&self.history.current);
         record.cut >= end
+            && record.cut >> 40 == self.history.life
             && !self.disks.iter().any(untapped)
             && record.disks.iter().all(|member| current(member.session))
             && self.disks.iter().all(|disk| is_joined(&disk.hosts[TARGET]))
@@ -308,6 +319,7 @@ impl World {
                 self.stats.recorded += u64::from(ok);
                 self.tell_group(|all| all.recorded(ok));
             }
+            Event::Back(disk, life) => self.disk_is_back(disk, life),
             Event::Attached(..)
             | Event::Held(..)
             | Event::OfGroup(..)
@@ -385,6 +397,7 @@ impl World {
                 .history
                 .ledger
                 .begin(self.place(disk, at), len, request.tag);
+            self.disks[disk].hosts[SOURCE].kept.change(at, len);
             let asked = Asked::Client(request, places, Vec::new(), tapped);
             self.begin_op((disk, SOURCE), asked, doing, self.now);
         }
@@ -429,7 +442,8 @@ impl World {
             Machine::Source(source) => source.is_over(),
             _ => true,
         };
-        if self.disks.iter().all(over) {
+        let awaited = self.disks.iter().any(|disk| disk.back.is_some());
+        if self.disks.iter().all(over) && !awaited {
             self.start_sessions();
             return;
         }
@@ -445,77 +459,6 @@ impl World {
         } else if self.rng.below(200) == 0 {
             let command = crate::session::Command::Cancel;
             self.source_event(disk, SourceEvent::Command(command));
-        }
-    }
-
-    fn start_sessions(&mut self) {
-        self.stats.sessions += 1;
-        let number = u128::from(self.stats.sessions);
-        let name = Uuid::from_u128(1000 + number);
-        let sequence = Arc::new(Sequence::of(self.disks.len()));
-        self.history.moments.begin(name, 0);
-        self.history.current = name;
-        self.history.sequence = Arc::clone(&sequence);
-        self.history.ended_at = None;
-        for disk in 0..self.disks.len() {
-            let mut config = self.plan.config.clone();
-            config.session = Uuid::from_u128(100_000 + number * 10 + disk as u128);
-            config.description.name = name_of(disk);
-            config.replica.compare = self.rng.percent(80);
-            config.replica.group = Some(Place {
-                group: Group {
-                    id: GROUP,
-                    sequence: name,
-                },
-                sequence: Arc::clone(&sequence),
-                place: disk,
-            });
-            self.history.of.insert(config.session, name);
-            let (size, queue) = (self.plan.size as u64, config.limits.queue);
-            let tracker = Arc::new(Tracker::in_sequence(size, queue, Arc::clone(&sequence)));
-            let Some(record) = self.disks[disk].hosts[SOURCE].record.clone() else {
-                continue;
-            };
-            match Source::new(config, &record, Arc::clone(&tracker)) {
-                Ok(source) => {
-                    self.disks[disk].tracker = Some(tracker);
-                    self.disks[disk].sources += 1;
-                    self.disks[disk].hosts[SOURCE].machine = Machine::Source(Box::new(source));
-                    self.source_event(disk, SourceEvent::Tick);
-                    self.arm(disk, SOURCE);
-                }
-                Err(e) => self.failure(&format!("cannot start a session: {e}")),
-            }
-        }
-    }
-
-    fn restart(&mut self, side: usize) {
-        for disk in 0..self.disks.len() {
-            let host = &mut self.disks[disk].hosts[side];
-            host.up = true;
-            if side == SOURCE {
-                host.front = Front::Serving;
-                self.start_waiting(disk);
-                continue;
-            }
-            let (record, image) = (host.record.clone(), host.image);
-            let known = self.record.as_ref().filter(|_| is_joined(host));
-            let config = TargetConfig {
-                window: 2 << 20,
-                cut: known.and_then(|known| known.cut_of(&name_of(disk))),
-                sabotage: self.plan.sabotage,
-                ..TargetConfig::default()
-            };
-            let target = Target::new(config, record, image);
-            self.disks[disk].hosts[TARGET].machine = Machine::Target(Box::new(target));
-        }
-        if side == TARGET {
-            self.gathering = Gathering::new(GROUP, self.record.clone());
-            self.gathering.of_one = self.plan.sabotage == Some(Sabotage::CutOfOne);
-            for disk in 0..self.disks.len() {
-                self.target_event(disk, TargetEvent::Tick);
-                self.arm(disk, TARGET);
-            }
         }
     }
 

@@ -22,6 +22,8 @@ fn disks_that_follow_together_hold_one_moment_of_their_machine_whatever_crashes(
         total.refused += stats.refused;
         total.given_up += stats.given_up;
         total.fallen_back += stats.fallen_back;
+        total.resumed += stats.resumed;
+        total.lost += stats.lost;
     }
     println!("{total:?}");
     if !are_the_usual() {
@@ -35,6 +37,7 @@ fn disks_that_follow_together_hold_one_moment_of_their_machine_whatever_crashes(
         "{total:?}"
     );
     assert!(total.crashes > 2000, "{total:?}");
+    assert!(total.resumed > 300 && total.lost > 20, "{total:?}");
 }
 
 /// Some seed notices that the rule is broken.
@@ -59,4 +62,13 @@ fn the_simulation_notices_broken_rules_of_a_group() {
     is_noticed(Sabotage::CarryPastTheCut);
     is_noticed(Sabotage::CutOfOne);
     is_noticed(Sabotage::StayJoined);
+}
+
+#[test]
+fn the_simulation_notices_broken_rules_of_a_group_that_comes_back() {
+    is_noticed(Sabotage::CountAnew);
+    is_noticed(Sabotage::LifeUnkept);
+    is_noticed(Sabotage::WatchTooLate);
+    is_noticed(Sabotage::ForgetWhatChanged);
+    is_noticed(Sabotage::KeepOnlyTheDirty);
 }
