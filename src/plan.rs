@@ -327,14 +327,18 @@ impl Receive {
                 .collect::<Result<_>>()?,
             workers: args.workers.unwrap_or(0),
             taking: taking(args)?,
-            templates: args.template.iter().map(template).collect::<Result<_>>()?,
+            templates: args
+                .template
+                .iter()
+                .map(|disk| template(disk))
+                .collect::<Result<_>>()?,
             metrics: metrics(&args.metrics)?,
         })
     }
 }
 
 /// An image in which blocks of disks may be.
-fn template(disk: &PathBuf) -> Result<Input> {
+fn template(disk: &Path) -> Result<Input> {
     let name = SourceName::new(disk, None)?;
     if name == SourceName::Stdin {
         return Err(Failure::usage("a stream cannot be a template"));

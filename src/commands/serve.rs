@@ -94,15 +94,12 @@ pub(crate) fn run(args: &ServeArgs, report: Report) -> Result<()> {
 
 /// Opens a disk and makes it an export.
 fn add(site: &Site, served: &Served, plan: &Serve) -> Result<ExportHandle> {
-    let opened = match &served.behind {
-        Some(behind) => {
-            behind.refuse_own(&plan.listen)?;
-            behind.open((plan.read_only, plan.take_over))?
-        }
-        None => {
-            let format = served.format.map(plan::library_format);
-            site::disk::open(&served.path, format, plan.read_only, &plan.search)?
-        }
+    let opened = if let Some(behind) = &served.behind {
+        behind.refuse_own(&plan.listen)?;
+        behind.open((plan.read_only, plan.take_over))?
+    } else {
+        let format = served.format.map(plan::library_format);
+        site::disk::open(&served.path, format, plan.read_only, &plan.search)?
     };
     let options = ExportOptions {
         read_only: plan.read_only,

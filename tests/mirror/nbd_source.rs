@@ -51,7 +51,7 @@ fn serve(sites: &mut Sites, other: &Other) {
 /// A site that receives, and one that serves the export of a server that `start` starts.
 fn front(start: impl Fn(&Path) -> Other) -> (Sites, Other) {
     let mut sites = Sites::new("none.img", &["1M"]);
-    sites.disk = STATE.to_owned();
+    STATE.clone_into(&mut sites.disk);
     empty(sites.here());
     let other = start(sites.here());
     serve(&mut sites, &other);

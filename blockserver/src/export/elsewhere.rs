@@ -118,9 +118,9 @@ impl There {
             // What changes from now on it need not cover; what did before it does.
             self.changed.store(false, Ordering::SeqCst);
         }
-        let (changes, changed) = (request.action.changes(), Arc::clone(&self.changed));
+        let (alters, changed) = (request.action.changes(), Arc::clone(&self.changed));
         line.submit(request, move |result| {
-            if changes || (flushes && result.is_err()) {
+            if alters || (flushes && result.is_err()) {
                 changed.store(true, Ordering::SeqCst);
             }
             done(result.map(as_of_disk));

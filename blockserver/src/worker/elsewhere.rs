@@ -13,6 +13,7 @@ use crate::forward::{ForwardReply, ForwardRequest};
 
 use super::action::Action;
 use super::answer::into_bytes;
+use super::task::Task;
 use super::{Message, Worker};
 
 impl Worker {
@@ -36,7 +37,7 @@ impl Worker {
 
     /// Have a task carried out where its bytes are; false, and nothing done, if that is in a file here.
     pub(super) fn run_elsewhere(&mut self, id: u32) -> bool {
-        let Some((disk, _)) = self.tasks.get(id).and_then(|task| task.place()) else {
+        let Some((disk, _)) = self.tasks.get(id).and_then(Task::place) else {
             return false;
         };
         let Some(here) = self.disks.get(disk).map(|here| Arc::clone(&here.disk)) else {

@@ -190,10 +190,7 @@ impl World {
                 let doing = Doing::Read(at, vec![0; len as usize]);
                 self.begin_op(TARGET, Asked::Machine(op), doing);
             }
-            #[rustfmt::skip]
-            TargetAction::ReadTemplate { op, number, offset, len } => {
-                self.read_template(op, number, (offset, len));
-            }
+            reading @ TargetAction::ReadTemplate { .. } => self.read_template(&reading),
             TargetAction::StartJournal { op, session, seq } => {
                 let at = self.disk_is_at(session, seq);
                 self.journal_op(op, JournalOp::Start(session, at));

@@ -11,7 +11,7 @@ use super::plan::AT;
 use super::world::{SOURCE, TARGET, World};
 use crate::GRANULE;
 use crate::clock::Micros;
-use crate::session::{ConnId, OpId, TargetConfig, TargetEvent};
+use crate::session::{ConnId, OpId, TargetAction, TargetConfig, TargetEvent};
 
 impl World {
     /// What the target's machine is told when it starts. Its templates are others each time.
@@ -43,7 +43,12 @@ impl World {
         content
     }
 
-    pub(super) fn read_template(&mut self, op: OpId, number: usize, (offset, len): (u64, u32)) {
+    /// For that action alone.
+    pub(super) fn read_template(&mut self, action: &TargetAction) {
+        #[rustfmt::skip]
+        let TargetAction::ReadTemplate { op, number, offset, len } = *action else {
+            return;
+        };
         let template = self.templates.get(number).map_or(&[][..], Vec::as_slice);
         let from = (offset as usize).min(template.len());
         let to = (from + len as usize).min(template.len());
