@@ -63,7 +63,9 @@ fn walk(root: &Path, folder: &Path, files: &mut Vec<File>) {
             .file_name()
             .and_then(|n| n.to_str())
             .unwrap_or_default();
-        if name == ".git" || name == "target" {
+        // Modules may have the name of cargo's folder.
+        let built = name == "target" && path.join("CACHEDIR.TAG").exists();
+        if name == ".git" || built {
             continue;
         }
         if path.is_dir() {

@@ -345,9 +345,9 @@ fn what_ended_is_seen_without_sleeping() {
     };
     assert!(ring.hand_over() && !ring.has_news());
     let after = Duration::from_millis(20);
+    let begun = std::time::Instant::now();
     ring.submit(Op::Timer { after }, 7);
     assert!(ring.hand_over());
-    let begun = std::time::Instant::now();
     while !ring.has_news() && begun.elapsed() < Duration::from_secs(20) {
         std::hint::spin_loop();
     }

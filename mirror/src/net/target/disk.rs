@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -54,7 +53,6 @@ pub(super) struct DiskTask {
     asked: u64,
     /// Another process has changed what is known of the disk.
     superseded: Option<io::Error>,
-    written: Arc<AtomicU64>,
 }
 
 impl DiskTask {
@@ -64,7 +62,6 @@ impl DiskTask {
         (name, store): (String, RecordStore),
         machine: Target,
     ) -> Self {
-        let written = entry.status().written;
         let journal = Journal::new(journal_paths(store.path()));
         Self {
             journal,
@@ -79,8 +76,6 @@ impl DiskTask {
             closing: JoinSet::new(),
             asked: 0,
             superseded: None,
-            // An earlier task of the disk may have written something.
-            written: Arc::new(AtomicU64::new(written)),
         }
     }
 
@@ -303,7 +298,6 @@ impl DiskTask {
         let mut status = self.entry.status();
         status.session = self.machine.session().map(|(session, _)| session);
         status.state = self.machine.record().map_or("none", state_name);
-        status.written = self.written.load(Ordering::Relaxed);
     }
 
     fn act(&mut self, action: TargetAction) {
@@ -324,7 +318,7 @@ impl DiskTask {
             | TargetAction::ReadTemplate { .. }
             | TargetAction::Zeroes(..)) => self.read(&reading),
             TargetAction::Write(op, offset, data) => {
-                self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
+                self.entry.status().written += data.len() as u64;
                 self.write(op, offset, data);
             }
             TargetAction::Zero(op, offset, len) => {
@@ -339,7 +333,7 @@ impl DiskTask {
                 self.journal.ask(Ask::Start(head, done));
             }
             TargetAction::Journal(op, offset, content) => {
-                self.written.fetch_add(content.held(), Ordering::Relaxed);
+                self.entry.status().written += content.held();
                 self.append(op, offset, content);
             }
             TargetAction::Mark { op, seq, sealed } => {
