@@ -181,9 +181,9 @@ impl Place {
         });
     }
 
-    /// Whether this disk has.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.with(|member| member.stands == Stands::Ready) == Some(true)
+    /// Whether this disk has to do so: not one that was handed over, which counts on as it did.
+    pub(crate) fn needs_life(&self) -> bool {
+        self.with(|member| matches!(member.stands, Stands::Awaited | Stands::Here)) == Some(true)
     }
 
     /// Whether every disk has: they may go on.
@@ -365,7 +365,7 @@ mod tests {
         disks[0].make_ready();
         // A lost link takes nothing of that back.
         disks[0].begin_anew();
-        assert!(disks[0].is_ready() && !disks[0].is_open());
+        assert!(!disks[0].needs_life() && !disks[0].is_open());
         disks[2].make_ready();
         assert!(disks[0].is_open());
         let kept = disks[0].kept().disks;

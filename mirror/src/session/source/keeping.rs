@@ -116,7 +116,7 @@ impl Source {
     /// A disk of a group has it written down in which life of it this is, once that is known.
     fn pump_life(&mut self, now: Micros) {
         let group = self.config.replica.group.as_ref();
-        let Some(group) = group.filter(|group| !group.is_ready()).cloned() else {
+        let Some(group) = group.filter(|group| group.needs_life()).cloned() else {
             return;
         };
         let waits = matches!(self.keeping.step, Step::None | Step::Kept);

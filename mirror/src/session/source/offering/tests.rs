@@ -8,6 +8,8 @@ use vdisk::engine::Extent;
 use super::*;
 use crate::clock::Micros;
 use crate::record::{Ownership, State};
+use crate::saved::Kin;
+use crate::sequence::Place;
 use crate::session::source::tests::description;
 use crate::session::{Command, ConnId, SourceEvent, Stage};
 use crate::tracker::Tracker;
@@ -24,12 +26,17 @@ struct Lone {
 
 impl Lone {
     fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut SourceConfig)) -> Self {
         let mut config = SourceConfig::new(Uuid::from_u128(5), "b".into(), description());
         config.handover.how = Switchover::Fast;
         config.handover.arbiter = Some(ArbiterName {
             id: Uuid::from_u128(6),
             at: "third".into(),
         });
+        change(&mut config);
         let record = Ownership::first(Uuid::from_u128(1));
         let tracker = Arc::new(Tracker::new(SIZE, 1 << 20));
         Self {
@@ -66,8 +73,14 @@ impl Lone {
 
     /// Begun and in step.
     fn synced() -> Self {
-        let mut lone = Self::new();
+        Self::new().in_step()
+    }
+
+    fn in_step(self) -> Self {
+        let mut lone = self;
         lone.tell(SourceEvent::Tick);
+        // By then all of a group are there.
+        lone.pass(1);
         lone.greet(Standing::Empty);
         lone.say(Message::Begun {
             window: 1 << 20,
@@ -157,6 +170,46 @@ fn a_target_that_has_taken_the_disk_is_enough_when_the_arbiter_is_away() {
         &last,
         |a| matches!(a, SourceAction::Persist(r) if matches!(r.state, State::Released { .. }))
     ));
+}
+
+#[test]
+fn a_disk_of_a_group_is_granted_again_as_it_was_when_the_link_is_lost_after_its_record() {
+    let kin = Kin {
+        disk: Uuid::from_u128(1),
+        name: "disk".into(),
+        path: "/disks/disk".into(),
+    };
+    let place = Place::all(vec![kin], Uuid::from_u128(2)).pop();
+    let lone = Lone::with(|config| {
+        config.handover.how = Switchover::Safe;
+        config.handover.arbiter = None;
+        config.replica.group = place;
+    });
+    let mut lone = lone.in_step();
+    lone.cut_over();
+    lone.say(Message::Ready { attempt: 1 });
+    lone.tell(SourceEvent::Held(1));
+    lone.say(Message::CommitRequest { attempt: 1 });
+    lone.tell(SourceEvent::Parked(Ok(())));
+    let granted = |actions: &[SourceAction]| {
+        let granted = Message::Grant {
+            attempt: 1,
+            epoch: 2,
+        };
+        has(
+            actions,
+            |a| matches!(a, SourceAction::Send(_, said) if *said == granted),
+        )
+    };
+    let first = lone.tell(SourceEvent::Persisted(Ok(())));
+    assert!(granted(&first), "{first:?}");
+    let again = lone.reconnect(Standing::Prepared { attempt: 1 });
+    assert!(granted(&again), "{again:?}");
+    let hello = has(
+        &again,
+        |a| matches!(a, SourceAction::Send(_, Message::Grant { attempt, .. }) if *attempt != 1),
+    );
+    assert!(!hello, "{again:?}");
 }
 
 #[test]
