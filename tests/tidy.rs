@@ -63,8 +63,9 @@ fn walk(root: &Path, folder: &Path, files: &mut Vec<File>) {
             .file_name()
             .and_then(|n| n.to_str())
             .unwrap_or_default();
-        // Modules may have the name of cargo's folder.
-        let built = name == "target" && path.join("CACHEDIR.TAG").exists();
+        // Modules may have the name of cargo's folders.
+        let built = ["target", "fuzz/target"].map(|folder| root.join(folder));
+        let built = built.contains(&path);
         if name == ".git" || built {
             continue;
         }
