@@ -550,7 +550,13 @@ fn receive_all(shared: &Shared, mut receive: ReceiveHalf, ender: &Ender) -> bool
             }
         };
         let mut state = shared.lock();
+        let refusal = completion.result.as_ref().err();
+        let leaves = refusal.is_some_and(|refusal| refusal.errno == Errno::Shutdown);
         if state.repeating == Some(completion.cookie) {
+            if leaves {
+                // All that is done again is done once more, there or wherever it comes up again.
+                break;
+            }
             state.repeating = None;
             if let Err(refusal) = &completion.result {
                 tracing::error!(?refusal, "a change cannot be made again at the server");
@@ -562,11 +568,7 @@ fn receive_all(shared: &Shared, mut receive: ReceiveHalf, ender: &Ender) -> bool
         let Some(job) = state.sent.remove(&completion.cookie) else {
             continue;
         };
-        if completion
-            .result
-            .as_ref()
-            .is_err_and(|refusal| refusal.errno == Errno::Shutdown)
-        {
+        if leaves {
             // It is going away: ask again, there or wherever it comes up again.
             state.waiting.push_front(job);
             break;

@@ -62,6 +62,7 @@ impl Behind {
     pub(crate) fn open(&self, (read_only, take_over): (bool, bool)) -> Result<Opened> {
         let known = self.file.exists() || sidecar_path(&self.file).exists();
         if !self.file.exists() {
+            self.refuse_what_was_handed_over(take_over)?;
             self.begin(read_only)?;
         }
         let path =
@@ -69,12 +70,10 @@ impl Behind {
         let file = image::patiently(|| FileStorage::open(&path, true))?.into_file();
         let kept = self.kept(&path)?;
         let record = load_record(&sidecar_path(&path));
-        let record = record
-            .map_err(|e| Failure::new(Exit::InUse, format!("{}: {e}", self.file.display())))?;
+        let record = record.map_err(|e| self.in_use(&e.to_string()))?;
         if record.is_none() && !take_over {
-            let what = format!("{}: its ownership record is missing", self.file.display());
             let hint = "restore it, or --take-over if no other host can own the disk";
-            return Err(Failure::new(Exit::InUse, what).hint(hint));
+            return Err(self.in_use("its ownership record is missing").hint(hint));
         }
         let record = record.map_or_else(|| first_record(&path), Ok)?;
         let disk = if was_handed_over(&record) && !take_over {
@@ -114,6 +113,23 @@ impl Behind {
             )));
         }
         Ok(())
+    }
+
+    /// A record without its file: what the export was is known no more, so it is not asked whose it is either.
+    fn refuse_what_was_handed_over(&self, take_over: bool) -> Result<()> {
+        let record = load_record(&sidecar_path(&self.file));
+        let record = record.map_err(|e| self.in_use(&e.to_string()))?;
+        if take_over || !record.as_ref().is_some_and(was_handed_over) {
+            return Ok(());
+        }
+        let hint = "restore it, and clients are sent to the new owner";
+        Err(self
+            .in_use("is missing, and its record says that the disk was handed over")
+            .hint(hint))
+    }
+
+    fn in_use(&self, why: &str) -> Failure {
+        Failure::new(Exit::InUse, format!("{}: {why}", self.file.display()))
     }
 
     /// The first time: an owner, then the file, so that there is never a file without a record.
@@ -250,16 +266,22 @@ mod tests {
         assert_eq!((raw.format, raw.name.as_str()), (DiskFormat::Raw, "a.img"));
     }
 
-    #[test]
-    fn a_file_of_another_export_or_none_at_all_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let mine = behind(folder.path(), "nbd://127.0.0.1:1/a");
+    /// An export that nobody serves, and what stands for it.
+    fn known(folder: &Path) -> (Behind, Kept) {
+        let mine = behind(folder, "nbd://127.0.0.1:1/a");
         let kept = Kept {
             diskferry_nbd_source: VERSION,
             at: mine.address.to_string(),
             size: 512,
         };
         write_new(&mine.file, &kept).unwrap();
+        (mine, kept)
+    }
+
+    #[test]
+    fn a_file_of_another_export_or_none_at_all_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mine, kept) = known(folder.path());
         assert_eq!(mine.kept(&mine.file).unwrap(), kept);
         // Who comes second finds what the first one wrote.
         write_new(&mine.file, &Kept { size: 1024, ..kept }).unwrap();
@@ -283,14 +305,27 @@ mod tests {
     #[test]
     fn a_file_without_a_record_serves_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let mine = behind(folder.path(), "nbd://127.0.0.1:1/a");
-        let kept = Kept {
-            diskferry_nbd_source: VERSION,
-            at: mine.address.to_string(),
-            size: 512,
-        };
-        write_new(&mine.file, &kept).unwrap();
+        let (mine, _) = known(folder.path());
         let refused = mine.open((false, false)).unwrap_err();
         assert_eq!(refused.exit, Exit::InUse, "{}", refused.what);
+    }
+
+    #[test]
+    fn a_record_that_says_that_the_disk_was_handed_over_lets_nobody_connect_though_its_file_is_gone()
+     {
+        let folder = tempfile::tempdir().unwrap();
+        let mine = behind(folder.path(), "nbd://127.0.0.1:1/a");
+        let mut record = Ownership::first(uuid::Uuid::from_u128(1));
+        record.state = State::Released {
+            session: uuid::Uuid::from_u128(2),
+            attempt: 1,
+            epoch: 2,
+            to: "b".into(),
+        };
+        let store = RecordStore::open(sidecar_path(&mine.file));
+        store.persist_and_wait(&record).unwrap();
+        let refused = mine.open((false, false)).unwrap_err();
+        assert_eq!(refused.exit, Exit::InUse, "{}", refused.what);
+        assert!(refused.what.contains("handed over"), "{}", refused.what);
     }
 }

@@ -79,7 +79,15 @@ pub(crate) fn is_one_of(there: &Endpoint, ours: &[Endpoint]) -> bool {
 /// Whether both addresses may lead to one export, as far as that shows: a server has one that goes without a name.
 pub(crate) fn may_be_same(one: &Address, other: &Address) -> bool {
     let named = one.export == other.export || one.export.is_empty() || other.export.is_empty();
-    named && is_one_of(&one.endpoint, std::slice::from_ref(&other.endpoint))
+    // Neither is known to be of this host.
+    let hosts = |a: &str, b: &str| a == b || is_near(a) == is_near(b) && is_near(a);
+    let server = match (&one.endpoint, &other.endpoint) {
+        (Endpoint::Tcp { host: a, port: at }, Endpoint::Tcp { host: b, port }) => {
+            at == port && hosts(a, b)
+        }
+        (one, other) => is_one_of(one, std::slice::from_ref(other)),
+    };
+    named && server
 }
 
 fn is_near(host: &str) -> bool {
@@ -310,6 +318,22 @@ mod tests {
         assert!(!all_zero(&[extent(4096, true)], 8192));
         assert!(!all_zero(&[extent(4096, true), extent(4096, false)], 8192));
         assert!(!all_zero(&[extent(4096, false), extent(8192, true)], 8192));
+    }
+
+    #[test]
+    fn an_export_of_another_host_is_not_taken_for_the_one_that_a_disk_is_at() {
+        let at = |text: &str| text.parse::<Address>().unwrap();
+        let disk = at("nbd://storage:10809/x");
+        assert!(may_be_same(&disk, &at("nbd://storage:10809/x")));
+        assert!(may_be_same(&disk, &at("nbd://storage:10809")));
+        for other in ["localhost:10809/x", "storage:10810/x", "storage:10809/y"] {
+            assert!(
+                !may_be_same(&disk, &at(&format!("nbd://{other}"))),
+                "{other}"
+            );
+        }
+        let near = (at("nbd://127.0.0.1:10809/x"), at("nbd://localhost:10809/x"));
+        assert!(may_be_same(&near.0, &near.1));
     }
 
     #[test]

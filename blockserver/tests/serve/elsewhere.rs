@@ -36,6 +36,8 @@ enum Trick {
     WrongName,
     /// Send a part of the answer and go away.
     Short,
+    /// Do nothing, say that it is being shut down, and go away.
+    Leave,
 }
 
 struct State {
@@ -158,10 +160,10 @@ fn answer(client: &mut UnixStream, state: &Mutex<State>) -> io::Result<bool> {
         FLUSH => None,
         _ => state.tricks.pop_front(),
     };
-    let done = if trick == Some(Trick::Fail) {
-        len / 2
-    } else {
-        len
+    let done = match trick {
+        Some(Trick::Fail) => len / 2,
+        Some(Trick::Leave) => 0,
+        _ => len,
     };
     match command {
         WRITE => state.disk[offset..offset + done].copy_from_slice(&data[..done]),
@@ -170,12 +172,17 @@ fn answer(client: &mut UnixStream, state: &Mutex<State>) -> io::Result<bool> {
     }
     drop(state);
     let mut out = 0x6744_6698_u32.to_be_bytes().to_vec();
-    out.extend((u32::from(trick == Some(Trick::Fail)) * 5).to_be_bytes());
+    let errno: u32 = match trick {
+        Some(Trick::Fail) => 5,
+        Some(Trick::Leave) => 108,
+        _ => 0,
+    };
+    out.extend(errno.to_be_bytes());
     if trick == Some(Trick::WrongName) {
         cookie ^= 1 << 40;
     }
     out.extend(cookie.to_be_bytes());
-    if command == READ {
+    if command == READ && errno == 0 {
         out.extend(&data);
     }
     match trick {
@@ -184,7 +191,7 @@ fn answer(client: &mut UnixStream, state: &Mutex<State>) -> io::Result<bool> {
         _ => {}
     }
     client.write_all(&out)?;
-    Ok(trick != Some(Trick::Short))
+    Ok(!matches!(trick, Some(Trick::Short | Trick::Leave)))
 }
 
 /// A server of ours with the other one's export as its disk.
@@ -239,6 +246,20 @@ fn what_was_answered_and_not_flushed_is_written_again_to_a_server_that_lost_it()
     tricky.will(Trick::Vanish);
     client.write(4096, &[3; 512], false).expect("a write");
     assert_eq!(tricky.written(), [1, 2, 3, 2, 3]);
+    assert_eq!(tricky.lock().disk[512], 2);
+}
+
+#[test]
+fn a_server_that_is_shut_down_while_a_change_is_done_again_is_asked_once_more_and_flushes_go_on() {
+    let (site, tricky, _) = in_front(ServerConfig::default());
+    let mut client = site.client("disk");
+    client.write(512, &[2; 512], false).expect("a write");
+    tricky.lock().disk[512..1024].fill(0);
+    tricky.will(Trick::Vanish);
+    tricky.will(Trick::Leave);
+    client.write(4096, &[3; 512], false).expect("a write");
+    assert_eq!(tricky.written(), [2, 3, 2, 2, 3]);
+    client.flush().expect("a flush");
     assert_eq!(tricky.lock().disk[512], 2);
 }
 
