@@ -400,6 +400,11 @@ impl Applier {
         }
     }
 
+    /// Whether it was begun for an incarnation that is over.
+    pub(super) fn is_of_the_past(&self, id: OpId) -> bool {
+        id < self.since
+    }
+
     /// What an operation that compares has to compare with.
     pub(super) fn comparing(&mut self, id: OpId) -> Option<&mut Compare> {
         match &mut self.running.get_mut(&id)?.work {
@@ -414,8 +419,7 @@ impl Applier {
             return;
         };
         self.held = self.held.saturating_sub(op.cost());
-        // Not what was begun for an incarnation that is over.
-        if op.id < self.since {
+        if self.is_of_the_past(id) {
             return;
         }
         match (compared, op.chunk) {
@@ -438,7 +442,7 @@ impl Applier {
         };
         let (base, chunk) = (compare.base, *chunk);
         // The source has given it up since, and what may be newer is not remembered any more.
-        if id < self.since || base < self.heard.floor {
+        if self.is_of_the_past(id) || base < self.heard.floor {
             return;
         }
         for (offset, data) in found {
@@ -468,7 +472,7 @@ impl Applier {
             return;
         };
         self.held = self.held.saturating_sub(op.cost());
-        let Some(chunk) = op.chunk.filter(|_| id >= self.since) else {
+        let Some(chunk) = op.chunk.filter(|_| !self.is_of_the_past(id)) else {
             return;
         };
         match self.parts.get_mut(&chunk) {

@@ -40,12 +40,13 @@ impl Target {
         let Some(compare) = self.apply.comparing(op) else {
             return;
         };
-        let number = compare.search.asked;
-        if compare.search.missing == 0 || number >= templates {
+        let (number, (offset, len)) = (compare.search.asked, compare.place());
+        let over = compare.search.missing == 0 || number >= templates;
+        compare.search.asked += 1;
+        // Nobody waits for what an incarnation that is over asked; the next one waits for its end.
+        if over || self.apply.is_of_the_past(op) {
             return self.apply.searched(op);
         }
-        compare.search.asked += 1;
-        let (offset, len) = compare.place();
         self.actions.push_back(TargetAction::ReadTemplate {
             op,
             number,

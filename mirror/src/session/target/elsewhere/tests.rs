@@ -99,6 +99,16 @@ fn what_no_template_has_is_asked_for() {
 }
 
 #[test]
+fn a_probe_of_a_connection_that_is_lost_asks_no_other_template_and_holds_up_nobody() {
+    let (mut target, op) = asked(2);
+    tell(&mut target, TargetEvent::Closed(CONTROL));
+    let there = [block(0xaa), block(0xcc)].concat().into();
+    let rest = tell(&mut target, TargetEvent::OfTemplate(op, Ok(there)));
+    assert!(rest.is_empty(), "{rest:?}");
+    assert!(target.apply.is_still());
+}
+
+#[test]
 fn what_was_found_for_a_source_that_has_gone_on_is_not_written_over_what_came_since() {
     let (mut target, op) = asked(1);
     let later = record(1, 0);
