@@ -12,6 +12,7 @@ mod mirror {
     mod evacuation;
     mod faults;
     mod group;
+    mod group_back;
     mod ledger;
     mod load;
     mod moves;

@@ -138,6 +138,10 @@ class Qemu(Programs):
         if error:
             raise Failed(error)
 
+    def waiter(self):
+        """The target's export is open all the while."""
+        return None
+
     def pause_ms(self):
         """It says nothing of it."""
         return None

@@ -7,7 +7,9 @@ import json
 import os
 import random
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 MIB = 1 << 20
 SIZE = 2048 * MIB
@@ -64,6 +66,9 @@ def words_of(length, chance):
 
 class Programs:
     """What runs at both sites, in a folder of its own."""
+
+    # What it is called how long the disk was in service nowhere.
+    in_service = "pause of the disk ms"
 
     def __init__(self, sites, folder):
         self.sites, self.folder = sites, folder
@@ -149,6 +154,15 @@ class Diskferry(Programs):
 
     def switch(self):
         self.run("mirror", "cutover", "disk.vhdx", "--wait")
+
+    def waiter(self):
+        """Somebody at the target for whom the disk is not yet in service."""
+        program = Path(__file__).parent / "waiter.py"
+        words = [sys.executable, str(program.resolve()), ADDRESSES["target"], "10809", "disk"]
+        waiter = subprocess.Popen([*self.sites.at("target"), *words], stdout=subprocess.PIPE, text=True)
+        if waiter.stdout.readline() != "waiting\n":
+            raise SystemExit("error: nobody waits at the target")
+        return waiter
 
     def pause_ms(self):
         return self.status()["pause"] / 1000

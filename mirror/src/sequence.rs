@@ -291,9 +291,11 @@ impl Place {
         }
     }
 
-    /// This disk is mirrored no more: the group has no moments any more.
+    /// This disk is mirrored no more: the group has no moments any more. Nothing of one that was handed over.
     pub fn end(&self) {
-        self.sequence.lock().ended = true;
+        let mut inner = self.sequence.lock();
+        let gone = inner.members.get(self.place).is_some_and(Member::is_gone);
+        inner.ended |= !gone;
     }
 
     /// Whether one of the disks is mirrored no more, without having been handed over.
@@ -348,6 +350,9 @@ mod tests {
         assert!(disks[0].propose());
         let cut = disks[0].pending().expect("a cut");
         disks[0].dealt_with(cut);
+        // It came back by another way, and has no part in it.
+        disks[1].end();
+        assert!(!disks[0].has_ended());
         disks[0].end();
         assert!(!disks[0].propose() && disks[1].has_ended());
     }

@@ -48,7 +48,7 @@ from then on it forwards its clients' requests.
 
 Several disks of one server that are started together, with --manual and to another host, follow together: what the target
 has of them, if this host is lost, is what one power cut would have left on all of them. Each is switched over by itself;
-if one of them is cancelled, or fails, so are the others.
+if one of them is cancelled, or fails, so are the others. After a crash they go on once one server has all of them again.
 
 If the target has something of the disk already (of an earlier move, of the time before it moved away, or a
 seed that was brought there: diskferry receive --seed), both read what they have, compare it by hashes, and only

@@ -235,6 +235,14 @@ fn people(state: &Value) -> String {
     if state["not_promised"].is_string() {
         text.push_str(", to an NBD server: `mirror start --help` says what that cannot promise");
     }
+    if let Some(awaited) = state["awaits"].as_array() {
+        let paths: Vec<&str> = awaited.iter().filter_map(Value::as_str).collect();
+        let paths = paths.join(" and ");
+        let _ = write!(
+            text,
+            ", waiting for {paths}, which it goes on with: serve it with this one"
+        );
+    }
     if let Some(trouble) = state["trouble"].as_str() {
         let _ = write!(text, " ({trouble})");
     }

@@ -149,6 +149,12 @@ impl Opened {
         RecordStore::open(sidecar_path(&self.path))
     }
 
+    /// Its lineage, if it has a record that can be read.
+    pub(super) fn lineage(&self) -> Option<Uuid> {
+        let record = self.record().load().ok().flatten();
+        record.map(|record| record.disk)
+    }
+
     /// Whether this host may serve it. With `take_over` it may unless the disk follows another one, and says so
     /// durably.
     pub(crate) fn standing(&self, take_over: bool) -> Result<Standing> {

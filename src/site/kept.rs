@@ -19,11 +19,12 @@ use vdisk::track::{Since, changed};
 
 use super::disk::Opened;
 use super::port::ExportPort;
+use super::together::Groups;
 
 /// A session that can go on.
 #[derive(Clone, Debug)]
 pub(crate) struct KeptSession {
-    /// In its next life.
+    /// In its next life; as it was found, if it is of a group, whose disks begin that together.
     saved: Saved,
     /// What its target may not have of the disk as it is now: offset and length.
     parts: Vec<(u64, u64)>,
@@ -32,13 +33,15 @@ pub(crate) struct KeptSession {
 /// What is kept of a session of the disk at `path`, which this process has open and has not changed yet.
 pub(super) fn look(path: &Path, kind: ImageFormat) -> Option<KeptSession> {
     let at = session_path(path);
-    let saved = match load_session(&at) {
-        Ok(saved) => saved?.next_life()?,
+    let found = match load_session(&at) {
+        Ok(found) => found?,
         Err(error) => {
             tracing::warn!("{error}; no move goes on");
             return None;
         }
     };
+    let next = found.next_life()?;
+    let saved = if found.group.is_some() { found } else { next };
     let known = match (&saved.checkpoint, kind) {
         (Some(name), ImageFormat::Vhdx) => changed_since(path, name),
         _ => None,
@@ -94,35 +97,45 @@ pub(super) fn keep(opened: &Opened) -> (Keep, SessionStore) {
     (Keep::Session { spare }, store)
 }
 
-/// Go on with the session that was kept of `opened`, if there is one. Nobody may change the disk before this returns.
+/// Go on with the session that was kept of `opened`, if there is one, by itself or in one of the `groups`. Nobody may
+/// change the disk before this returns.
 pub(super) fn resume(
     port: ExportPort,
     opened: &mut Opened,
-    way_back: Option<(String, u64)>,
+    (way_back, groups): (Option<(String, u64)>, &Groups),
 ) -> Option<SourceHandle> {
     // It may be large, and is of use once.
-    let kept = opened.kept.take()?;
-    match go_on(port, opened, (&kept, way_back)) {
-        Ok(session) => {
-            let to = &kept.saved.wishes.to;
-            tracing::info!("{}: its move to {to} goes on", opened.path.display());
-            Some(session)
+    let kept = opened.kept.take();
+    let session = kept.and_then(|kept| {
+        let (to, path) = (&kept.saved.wishes.to, opened.path.display());
+        match go_on(port, opened, (&kept, way_back, groups)) {
+            Ok(session) => {
+                tracing::info!("{path}: its move to {to} goes on");
+                Some((session, kept.saved.group.is_some()))
+            }
+            Err(error) => {
+                tracing::warn!("{path}: its move to {to} does not go on: {error}");
+                groups.is_alone(kept.saved.disk);
+                forget(&opened.path);
+                None
+            }
         }
-        Err(error) => {
-            tracing::warn!(
-                "{}: its move does not go on: {error}",
-                opened.path.display()
-            );
-            forget(&opened.path);
-            None
-        }
+    });
+    let in_group = session.as_ref().is_some_and(|(_, in_group)| *in_group);
+    // Who only reads it changes nothing that its group would have to know of.
+    if !in_group
+        && !opened.read_only
+        && let Some(disk) = opened.lineage()
+    {
+        groups.is_alone(disk);
     }
+    session.map(|(session, _)| session)
 }
 
 fn go_on(
     port: ExportPort,
     opened: &Opened,
-    (kept, way_back): (&KeptSession, Option<(String, u64)>),
+    (kept, way_back, groups): (&KeptSession, Option<(String, u64)>, &Groups),
 ) -> MirrorResult<SourceHandle> {
     let saved = &kept.saved;
     let wishes = &saved.wishes;
@@ -139,8 +152,17 @@ fn go_on(
     config.terms = terms(wishes.deadline, wishes.max_slowdown);
     let (keep, store) = keep(opened);
     config.keep = keep;
-    let failed = |e| mirror::Error::io(mirror::ErrorKind::Io, "it cannot be kept", e);
-    write_session(&session_path(&opened.path), saved).map_err(failed)?;
+    if let Some(together) = &saved.group {
+        let place = groups.place_of(saved.disk, together);
+        let left = || {
+            let what = "the others of its group went on without it";
+            mirror::Error::new(mirror::ErrorKind::NotOwned, what)
+        };
+        config.replica.group = Some(place.ok_or_else(left)?);
+    } else {
+        let failed = |e| mirror::Error::io(mirror::ErrorKind::Io, "it cannot be kept", e);
+        write_session(&session_path(&opened.path), saved).map_err(failed)?;
+    }
     let parts = (saved, kept.parts.as_slice());
     SourceDriver::resume(Arc::new(port), opened.record(), (config, store), parts)
 }

@@ -11,6 +11,7 @@
 //! | [`port`] | an export as a migration session reaches it |
 //! | [`source`] | the disks of `serve`, their migrations, what the control socket can ask |
 //! | `way_back` | what is kept of the way back of a disk that has moved |
+//! | `together` | groups of disks that come back one by one |
 //! | `templates` | images of which disks that are received need not bring what is the same |
 //! | [`target`] | the disks of `receive`: made, opened and served as sessions ask |
 
@@ -27,6 +28,7 @@ pub(crate) mod source;
 pub(crate) mod taking;
 pub(crate) mod target;
 pub(crate) mod templates;
+mod together;
 mod way_back;
 
 /// Where disks of this process are reached by NBD clients elsewhere.

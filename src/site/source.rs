@@ -33,6 +33,7 @@ use super::foreign;
 use super::kept;
 use super::port::ExportPort;
 use super::snapshot;
+use super::together::Groups;
 use super::way_back;
 use crate::control::place;
 use crate::control::{
@@ -54,6 +55,8 @@ pub(crate) struct Site {
     received: OnceLock<Received>,
     /// Where clients elsewhere reach what is served here.
     reachable: Arc<OnceLock<Reachable>>,
+    /// The groups that go on since this process serves their disks.
+    groups: Groups,
 }
 
 /// See [`Site::receives`].
@@ -126,6 +129,7 @@ impl Site {
             resized: OnceLock::new(),
             received: OnceLock::new(),
             reachable: Arc::default(),
+            groups: Groups::default(),
         }
     }
 
@@ -176,12 +180,14 @@ impl Site {
                     unmarked.inspect_err(|_| self.take_back(&export, &opened))?;
                 }
                 let port = ExportPort(export.clone());
-                let session = kept::resume(port, &mut opened, way_back::told(way.as_ref()));
+                let how = (way_back::told(way.as_ref()), &self.groups);
+                let session = kept::resume(port, &mut opened, how);
                 way = way_back::of_owner(&opened.path, way, session.is_some());
                 export.release();
                 (export, session.map(Moving::to))
             }
             Standing::HandedOver(record) => {
+                self.groups.is_gone(record.disk);
                 kept::forget(&opened.path);
                 way = way_back::of_gone(&opened.path, way);
                 let export = self
@@ -247,6 +253,11 @@ impl Site {
             back: false,
             counted: false,
         })
+    }
+
+    /// The groups of disks that go on here.
+    pub(super) fn groups(&self) -> &Groups {
+        &self.groups
     }
 
     /// The images.

@@ -408,7 +408,7 @@ impl TargetHost for Folder {
         let port = ExportPort(received.export.clone());
         // Nobody else has it yet.
         let session = Arc::get_mut(&mut received.opened)
-            .and_then(|opened| super::kept::resume(port, opened, None));
+            .and_then(|opened| super::kept::resume(port, opened, (None, owned.site.groups())));
         let path = received.opened.path.clone();
         let export = received.export.clone();
         owned.site.adopt(

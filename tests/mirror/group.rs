@@ -17,27 +17,35 @@ use super::load::address;
 use super::process::{Running, STUCK};
 use super::site::Sites;
 
-fn export(sites: &Sites, name: &str, socket: &str) -> String {
+pub(super) fn export(sites: &Sites, name: &str, socket: &str) -> String {
     let socket = sites.here().join(socket);
     format!("nbd+unix:///{name}?socket={}", socket.display())
 }
 
 /// Two disks at the source, and a site that waits for them.
-fn running() -> Sites {
+pub(super) fn running() -> Sites {
     let mut sites = Sites::new("data.vhdx", &["256M", "--block-size", "1M"]);
     sites
         .run(&["create", "log.vhdx", "256M", "--block-size", "1M"])
         .ends(0);
-    let words = ["serve", "data.vhdx", "log.vhdx", "--listen", "unix:s"];
-    let mut serve = Running::start(sites.here(), &words);
-    serve.says("serving");
-    sites.source = Some(serve);
+    serve(&mut sites, &BOTH);
     sites.receive();
     sites
 }
 
+/// The disks of the machine.
+pub(super) const BOTH: [&str; 2] = ["data.vhdx", "log.vhdx"];
+
+/// Serve these of them at the source.
+pub(super) fn serve(sites: &mut Sites, disks: &[&str]) {
+    let words = [&["serve", "--listen", "unix:s"], disks].concat();
+    let mut serve = Running::start(sites.here(), &words);
+    serve.says("serving");
+    sites.source = Some(serve);
+}
+
 /// Writes a number to one disk, and once that is acknowledged to the other; then the next.
-struct Counting {
+pub(super) struct Counting {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<u64>,
 }
@@ -50,12 +58,17 @@ fn places(number: u64) -> [u64; 2] {
 
 impl Counting {
     fn start(first: &str, second: &str) -> Self {
+        Self::after(0, first, second)
+    }
+
+    /// Goes on after the number that both had acknowledged.
+    pub(super) fn after(last: u64, first: &str, second: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut disks =
             [first, second].map(|at| BlockingClient::connect(&address(at)).expect("a client"));
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
-            let mut number = 0_u64;
+            let mut number = last;
             while !stopped.load(Ordering::Relaxed) {
                 let data = (number + 1).to_le_bytes().repeat(BLOCK / 8);
                 for disk in &mut disks {
@@ -73,14 +86,14 @@ impl Counting {
     }
 
     /// The last number that was acknowledged of both.
-    fn end(self) -> u64 {
+    pub(super) fn end(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("it counts")
     }
 }
 
 /// The number that a disk has.
-fn counted(at: &str) -> u64 {
+pub(super) fn counted(at: &str) -> u64 {
     let mut client = BlockingClient::connect(&address(at)).expect("a client");
     let mut block = vec![0; BLOCK];
     client.read(0, &mut block).expect("it is read");
@@ -103,12 +116,12 @@ fn moments(sites: &Sites) -> Vec<GroupRecord> {
 }
 
 /// The number of the last cut that the site has of all disks.
-fn last_cut(sites: &Sites) -> u64 {
+pub(super) fn last_cut(sites: &Sites) -> u64 {
     moments(sites).first().map_or(0, |group| group.cut)
 }
 
 #[track_caller]
-fn until(what: &str, wanted: impl Fn() -> bool) {
+pub(super) fn until(what: &str, wanted: impl Fn() -> bool) {
     let since = Instant::now();
     while !wanted() {
         assert!(since.elapsed() < STUCK, "never {what}");
@@ -118,21 +131,21 @@ fn until(what: &str, wanted: impl Fn() -> bool) {
 
 /// Both follow, and the group has a moment beyond `cut`.
 #[track_caller]
-fn follow_beyond(sites: &Sites, cut: u64) -> u64 {
+pub(super) fn follow_beyond(sites: &Sites, cut: u64) -> u64 {
     until("following together", || {
         is_joined(sites, "data.vhdx") && is_joined(sites, "log.vhdx") && last_cut(sites) > cut
     });
     last_cut(sites)
 }
 
-fn started(sites: &Sites, words: &[&str]) {
+pub(super) fn started(sites: &Sites, words: &[&str]) {
     let to = sites.to();
     let start = ["mirror", "start", "data.vhdx", "log.vhdx", "--to", &to];
     sites.run(&[&start, words].concat()).ends(0);
 }
 
-/// Promote what is there, serve it, and see that it is one moment of the machine.
-fn one_moment(sites: &Sites, last: u64) {
+/// Serve what was promoted, and see that it is one moment of the machine: which.
+pub(super) fn one_moment(sites: &Sites, last: u64) -> u64 {
     let (data, log) = ("in/data.vhdx", "in/log.vhdx");
     let words = ["serve", data, log, "--listen", "unix:u"];
     let mut serve = Running::start(sites.here(), &words);
@@ -149,6 +162,7 @@ fn one_moment(sites: &Sites, last: u64) {
     for disk in [data, log] {
         sites.run(&["check", disk]).ends(0);
     }
+    first
 }
 
 #[test]

@@ -39,6 +39,7 @@ use crate::history::{History, Wire};
 use crate::picture::{MOST_CELLS, Picture};
 use crate::record::{Ownership, State};
 use crate::saved::Saved;
+use crate::sequence::Place;
 use crate::session::{ConnId, Source, SourceAction, SourceConfig, SourceEvent};
 use crate::switchover::Phase;
 use crate::timetable::WeekMinute;
@@ -102,11 +103,7 @@ impl SourceDriver {
         fits(disk.as_ref(), &mut config)?;
         let seen = config.replica.left.is_some();
         let record = Self::record(&store)?;
-        let (size, queue) = (config.description.size, config.limits.queue);
-        let tracker = Arc::new(match &config.replica.group {
-            Some(place) => Tracker::in_sequence(size, queue, Arc::clone(&place.sequence)),
-            None => Tracker::new(size, queue),
-        });
+        let tracker = tracker_of(&config);
         let machine = Source::new(config.clone(), &record, Arc::clone(&tracker))?;
         let parts = Parts {
             machine,
@@ -124,8 +121,9 @@ impl SourceDriver {
     }
 
     /// Go on with a session that was kept when this process or its host ended. `saved` is what is kept of it, in its new
-    /// life, durably; the target may not have `parts` of the disk as they are here. Nobody may change the disk before this
-    /// returns: it waits until every change is seen.
+    /// life, durably; of one of a group, which begins its new life when all its disks are there, it is what was found. The
+    /// target may not have `parts` of the disk as they are here. Nobody may change the disk before this returns: it waits
+    /// until every change is seen.
     ///
     /// Fails as [`SourceDriver::start`].
     pub fn resume(
@@ -138,7 +136,7 @@ impl SourceDriver {
         let Some(record) = store.load()? else {
             return Err(Error::new(ErrorKind::NotOwned, "the disk has no record"));
         };
-        let tracker = Arc::new(Tracker::new(config.description.size, config.limits.queue));
+        let tracker = tracker_of(&config);
         let machine = Source::resumed(
             config.clone(),
             &record,
@@ -190,6 +188,15 @@ impl SourceDriver {
         }
         .start()
     }
+}
+
+/// What sees the disk's changes: by itself, or in one sequence with those of its group.
+fn tracker_of(config: &SourceConfig) -> Arc<Tracker> {
+    let (size, queue) = (config.description.size, config.limits.queue);
+    Arc::new(match &config.replica.group {
+        Some(place) => Tracker::in_sequence(size, queue, Arc::clone(&place.sequence)),
+        None => Tracker::new(size, queue),
+    })
 }
 
 /// Whether the disk is as it is described, and the address one; it decides how many connections are made.
@@ -541,8 +548,10 @@ impl Session {
         // Where the disk stays is not known before that.
         let outcome = outcome.filter(|_| !self.parts.machine.is_offered());
         let failed = outcome.and_then(|result| result.as_ref().err());
+        let group = self.parts.config.replica.group.as_ref();
         let mut state = self.shared.lock();
         state.failed = failed.map(Error::kind);
+        state.status.awaits = group.map(Place::awaited).unwrap_or_default();
         state.phase = self.parts.machine.phase();
         state.status.progress = progress;
         state.status.sent = wire.sent;

@@ -132,10 +132,7 @@ impl SiteDisk {
         config.replica.follow = !config.handover.automatic;
         let opened = self.opened();
         let (keep, kept) = kept::keep(&opened);
-        // What is kept of one disk says nothing of the others.
-        if place.is_none() {
-            config.keep = keep;
-        }
+        config.keep = keep;
         config.replica.group = place;
         config.handover.arbiter = arbiter;
         let session = SourceDriver::start_kept(port, opened.record(), (config, kept));

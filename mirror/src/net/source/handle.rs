@@ -35,6 +35,9 @@ pub struct SourceStatus {
     /// What a target of this kind cannot promise, if it is not one of ours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_promised: Option<&'static str>,
+    /// The disks of its group that are not back yet after a crash, by where they were: it waits for them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub awaits: Vec<String>,
     /// The machine's figures.
     #[serde(flatten)]
     pub progress: Progress,

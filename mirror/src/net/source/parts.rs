@@ -54,6 +54,7 @@ pub(super) fn begun(config: &SourceConfig, progress: Progress, phase: Phase) -> 
         session: config.session,
         arbiter: arbiter.map(|arbiter| arbiter.at.clone()),
         not_promised: None,
+        awaits: Vec::new(),
         progress,
         sent: 0,
         elapsed: 0,
