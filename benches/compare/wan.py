@@ -189,7 +189,8 @@ def while_written(case, subject, line, words):
         figures["writes/s in step"], _ = span_of(answers, until, until + words.in_step)
         began, ended, there = switch
         since, figures["pause ms"] = longest_gap(answers, began - 0.5, ended + 1)
-        figures[subject.in_service] = there and (there - since) * 1e3
+        if there:
+            figures[subject.in_service] = (there - since) * 1e3
     return figures
 
 

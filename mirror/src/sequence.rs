@@ -172,6 +172,11 @@ impl Place {
             .then_some(inner.life)
     }
 
+    /// Whether nobody has come back: the disks were just started.
+    pub(crate) fn is_first_life(&self) -> bool {
+        self.life() == Some(0)
+    }
+
     /// This disk has written down which life this is.
     pub(crate) fn make_ready(&self) {
         self.with(|member| {
@@ -294,8 +299,15 @@ impl Place {
     /// This disk is mirrored no more: the group has no moments any more. Nothing of one that was handed over.
     pub fn end(&self) {
         let mut inner = self.sequence.lock();
-        let gone = inner.members.get(self.place).is_some_and(Member::is_gone);
-        inner.ended |= !gone;
+        let has_left = inner.members.get(self.place).is_some_and(Member::is_gone);
+        inner.ended |= !has_left;
+    }
+
+    /// Whether this disk was handed over.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        let inner = self.sequence.lock();
+        inner.members.get(self.place).is_some_and(Member::is_gone)
     }
 
     /// Whether one of the disks is mirrored no more, without having been handed over.

@@ -254,7 +254,7 @@ impl Tracker {
         parts
     }
 
-    /// Numbers go on from there. To be said before the first change.
+    /// Numbers go on from there. To be said before the target is told of a change.
     pub fn count_from(&self, seq: u64) {
         self.lock().sequence.count_from(seq);
     }

@@ -152,8 +152,8 @@ fn go_on(
     config.terms = terms(wishes.deadline, wishes.max_slowdown);
     let (keep, store) = keep(opened);
     config.keep = keep;
-    if let Some(together) = &saved.group {
-        let place = groups.place_of(saved.disk, together);
+    if saved.group.is_some() {
+        let place = groups.place_of(saved);
         let left = || {
             let what = "the others of its group went on without it";
             mirror::Error::new(mirror::ErrorKind::NotOwned, what)

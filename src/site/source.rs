@@ -187,7 +187,7 @@ impl Site {
                 (export, session.map(Moving::to))
             }
             Standing::HandedOver(record) => {
-                self.groups.is_gone(record.disk);
+                self.groups.is_gone(&record);
                 kept::forget(&opened.path);
                 way = way_back::of_gone(&opened.path, way);
                 let export = self

@@ -11,20 +11,20 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use mirror::files::{load_record, sidecar_path};
-use mirror::record::State;
-use mirror::saved::{Kin, Together};
+use mirror::record::{Ownership, State};
+use mirror::saved::{Kin, Saved, Together};
 use mirror::sequence::Place;
 use uuid::Uuid;
 
 /// How a disk that is served here came back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CameBack {
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum CameBack {
     /// In the group that was started by that name.
     In(Uuid),
     /// It is in no group that goes on.
     Alone,
-    /// It was handed over.
-    Gone,
+    /// It was handed over to that target.
+    Gone(String),
 }
 
 /// The groups that came back, by the names of their starts, and who came back at all.
@@ -42,6 +42,8 @@ struct Known {
 #[derive(Debug)]
 struct Seat {
     place: Place,
+    /// Where the group goes.
+    to: String,
     taken: bool,
 }
 
@@ -52,30 +54,40 @@ impl Seat {
     }
 
     /// What the group makes of its disk, which came back like that.
-    fn hear(&self, of: CameBack) {
+    fn hear(&self, of: &CameBack) {
         match of {
-            CameBack::In(start) if start == self.place.together.start => {}
-            CameBack::In(_) | CameBack::Alone => self.place.end(),
-            CameBack::Gone => self.place.leave(),
+            CameBack::In(start) if *start == self.place.together.start => {}
+            CameBack::Gone(to) if *to == self.to => self.place.leave(),
+            // To another target it did not go with the others.
+            CameBack::In(_) | CameBack::Alone | CameBack::Gone(_) => self.place.end(),
         }
     }
 }
 
 impl Groups {
-    /// The place of the disk of that lineage in the group of which it has kept that it goes on in it; `None` if the others
-    /// know nothing of it, or it has been given before.
-    pub(super) fn place_of(&self, disk: Uuid, together: &Together) -> Option<Place> {
+    /// The place of a disk in the group of which it has kept that it goes on in it; `None` if the others know nothing of it
+    /// any more, or it has been given before.
+    pub(super) fn place_of(&self, saved: &Saved) -> Option<Place> {
+        let together = saved.group.as_ref()?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let start = together.start;
-        known.came_back(disk, CameBack::In(start));
+        known.came_back(saved.disk, CameBack::In(start));
         if !known.groups.contains_key(&start) {
-            let seats = known.seats(together);
+            let seats = known.seats(together, &saved.wishes.to);
             known.groups.insert(start, seats);
         }
         let seats = known.groups.get_mut(&start)?;
-        let seat = seats
-            .iter_mut()
-            .find(|seat| seat.disk() == Some(disk) && !seat.taken)?;
+        for seat in seats.iter().filter(|seat| !seat.taken) {
+            // Who comes later may know of more that were handed over.
+            let names = |disk| together.disks.iter().any(|kin| kin.disk == disk);
+            if !seat.disk().is_some_and(names) {
+                seat.place.leave();
+            }
+        }
+        let seat = seats.iter_mut().find(|seat| {
+            let its = seat.disk() == Some(saved.disk);
+            its && !seat.taken && !seat.place.has_left()
+        })?;
         seat.taken = true;
         Some(seat.place.clone())
     }
@@ -85,9 +97,11 @@ impl Groups {
         self.hear(disk, CameBack::Alone);
     }
 
-    /// A disk of that lineage was handed over.
-    pub(super) fn is_gone(&self, disk: Uuid) {
-        self.hear(disk, CameBack::Gone);
+    /// The disk of that record, which is served here, was handed over.
+    pub(super) fn is_gone(&self, record: &Ownership) {
+        if let State::Released { to, .. } = &record.state {
+            self.hear(record.disk, CameBack::Gone(to.clone()));
+        }
     }
 
     fn hear(&self, disk: Uuid, how: CameBack) {
@@ -98,27 +112,27 @@ impl Groups {
 
 impl Known {
     fn came_back(&mut self, disk: Uuid, how: CameBack) {
-        self.disks.insert(disk, how);
         let seats = self.groups.values().flatten();
         let its = seats.filter(|seat| seat.disk() == Some(disk));
-        its.for_each(|seat| seat.hear(how));
+        its.for_each(|seat| seat.hear(&how));
+        self.disks.insert(disk, how);
     }
 
     /// The places of a group of which the first disk came back just now.
-    fn seats(&self, together: &Together) -> Vec<Seat> {
+    fn seats(&self, together: &Together, to: &str) -> Vec<Seat> {
         // Numbers that were given out before the crash are no guide for those from now on.
         let places = Place::again(together.clone(), Uuid::new_v4());
         let seats = places.into_iter().zip(&together.disks);
         let seats = seats.map(|(place, kin)| {
             let seat = Seat {
                 place,
+                to: to.to_owned(),
                 taken: false,
             };
-            match self.disks.get(&kin.disk) {
-                Some(how) => seat.hear(*how),
-                // Nobody has to serve what was handed over.
-                None if was_handed_over(kin) => seat.hear(CameBack::Gone),
-                None => {}
+            // Nobody has to serve what was handed over.
+            let known = self.disks.get(&kin.disk).cloned();
+            if let Some(how) = known.or_else(|| handed_over(kin)) {
+                seat.hear(&how);
             }
             seat
         });
@@ -126,19 +140,27 @@ impl Known {
     }
 }
 
-/// Whether its record, where it was when the group was started, says so.
-fn was_handed_over(kin: &Kin) -> bool {
+/// Whether its record, where it was when the group was started, says that it was handed over.
+fn handed_over(kin: &Kin) -> Option<CameBack> {
     let record = load_record(&sidecar_path(Path::new(&kin.path)));
-    let record = record.ok().flatten();
-    record.is_some_and(|record| {
-        record.disk == kin.disk && matches!(record.state, State::Released { .. })
-    })
+    let record = record.ok().flatten()?;
+    match record.state {
+        State::Released { to, .. } if record.disk == kin.disk => Some(CameBack::Gone(to)),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use mirror::arbiter::Switchover;
+    use mirror::saved::Wishes;
+    use mirror::timetable::Timetable;
+
     use super::*;
 
+    const TO: &str = "tcp:there:9000";
+
+    /// What disks 1 to `disks` keep of a group.
     fn together(start: u128, disks: u128) -> Together {
         let kin = |disk| Kin {
             disk: Uuid::from_u128(disk),
@@ -153,7 +175,41 @@ mod tests {
     }
 
     fn place(groups: &Groups, disk: u128, together: &Together) -> Option<Place> {
-        groups.place_of(Uuid::from_u128(disk), together)
+        let wishes = Wishes {
+            to: TO.into(),
+            name: "disk".into(),
+            automatic: false,
+            follow: true,
+            max_pause: 0,
+            rate: Timetable::default(),
+            switchover: Switchover::Safe,
+            arbiter: None,
+            deadline: None,
+            max_slowdown: None,
+        };
+        groups.place_of(&Saved {
+            session: Uuid::from_u128(100 + disk),
+            disk: Uuid::from_u128(disk),
+            epoch: 1,
+            life: 0,
+            size: 1 << 20,
+            wishes,
+            checkpoint: None,
+            rest: Vec::new(),
+            group: Some(together.clone()),
+        })
+    }
+
+    /// That disk was handed over.
+    fn gone(disk: u128, to: &str) -> Ownership {
+        let state = State::Released {
+            epoch: 2,
+            session: Uuid::from_u128(100 + disk),
+            attempt: 1,
+            to: to.into(),
+        };
+        let disk = Uuid::from_u128(disk);
+        Ownership { disk, state }
     }
 
     #[test]
@@ -189,15 +245,36 @@ mod tests {
         for gone_first in [false, true] {
             let (groups, both) = (Groups::default(), together(1, 2));
             if gone_first {
-                groups.is_gone(Uuid::from_u128(2));
+                groups.is_gone(&gone(2, TO));
             }
             let first = place(&groups, 1, &both).expect("a place");
             if !gone_first {
-                groups.is_gone(Uuid::from_u128(2));
+                groups.is_gone(&gone(2, TO));
             }
             assert!(!first.has_ended());
             assert_eq!(first.awaited(), ["/nowhere/1.vhdx"]);
         }
+    }
+
+    #[test]
+    fn who_was_handed_over_to_another_target_did_not_go_with_its_group() {
+        let (groups, both) = (Groups::default(), together(1, 2));
+        groups.is_gone(&gone(2, "/elsewhere/2.vhdx"));
+        assert!(place(&groups, 1, &both).expect("a place").has_ended());
+    }
+
+    #[test]
+    fn who_comes_later_and_knows_of_fewer_lets_the_others_wait_for_those_alone() {
+        let groups = Groups::default();
+        let all = together(1, 3);
+        let mut fewer = all.clone();
+        fewer.disks.remove(1);
+        let third = place(&groups, 3, &all).expect("a place");
+        place(&groups, 1, &fewer).expect("a place");
+        let awaited = ["/nowhere/1.vhdx", "/nowhere/3.vhdx"];
+        assert_eq!(third.awaited(), awaited, "of which no session is there yet");
+        // It was about to be handed over, and was not.
+        assert!(place(&groups, 2, &all).is_none());
     }
 
     #[test]

@@ -39,7 +39,6 @@ use crate::history::{History, Wire};
 use crate::picture::{MOST_CELLS, Picture};
 use crate::record::{Ownership, State};
 use crate::saved::Saved;
-use crate::sequence::Place;
 use crate::session::{ConnId, Source, SourceAction, SourceConfig, SourceEvent};
 use crate::switchover::Phase;
 use crate::timetable::WeekMinute;
@@ -548,10 +547,10 @@ impl Session {
         // Where the disk stays is not known before that.
         let outcome = outcome.filter(|_| !self.parts.machine.is_offered());
         let failed = outcome.and_then(|result| result.as_ref().err());
-        let group = self.parts.config.replica.group.as_ref();
+        let awaits = self.parts.machine.awaits();
         let mut state = self.shared.lock();
         state.failed = failed.map(Error::kind);
-        state.status.awaits = group.map(Place::awaited).unwrap_or_default();
+        state.status.awaits = awaits;
         state.phase = self.parts.machine.phase();
         state.status.progress = progress;
         state.status.sent = wire.sent;

@@ -110,6 +110,14 @@ impl Source {
     ///
     /// Fails with [`ErrorKind::NotOwned`] when it does not.
     pub fn new(config: SourceConfig, record: &Ownership, tracker: Arc<Tracker>) -> Result<Self> {
+        let source = Self::of_owner(config, record, tracker)?;
+        if let Some(group) = &source.config.replica.group {
+            group.arrive(None);
+        }
+        Ok(source)
+    }
+
+    fn of_owner(config: SourceConfig, record: &Ownership, tracker: Arc<Tracker>) -> Result<Self> {
         let State::Owner { epoch, session } = record.state else {
             return Err(Error::new(
                 ErrorKind::NotOwned,
@@ -117,9 +125,6 @@ impl Source {
             ));
         };
         config.check()?;
-        if let Some(group) = &config.replica.group {
-            group.arrive(None);
-        }
         let to = config.recorded.as_ref().unwrap_or(&config.to).clone();
         let switch = SourceSwitch::new(record.disk, epoch, config.session, to)
             .with_part(config.part.clone(), session);
@@ -141,7 +146,7 @@ impl Source {
         tracker: Arc<Tracker>,
         (saved, parts): (&Saved, &[(u64, u64)]),
     ) -> Result<Self> {
-        let mut source = Self::new(config, record, tracker)?;
+        let mut source = Self::of_owner(config, record, tracker)?;
         let same = saved.disk == record.disk
             && saved.epoch == record.epoch()
             && saved.size == source.config.description.size
@@ -153,6 +158,7 @@ impl Source {
         source.copy.only(parts, &source.tracker);
         source.keeping = Keeping::back(saved, &source.config.keep);
         match &source.config.replica.group {
+            // Last, and once: when all have arrived their life is known.
             Some(group) => group.arrive(Some(saved.life)),
             None => source.begin_life(saved.life),
         }

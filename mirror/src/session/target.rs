@@ -43,8 +43,9 @@ use crate::wire::{
 };
 
 const TICK: Micros = Micros::from_millis(50);
-/// Silence of the source after which its connections are closed; it opens others when it can.
-const FORGET_AFTER: Micros = Micros::from_secs(15);
+/// Silence of the source's ordered lane after which its connections are closed; it opens others when it can. A long record may
+/// be on its way that long.
+const FORGET_AFTER: Micros = Micros::from_secs(30);
 /// How long after a failed write of its record the target tries again.
 const WRITE_AGAIN: Micros = Micros::from_millis(500);
 
@@ -242,7 +243,7 @@ impl Target {
             Message::Hello(hello) => self.on_hello(now, conn, hello),
             Message::Join(join) => self.on_join(conn, join),
             message if self.lanes.bulk.contains_key(&conn) => {
-                self.lanes.heard = now;
+                // Says nothing of the ordered lane, which may be silent for ever in this direction alone.
                 let result = self.on_bulk(message);
                 self.settle(now, result);
             }

@@ -24,7 +24,8 @@ impl World {
             Machine::None => None,
         };
         let life = self.hosts[host].life;
-        let at = wake.unwrap_or(self.now + Micros::from_millis(50));
+        let at = wake.map(|at| self.plan.clocks[host].when(at));
+        let at = at.unwrap_or(self.now + Micros::from_millis(50));
         self.at(at.max(self.now + Micros(1)), Event::Wake(host, life));
     }
 
@@ -32,11 +33,12 @@ impl World {
         if self.hosts[host].life != life || !self.hosts[host].up {
             return;
         }
+        let now = self.clock(host);
         match &self.hosts[host].machine {
-            Machine::Source(m) if m.poll_timeout().is_some_and(|t| t <= self.now) => {
+            Machine::Source(m) if m.poll_timeout().is_some_and(|t| t <= now) => {
                 self.source_event(SourceEvent::Tick);
             }
-            Machine::Target(m) if m.poll_timeout().is_some_and(|t| t <= self.now) => {
+            Machine::Target(m) if m.poll_timeout().is_some_and(|t| t <= now) => {
                 self.target_event(TargetEvent::Tick);
             }
             Machine::None => return,
@@ -46,7 +48,7 @@ impl World {
     }
 
     pub(super) fn source_event(&mut self, event: SourceEvent) {
-        let now = self.now;
+        let now = self.clock(SOURCE);
         let mut actions = Vec::new();
         if let Machine::Source(machine) = &mut self.hosts[SOURCE].machine {
             machine.handle(now, event);
@@ -60,7 +62,7 @@ impl World {
     }
 
     pub(super) fn target_event(&mut self, event: TargetEvent) {
-        let now = self.now;
+        let now = self.clock(TARGET);
         let mut actions = Vec::new();
         if let Machine::Target(machine) = &mut self.hosts[TARGET].machine {
             machine.handle(now, event);
@@ -275,6 +277,9 @@ impl World {
                 (60, op_time + 6 * self.net.delay.0)
             }
             Doing::Persist(..) if forwarding => (50, op_time),
+            Doing::Persist(record, _) if matches!(record.state, State::Released { .. }) => {
+                (20, op_time)
+            }
             _ => (0, op_time),
         };
         let marking = matches!(doing, Doing::Park(Some(_)));
@@ -390,7 +395,7 @@ impl World {
 
     pub(super) fn fault(&mut self) {
         if self.calm() {
-            self.net.partitioned = false;
+            self.net.heal();
             return;
         }
         let next = Micros(self.rng.between(5_000, self.plan.fault_gap.0));
@@ -410,7 +415,7 @@ impl World {
             3 if self.plan.cuts => self.cut_all(true),
             4 if self.plan.cuts => self.cut_all(false),
             5 if self.plan.cuts => {
-                self.net.partitioned = true;
+                self.net.block(&mut self.rng);
                 let span = Micros(self.rng.between(1_000, 1_200_000));
                 self.after(span, Event::Heal);
             }
@@ -419,6 +424,7 @@ impl World {
                 let power = self.plan.power && self.rng.percent(60);
                 self.crash(host, power);
             }
+            9 => self.stand_still(),
             _ => {}
         }
     }
@@ -436,6 +442,7 @@ impl World {
         self.stats.crashed_in.insert(doing);
         let state = &mut self.hosts[host];
         state.up = false;
+        state.stands_until = Micros(0);
         state.life += 1;
         state.machine = Machine::None;
         state.front = Front::Closed;

@@ -14,6 +14,7 @@ use vdisk::units::GuestOffset;
 use super::disk::SimDisk;
 use super::journal::{JournalOp, SimJournal};
 use super::kept::Kept;
+use crate::clock::Micros;
 use crate::record::Ownership;
 use crate::saved::Saved;
 use crate::session::{OpId, Source, Target};
@@ -123,6 +124,8 @@ pub(super) enum Machine {
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) up: bool,
+    /// It stands still until then, if it is up.
+    pub(super) stands_until: Micros,
     /// Counts restarts: what was asked before means nothing after.
     pub(super) life: u64,
     pub(super) disk: SimDisk,
@@ -146,6 +149,7 @@ impl Host {
     pub(super) fn new(size: usize) -> Self {
         Self {
             up: true,
+            stands_until: Micros(0),
             life: 0,
             disk: SimDisk::new(size),
             journal: SimJournal::default(),

@@ -22,7 +22,7 @@ impl World {
     pub(super) fn connect(&mut self, conn: ConnId, lane: u16) {
         let life = self.hosts[SOURCE].life;
         let span = Micros(self.rng.between(50, 2 * self.net.delay.0 + 60));
-        if self.net.partitioned || !self.hosts[TARGET].up {
+        if !self.net.is_whole() || !self.hosts[TARGET].up {
             self.after(span, Event::ConnClosed(SOURCE, life, conn));
         } else {
             self.net.open(conn, lane, &mut self.rng);
@@ -100,10 +100,12 @@ impl World {
         {
             return;
         }
-        if !self.hosts[host].up || self.net.partitioned {
-            // A stream never skips: what is lost once is the end of it.
-            self.net.kill(conn);
-            return;
+        if self.net.blocked[way] {
+            let loud = self.net.lose(conn, way, &mut self.rng);
+            return self.announce_both(conn, loud);
+        }
+        if !self.hosts[host].up {
+            return self.net.kill(conn);
         }
         if way == TO_TARGET {
             self.target_event(TargetEvent::Message(conn, message));

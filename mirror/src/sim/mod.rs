@@ -31,6 +31,7 @@
 
 mod arbiter;
 mod clients;
+mod clocks;
 mod disk;
 mod drive;
 mod elsewhere;

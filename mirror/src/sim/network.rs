@@ -22,8 +22,8 @@ pub(super) struct Conn {
 #[derive(Debug)]
 pub(super) struct Network {
     pub(super) conns: BTreeMap<ConnId, Conn>,
-    /// Nothing gets through at all.
-    pub(super) partitioned: bool,
+    /// Nothing gets through to the target, to the source.
+    pub(super) blocked: [bool; 2],
     pub(super) delay: Micros,
 }
 
@@ -36,7 +36,7 @@ impl Network {
     pub(super) fn new(delay: Micros) -> Self {
         Self {
             conns: BTreeMap::new(),
-            partitioned: false,
+            blocked: [false; 2],
             delay,
         }
     }
@@ -77,7 +77,31 @@ impl Network {
     }
 
     pub(super) fn arrives(&self, conn: ConnId, way: usize) -> bool {
-        !self.partitioned && self.conns.get(&conn).is_some_and(|c| !c.dead[way])
+        !self.blocked[way] && self.conns.get(&conn).is_some_and(|c| !c.dead[way])
+    }
+
+    /// Nothing gets through for a while, or nothing in one direction.
+    pub(super) fn block(&mut self, rng: &mut Rng) {
+        self.blocked = [[true, true], [true, false], [false, true]][rng.below(3) as usize];
+    }
+
+    pub(super) fn heal(&mut self) {
+        self.blocked = [false; 2];
+    }
+
+    /// Whether connections can be made.
+    pub(super) fn is_whole(&self) -> bool {
+        self.blocked == [false; 2]
+    }
+
+    /// A message is lost: a stream never skips, so it is the last one in that direction. Whether the ends hear of it, once
+    /// it was sent in vain often enough: the silence of an ordered lane they find by beats.
+    pub(super) fn lose(&mut self, conn: ConnId, way: usize, rng: &mut Rng) -> bool {
+        let Some(conn) = self.conns.get_mut(&conn) else {
+            return false;
+        };
+        conn.dead[way] = true;
+        conn.lane > 0 || rng.percent(50)
     }
 
     pub(super) fn kill(&mut self, conn: ConnId) {

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::clocks::HostClock;
 use super::rng::Rng;
 use crate::arbiter::{ArbiterName, Switchover};
 use crate::clock::Micros;
@@ -64,6 +65,8 @@ pub(super) struct Plan {
     pub(super) fault_until: Micros,
     /// The longest time from one fault to the next.
     pub(super) fault_gap: Micros,
+    /// What the hosts take for the time.
+    pub(super) clocks: [HostClock; 2],
     /// How many templates the target's site has.
     pub(super) templates: u64,
     pub(super) sabotage: Option<Sabotage>,
@@ -141,6 +144,7 @@ impl Plan {
             // Where a switchover hangs on more than the link, let more of them come to that.
             fault_gap: Micros::from_millis(if fast { 600 } else { 150 }),
             fault_until: Micros::from_secs(1) + Micros::from_millis(rng.between(low, high)),
+            clocks: [0; 2].map(|_| HostClock::by_chance(rng)),
             templates: [0, 0, 0, 1, 2][rng.below(5) as usize],
             sabotage,
             late: None,

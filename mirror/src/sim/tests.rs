@@ -18,6 +18,7 @@ fn run(count: u64, aim: Aim) -> Stats {
         total.sessions += stats.sessions;
         total.crashes += stats.crashes;
         total.cuts += stats.cuts;
+        total.stood += stats.stood;
         total.given_up += stats.given_up;
         total.fallen_back += stats.fallen_back;
         total.steps += stats.steps;
@@ -75,6 +76,7 @@ fn no_fault_ever_makes_two_owners_or_loses_a_write() {
     }
     assert!(total.settled > 100, "{} offers settled", total.settled);
     assert!(total.resumed > 500 && total.same > 1 << 20 && total.verified > 1 << 20);
+    assert!(total.stood > 1000, "{} hosts stood still", total.stood);
     assert!(total.cuts > 5000 && total.given_up > 1000 && total.fallen_back > 10_000);
 }
 

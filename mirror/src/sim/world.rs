@@ -56,6 +56,7 @@ pub(super) struct Stats {
     pub(super) sessions: u64,
     pub(super) crashes: u64,
     pub(super) cuts: u64,
+    pub(super) stood: u64,
     pub(super) given_up: u64,
     pub(super) fallen_back: u64,
     pub(super) steps: u64,
@@ -200,6 +201,10 @@ impl World {
         let mut finishing = false;
         while let Some(((at, _), event)) = self.events.pop_first() {
             self.now = at;
+            if let Some(until) = self.waits(&event) {
+                self.at(until, event);
+                continue;
+            }
             self.stats.steps += 1;
             if self.trace {
                 eprintln!("{:>10} {event:?}", self.now.0);
@@ -255,7 +260,7 @@ impl World {
             }
             Event::Attached(_) | Event::Held(..) | Event::Cancel(_) => {}
             Event::Fault => self.fault(),
-            Event::Heal => self.net.partitioned = false,
+            Event::Heal => self.net.heal(),
             Event::Crash(host, power) => self.crash(host, power),
             Event::Restart(host) => self.restart(host),
             Event::Operator => self.operator(),

@@ -50,7 +50,7 @@ impl Site {
         record: &mirror::record::Ownership,
         held: ExportHandle,
     ) -> Result<()> {
-        self.groups.is_gone(record.disk);
+        self.groups.is_gone(record);
         super::kept::forget(&opened.path);
         let way = way_back::of_gone(&opened.path, way_back::kept_of(&opened.path));
         // Others change it there besides, whose requests may pass here as well.

@@ -101,6 +101,14 @@ impl Source {
         group.is_none_or(Place::is_open)
     }
 
+    /// The disks of its group for which it waits, after a crash: where they were when they were started.
+    #[must_use]
+    pub fn awaits(&self) -> Vec<String> {
+        let waits = self.keeping.is_back() && self.end.outcome.is_none();
+        let group = self.config.replica.group.as_ref().filter(|_| waits);
+        group.map(Place::awaited).unwrap_or_default()
+    }
+
     /// Whatever is counted goes on from there.
     pub(super) fn begin_life(&mut self, life: u64) {
         self.keeping.life = life;
@@ -205,7 +213,8 @@ impl Source {
         let begins = self.keeping.step == Step::Beginning;
         if let Some(group) = self.config.replica.group.as_ref()
             && begins
-            && written
+            // What was never kept does not come back, so none of its numbers is given out again.
+            && (written || group.is_first_life())
         {
             group.make_ready();
             // The rest is kept anew when it is smaller.

@@ -399,26 +399,87 @@ fn of_group(place: &Place) -> Source {
     Source::new(config, &record, tracker).unwrap()
 }
 
-#[test]
-fn a_disk_of_a_group_says_nothing_before_all_are_there_and_have_their_life_written_down() {
-    let kin = |disk| Kin {
+fn kin(disk: u128) -> Kin {
+    Kin {
         disk: Uuid::from_u128(disk),
         name: "disk".into(),
         path: "/disk".into(),
+    }
+}
+
+/// The same, after a crash, of which that life was kept.
+fn back_in_group(place: &Place, life: u64) -> Source {
+    let alone = Place::all(vec![kin(1)], Uuid::from_u128(8));
+    let mut before = of_group(&alone[0]);
+    let kept = tell(&mut before, SourceEvent::Tick);
+    let [SourceAction::Save(Some(kept))] = &kept[..] else {
+        panic!("it keeps nothing: {kept:?}");
     };
+    let mut saved = kept.as_ref().clone();
+    saved.life = life;
+    saved.group = Some(place.together.as_ref().clone());
+    let mut config = before.config.clone();
+    config.replica.group = Some(place.clone());
+    let sequence = Arc::clone(&place.sequence);
+    let tracker = Arc::new(Tracker::in_sequence(SIZE, 1 << 20, sequence));
+    let record = Ownership::first(Uuid::from_u128(1));
+    Source::resumed(config, &record, tracker, (&saved, &[])).unwrap()
+}
+
+/// The life that these write down, and nothing else.
+fn written_life(actions: &[SourceAction]) -> Option<u64> {
+    match actions {
+        [SourceAction::Save(Some(saved))] => Some(saved.life),
+        _ => None,
+    }
+}
+
+fn connects(actions: &[SourceAction]) -> bool {
+    matches!(actions, [SourceAction::Connect(_, 0)])
+}
+
+#[test]
+fn a_disk_of_a_group_says_nothing_before_all_are_there_and_have_their_life_written_down() {
     let places = Place::all(vec![kin(1), kin(2)], Uuid::from_u128(9));
     let mut first = of_group(&places[0]);
     assert!(tell(&mut first, SourceEvent::Tick).is_empty());
+    assert!(first.awaits().is_empty(), "nothing has crashed");
     let mut second = of_group(&places[1]);
-    let writes = |actions: &[SourceAction]| matches!(actions, [SourceAction::Save(Some(_))]);
-    assert!(writes(&tell(&mut second, SourceEvent::Tick)));
-    assert!(writes(&tell(&mut first, SourceEvent::Tick)));
+    assert_eq!(written_life(&tell(&mut second, SourceEvent::Tick)), Some(0));
+    assert_eq!(written_life(&tell(&mut first, SourceEvent::Tick)), Some(0));
+    assert!(tell(&mut first, SourceEvent::Saved(Ok(()))).is_empty());
+    // One that cannot be kept is just not kept: it never comes back.
+    let failed = std::io::Error::other("injected");
+    assert!(connects(&tell(
+        &mut second,
+        SourceEvent::Saved(Err(failed))
+    )));
+    assert!(connects(&tell(&mut first, SourceEvent::Tick)));
+}
+
+#[test]
+fn disks_that_come_back_say_nothing_before_each_has_written_down_the_life_after_all_that_were() {
+    let places = Place::all(vec![kin(1), kin(2)], Uuid::from_u128(9));
+    let mut first = back_in_group(&places[0], 3);
+    let attaches = |actions: &[SourceAction]| matches!(actions, [SourceAction::AttachTap]);
+    assert!(attaches(&tell(&mut first, SourceEvent::Tick)));
+    assert!(tell(&mut first, SourceEvent::Attached(Ok(()))).is_empty());
+    assert_eq!(first.awaits(), ["/disk"]);
+    let mut second = back_in_group(&places[1], 4);
+    assert_eq!(written_life(&tell(&mut first, SourceEvent::Tick)), Some(5));
+    assert!(first.awaits().is_empty());
+    let begun = tell(&mut second, SourceEvent::Tick);
+    assert!(
+        begun
+            .iter()
+            .any(|a| matches!(a, SourceAction::Save(Some(saved)) if saved.life == 5))
+    );
+    tell(&mut second, SourceEvent::Attached(Ok(())));
     let failed = std::io::Error::other("injected");
     assert!(tell(&mut second, SourceEvent::Saved(Err(failed))).is_empty());
     assert!(tell(&mut first, SourceEvent::Saved(Ok(()))).is_empty());
     second.handle(Micros::from_secs(60), SourceEvent::Tick);
-    assert!(writes(&actions(&mut second)));
-    let connects = |actions: &[SourceAction]| matches!(actions, [SourceAction::Connect(_, 0)]);
+    assert_eq!(written_life(&actions(&mut second)), Some(5));
     assert!(!connects(&tell(&mut first, SourceEvent::Tick)));
     assert!(connects(&tell(&mut second, SourceEvent::Saved(Ok(())))));
     assert!(connects(&tell(&mut first, SourceEvent::Tick)));
@@ -426,11 +487,6 @@ fn a_disk_of_a_group_says_nothing_before_all_are_there_and_have_their_life_writt
 
 #[test]
 fn who_is_cancelled_while_it_waits_keeps_nothing_and_nobody_goes_on_without_it() {
-    let kin = |disk| Kin {
-        disk: Uuid::from_u128(disk),
-        name: "disk".into(),
-        path: "/disk".into(),
-    };
     let places = Place::all(vec![kin(1), kin(2)], Uuid::from_u128(9));
     let mut first = of_group(&places[0]);
     let removed = tell(&mut first, SourceEvent::Command(Command::Cancel));

@@ -546,3 +546,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_ordered_lane_that_brings_nothing_is_closed_whatever_the_others_bring() {
+    let mut target = streaming();
+    let mut closed = Vec::new();
+    for second in 2..60 {
+        let chunk = Message::Chunk(Chunk {
+            id: second,
+            base: 0,
+            offset: second * 4096,
+            content: Content::Zeroes(4096),
+            hash: [0; 32],
+        });
+        let event = TargetEvent::Message(BULK, chunk);
+        target.handle(Micros::from_secs(second), event);
+        for action in std::iter::from_fn(|| target.poll_action()) {
+            if let TargetAction::Close(conn) = action {
+                closed.push((second, conn));
+            }
+        }
+    }
+    assert_eq!(closed, [(32, CONTROL), (32, BULK)]);
+}

@@ -44,14 +44,17 @@ impl World {
             path: name_of(disk),
         };
         let start = Uuid::from_u128(1000 + u128::from(self.stats.sessions));
+        let here: Vec<usize> = (0..self.disks.len())
+            .filter(|disk| !self.is_released(*disk))
+            .collect();
         let together = Together {
             id: GROUP,
             start,
-            disks: (0..self.disks.len()).map(kin).collect(),
+            disks: here.iter().copied().map(kin).collect(),
         };
         let places = Place::again(together, start);
         self.count_by(&places, 0);
-        for (disk, place) in places.into_iter().enumerate() {
+        for (disk, place) in here.into_iter().zip(places) {
             let compare = self.rng.percent(80);
             self.begin(disk, place, compare);
         }
@@ -117,47 +120,57 @@ impl World {
         }
     }
 
-    /// The group of which every disk has kept a session, and which life it was in when that of `known` was kept.
+    /// The group of which every disk that is left has kept a session, and which life it was in when that of `known` was kept.
     fn kept_group(&self, known: usize) -> Option<(Together, u64)> {
-        let kept = self
-            .disks
-            .iter()
-            .map(|disk| disk.hosts[SOURCE].kept.session.as_ref());
+        let left = (0..self.disks.len()).filter(|disk| !self.is_released(*disk));
+        let kept = left.map(|disk| self.disks[disk].hosts[SOURCE].kept.session.as_ref());
         let kept: Vec<_> = kept.collect::<Option<_>>()?;
         let groups = kept.iter().map(|saved| saved.group.as_ref());
-        let groups: Vec<_> = groups.collect::<Option<_>>()?;
-        let first = groups.first()?;
-        let life = kept.get(known)?.life;
-        let same = groups.iter().all(|group| group.start == first.start);
-        same.then(|| ((*first).clone(), life))
+        let mut groups = groups.collect::<Option<Vec<_>>>()?.into_iter();
+        let known = self.disks.get(known)?.hosts[SOURCE].kept.session.as_ref()?;
+        let its = known.group.as_ref()?;
+        let same = groups.all(|group| group.start == its.start);
+        same.then(|| (its.clone(), known.life))
     }
 
     fn source_restarts(&mut self) {
         // Of one of them at least what was kept can be read: else nobody knows of a group.
         let known = self.rng.below(self.disks.len() as u64) as usize;
-        let goes_on = self.kept_group(known).filter(|_| self.rng.percent(85));
+        let left = |disk: &usize| !self.is_released(*disk);
+        let known = (known..self.disks.len()).chain(0..known).find(left);
+        let group = known.and_then(|known| self.kept_group(known));
+        let goes_on = group.filter(|_| self.rng.percent(85));
         let Some((together, mut life)) = goes_on else {
             for disk in 0..self.disks.len() {
-                let host = &mut self.disks[disk].hosts[SOURCE];
-                host.up = true;
-                // Where one has ended all have.
-                host.kept.session = None;
-                host.front = Front::Serving;
-                self.start_waiting(disk);
+                self.comes_back_alone(disk);
             }
             return;
         };
+        self.stats.parted_back += u64::from(self.history.parting.is_some());
         let name = self.fresh();
         let places = Place::again(together, name);
         let lost: Vec<bool> = (0..self.disks.len())
-            .map(|disk| disk != known && self.rng.percent(8))
+            .map(|disk| Some(disk) != known && self.rng.percent(8))
             .collect();
         for (disk, lost) in self.disks.iter().zip(&lost) {
             let kept = disk.hosts[SOURCE].kept.session.as_ref();
             life = life.max(kept.filter(|_| !lost).map_or(0, |saved| saved.life));
         }
         self.count_by(&places, life + 1);
-        for (disk, (place, lost)) in places.into_iter().zip(lost).enumerate() {
+        for (disk, lost) in lost.into_iter().enumerate() {
+            let lineage = Uuid::from_u128(1 + disk as u128);
+            let its = |place: &&Place| place.together.disks[place.place].disk == lineage;
+            let place = places.iter().find(its).cloned();
+            if self.is_released(disk) {
+                place.inspect(Place::leave);
+                self.comes_back_alone(disk);
+                continue;
+            }
+            let Some(place) = place else {
+                // It had left when its record was not durable yet.
+                self.comes_back_alone(disk);
+                continue;
+            };
             let span = self.rng.below(60_000);
             let host = &mut self.disks[disk].hosts[SOURCE];
             host.up = true;
@@ -165,6 +178,21 @@ impl World {
             self.disks[disk].back = Some(Back { place, lost });
             self.after(Micros(span), Event::Back(disk, life));
         }
+    }
+
+    /// A disk is served again without a session of its group: its clients are sent on, if it was handed over.
+    fn comes_back_alone(&mut self, disk: usize) {
+        let gone = self.is_released(disk);
+        let host = &mut self.disks[disk].hosts[SOURCE];
+        host.up = true;
+        // Where one has ended all have.
+        host.kept.session = None;
+        if gone {
+            return self.send_on(disk);
+        }
+        host.mark = None;
+        host.front = Front::Serving;
+        self.start_waiting(disk);
     }
 
     /// A disk is served again: its session goes on, or waits for the others.
@@ -191,6 +219,7 @@ impl World {
             self.stats.lost += 1;
             self.begin(disk, place, true);
         }
+        self.disks[disk].hosts[SOURCE].mark = None;
         self.disks[disk].hosts[SOURCE].front = Front::Serving;
         self.start_waiting(disk);
     }

@@ -20,7 +20,8 @@ impl World {
             Machine::None => None,
         };
         let life = host.life;
-        let at = wake.unwrap_or(self.now + Micros::from_millis(50));
+        let at = wake.map(|at| self.plan.clocks[side].when(at));
+        let at = at.unwrap_or(self.now + Micros::from_millis(50));
         self.at(at.max(self.now + Micros(1)), Event::Wake(disk, side, life));
     }
 
@@ -29,11 +30,12 @@ impl World {
         if host.life != life || !host.up {
             return;
         }
+        let now = self.clock(side);
         match &host.machine {
-            Machine::Source(m) if m.poll_timeout().is_some_and(|t| t <= self.now) => {
+            Machine::Source(m) if m.poll_timeout().is_some_and(|t| t <= now) => {
                 self.source_event(disk, SourceEvent::Tick);
             }
-            Machine::Target(m) if m.poll_timeout().is_some_and(|t| t <= self.now) => {
+            Machine::Target(m) if m.poll_timeout().is_some_and(|t| t <= now) => {
                 self.target_event(disk, TargetEvent::Tick);
             }
             Machine::None => return,
@@ -42,8 +44,13 @@ impl World {
         self.arm(disk, side);
     }
 
+    /// What the clock of that side shows.
+    fn clock(&self, side: usize) -> Micros {
+        self.plan.clocks[side].shows(self.now)
+    }
+
     pub(super) fn source_event(&mut self, disk: usize, event: SourceEvent) {
-        let now = self.now;
+        let now = self.clock(SOURCE);
         // A cut takes a number of its own.
         self.keep_moment();
         let mut actions = Vec::new();
@@ -57,7 +64,7 @@ impl World {
     }
 
     pub(super) fn target_event(&mut self, disk: usize, event: TargetEvent) {
-        let now = self.now;
+        let now = self.clock(TARGET);
         let mut actions = Vec::new();
         if let Machine::Target(machine) = &mut self.disks[disk].hosts[TARGET].machine {
             machine.handle(now, event);
@@ -114,29 +121,34 @@ impl World {
                 self.disks[disk].hosts[SOURCE].front = Front::Serving;
                 self.start_waiting(disk);
             }
-            // It never can be marked: each attempt is given up once the target has everything.
+            // Until the end it never can be marked: each attempt is given up once the target has everything.
             SourceAction::Park(mark) => {
                 self.maybe_crash_soon();
                 self.begin_op(at, Asked::Step, Doing::Park(mark), now);
-            }
-            SourceAction::Checkpoint => self.begin_step(disk, Doing::Checkpoint),
-            SourceAction::Save(saved) => {
-                let ok = self.calm() || !self.rng.percent(3);
-                self.begin_step(disk, Doing::Save(saved, ok));
-            }
-            SourceAction::Persist(_) | SourceAction::ForwardAhead(_) | SourceAction::Forward(_) => {
-                self.failure("a disk was handed over");
             }
             SourceAction::Reach { .. }
             | SourceAction::Reclaim { .. }
             | SourceAction::Brake(_)
             | SourceAction::Expect(_) => {}
+            SourceAction::Checkpoint => self.begin_step(at, Doing::Checkpoint),
+            SourceAction::Save(saved) => {
+                let ok = self.calm() || !self.rng.percent(3);
+                self.begin_step(at, Doing::Save(saved, ok));
+            }
+            _ if self.history.parting.is_none() => self.failure("a disk was handed over"),
+            SourceAction::Persist(record) => {
+                let ok = !self.rng.percent(10);
+                self.begin_step(at, Doing::Persist(record, ok));
+            }
+            SourceAction::ForwardAhead(_) | SourceAction::Forward(_) => {
+                self.disks[disk].hosts[SOURCE].front = Front::Forwarding;
+            }
         }
     }
 
-    /// A step of the source that a crash likes to fall into.
-    fn begin_step(&mut self, disk: usize, doing: Doing) {
-        self.begin_op((disk, SOURCE), Asked::Step, doing, self.now);
+    /// A step that a crash likes to fall into.
+    fn begin_step(&mut self, at: (usize, usize), doing: Doing) {
+        self.begin_op(at, Asked::Step, doing, self.now);
         self.maybe_crash_soon();
     }
 
@@ -187,8 +199,7 @@ impl World {
             }
             TargetAction::Persist(record) => {
                 let ok = self.calm() || !self.rng.percent(3);
-                self.begin_op(at, Asked::Step, Doing::Persist(record, ok), now);
-                self.maybe_crash_soon();
+                self.begin_step(at, Doing::Persist(record, ok));
             }
             TargetAction::Reached {
                 group,
@@ -201,14 +212,12 @@ impl World {
                 self.tell_group(|all| all.reached(member, (group.sequence, cut), disks));
             }
             TargetAction::Leave(_) => self.tell_group(|all| all.leave(&name_of(disk))),
-            TargetAction::Park(mark) => {
-                self.begin_op(at, Asked::Step, Doing::Park(mark), now);
-            }
+            TargetAction::Park(mark) => self.begin_step(at, Doing::Park(mark)),
             TargetAction::Zeroes(..) => self.failure("nobody asked for a look"),
             TargetAction::Reach { .. }
             | TargetAction::Claim { .. }
             | TargetAction::WayBack { .. } => {}
-            TargetAction::Serve => self.failure("a disk that was never granted is served"),
+            TargetAction::Serve => self.begin_step(at, Doing::Serve),
         }
     }
 
@@ -337,8 +346,12 @@ impl World {
         let event = match (op.asked, op.doing) {
             (Asked::Machine(id), Doing::Read(_, data)) => SourceEvent::Read(id, Ok(data.into())),
             (Asked::Machine(id), Doing::Status(_, _, e)) => SourceEvent::Status(id, Ok(e)),
-            (_, Doing::Park(Some(_))) => SourceEvent::Parked(Err(injected())),
-            (_, Doing::Park(None)) => SourceEvent::Parked(Ok(())),
+            (_, Doing::Park(Some(_))) if self.history.parting.is_none() => {
+                SourceEvent::Parked(Err(injected()))
+            }
+            (_, Doing::Park(_)) => SourceEvent::Parked(Ok(())),
+            (_, Doing::Persist(_, true)) => SourceEvent::Persisted(Ok(())),
+            (_, Doing::Persist(_, false)) => SourceEvent::Persisted(Err(injected())),
             (_, Doing::Save(_, true)) => SourceEvent::Saved(Ok(())),
             (_, Doing::Save(_, false)) => SourceEvent::Saved(Err(injected())),
             (_, Doing::Checkpoint) => {
@@ -361,6 +374,10 @@ impl World {
             (_, Doing::Park(_)) => TargetEvent::Parked(Ok(())),
             (_, Doing::Persist(_, ok)) => TargetEvent::Persisted(answer(ok)),
             (_, Doing::Open(_, ok)) => TargetEvent::Opened(answer(ok)),
+            (_, Doing::Serve) => {
+                self.check_service(disk);
+                TargetEvent::Serving(Ok("b".into()))
+            }
             _ => return,
         };
         self.target_event(disk, event);
@@ -368,7 +385,7 @@ impl World {
             .record
             .as_ref()
             .map(|record| &record.state);
-        if matches!(state, Some(State::Owner { .. })) {
+        if matches!(state, Some(State::Owner { .. })) && !self.is_released(disk) {
             self.failure("a disk that was never granted is owned");
         }
     }

@@ -29,7 +29,7 @@ impl World {
         let state = &mut self.disks[disk];
         let life = state.hosts[SOURCE].life;
         let span = Micros(self.rng.between(50, 2 * state.net.delay.0 + 60));
-        if state.net.partitioned || !state.hosts[TARGET].up {
+        if !state.net.is_whole() || !state.hosts[TARGET].up {
             self.after(span, Event::ConnClosed(disk, SOURCE, life, conn));
         } else {
             state.net.open(conn, lane, &mut self.rng);
@@ -90,14 +90,28 @@ impl World {
         if state.net.conns.get(&conn).is_none_or(|conn| conn.dead[way]) {
             return;
         }
-        if !state.hosts[side].up || state.net.partitioned {
-            state.net.kill(conn);
+        if state.net.blocked[way] {
+            if state.net.lose(conn, way, &mut self.rng) {
+                self.announce(disk, conn);
+            }
             return;
+        }
+        if !state.hosts[side].up {
+            return state.net.kill(conn);
         }
         if way == TO_TARGET {
             self.target_event(disk, TargetEvent::Message(conn, message));
         } else {
             self.with_inside(disk, conn, |conn| SourceEvent::Message(conn, message));
+        }
+    }
+
+    /// Both ends hear that a connection is gone.
+    fn announce(&mut self, disk: usize, conn: ConnId) {
+        for side in [SOURCE, TARGET] {
+            let life = self.disks[disk].hosts[side].life;
+            let span = Micros(self.rng.below(20_000));
+            self.after(span, Event::ConnClosed(disk, side, life, conn));
         }
     }
 
@@ -115,12 +129,17 @@ impl World {
     }
 
     pub(super) fn maybe_crash_soon(&mut self) {
-        if self.calm() || !self.rng.percent(4) {
+        if !self.breaks() {
             return;
         }
         let span = Micros(self.rng.below(self.plan.op_time.0 * 3));
         if self.plan.crashes && self.rng.percent(70) {
-            let side = if self.rng.percent(15) { SOURCE } else { TARGET };
+            let often = if self.history.parting.is_some() {
+                50
+            } else {
+                15
+            };
+            let side = [TARGET, SOURCE][usize::from(self.rng.percent(often))];
             let power = self.plan.power && self.rng.percent(60);
             self.after(span, Event::Crash(side, power));
         } else if self.plan.cuts {
@@ -132,9 +151,7 @@ impl World {
     pub(super) fn fault(&mut self) {
         self.check_promotion(true);
         if self.calm() {
-            self.disks
-                .iter_mut()
-                .for_each(|disk| disk.net.partitioned = false);
+            self.disks.iter_mut().for_each(|disk| disk.net.heal());
             return;
         }
         let next = Micros(self.rng.between(5_000, self.plan.fault_gap.0));
@@ -144,7 +161,7 @@ impl World {
             0..=1 if self.plan.cuts => self.cut(disk, true),
             2 if self.plan.cuts => self.cut(disk, false),
             3..=4 if self.plan.cuts => {
-                self.disks[disk].net.partitioned = true;
+                self.disks[disk].net.block(&mut self.rng);
                 let span = Micros(self.rng.between(1_000, 600_000));
                 self.after(span, Event::Heal(disk));
             }
@@ -159,9 +176,11 @@ impl World {
 
     /// The process or the power of a host ends, for all disks at once.
     pub(super) fn crash(&mut self, side: usize, power: bool) {
-        if !self.disks[0].hosts[side].up || self.calm() {
+        if !self.disks[0].hosts[side].up || !self.may_crash() {
             return;
         }
+        // What nobody has flushed is in no moment's way then.
+        let power = power && !(side == SOURCE && self.history.parting.is_some());
         self.stats.crashes += 1;
         self.keep_moment();
         let mut free = Vec::new();
@@ -223,10 +242,7 @@ impl World {
         if !power {
             return;
         }
-        let mut content = Vec::new();
-        for disk in &self.disks {
-            content.extend_from_slice(&disk.hosts[SOURCE].disk.now);
-        }
+        let content = self.at_source();
         self.history.ledger.restart_from(&content);
         self.check_promotion(true);
     }
