@@ -44,6 +44,8 @@ pub struct Saved {
     pub zeros: u64,
     /// The target had it, as hashes showed.
     pub hashes: u64,
+    /// A client wrote over it while it waited.
+    pub overwritten: u64,
     /// Packing made it so much shorter.
     pub packing: u64,
 }
@@ -145,6 +147,7 @@ impl History {
         raise(&mut report.transferred, transferred);
         raise(&mut report.wire, wire.sent);
         raise(&mut report.saved.zeros, progress.zero);
+        raise(&mut report.saved.overwritten, progress.left_out);
         raise(&mut report.saved.packing, wire.spared);
         // Of what the target had some may have been lost and sent again: not a sum.
         report.saved.hashes = progress.same;

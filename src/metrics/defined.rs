@@ -45,7 +45,7 @@ metrics! {
     READ, COUNTER, "diskferry_move_read_bytes_total", "Bytes read of the disk to be copied or compared.";
     SENT, COUNTER, "diskferry_move_sent_bytes_total", "Bytes written to sockets, everything counted.";
     WRITTEN, COUNTER, "diskferry_move_written_bytes_total", "Bytes that clients wrote since the move began.";
-    SAVED, GAUGE, "diskferry_move_saved_bytes", "Bytes that did not have to travel: holes, zeros, what hashes showed to be there, and what packing took away.";
+    SAVED, GAUGE, "diskferry_move_saved_bytes", "Bytes that did not have to travel: holes, zeros, what hashes showed to be there, what was written over while it waited, and what packing took away.";
     RATE, GAUGE, "diskferry_move_rate_bytes_per_second", "Bytes a second that became durable at the target lately.";
     DIRTY_RATE, GAUGE, "diskferry_move_dirty_rate_bytes_per_second", "Bytes a second that clients wrote lately.";
     LIMIT, GAUGE, "diskferry_move_limit_bytes_per_second", "To what the copy is held; absent where it is not.";

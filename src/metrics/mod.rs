@@ -269,6 +269,7 @@ impl Families {
             ("holes", saved.holes),
             ("zeros", saved.zeros),
             ("hashes", saved.hashes),
+            ("overwritten", saved.overwritten),
             ("packing", saved.packing),
         ] {
             let labels = [labels[0], labels[1], ("by", by)];

@@ -17,6 +17,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::guest::{Piece, Pieces};
 use crate::virtio::GuestMemory;
@@ -34,24 +35,27 @@ const LARGEST_CLASS: usize = 64 << 20;
 /// Size classes from [`ALIGNMENT`] to [`LARGEST_CLASS`], each twice the one before.
 const CLASSES: usize = (LARGEST_CLASS / ALIGNMENT).trailing_zeros() as usize + 1;
 
+/// Bytes of buffers that wait for their pool once other threads have let go of them.
+const MOST_RETURNED: usize = 4 << 20;
+
 /// An owned, zero-initialised piece of memory aligned to [`ALIGNMENT`].
 #[derive(Debug)]
-pub(crate) struct Aligned {
+struct Memory {
     start: NonNull<u8>,
     capacity: usize,
     /// What the allocator gave, `start` being somewhere in it.
     base: NonNull<u8>,
 }
 
-// SAFETY: an `Aligned` owns its memory alone, as a `Box<[u8]>` does; nothing about it is bound to a
+// SAFETY: a `Memory` owns its bytes alone, as a `Box<[u8]>` does; nothing about it is bound to a
 // thread.
-unsafe impl Send for Aligned {}
+unsafe impl Send for Memory {}
 
-// SAFETY: through a shared reference the memory can only be read (`AsRef`), by rule 2 of the module
-// only when nobody writes to it.
-unsafe impl Sync for Aligned {}
+// SAFETY: through a shared reference the memory can only be read (`AsRef` of `Aligned`), by rule 2 of
+// the module only when nobody writes to it.
+unsafe impl Sync for Memory {}
 
-impl Aligned {
+impl Memory {
     /// At least `len` bytes of zeros. Of long ones only the pages that are used take memory: a client
     /// may announce much and send little.
     pub(crate) fn zeroed(len: usize) -> Self {
@@ -85,19 +89,74 @@ impl Aligned {
     }
 }
 
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `zeroed` with this very layout, freed nowhere else.
+        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.capacity)) }
+    }
+}
+
+/// Memory that was let go of, wherever that was, until its pool takes it: fresh pages cost a fault each.
+#[derive(Debug, Default)]
+struct Returned {
+    waiting: Mutex<(Vec<Memory>, usize)>,
+}
+
+impl Returned {
+    fn put(&self, memory: Memory) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.1 + memory.capacity <= MOST_RETURNED {
+            waiting.1 += memory.capacity;
+            waiting.0.push(memory);
+        }
+    }
+
+    fn take_all(&self) -> Vec<Memory> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *waiting).0
+    }
+}
+
+/// An owned piece of memory, which goes back to the pool that it came from, if that is there.
+#[derive(Debug)]
+pub(crate) struct Aligned {
+    /// There until it is dropped.
+    memory: Option<Memory>,
+    home: Weak<Returned>,
+}
+
+impl Aligned {
+    fn zeroed(len: usize) -> Self {
+        Self::new(Memory::zeroed(len), Weak::new())
+    }
+
+    fn new(memory: Memory, home: Weak<Returned>) -> Self {
+        let memory = Some(memory);
+        Self { memory, home }
+    }
+
+    fn memory(&self) -> &Memory {
+        self.memory
+            .as_ref()
+            .expect("it is there until it is dropped")
+    }
+}
+
 impl AsRef<[u8]> for Aligned {
     fn as_ref(&self) -> &[u8] {
+        let memory = self.memory();
         // SAFETY: `start` points to `capacity` bytes initialised at allocation. An `Aligned` outside
         // an `IoBuffer` is owned alone (`IoBuffer::into_aligned` checks), so nobody writes to it
         // while the reference lives.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.capacity) }
+        unsafe { std::slice::from_raw_parts(memory.start.as_ptr(), memory.capacity) }
     }
 }
 
 impl Drop for Aligned {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this very layout, freed nowhere else.
-        unsafe { dealloc(self.base.as_ptr(), Self::layout(self.capacity)) }
+        if let (Some(memory), Some(home)) = (self.memory.take(), self.home.upgrade()) {
+            home.put(memory);
+        }
     }
 }
 
@@ -116,7 +175,11 @@ enum Bytes {
 impl IoBuffer {
     /// At least `len` bytes of zeros, outside any pool.
     pub(crate) fn zeroed(len: usize) -> Self {
-        Self(Bytes::Own(Rc::new(Aligned::zeroed(len))))
+        Self::own(Aligned::zeroed(len))
+    }
+
+    fn own(aligned: Aligned) -> Self {
+        Self(Bytes::Own(Rc::new(aligned)))
     }
 
     /// The bytes of these segments (address, length) of a guest's memory; `None` where some are not
@@ -142,7 +205,7 @@ impl IoBuffer {
     /// How many bytes it holds.
     pub(crate) fn capacity(&self) -> usize {
         match &self.0 {
-            Bytes::Own(aligned) => aligned.capacity,
+            Bytes::Own(aligned) => aligned.memory().capacity,
             Bytes::Guest(pieces) => pieces.len(),
         }
     }
@@ -158,10 +221,10 @@ impl IoBuffer {
         let Bytes::Own(aligned) = &mut self.0 else {
             return None;
         };
-        let aligned = Rc::get_mut(aligned)?;
+        let memory = Rc::get_mut(aligned)?.memory();
         // SAFETY: initialised memory of `capacity` bytes; `get_mut` proved that no other handle, so
         // no operation in flight and no other reference exists for as long as the borrow lasts.
-        Some(unsafe { std::slice::from_raw_parts_mut(aligned.start.as_ptr(), aligned.capacity) })
+        Some(unsafe { std::slice::from_raw_parts_mut(memory.start.as_ptr(), memory.capacity) })
     }
 
     /// The memory itself, to be given to another thread, if it is our own and nobody else holds it.
@@ -256,7 +319,7 @@ impl IoBuffer {
             Bytes::Own(aligned) => {
                 self.check(&range);
                 // SAFETY: within the allocation, by the check.
-                unsafe { aligned.start.as_ptr().add(range.start) }
+                unsafe { aligned.memory().start.as_ptr().add(range.start) }
             }
             Bytes::Guest(_) => {
                 let piece = self.pieces(range).next();
@@ -297,6 +360,8 @@ pub(crate) struct Pool {
     classes: [Vec<IoBuffer>; CLASSES],
     kept: usize,
     limit: usize,
+    /// What other threads had of it.
+    returned: Arc<Returned>,
 }
 
 impl Pool {
@@ -306,22 +371,33 @@ impl Pool {
             classes: [const { Vec::new() }; CLASSES],
             kept: 0,
             limit,
+            returned: Arc::default(),
+        }
+    }
+
+    /// Take back what others had.
+    fn collect(&mut self) {
+        for memory in self.returned.take_all() {
+            let home = Arc::downgrade(&self.returned);
+            self.give(IoBuffer::own(Aligned::new(memory, home)));
         }
     }
 
     /// A buffer of at least `len` bytes. It holds what its last user left in it.
     pub(crate) fn take(&mut self, len: usize) -> IoBuffer {
         let size = len.max(ALIGNMENT).next_power_of_two();
+        if self.classes.get(class_of(size)).is_some_and(Vec::is_empty) {
+            self.collect();
+        }
         let Some(class) = self.classes.get_mut(class_of(size)) else {
             return IoBuffer::zeroed(len);
         };
-        class.pop().map_or_else(
-            || IoBuffer::zeroed(size),
-            |buffer| {
-                self.kept -= size;
-                buffer
-            },
-        )
+        if let Some(buffer) = class.pop() {
+            self.kept -= size;
+            return buffer;
+        }
+        let home = Arc::downgrade(&self.returned);
+        IoBuffer::own(Aligned::new(Memory::zeroed(size), home))
     }
 
     /// Keep a buffer for later, unless someone else still holds it or there is enough.

@@ -156,3 +156,31 @@ fn a_copy_beyond_the_end_of_a_guest_s_pieces_is_refused() {
     let buffer = IoBuffer::of_guest(&guest(), segments).expect("there");
     buffer.copy_in(150, &[0; 51]);
 }
+
+#[test]
+fn what_another_thread_lets_go_of_comes_back_to_its_pool() {
+    let mut pool = Pool::new(64 << 20);
+    let lent = pool.take(512 << 10);
+    let address = lent.pointer(0..0) as usize;
+    let lent = lent.into_aligned().expect("nobody else has it");
+    let reader = std::thread::spawn(move || lent.as_ref().iter().all(|byte| *byte == 0));
+    assert!(reader.join().expect("it is read"));
+    assert_eq!(pool.take(512 << 10).pointer(0..0) as usize, address);
+    // Not more than is of use soon; and nothing is left behind by a pool that ended.
+    let many: Vec<_> = (0..32)
+        .map(|_| {
+            pool.take(1 << 20)
+                .into_aligned()
+                .expect("nobody else has it")
+        })
+        .collect();
+    drop(many);
+    let waiting = pool.returned.waiting.lock().expect("nobody panicked").1;
+    assert_eq!(waiting, MOST_RETURNED);
+    let late = pool
+        .take(1 << 20)
+        .into_aligned()
+        .expect("nobody else has it");
+    drop(pool);
+    drop(late);
+}

@@ -126,7 +126,7 @@ pub(super) fn report(report: &Value) -> String {
         .collect();
     let saved = &report["saved"];
     let mut text = format!(
-        "\n  took {}: {}\n  read {}, sent {} as {} on the wire; saved by holes {}, zeros {}, hashes {}, packing {}",
+        "\n  took {}: {}\n  read {}, sent {} as {} on the wire; saved by holes {}, zeros {}, hashes {}, writes over what waited {}, packing {}",
         seconds(&report["took"]),
         phases.join(", "),
         bytes(&report["read"]),
@@ -135,6 +135,7 @@ pub(super) fn report(report: &Value) -> String {
         bytes(&saved["holes"]),
         bytes(&saved["zeros"]),
         bytes(&saved["hashes"]),
+        bytes(&saved["overwritten"]),
         bytes(&saved["packing"]),
     );
     let (rate, dirty) = (&report["rate"], &report["dirty_rate"]);
