@@ -136,10 +136,12 @@ def span_of(answers, since, until):
     return len(took) / (until - since), took[min(len(took) - 1, len(took) * 99 // 100)]
 
 
-def longest_gap(answers, since, until):
-    """When it began, and how many ms it took; nothing answered at the ends counts as well."""
+def longest_gap(answers, since, until, there=None):
+    """When it began, and how many ms it took; nothing answered at the ends counts as well. Only of those that begin before
+    `there`, if that is given."""
     times = [since, *(at for at, _ in answers if since <= at < until), until]
-    took, began = max((after - before, before) for before, after in zip(times, times[1:]))
+    gaps = [(after - before, before) for before, after in zip(times, times[1:])]
+    took, began = max(gap for gap in gaps if there is None or gap[1] < there)
     return began, took * 1e3
 
 
@@ -188,8 +190,9 @@ def while_written(case, subject, line, words):
     if ready:
         figures["writes/s in step"], _ = span_of(answers, until, until + words.in_step)
         began, ended, there = switch
-        since, figures["pause ms"] = longest_gap(answers, began - 0.5, ended + 1)
+        _, figures["pause ms"] = longest_gap(answers, began - 0.5, ended + 1)
         if there:
+            since, _ = longest_gap(answers, began - 0.5, ended + 1, there)
             figures[subject.in_service] = (there - since) * 1e3
     return figures
 

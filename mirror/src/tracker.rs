@@ -26,7 +26,11 @@ use crate::dirty::DirtyMap;
 use crate::heat::{Heat, REGION};
 use crate::picture::{Sight, Slots};
 use crate::sequence::Sequence;
-use crate::wire::{Content, MAX_PAYLOAD, Record};
+use crate::wire::{Content, Record};
+
+/// The longest record in bytes. On a line of a third of a Mbit/s, which it may share with two others, it is not on its way for longer
+/// than an ordered lane may be silent.
+pub(crate) const LONGEST: usize = 256 << 10;
 
 /// Of so many bytes of changes those are left out that later ones of them cover.
 const WINDOW: u64 = 4 << 20;
@@ -454,7 +458,7 @@ impl WriteTap for Tracker {
                 Change::Data(mut data) => {
                     let mut at = offset.0;
                     while !data.is_empty() {
-                        let piece: Bytes = data.split_to(data.len().min(MAX_PAYLOAD));
+                        let piece: Bytes = data.split_to(data.len().min(LONGEST));
                         let next = at + piece.len() as u64;
                         inner.add(at, Content::Data(piece));
                         at = next;

@@ -162,6 +162,9 @@ impl Site {
         };
         let (export, moving) = match standing {
             Standing::Away => {
+                if let Some(lineage) = opened.lineage() {
+                    self.groups.is_alone(lineage);
+                }
                 let export = self
                     .server
                     .add_held_export(name, disk, options, None)

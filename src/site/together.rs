@@ -4,7 +4,8 @@
 //! of the group anew, each other one takes its own. Who is served here and has no part in it any more either was handed
 //! over, and is left out, or is mirrored no more, which ends the moves of all. Who is not served here is waited for.
 //!
-//! Must never have a disk go on while another one of its group is written to here and is not mirrored with it.
+//! Must never have a disk go on while another one is written to here that goes on with it by what was kept of either, and is not
+//! mirrored. One of which the others kept that it was being handed over is none of theirs.
 
 use std::collections::BTreeMap;
 use std::path::Path;

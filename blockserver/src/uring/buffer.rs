@@ -35,8 +35,9 @@ const LARGEST_CLASS: usize = 64 << 20;
 /// Size classes from [`ALIGNMENT`] to [`LARGEST_CLASS`], each twice the one before.
 const CLASSES: usize = (LARGEST_CLASS / ALIGNMENT).trailing_zeros() as usize + 1;
 
-/// Bytes of buffers that wait for their pool once other threads have let go of them.
-const MOST_RETURNED: usize = 4 << 20;
+/// How many buffers of a size wait for their pool once nobody has them any more, and the largest that do.
+const MOST_RETURNED: usize = 8;
+const LARGEST_RETURNED: usize = 1 << 20;
 
 /// An owned, zero-initialised piece of memory aligned to [`ALIGNMENT`].
 #[derive(Debug)]
@@ -96,24 +97,32 @@ impl Drop for Memory {
     }
 }
 
-/// Memory that was let go of, wherever that was, until its pool takes it: fresh pages cost a fault each.
+/// Memory that was let go of, on whichever thread, for the pool that it came from: fresh pages cost a fault each.
 #[derive(Debug, Default)]
 struct Returned {
-    waiting: Mutex<(Vec<Memory>, usize)>,
+    waiting: Mutex<[Vec<Memory>; RETURNED_CLASSES]>,
 }
 
+/// Sizes from [`ALIGNMENT`] to [`LARGEST_RETURNED`].
+const RETURNED_CLASSES: usize = (LARGEST_RETURNED / ALIGNMENT).trailing_zeros() as usize + 1;
+
 impl Returned {
+    /// What is of no use is freed.
     fn put(&self, memory: Memory) {
+        let size = memory.capacity;
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.1 + memory.capacity <= MOST_RETURNED {
-            waiting.1 += memory.capacity;
-            waiting.0.push(memory);
+        if let Some(class) = waiting.get_mut(class_of(size))
+            && size.is_power_of_two()
+            && class.len() < MOST_RETURNED
+        {
+            class.push(memory);
         }
     }
 
-    fn take_all(&self) -> Vec<Memory> {
+    /// Memory of exactly that size, a power of two.
+    fn take(&self, size: usize) -> Option<Memory> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *waiting).0
+        waiting.get_mut(class_of(size))?.pop()
     }
 }
 
@@ -354,13 +363,13 @@ impl IoBuffer {
     }
 }
 
-/// Buffers kept for use again, up to a bound of bytes.
+/// Buffers kept for use again, up to a bound of bytes, and a few of each size besides that others let go of.
 #[derive(Debug)]
 pub(crate) struct Pool {
     classes: [Vec<IoBuffer>; CLASSES],
     kept: usize,
     limit: usize,
-    /// What other threads had of it.
+    /// What was let go of, by others above all.
     returned: Arc<Returned>,
 }
 
@@ -375,20 +384,9 @@ impl Pool {
         }
     }
 
-    /// Take back what others had.
-    fn collect(&mut self) {
-        for memory in self.returned.take_all() {
-            let home = Arc::downgrade(&self.returned);
-            self.give(IoBuffer::own(Aligned::new(memory, home)));
-        }
-    }
-
     /// A buffer of at least `len` bytes. It holds what its last user left in it.
     pub(crate) fn take(&mut self, len: usize) -> IoBuffer {
         let size = len.max(ALIGNMENT).next_power_of_two();
-        if self.classes.get(class_of(size)).is_some_and(Vec::is_empty) {
-            self.collect();
-        }
         let Some(class) = self.classes.get_mut(class_of(size)) else {
             return IoBuffer::zeroed(len);
         };
@@ -396,8 +394,9 @@ impl Pool {
             self.kept -= size;
             return buffer;
         }
-        let home = Arc::downgrade(&self.returned);
-        IoBuffer::own(Aligned::new(Memory::zeroed(size), home))
+        let memory = self.returned.take(size);
+        let memory = memory.unwrap_or_else(|| Memory::zeroed(size));
+        IoBuffer::own(Aligned::new(memory, Arc::downgrade(&self.returned)))
     }
 
     /// Keep a buffer for later, unless someone else still holds it or there is enough.

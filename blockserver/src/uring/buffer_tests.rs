@@ -161,26 +161,32 @@ fn a_copy_beyond_the_end_of_a_guest_s_pieces_is_refused() {
 fn what_another_thread_lets_go_of_comes_back_to_its_pool() {
     let mut pool = Pool::new(64 << 20);
     let lent = pool.take(512 << 10);
-    let address = lent.pointer(0..0) as usize;
+    lent.copy_in(0, b"of the one before");
     let lent = lent.into_aligned().expect("nobody else has it");
-    let reader = std::thread::spawn(move || lent.as_ref().iter().all(|byte| *byte == 0));
+    let reader = std::thread::spawn(move || lent.as_ref().starts_with(b"of the one before"));
     assert!(reader.join().expect("it is read"));
-    assert_eq!(pool.take(512 << 10).pointer(0..0) as usize, address);
-    // Not more than is of use soon; and nothing is left behind by a pool that ended.
-    let many: Vec<_> = (0..32)
-        .map(|_| {
-            pool.take(1 << 20)
-                .into_aligned()
-                .expect("nobody else has it")
-        })
-        .collect();
-    drop(many);
-    let waiting = pool.returned.waiting.lock().expect("nobody panicked").1;
-    assert_eq!(waiting, MOST_RETURNED);
-    let late = pool
-        .take(1 << 20)
-        .into_aligned()
-        .expect("nobody else has it");
-    drop(pool);
-    drop(late);
+    let mut again = Vec::new();
+    pool.take(512 << 10).copy_out(0..17, &mut again);
+    assert_eq!(again, b"of the one before", "it is fresh memory");
+}
+
+#[test]
+fn a_pool_that_is_full_takes_no_more_back_than_a_few_of_a_size() {
+    let mut pool = Pool::new(8192);
+    for _ in 0..3 {
+        let buffers: Vec<_> = (0..64).map(|_| pool.take(4096)).collect();
+        for buffer in buffers {
+            pool.give(buffer);
+        }
+        let waiting = pool.returned.waiting.lock().expect("nobody panicked")[0].len();
+        assert_eq!((pool.kept, waiting), (8192, MOST_RETURNED));
+    }
+    // Of what is large nothing waits.
+    drop(
+        pool.take(2 << 20)
+            .into_aligned()
+            .expect("nobody else has it"),
+    );
+    let waiting = pool.returned.waiting.lock().expect("nobody panicked");
+    assert_eq!(waiting.iter().map(Vec::len).sum::<usize>(), MOST_RETURNED);
 }

@@ -80,7 +80,7 @@ impl World {
     }
 
     /// Where a client finds the disk now.
-    fn route(&self) -> Option<usize> {
+    pub(super) fn route(&self) -> Option<usize> {
         let source = &self.hosts[SOURCE];
         match (source.up, &source.front) {
             (true, Front::Serving | Front::Holding(..)) => Some(SOURCE),

@@ -62,7 +62,7 @@ impl World {
             (until > self.now).then_some(until)
         };
         match event {
-            Event::Client(_) | Event::Submit(_) => still(SOURCE).max(still(TARGET)),
+            Event::Client(_) | Event::Submit(_) => self.route().and_then(still),
             Event::Deliver(_, way, _) if *way == TO_TARGET => still(TARGET),
             Event::Attached(_)
             | Event::Held(..)

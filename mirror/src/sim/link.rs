@@ -44,6 +44,7 @@ impl World {
             (TO_TARGET, SOURCE)
         };
         let at = self.net.send(conn, 1 - mine, self.now, &mut self.rng);
+        let at = at.filter(|_| !self.net.blocked[1 - mine]);
         if let Some(state) = self.net.conns.get_mut(&conn) {
             state.dead[mine] = true;
         }

@@ -95,13 +95,13 @@ impl Network {
     }
 
     /// A message is lost: a stream never skips, so it is the last one in that direction. Whether the ends hear of it, once
-    /// it was sent in vain often enough: the silence of an ordered lane they find by beats.
+    /// it was sent in vain often enough: the silence of an ordered lane they find by beats, that of another in time.
     pub(super) fn lose(&mut self, conn: ConnId, way: usize, rng: &mut Rng) -> bool {
         let Some(conn) = self.conns.get_mut(&conn) else {
             return false;
         };
         conn.dead[way] = true;
-        conn.lane > 0 || rng.percent(50)
+        rng.percent(if conn.lane > 0 { 95 } else { 50 })
     }
 
     pub(super) fn kill(&mut self, conn: ConnId) {

@@ -199,10 +199,10 @@ impl World {
     /// Run to the end; what was wrong, if something was.
     pub(super) fn run(mut self) -> (Stats, Result<(), String>) {
         let mut finishing = false;
-        while let Some(((at, _), event)) = self.events.pop_first() {
+        while let Some(((at, count), event)) = self.events.pop_first() {
             self.now = at;
             if let Some(until) = self.waits(&event) {
-                self.at(until, event);
+                self.events.insert((until, count), event);
                 continue;
             }
             self.stats.steps += 1;

@@ -151,15 +151,15 @@ fn the_last_granule_of_a_disk_ends_with_the_disk() {
 fn a_large_change_is_cut_into_messages_and_each_has_its_number() {
     let tracker = Tracker::new(1 << 30, 1 << 30);
     tracker.advance_cursor(1 << 30);
-    write(&tracker, 512, MAX_PAYLOAD + 512);
+    write(&tracker, 512, LONGEST + 512);
     let first = tracker.take().unwrap();
     let second = tracker.take().unwrap();
     assert_eq!(
         (first.seq, first.offset, first.content.covers()),
-        (1, 512, 1 << 20)
+        (1, 512, LONGEST as u64)
     );
     assert_eq!(
         (second.seq, second.offset, second.content.covers()),
-        (2, 512 + (1 << 20), 512)
+        (2, 512 + LONGEST as u64, 512)
     );
 }

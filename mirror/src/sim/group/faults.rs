@@ -53,6 +53,7 @@ impl World {
         };
         let net = &mut self.disks[disk].net;
         let at = net.send(conn, 1 - mine, self.now, &mut self.rng);
+        let at = at.filter(|_| !net.blocked[1 - mine]);
         if let Some(state) = net.conns.get_mut(&conn) {
             state.dead[mine] = true;
         }

@@ -82,9 +82,11 @@ struct Stats {
     /// Sessions that went on after a crash of their source, and disks that had lost theirs.
     resumed: u64,
     lost: u64,
-    /// Runs in which the disks were handed over in the end, and sources that came back meanwhile.
+    /// Runs in which the disks were handed over in the end, sources that came back meanwhile, and promotions of disks that
+    /// were left that were held against what they have.
     parted: u64,
     parted_back: u64,
+    rest: u64,
 }
 
 /// One disk on both hosts.

@@ -162,7 +162,7 @@ impl World {
             if promoted != parting.content[disk * size..][..size] {
                 wrong = Some(disk);
             }
-            self.stats.promoted += 1;
+            self.stats.rest += 1;
         }
         if let Some(disk) = wrong {
             self.failure(&format!(
