@@ -198,7 +198,8 @@ impl Moments {
             let is_now = self.current == Some(life) && last == Some(number);
             is_now.then(|| ledger.moment())
         };
-        let moment = kept.moments.get(&number).cloned().or_else(now)?;
+        // What was kept when the number was not the last one for long is of before what began since.
+        let moment = now().or_else(|| kept.moments.get(&number).cloned())?;
         let ledger = kept.ledger.as_deref().unwrap_or(ledger);
         Some(ledger.check_moment(data, &moment))
     }

@@ -318,7 +318,7 @@ impl World {
         let (content, Some(at)) = journal.promoted(&disk.now, Upto::Sealed) else {
             return;
         };
-        let last = self.tracker.as_ref().map(|tracker| tracker.figures().seq);
+        let last = (self.hosts[SOURCE].tap.as_ref()).map(|tap| tap.figures().seq);
         let Some(checked) = self.moments.check(at, last, &self.ledger, &content) else {
             return;
         };
