@@ -48,6 +48,8 @@ impl Default for Limits {
 
 /// Levels of zstd, from none to the one that is worth it only where the link is slow.
 const LEVELS: [Option<i32>; 4] = [None, Some(1), Some(3), Some(6)];
+/// Bytes a second over one lane beyond which packing costs more time than it spares: who is waited for then is the target.
+const FAST: u64 = 150_000_000;
 /// How often the level is thought over.
 const THINK_EVERY: Micros = Micros::from_millis(250);
 /// The longest that packing is not tried where it was of no use.
@@ -60,6 +62,8 @@ pub struct Squeeze {
     at: usize,
     since: Micros,
     waited: Micros,
+    /// Bytes that the link took since then.
+    carried: u64,
     /// Payloads that are sent as they are before packing is tried again, and how many at the next failure.
     skip: u32,
     next_skip: u32,
@@ -71,6 +75,7 @@ impl Default for Squeeze {
             at: 1,
             since: Micros(0),
             waited: Micros(0),
+            carried: 0,
             skip: 0,
             next_skip: 1,
         }
@@ -97,20 +102,23 @@ impl Squeeze {
         }
     }
 
-    /// The link was waited for during `span`, up to `now`.
-    pub fn waited(&mut self, now: Micros, span: Micros) {
+    /// The link was waited for during `span`, up to `now`, and has taken so many `bytes`.
+    pub fn waited(&mut self, now: Micros, span: Micros, bytes: u64) {
         self.waited = Micros(self.waited.0 + span.0);
+        self.carried += bytes;
         let passed = now.since(self.since);
         if passed < THINK_EVERY {
             return;
         }
-        if self.waited.0 * 2 > passed.0 {
-            self.at = (self.at + 1).min(LEVELS.len() - 1);
-        } else if self.waited.0 * 10 < passed.0 {
+        let fast = u128::from(self.carried) * 1_000_000 > u128::from(FAST) * u128::from(passed.0);
+        if fast || self.waited.0 * 10 < passed.0 {
             self.at = self.at.saturating_sub(1);
+        } else if self.waited.0 * 2 > passed.0 {
+            self.at = (self.at + 1).min(LEVELS.len() - 1);
         }
         self.since = now;
         self.waited = Micros(0);
+        self.carried = 0;
     }
 }
 
@@ -253,10 +261,23 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_link_that_is_faster_than_packing_is_not_packed_for_however_long_it_is_waited_for() {
+        let mut squeeze = Squeeze::default();
+        for step in 1..=100 {
+            squeeze.waited(Micros::from_millis(step * 10), Micros(9_000), 2_000_000);
+        }
+        assert_eq!(squeeze.level(), None);
+    }
+
     /// A second in which the link is waited for so many of a thousand milliseconds.
     fn second(squeeze: &mut Squeeze, from: u64, share: u64) {
         for step in 1..=100 {
-            squeeze.waited(Micros::from_millis(from + step * 10), Micros(share * 10));
+            squeeze.waited(
+                Micros::from_millis(from + step * 10),
+                Micros(share * 10),
+                250_000,
+            );
         }
     }
 

@@ -219,8 +219,8 @@ async fn write_all(
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
-            packer.waited_since(began);
             let written = written as u64;
+            packer.waited_since(began, written);
             carried.sent.fetch_add(written, Ordering::Relaxed);
         }
         // What encrypts may hold some of it back.
@@ -295,9 +295,9 @@ impl Packer {
         }
     }
 
-    fn waited_since(&mut self, began: Micros) {
+    fn waited_since(&mut self, began: Micros, written: u64) {
         let now = self.clock.now();
-        self.squeeze.waited(now, now.since(began));
+        self.squeeze.waited(now, now.since(began), written);
     }
 }
 
