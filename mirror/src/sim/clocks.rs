@@ -51,7 +51,9 @@ impl World {
         let host = self.rng.below(2) as usize;
         let longest = [30_000, 300_000, 1_500_000][self.rng.below(3) as usize];
         let span = Micros(self.rng.between(1_000, longest));
-        self.hosts[host].stands_until = self.now + span;
+        // Never sooner than before: what waits until then would come after what was sent later.
+        let until = &mut self.hosts[host].stands_until;
+        *until = (*until).max(self.now + span);
         self.stats.stood += 1;
     }
 
