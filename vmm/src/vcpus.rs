@@ -116,6 +116,10 @@ impl Control {
             progress.time_pause(what == PAUSE);
             self.changed.notify_all();
         }
+        // Whoever is parked has been woken, and whoever runs may: a kick would only keep it from the guest.
+        if what == RUN {
+            return;
+        }
         for kick in &self.kicks {
             kick.arm();
         }

@@ -5,6 +5,7 @@ mod ran;
 
 use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use ran::{config, numbers, started, without_kvm};
 use vmm::statistics::{Statistics, VcpuState};
@@ -148,7 +149,7 @@ fn a_guest_does_not_run_while_it_is_paused() {
         bytes
     };
     let at_first = memory();
-    std::thread::sleep(std::time::Duration::from_millis(100));
+    std::thread::sleep(Duration::from_millis(100));
     assert_eq!(printed.text(), before);
     assert!(memory() == at_first, "memory changed");
     machine.pause();
@@ -177,7 +178,7 @@ fn what_a_machine_does_is_counted() {
         first.vcpus[0].port_writes > 0 && first.vcpus[0].port_reads > 0,
         "it looked for functions"
     );
-    std::thread::sleep(std::time::Duration::from_millis(2));
+    std::thread::sleep(Duration::from_millis(2));
     let second = machine.statistics();
     assert_eq!(first.vcpus, second.vcpus, "nothing happens in a pause");
     assert!(second.paused > first.paused && second.uptime > second.paused);
@@ -196,6 +197,12 @@ fn what_a_machine_does_is_counted() {
     assert!(ended.vcpus.iter().all(|vcpu| vcpu.state == VcpuState::Off));
 }
 
+/// Let the machine run for one of many moments, each long enough to enter the guest in: one that is paused again
+/// before it has entered never gets anywhere.
+fn run_for_a_moment(number: u32) {
+    std::thread::sleep(Duration::from_micros(u64::from(number % 23) * 17));
+}
+
 #[test]
 fn pauses_at_any_moment_lose_nothing_and_do_nothing_twice() {
     if without_kvm() {
@@ -208,6 +215,7 @@ fn pauses_at_any_moment_lose_nothing_and_do_nothing_twice() {
     while machine.exit().is_none() {
         machine.pause();
         machine.resume();
+        run_for_a_moment(pauses);
         pauses += 1;
     }
     assert_eq!(machine.wait(), Exit::PowerOff(0), "{}", printed.text());
@@ -231,13 +239,15 @@ fn devices_that_are_stopped_go_on_where_they_were() {
     let words = "do=rng bytes=128 ".repeat(40);
     let device = Box::new(Rng::default());
     let (machine, printed) = started(&config(1, 64 * MIB, &words), vec![device]);
+    let mut pauses = 0;
     while machine.exit().is_none() {
         machine.pause();
         let queues = machine.stop_devices();
         assert_eq!(queues.len(), 1);
         machine.resume_devices();
         machine.resume();
-        std::thread::yield_now();
+        run_for_a_moment(pauses);
+        pauses += 1;
     }
     assert_eq!(machine.wait(), Exit::PowerOff(0), "{}", printed.text());
     assert_eq!(printed.events("rng").len(), 40);
@@ -253,7 +263,7 @@ fn a_machine_that_nobody_waits_for_is_ended() {
     assert!(machine.start().is_err(), "started twice");
     drop(machine);
     let after = printed.text();
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    std::thread::sleep(Duration::from_millis(20));
     assert_eq!(printed.text(), after);
 }
 
