@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::guest::{ask, describe, events, start, until, without_kvm};
-use super::process::Running;
+use super::process::{Running, STUCK};
 use crate::run::{diskferry, folder};
 
 /// A machine whose guest writes to a disk of which it may ask one request a second.
@@ -64,8 +64,13 @@ fn nothing_waits_for_requests_that_wait_for_their_turn() {
     let here = folder();
     let here = here.path();
     let mut running = slow(here, "do=hello do=load ops=500 write=100 depth=16");
-    until(here, "vm.toml", ("hello", 1));
-    std::thread::sleep(Duration::from_millis(100));
+    // One more than it may do at once: a second later, when all it asks for at a time has long been there.
+    let written = || ask(here, "stats", "vm.toml").ok().json()["disks"][0]["write"].clone();
+    let since = Instant::now();
+    while written()["requests"].as_u64() < Some(5) {
+        assert!(since.elapsed() < STUCK, "{}", written());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let taken = ["machine", "snapshot", "vm.toml", "--into", "one", "--json"];
     diskferry(here, &taken).ok();
     let stats = ask(here, "stats", "vm.toml").ok().json();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, statx};
+use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, fstatfs, statx};
 use vdisk::chain::{Layer, ParentSearch, open_chain};
 use vdisk::disk::{ImageFormat, OpenOptions};
 use vdisk::engine::{BlockMap, Engine, Mark};
@@ -24,6 +24,7 @@ pub struct Disk {
     file: File,
     alignment: u32,
     logical_sector: u32,
+    in_memory: bool,
     /// A data sync failed: what the medium holds is unknown.
     failed: AtomicBool,
     /// The disk it is built on.
@@ -123,6 +124,7 @@ impl Disk {
     ) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let map = Arc::clone(engine.map());
+        let in_memory = is_in_memory(&file);
         Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             engine: Mutex::new(engine),
@@ -130,6 +132,7 @@ impl Disk {
             file,
             alignment,
             logical_sector,
+            in_memory,
             failed: AtomicBool::new(false),
             parent,
             there,
@@ -209,6 +212,12 @@ impl Disk {
         self.alignment
     }
 
+    /// Whether its file lies in memory: the kernel's rings hand each operation on such a one to a thread of theirs, which
+    /// takes longer than the copy.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        self.in_memory
+    }
+
     /// Bytes of a logical sector, as the image says; 512 where it does not.
     #[must_use]
     pub fn logical_sector(&self) -> u32 {
@@ -268,6 +277,13 @@ fn direct_alignment(path: &Path, raw: bool) -> Option<u32> {
         && alignment as usize <= ALIGNMENT
         && (!raw || stat.stx_size.is_multiple_of(u64::from(alignment)));
     fits.then_some(alignment)
+}
+
+/// Whether a file is of a tmpfs or ramfs.
+fn is_in_memory(file: &File) -> bool {
+    const TMPFS: i64 = 0x0102_1994;
+    const RAMFS: i64 = 0x8584_58F6;
+    fstatfs(file).is_ok_and(|about| [TMPFS, RAMFS].contains(&about.f_type))
 }
 
 fn set_direct(file: &File) -> bool {

@@ -371,7 +371,7 @@ impl ExportHandle {
             request,
             done: Box::new(done),
         };
-        if let Err(Message::Local { done, .. }) = self.crew.post_next(message) {
+        if let Err(Message::Local { done, .. }) = self.crew.post_own(self.export.id, message) {
             done(Err(stopped()));
         }
     }

@@ -12,12 +12,15 @@
 //!    can not leave its thread.
 //! 4. A guest's memory has no holder that is the only one: the guest is another. There is never a
 //!    reference into it.
+//! 5. Bytes that were lent are only read: others refer to them. What would change them panics.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bytes::Bytes;
 
 use super::guest::{Piece, Pieces};
 use crate::virtio::GuestMemory;
@@ -171,14 +174,16 @@ impl Drop for Aligned {
 
 /// A buffer that an operation and its requester hold together.
 #[derive(Clone, Debug)]
-pub(crate) struct IoBuffer(Bytes);
+pub(crate) struct IoBuffer(Kind);
 
 #[derive(Clone, Debug)]
-enum Bytes {
+enum Kind {
     /// Memory of our own.
     Own(Rc<Aligned>),
     /// A guest's.
     Guest(Rc<Pieces>),
+    /// Bytes that never change, of whoever asked for them to be written; at any address.
+    Lent(Rc<Bytes>),
 }
 
 impl IoBuffer {
@@ -188,7 +193,7 @@ impl IoBuffer {
     }
 
     fn own(aligned: Aligned) -> Self {
-        Self(Bytes::Own(Rc::new(aligned)))
+        Self(Kind::Own(Rc::new(aligned)))
     }
 
     /// The bytes of these segments (address, length) of a guest's memory; `None` where some are not
@@ -198,36 +203,42 @@ impl IoBuffer {
         segments: impl Iterator<Item = (u64, usize)>,
     ) -> Option<Self> {
         let pieces = Pieces::of(memory, segments)?;
-        Some(Self(Bytes::Guest(Rc::new(pieces))))
+        Some(Self(Kind::Guest(Rc::new(pieces))))
+    }
+
+    /// These bytes, to be written from where they are.
+    pub(crate) fn lent(bytes: Bytes) -> Self {
+        Self(Kind::Lent(Rc::new(bytes)))
     }
 
     /// The bytes of `range`, which is not empty and inside, as a buffer: of a guest's memory the same
-    /// bytes, of our own memory none.
+    /// bytes, of other memory none.
     pub(crate) fn part(&self, range: Range<usize>) -> Option<Self> {
         match &self.0 {
-            Bytes::Own(_) => None,
-            Bytes::Guest(pieces) if range == (0..pieces.len()) => Some(self.clone()),
-            Bytes::Guest(pieces) => Some(Self(Bytes::Guest(Rc::new(pieces.part(range)?)))),
+            Kind::Own(_) | Kind::Lent(_) => None,
+            Kind::Guest(pieces) if range == (0..pieces.len()) => Some(self.clone()),
+            Kind::Guest(pieces) => Some(Self(Kind::Guest(Rc::new(pieces.part(range)?)))),
         }
     }
 
     /// How many bytes it holds.
     pub(crate) fn capacity(&self) -> usize {
         match &self.0 {
-            Bytes::Own(aligned) => aligned.memory().capacity,
-            Bytes::Guest(pieces) => pieces.len(),
+            Kind::Own(aligned) => aligned.memory().capacity,
+            Kind::Guest(pieces) => pieces.len(),
+            Kind::Lent(bytes) => bytes.len(),
         }
     }
 
     /// Whether others may change the bytes whenever they like.
     pub(crate) fn is_foreign(&self) -> bool {
-        matches!(self.0, Bytes::Guest(_))
+        matches!(self.0, Kind::Guest(_))
     }
 
     /// The bytes, if nobody else (an operation in flight, above all) holds the buffer; a guest's
     /// memory never.
     pub(crate) fn unique(&mut self) -> Option<&mut [u8]> {
-        let Bytes::Own(aligned) = &mut self.0 else {
+        let Kind::Own(aligned) = &mut self.0 else {
             return None;
         };
         let memory = Rc::get_mut(aligned)?.memory();
@@ -239,15 +250,23 @@ impl IoBuffer {
     /// The memory itself, to be given to another thread, if it is our own and nobody else holds it.
     pub(crate) fn into_aligned(self) -> Result<Aligned, Self> {
         match self.0 {
-            Bytes::Own(aligned) => {
-                Rc::try_unwrap(aligned).map_err(|shared| Self(Bytes::Own(shared)))
-            }
-            Bytes::Guest(_) => Err(self),
+            Kind::Own(aligned) => Rc::try_unwrap(aligned).map_err(|shared| Self(Kind::Own(shared))),
+            Kind::Guest(_) | Kind::Lent(_) => Err(self),
         }
+    }
+
+    /// Rule 5.
+    ///
+    /// # Panics
+    /// When the bytes are lent.
+    pub(super) fn check_not_lent(&self) {
+        let lent = matches!(self.0, Kind::Lent(_));
+        assert!(!lent, "bytes that were lent are not written to");
     }
 
     /// Copy `data` to `at`.
     pub(crate) fn copy_in(&self, at: usize, data: &[u8]) {
+        self.check_not_lent();
         let mut from = data.as_ptr();
         for Piece { start, len } in self.pieces(at..at + data.len()) {
             // SAFETY: `pieces` checked the bounds of the target, and its lengths add up to that of
@@ -273,6 +292,7 @@ impl IoBuffer {
 
     /// Copy the bytes of `range` of `from` to `at`.
     pub(crate) fn copy_from(&self, at: usize, from: &Self, range: Range<usize>) {
+        self.check_not_lent();
         let mut next = range.start;
         for target in self.pieces(at..at + range.len()) {
             let mut to = target.start;
@@ -288,6 +308,7 @@ impl IoBuffer {
 
     /// Fill `range` with zeros.
     pub(crate) fn zero(&self, range: Range<usize>) {
+        self.check_not_lent();
         for Piece { start, len } in self.pieces(range) {
             // SAFETY: `pieces` checked the bounds.
             unsafe { std::ptr::write_bytes(start, 0, len) }
@@ -298,8 +319,8 @@ impl IoBuffer {
     /// is at most [`ALIGNMENT`].
     pub(crate) fn is_aligned(&self, range: Range<usize>, mask: usize) -> bool {
         match &self.0 {
-            Bytes::Own(_) => (range.start | range.len()) & mask == 0,
-            Bytes::Guest(_) => {
+            Kind::Own(_) => (range.start | range.len()) & mask == 0,
+            Kind::Guest(_) | Kind::Lent(_) => {
                 let odd = |piece: Piece| (piece.start.addr() | piece.len) & mask;
                 self.pieces(range).all(|piece| odd(piece) == 0)
             }
@@ -318,22 +339,26 @@ impl IoBuffer {
         Some(all.map(vector).collect())
     }
 
-    /// Where the bytes of `range` begin.
+    /// Where the bytes of `range` begin; nothing is written there unless [`Self::check_not_lent`] was asked.
     ///
     /// # Panics
     /// When the range is not inside the buffer, or not in one piece.
     pub(super) fn pointer(&self, range: Range<usize>) -> *mut u8 {
         let len = range.len();
         match &self.0 {
-            Bytes::Own(aligned) => {
+            Kind::Own(aligned) => {
                 self.check(&range);
                 // SAFETY: within the allocation, by the check.
                 unsafe { aligned.memory().start.as_ptr().add(range.start) }
             }
-            Bytes::Guest(_) => {
+            Kind::Guest(_) => {
                 let piece = self.pieces(range).next();
                 let whole = piece.filter(|piece| piece.len == len);
                 whole.expect("the bytes lie in one piece").start
+            }
+            Kind::Lent(bytes) => {
+                self.check(&range);
+                bytes.as_ptr().wrapping_add(range.start).cast_mut()
             }
         }
     }
@@ -345,11 +370,11 @@ impl IoBuffer {
     fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = Piece> {
         self.check(&range);
         let (own, guest) = match &self.0 {
-            Bytes::Own(_) => {
+            Kind::Own(_) | Kind::Lent(_) => {
                 let (len, start) = (range.len(), self.pointer(range));
                 (Some(Piece { start, len }), None)
             }
-            Bytes::Guest(pieces) => (None, Some(pieces.within(range))),
+            Kind::Guest(pieces) => (None, Some(pieces.within(range))),
         };
         own.into_iter().chain(guest.into_iter().flatten())
     }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
 use super::*;
+use crate::uring::call::Call;
+use crate::uring::{Descriptor, Op};
 
 #[test]
 fn buffers_are_aligned_and_of_the_size_asked_for() {
@@ -189,4 +191,40 @@ fn a_pool_that_is_full_takes_no_more_back_than_a_few_of_a_size() {
     );
     let waiting = pool.returned.waiting.lock().expect("nobody panicked");
     assert_eq!(waiting.iter().map(Vec::len).sum::<usize>(), MOST_RETURNED);
+}
+
+#[test]
+fn bytes_that_were_lent_are_read_where_they_are() {
+    let whole = Bytes::from((0..=255).cycle().take(8192).collect::<Vec<u8>>());
+    let at = whole.as_ptr().align_offset(ALIGNMENT);
+    let mut lent = IoBuffer::lent(whole.slice(at + 512..at + 1536));
+    assert_eq!(lent.capacity(), 1024);
+    assert_eq!(lent.pointer(8..16), whole[at + 520..].as_ptr().cast_mut());
+    assert!(lent.is_aligned(0..1024, 511) && !lent.is_aligned(0..1024, 1023));
+    assert!(lent.unique().is_none() && !lent.is_foreign() && lent.vectors(0..1024).is_none());
+    let (own, mut out) = (IoBuffer::zeroed(4096), Vec::new());
+    own.copy_from(3, &lent, 1..1024);
+    own.copy_out(3..1026, &mut out);
+    assert_eq!(out, whole[at + 513..at + 1536]);
+    let lent = lent.into_aligned().expect_err("not ours to give away");
+    let mut pool = Pool::new(1 << 20);
+    pool.give(lent);
+    assert_eq!(pool.kept, 0);
+}
+
+#[test]
+fn bytes_that_were_lent_are_never_written_to() {
+    let lent = IoBuffer::lent(Bytes::from_static(&[7; 4096]));
+    let panics = |change: &dyn Fn()| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(change))
+            .expect_err("it was written to");
+    };
+    panics(&|| lent.copy_in(0, &[1]));
+    panics(&|| lent.zero(0..1));
+    panics(&|| lent.copy_from(0, &IoBuffer::zeroed(4096), 0..1));
+    panics(&|| {
+        let (file, buffer) = (Descriptor(-1), lent.clone());
+        #[rustfmt::skip]
+        let _ = Call::new(Op::Read { file, buffer, range: 0..1, at: 0 });
+    });
 }

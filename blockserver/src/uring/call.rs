@@ -68,10 +68,13 @@ impl Call {
     pub(super) fn new(op: Op) -> (Held, Self) {
         match op {
             #[rustfmt::skip]
-            Op::Read { file, buffer, range, at } => match hold(buffer, range) {
-                (held, Place::One(memory)) => (held, Self::Read(file, memory, at)),
-                (held, Place::Many(vectors)) => (held, Self::ReadPieces(file, vectors, at)),
-            },
+            Op::Read { file, buffer, range, at } => {
+                buffer.check_not_lent();
+                match hold(buffer, range) {
+                    (held, Place::One(memory)) => (held, Self::Read(file, memory, at)),
+                    (held, Place::Many(vectors)) => (held, Self::ReadPieces(file, vectors, at)),
+                }
+            }
             #[rustfmt::skip]
             Op::Write { file, buffer, range, at } => match hold(buffer, range) {
                 (held, Place::One(memory)) => (held, Self::Write(file, memory, at)),
@@ -82,6 +85,7 @@ impl Call {
             Op::Allocate { file, call } => (Held::Nothing, Self::Allocate(file, call)),
             #[rustfmt::skip]
             Op::Receive { socket, buffer, range, how } => {
+                buffer.check_not_lent();
                 let memory = Memory::of(&buffer, range);
                 (Held::Buffer(buffer), Self::Receive(socket, memory, how))
             }

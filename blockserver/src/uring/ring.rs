@@ -17,7 +17,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue};
 use super::call::Call;
 use super::op::{Allocation, Finished, Held, Op, Reception};
 use super::slab::Slab;
-use super::threads::ThreadRing;
+use super::threads::{ThreadRing, carry_out_at_once};
 
 /// Submission entries; a batch that is larger is submitted in parts.
 const ENTRIES: u32 = 512;
@@ -53,6 +53,8 @@ pub(crate) struct Ring<C> {
     engine: Engine,
     slots: Slab<Slot<C>>,
     backlog: VecDeque<squeue::Entry>,
+    /// What was done at once, and its result.
+    done: Vec<(u32, i32)>,
     /// The kernel says that it has work, but had none when it was entered: it says so a little late, and may have done
     /// the work by then. Only the next work takes that back.
     hollow: bool,
@@ -69,6 +71,7 @@ impl<C> Ring<C> {
             engine,
             slots: Slab::new(),
             backlog: VecDeque::new(),
+            done: Vec::new(),
             hollow: false,
         })
     }
@@ -95,6 +98,14 @@ impl<C> Ring<C> {
         }
     }
 
+    /// Do an operation now: one that never waits for anything, so that to hand it over would cost more than to do it. Its
+    /// completion comes as those of others do.
+    pub(crate) fn do_at_once(&mut self, op: Op, context: C) {
+        let (held, call) = Call::new(op);
+        let token = self.slots.insert(Slot { context, held });
+        self.done.push((token, carry_out_at_once(call)));
+    }
+
     /// Hand what has collected to the kernel once it is a few. What fails here is tried again by [`Self::enter`].
     fn hand_over_a_few(&mut self) {
         if let Engine::Uring(ring) = &mut self.engine
@@ -118,6 +129,7 @@ impl<C> Ring<C> {
     /// Whether something ended, as far as that is seen without a system call. [`Self::enter`] has it reaped.
     pub(crate) fn has_news(&mut self) -> bool {
         match &mut self.engine {
+            _ if !self.done.is_empty() => true,
             Engine::Threads(_) => false,
             Engine::Uring(ring) => {
                 !ring.completion().is_empty() || (!self.hollow && has_work(&ring.submission()))
@@ -129,6 +141,7 @@ impl<C> Ring<C> {
     ///
     /// Waiting a little longer for more of them to collect was measured to cost more than it saves.
     pub(crate) fn enter(&mut self, sleep: bool) -> io::Result<()> {
+        let sleep = sleep && self.done.is_empty();
         while let Some(entry) = self.backlog.pop_front() {
             if !self.push(&entry) {
                 self.backlog.push_front(entry);
@@ -162,6 +175,9 @@ impl<C> Ring<C> {
 
     /// Move what has completed into `into`.
     pub(crate) fn reap(&mut self, into: &mut Vec<Finished<C>>) {
+        for (token, raw) in self.done.drain(..) {
+            finish(&mut self.slots, into, u64::from(token), raw, false);
+        }
         match &mut self.engine {
             Engine::Threads(threads) => {
                 for (token, raw) in threads.take_finished() {
@@ -209,6 +225,7 @@ impl<C> Drop for Ring<C> {
             self.slots.remove(entry.get_user_data() as u32);
         }
         let mut finished = Vec::new();
+        self.reap(&mut finished);
         if let Engine::Uring(ring) = &self.engine {
             let _ = ring.submit();
             // Sockets, timers and eventfds end by this; file operations end by themselves.

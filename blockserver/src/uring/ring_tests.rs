@@ -360,3 +360,40 @@ fn what_ended_is_seen_without_sleeping() {
     ring.enter(false).expect("the ring works");
     assert!(!ring.has_news());
 }
+
+#[test]
+fn what_is_done_at_once_completes_with_the_others_and_wakes_whoever_sleeps() {
+    both(|mut ring| {
+        let file: File = tempfile::tempfile().expect("a temporary file");
+        let (file, buffer) = (Descriptor::of(&file), IoBuffer::zeroed(4096));
+        buffer.copy_in(0, &[9; 4096]);
+        assert!(!ring.has_news());
+        #[rustfmt::skip]
+        ring.do_at_once(Op::Write { file, buffer, range: 0..4096, at: 8192 }, 0);
+        assert!(ring.has_news() && ring.in_flight() == 1);
+        let buffer = IoBuffer::zeroed(4096);
+        #[rustfmt::skip]
+        ring.submit(Op::Read { file, buffer, range: 0..4096, at: 8192 }, 1);
+        let mut finished = wait_for(&mut ring, 2);
+        assert_eq!(finished[0].result().ok(), Some(4096));
+        assert_eq!(finished[1].result().ok(), Some(4096));
+        let read = finished[1]
+            .buffer()
+            .expect("the read had one")
+            .unique()
+            .is_some_and(|read| *read == [9; 4096]);
+        assert!(read && ring.in_flight() == 0);
+        let buffer = IoBuffer::zeroed(4096);
+        let nowhere = Descriptor(-1);
+        #[rustfmt::skip]
+        ring.do_at_once(Op::Read { file: nowhere, buffer, range: 0..4096, at: 0 }, 2);
+        // Without another in flight this sleeps for ever, or not at all.
+        let failed = wait_for(&mut ring, 1).remove(0).result();
+        assert_eq!(
+            failed.expect_err("no such file").raw_os_error(),
+            Some(libc::EBADF)
+        );
+        #[rustfmt::skip]
+        ring.do_at_once(Op::Sync { file }, 3);
+    });
+}

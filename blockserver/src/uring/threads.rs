@@ -158,6 +158,11 @@ fn run(shared: &Shared) {
     }
 }
 
+/// The result of a call that waits for nothing.
+pub(super) fn carry_out_at_once(call: Call) -> i32 {
+    carry_out(call, -1)
+}
+
 /// Make the system call; bytes or a descriptor, or a negated errno.
 fn carry_out(call: Call, closing: RawFd) -> i32 {
     match call {

@@ -171,9 +171,11 @@ impl Crew {
         (self.next.fetch_add(1, Ordering::Relaxed) % self.inboxes.len()) as u16
     }
 
-    /// Put a message into the box of the worker whose turn it is.
-    pub(crate) fn post_next(&self, message: Message) -> Result<(), Message> {
-        self.inbox(self.next()).post(message)
+    /// Put a message into the box of the worker that does what this process itself asks of an export: always the
+    /// same one, since two would only wait for each other at the file's lock.
+    pub(crate) fn post_own(&self, export: u64, message: Message) -> Result<(), Message> {
+        let worker = export % self.inboxes.len() as u64;
+        self.inbox(worker as u16).post(message)
     }
 
     /// Tell every worker something that has a barrier; those that ended are past it.

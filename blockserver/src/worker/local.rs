@@ -3,7 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::export::{Export, LocalDone, LocalRequest};
+use crate::uring::IoBuffer;
 
 use super::Worker;
 use super::action::Action;
@@ -29,16 +32,27 @@ impl Worker {
             done(Err(io::Error::new(io::ErrorKind::InvalidInput, what)));
             return;
         }
-        let mut buffer = None;
-        if let LocalRequest::Write { data, .. } = request {
-            let taken = self.pool.take(data.len());
-            taken.copy_in(0, data);
-            buffer = Some(taken);
-        }
+        let buffer = match request {
+            LocalRequest::Write { data, .. } => Some(self.buffer_for(index, data)),
+            _ => None,
+        };
         let from = From::Local(done);
         #[rustfmt::skip]
         let asked = Asked { from, action, offset, len, buffer };
         self.take_on(index, asked);
+    }
+
+    /// These bytes where they are, if they lie as direct writes to the export's file need it, else a copy that does.
+    fn buffer_for(&mut self, export: u32, data: &Bytes) -> IoBuffer {
+        let disk = self.exports.get(export).map(|here| here.disk);
+        let mask = disk.map_or(0, |disk| self.alignment(disk) - 1);
+        let lent = IoBuffer::lent(data.clone());
+        if lent.is_aligned(0..data.len(), mask as usize) {
+            return lent;
+        }
+        let taken = self.pool.take(data.len());
+        taken.copy_in(0, data);
+        taken
     }
 }
 

@@ -112,6 +112,11 @@ impl Task {
         self.place
     }
 
+    /// Whether this process asks for it.
+    pub(super) fn is_ours(&self) -> bool {
+        matches!(self.asked.from, From::Local(_))
+    }
+
     /// Whether a tap sees the change.
     pub(super) fn is_tapped(&self) -> bool {
         self.tap.is_some()
@@ -166,7 +171,7 @@ impl Worker {
         let Some(here) = self.exports.get_mut(task.export) else {
             return self.fail(id, shut_down());
         };
-        if matches!(task.asked.from, From::Local(_)) {
+        if task.is_ours() {
             return self.start(id);
         }
         // Queues take nothing more by then; what they ask for belongs to what they have taken.

@@ -1,15 +1,15 @@
 //! What the owner of an export is promised.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use blockserver::export::{ExportOptions, LocalReply, LocalRequest};
+use blockserver::export::{Disk, ExportOptions, LocalReply, LocalRequest};
 use blockserver::nbd::blocking_client::{BlockingClient, ConnectOptions, PipelinedClient};
 use blockserver::nbd::client::ClientRequest;
 use blockserver::server::ServerConfig;
 use vdisk::engine::Mark;
 
-use super::site::{Load, Site, on_both, read_locally, read_remotely};
+use super::site::{Load, Random, Site, on_both, read_locally, read_remotely};
 
 #[test]
 fn a_held_export_stands_still_and_loses_nothing() {
@@ -294,4 +294,40 @@ fn what_was_done_is_counted() {
         );
         assert_eq!(counted.write.latency.iter().sum::<u64>(), 10);
     });
+}
+
+#[test]
+fn what_this_process_writes_arrives_from_any_address_and_to_any_place() {
+    on_both(|config| {
+        for memory in [false, true] {
+            let dir = if memory {
+                tempfile::tempdir_in("/dev/shm")
+            } else {
+                tempfile::tempdir()
+            };
+            let site = Site::in_directory(config.clone(), dir.expect("a folder"));
+            arrives(&site, ("raw", site.raw("disk.raw", 8 << 20)));
+            arrives(&site, ("vhdx", site.vhdx("disk.vhdx", 8 << 20)));
+        }
+    });
+}
+
+fn arrives(site: &Site, (name, disk): (&str, Arc<Disk>)) {
+    let bytes = disk.size();
+    let added = site.server.add_export(name, disk, ExportOptions::default());
+    let export = added.expect("a free name");
+    let (mut random, mut model) = (Random::new(0x1e27), vec![0; bytes as usize]);
+    let source: bytes::Bytes = (0..1 << 20).map(|_| random.next() as u8).collect();
+    for step in 0..200 {
+        // As chunks come off a wire, and as they lie best.
+        let unit = if step % 3 == 0 { 4096 } else { 1 };
+        let mut pick = |limit: u64| random.below(limit / unit) * unit;
+        let len = pick(256 << 10).max(unit);
+        let (at, offset) = (pick(512 << 10), pick(bytes - len));
+        let data = source.slice(at as usize..(at + len) as usize);
+        model[offset as usize..(offset + len) as usize].copy_from_slice(&data);
+        let written = export.call(LocalRequest::Write { offset, data });
+        assert_eq!(written.expect("a write"), LocalReply::Done);
+    }
+    assert!(read_locally(&export) == model, "{name}");
 }

@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::buf::Limit;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Clock;
+use super::room::Room;
 use super::stream::Stream;
 use super::tls;
 use crate::clock::Micros;
@@ -34,8 +36,10 @@ const BATCH: usize = 256 << 10;
 /// Shorter payloads are not worth packing; longer ones than the second are packed on another thread.
 const LEAST_PACKED: usize = 512;
 const LONG_TO_PACK: usize = 16 << 10;
+/// After so long without a byte a connection is taken for a quiet one.
+const QUIET: Duration = Duration::from_secs(1);
 /// Least room for one read of the socket.
-const READ_ROOM: usize = 32 << 10;
+pub(super) const READ_ROOM: usize = 32 << 10;
 
 /// What is heard of a connection.
 #[derive(Debug)]
@@ -163,9 +167,12 @@ async fn read_all(
     conn: ConnId,
     inbox: Inbox,
 ) -> Heard {
+    let mut room = Room::default();
     loop {
-        match next_message(&mut reader, &mut decoder).await {
+        let next = next_message(&mut reader, &mut decoder, &mut room);
+        match next.await {
             Ok(message) => {
+                room.remember(&message);
                 if inbox.send((conn, Heard::Message(message))).await.is_err() {
                     return Heard::Closed("the session is over".into());
                 }
@@ -176,7 +183,11 @@ async fn read_all(
 }
 
 /// The next message of a stream, or how it ended.
-pub(super) async fn next_message<R>(reader: &mut R, decoder: &mut Decoder) -> Result<Message, Heard>
+pub(super) async fn next_message<R>(
+    reader: &mut R,
+    decoder: &mut Decoder,
+    room: &mut Room,
+) -> Result<Message, Heard>
 where
     R: tokio::io::AsyncRead + Unpin,
 {
@@ -186,15 +197,33 @@ where
             Ok(None) => {}
             Err(e) => return Err(Heard::Malformed(e)),
         }
-        let wants = decoder.wants().max(READ_ROOM);
+        let wants = decoder.wants();
         let buffer = decoder.buffer();
-        buffer.reserve(wants);
-        match reader.read_buf(buffer).await {
+        let most = room.make(buffer, wants);
+        match read_some(reader, &mut buffer.limit(most), room).await {
             Ok(0) => return Err(Heard::Closed("the other side closed the connection".into())),
             Ok(_) => {}
             Err(e) => return Err(Heard::Closed(tls::explain(&e))),
         }
     }
+}
+
+/// Read more into a buffer; no memory is remembered for a connection that nothing comes over.
+async fn read_some<R>(
+    reader: &mut R,
+    buffer: &mut Limit<&mut BytesMut>,
+    room: &mut Room,
+) -> io::Result<usize>
+where
+    R: tokio::io::AsyncRead + Unpin,
+{
+    if !room.is_empty() {
+        match tokio::time::timeout(QUIET, reader.read_buf(buffer)).await {
+            Ok(read) => return read,
+            Err(_) => room.clear(),
+        }
+    }
+    reader.read_buf(buffer).await
 }
 
 /// Write every message until no more can come.

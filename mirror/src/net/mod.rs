@@ -23,6 +23,7 @@ mod lane;
 mod offer;
 pub mod port;
 mod promote;
+mod room;
 mod socket;
 pub mod source;
 mod stream;

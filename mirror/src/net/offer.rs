@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::io::AsyncWriteExt as _;
 
 use super::lane::next_message;
+use super::room::Room;
 use super::socket::{SiteAddress, Traffic, connect};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::{Decoder, MAX_PAYLOAD, Message, encode};
@@ -60,6 +61,6 @@ async fn ask(at: &SiteAddress, offer: Bytes) -> std::io::Result<Result<Message, 
     stream.write_all(&frame.head).await?;
     stream.write_all(&frame.payload).await?;
     stream.flush().await?;
-    let answer = next_message(&mut stream, &mut Decoder::default()).await;
+    let answer = next_message(&mut stream, &mut Decoder::default(), &mut Room::default()).await;
     Ok(answer.map_err(|heard| format!("{heard:?}")))
 }

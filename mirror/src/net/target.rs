@@ -26,6 +26,7 @@ use uuid::Uuid;
 use self::disk::{DiskTask, Happened};
 use super::lane::{Carried, Heard, answer_and_close, next_message};
 use super::port::TargetHost;
+use super::room::Room;
 use super::socket::{SiteAddress, Traffic, tune};
 use super::stream::Stream;
 use super::tls;
@@ -426,8 +427,8 @@ impl Router {
         let Ok(Some(mut stream)) = opened else {
             return;
         };
-        let mut decoder = Decoder::default();
-        let first = next_message(&mut stream, &mut decoder);
+        let (mut decoder, mut room) = (Decoder::default(), Room::default());
+        let first = next_message(&mut stream, &mut decoder, &mut room);
         let refused = match tokio::time::timeout(GREET_WITHIN, first).await {
             Err(_) => {
                 tracing::warn!("{peer} did not say what it wants");

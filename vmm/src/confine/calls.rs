@@ -202,6 +202,10 @@ const WORKER: &[Call] = calls![
     SYS_newfstatat,
     SYS_statx,
     SYS_pread64,
+    // As its ring does, where the file lies in memory.
+    SYS_pwrite64,
+    SYS_preadv,
+    SYS_pwritev,
     SYS_ftruncate,
     SYS_sendto if CONNECTED,
 ];
@@ -209,9 +213,6 @@ const WORKER: &[Call] = calls![
 /// A worker where `io_uring` is refused, and the threads that it starts: the ring's operations as calls.
 const BLOCKING: &[Call] = calls![
     SYS_clone if A_THREAD,
-    SYS_pwrite64,
-    SYS_preadv,
-    SYS_pwritev,
     SYS_fdatasync,
     SYS_fallocate,
     SYS_recvfrom,
