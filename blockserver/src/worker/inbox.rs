@@ -172,7 +172,7 @@ impl Crew {
     }
 
     /// Put a message into the box of the worker that does what this process itself asks of an export: always the
-    /// same one, since two would only wait for each other at the file's lock.
+    /// same one, since two wake each other and wait for each other at the file's lock.
     pub(crate) fn post_own(&self, export: u64, message: Message) -> Result<(), Message> {
         let worker = export % self.inboxes.len() as u64;
         self.inbox(worker as u16).post(message)

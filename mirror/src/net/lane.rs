@@ -197,9 +197,9 @@ where
             Ok(None) => {}
             Err(e) => return Err(Heard::Malformed(e)),
         }
-        let wants = decoder.wants();
+        let (wants, payload_at) = (decoder.wants(), decoder.payload_at());
         let buffer = decoder.buffer();
-        let most = room.make(buffer, wants);
+        let most = room.make(buffer, wants, payload_at);
         match read_some(reader, &mut buffer.limit(most), room).await {
             Ok(0) => return Err(Heard::Closed("the other side closed the connection".into())),
             Ok(_) => {}

@@ -2,13 +2,15 @@
 //!
 //! Fresh memory costs a fault for each page, nearly as much as to copy the bytes into it.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use super::lane::READ_ROOM;
 use crate::wire::{Chunk, Content, Message};
 
 /// Shorter ones come from what the allocator has at hand.
 const LONG: usize = 128 << 10;
+/// What direct writes want memory to be a multiple of, at most.
+const ALIGNMENT: usize = 4096;
 /// So many are remembered: one that is received, one that is carried out, one that waits between them.
 const MOST: usize = 3;
 
@@ -40,27 +42,47 @@ impl Room {
         self.0.clear();
     }
 
-    /// Have room in `buffer` behind what is there, for so many bytes or a few more; says how many are to be read. More
-    /// would belong to the next message, and be copied to where that is received.
-    pub(super) fn make(&mut self, buffer: &mut BytesMut, wants: usize) -> usize {
-        let wants = wants.max(READ_ROOM);
-        if wants >= LONG
-            && buffer.capacity() - buffer.len() < wants
-            && let Some(mut memory) = self.take()
-        {
-            memory.clear();
-            memory.reserve(buffer.len() + wants);
+    /// Have room in `buffer` for the rest of the frame that it begins with, of which it `wants` so many bytes; says how
+    /// many are to be read. Of a long frame that is no more: what follows would have to be copied to where it is received.
+    pub(super) fn make(&mut self, buffer: &mut BytesMut, wants: usize, payload_at: usize) -> usize {
+        let room = buffer.capacity() - buffer.len();
+        if room >= wants && buffer.len() > READ_ROOM {
+            return wants;
+        }
+        if wants < LONG {
+            buffer.reserve(wants.max(READ_ROOM));
+            return wants.max(READ_ROOM);
+        }
+        if room < wants {
+            let mut memory = self.memory(buffer.len() + wants, payload_at);
             memory.extend_from_slice(buffer);
             *buffer = memory;
         }
-        buffer.reserve(wants);
         wants
     }
 
-    /// Memory that nobody has any more.
-    fn take(&mut self) -> Option<BytesMut> {
+    /// Memory for so many bytes, the one at `payload_at` as direct writes need it.
+    fn memory(&mut self, len: usize, payload_at: usize) -> BytesMut {
+        let mut memory = self.take().unwrap_or_default();
+        memory.reserve(len + ALIGNMENT);
+        let skip = memory
+            .as_ptr()
+            .wrapping_add(payload_at)
+            .addr()
+            .wrapping_neg()
+            % ALIGNMENT;
+        memory.resize(skip, 0);
+        let mut memory = BytesMut::from(Bytes::from(memory));
+        memory.advance(skip);
+        memory
+    }
+
+    /// Memory that nobody has any more, empty.
+    fn take(&mut self) -> Option<Vec<u8>> {
         let at = self.0.iter().position(Bytes::is_unique)?;
-        self.0.swap_remove(at).try_into_mut().ok()
+        let mut memory = self.0.swap_remove(at).try_into_mut().ok()?;
+        memory.clear();
+        Some(Vec::from(memory))
     }
 }
 
@@ -68,14 +90,18 @@ impl Room {
 mod tests {
     use super::*;
 
-    /// Receive so many bytes as a chunk, behind a few that were read with it.
+    /// Receive so many bytes as a chunk, behind a few fields, in several reads.
     fn received(room: &mut Room, buffer: &mut BytesMut, len: usize) -> Message {
-        buffer.extend_from_slice(b"head");
-        let reads = room.make(buffer, len);
-        assert_eq!(reads, len);
-        assert!(buffer.capacity() - buffer.len() >= len && buffer.starts_with(b"head"));
-        buffer.resize(4 + len, 7);
-        let content = Content::Data(buffer.split().freeze().slice(4..));
+        *buffer = BytesMut::with_capacity(64);
+        buffer.extend_from_slice(b"fields");
+        let whole = buffer.len() + len;
+        while buffer.len() < whole {
+            let most = room.make(buffer, whole - buffer.len(), 6);
+            let reads = most.min(whole - buffer.len()).min(100_001);
+            assert!(buffer.capacity() - buffer.len() >= reads && buffer.starts_with(b"fields"));
+            buffer.resize(buffer.len() + reads, 7);
+        }
+        let content = Content::Data(buffer.split().freeze().slice(6..));
         let (id, base, offset, hash) = (0, 0, 0, [0; 32]);
         #[rustfmt::skip]
         let message = Message::Chunk(Chunk { id, base, offset, content, hash });
@@ -103,9 +129,9 @@ mod tests {
         drop((first, second));
         for len in [512 << 10, 300 << 10, 512 << 10, 512 << 10] {
             let next = received(&mut room, &mut buffer, len);
-            // What was in front of it may be so again.
-            let near = |at: &*const u8| place(&next).addr().wrapping_sub(at.addr()) < 64;
-            assert!(places.iter().any(near), "{len} bytes are elsewhere");
+            let at = place(&next);
+            assert!(places.contains(&at), "{len} bytes are elsewhere");
+            assert_eq!(at.addr() % ALIGNMENT, 0, "they can be written directly");
         }
     }
 

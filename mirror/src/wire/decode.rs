@@ -551,6 +551,12 @@ impl Decoder {
         whole.saturating_sub(self.bytes.len()).min(MAX_FRAME)
     }
 
+    /// Where in the buffer the payload of the frame at hand begins; 0 while its head is not there.
+    #[must_use]
+    pub fn payload_at(&self) -> usize {
+        self.head.map_or(0, |head| head.fixed)
+    }
+
     /// The next whole message, if it is there. After an error the stream is of no use any more.
     #[expect(
         clippy::should_implement_trait,
