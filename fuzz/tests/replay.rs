@@ -2,10 +2,11 @@
 //!
 //! `DISKFERRY_SEED=n` runs one seed of each target; `DISKFERRY_SEEDS=n` sets how many are run.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use diskferry_fuzz::{TARGETS, Target};
+use diskferry_fuzz::{TARGETS, Target, wire};
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name)
@@ -58,11 +59,15 @@ fn replay(name: &str) {
     }
 }
 
+/// Where a corpus is.
+fn folder(name: &str) -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.join("corpus").join(name)
+}
+
 /// Runs the corpus, which must be there.
 fn kept(target: &Target) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("corpus")
-        .join(target.name);
+    let folder = folder(target.name);
     let mut files: Vec<_> = fs::read_dir(&folder)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
         .map(|entry| entry.expect("an entry").path())
@@ -138,6 +143,26 @@ fn a_journal_is_read_as_it_was_written_or_not_at_all() {
 #[test]
 fn what_comes_over_a_lane_is_refused_or_written_again_alike() {
     replay("wire");
+}
+
+/// With `DISKFERRY_KEEP=1` they are written, as after a change of the protocol.
+#[test]
+fn kept_inputs_of_the_wire_are_messages_of_every_kind_of_this_version() {
+    let mut kinds = BTreeMap::new();
+    for message in wire::examples() {
+        let name = wire::name(&message);
+        let nth = kinds.entry(name).and_modify(|nth| *nth += 1).or_insert(1);
+        let file = folder("wire").join(format!("{name}-{nth}"));
+        let input = wire::input(&message);
+        assert_eq!(wire::read(&input), [message]);
+        if number("DISKFERRY_KEEP").is_some() {
+            fs::write(&file, &input).expect("it can be written");
+        }
+        let kept = fs::read(&file).expect("it is kept");
+        let how = "is of another version; DISKFERRY_KEEP=1 writes it anew";
+        assert!(kept == input, "{} {how}", file.display());
+    }
+    assert_eq!(kinds.len(), wire::KINDS, "{kinds:?}");
 }
 
 #[test]

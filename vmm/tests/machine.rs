@@ -5,7 +5,7 @@ mod ran;
 
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ran::{config, numbers, started, without_kvm};
 use vmm::statistics::{Statistics, VcpuState};
@@ -197,9 +197,13 @@ fn what_a_machine_does_is_counted() {
     assert!(ended.vcpus.iter().all(|vcpu| vcpu.state == VcpuState::Off));
 }
 
-/// Let the machine run for one of many moments, each long enough to enter the guest in: one that is paused again
-/// before it has entered never gets anywhere.
-fn run_for_a_moment(number: u32) {
+/// How long a guest may take for what takes it a second.
+const STUCK: Duration = Duration::from_secs(300);
+
+/// Let the machine run for one of many moments, most of them long enough to enter the guest in: one that is always
+/// paused again before it has entered never gets anywhere.
+fn run_for_a_moment(begun: Instant, number: u32) {
+    assert!(begun.elapsed() < STUCK, "stuck after {number} pauses");
     std::thread::sleep(Duration::from_micros(u64::from(number % 23) * 17));
 }
 
@@ -211,11 +215,11 @@ fn pauses_at_any_moment_lose_nothing_and_do_nothing_twice() {
     // Four processors that print most of the time, so that nearly every pause meets a half-done access to a port.
     let words = "do=spin every=1 rounds=50";
     let (machine, printed) = started(&config(4, 64 * MIB, words), Vec::new());
-    let mut pauses = 0;
+    let (begun, mut pauses) = (Instant::now(), 0);
     while machine.exit().is_none() {
         machine.pause();
         machine.resume();
-        run_for_a_moment(pauses);
+        run_for_a_moment(begun, pauses);
         pauses += 1;
     }
     assert_eq!(machine.wait(), Exit::PowerOff(0), "{}", printed.text());
@@ -239,14 +243,14 @@ fn devices_that_are_stopped_go_on_where_they_were() {
     let words = "do=rng bytes=128 ".repeat(40);
     let device = Box::new(Rng::default());
     let (machine, printed) = started(&config(1, 64 * MIB, &words), vec![device]);
-    let mut pauses = 0;
+    let (begun, mut pauses) = (Instant::now(), 0);
     while machine.exit().is_none() {
         machine.pause();
         let queues = machine.stop_devices();
         assert_eq!(queues.len(), 1);
         machine.resume_devices();
         machine.resume();
-        run_for_a_moment(pauses);
+        run_for_a_moment(begun, pauses);
         pauses += 1;
     }
     assert_eq!(machine.wait(), Exit::PowerOff(0), "{}", printed.text());

@@ -279,11 +279,12 @@ fn direct_alignment(path: &Path, raw: bool) -> Option<u32> {
     fits.then_some(alignment)
 }
 
-/// Whether a file is of a tmpfs or ramfs.
+/// Whether it is a file of a tmpfs or ramfs. A device's node may lie on such a one, and its bytes do not.
 fn is_in_memory(file: &File) -> bool {
     const TMPFS: i64 = 0x0102_1994;
     const RAMFS: i64 = 0x8584_58F6;
-    fstatfs(file).is_ok_and(|about| [TMPFS, RAMFS].contains(&about.f_type))
+    file.metadata().is_ok_and(|about| about.is_file())
+        && fstatfs(file).is_ok_and(|about| [TMPFS, RAMFS].contains(&about.f_type))
 }
 
 fn set_direct(file: &File) -> bool {
@@ -315,6 +316,14 @@ mod tests {
             (disk.size(), disk.alignment(), is_direct(&disk)),
             (1_000_001, 1, false)
         );
+    }
+
+    #[test]
+    fn files_are_in_memory_and_devices_are_not() {
+        let in_memory = |path: &Path| is_in_memory(&File::open(path).expect("it is there"));
+        let file = tempfile::NamedTempFile::new_in("/dev/shm").expect("a file in memory");
+        assert!(in_memory(file.path()));
+        assert!(!in_memory(Path::new("/dev/null")));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Memory for direct I/O: aligned buffers and pieces of a guest's memory, shared with the kernel while
 //! an operation runs, and a pool of the former.
 //!
-//! Soundness rests on four rules kept in this module, in [`guest`](super::guest) and in
+//! Soundness rests on five rules kept in this module, in [`guest`](super::guest) and in
 //! [`ring`](super::ring):
 //!
 //! 1. An operation in flight holds a clone of its [`IoBuffer`], so the memory outlives it.
