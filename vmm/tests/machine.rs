@@ -198,7 +198,7 @@ fn what_a_machine_does_is_counted() {
 }
 
 /// How long a guest may take for what takes it a second.
-const STUCK: Duration = Duration::from_secs(300);
+const STUCK: Duration = Duration::from_mins(5);
 
 /// Let the machine run for one of many moments, most of them long enough to enter the guest in: one that is always
 /// paused again before it has entered never gets anywhere.
