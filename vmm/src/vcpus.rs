@@ -1,8 +1,8 @@
 //! The threads that the processors of a machine run on, and the barrier that pauses and stops them.
 //!
-//! Driver. A processor is told to stand still or to stop by three steps in this order: what is wanted is written, its next entry is made to
-//! end at once, and its thread gets a signal, which ends an entry that it is in. The thread clears the second
-//! before it looks at the first, so none is missed. Before it parks it lets KVM finish the instruction whose
+//! Driver. A processor is told to stand still or to stop by three steps in this order: what is wanted is
+//! written, its next entry is made to end at once, and its thread gets a signal, which ends an entry that it is
+//! in. The thread clears the second before it looks at the first, so none is missed. Before it parks it lets KVM finish the instruction whose
 //! access was answered, so that registers and devices agree in a machine that is paused.
 
 use std::sync::atomic::{AtomicU8, Ordering};

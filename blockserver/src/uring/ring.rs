@@ -98,8 +98,8 @@ impl<C> Ring<C> {
         }
     }
 
-    /// Do an operation now: one that never waits for anything, so that to hand it over would cost more than to do it. Its
-    /// completion comes as those of others do.
+    /// Do an operation now, on this thread: one that copies within memory, so that to hand it over would cost more than to
+    /// do it. Its completion comes as those of others do.
     pub(crate) fn do_at_once(&mut self, op: Op, context: C) {
         let (held, call) = Call::new(op);
         let token = self.slots.insert(Slot { context, held });

@@ -158,7 +158,7 @@ fn run(shared: &Shared) {
     }
 }
 
-/// The result of a call that waits for nothing.
+/// The result of a call that is made here and now: one on a file, which the ring's end need not cancel.
 pub(super) fn carry_out_at_once(call: Call) -> i32 {
     carry_out(call, -1)
 }

@@ -1,4 +1,4 @@
-//! Messages of every kind, to begin from: what is kept of an older version is refused at its first field.
+//! Messages of every kind, to begin from. Inputs that a fuzzer keeps for what they reach are seldom whole messages.
 
 use bytes::Bytes;
 use mirror::wire::{
