@@ -4,6 +4,7 @@
 //! record alone. Must never let a damaged file pass for a whole one. Specified in `docs/mirror-protocol.md`, "The way back".
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -37,6 +38,9 @@ pub enum Side {
     Away {
         /// Where the other host waits for it.
         to: String,
+        /// The lineages of the disks that it moved together with, its own among them; none if it moved by itself.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        together: Vec<Uuid>,
     },
 }
 
@@ -106,6 +110,11 @@ mod tests {
             },
             Side::Away {
                 to: "tls:a:9001".into(),
+                together: Vec::new(),
+            },
+            Side::Away {
+                to: "tls:a:9001".into(),
+                together: vec![Uuid::from_u128(3), Uuid::from_u128(4)],
             },
         ];
         for side in sides {

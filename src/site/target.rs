@@ -11,7 +11,7 @@ use mirror::files::{load_record, sidecar_path};
 use mirror::net::{DiskPort, TargetHost, Template};
 use mirror::record::State;
 use mirror::session::Admission;
-use mirror::wire::{DiskDescription, DiskFormat};
+use mirror::wire::{DiskDescription, DiskFormat, WayHome};
 use vdisk::chain::ParentSearch;
 use vdisk::create::CreateOptions;
 use vdisk::disk::{ImageFormat, create_file, random_bits};
@@ -343,7 +343,7 @@ impl TargetHost for Folder {
         self.quota.make_room(&self.root, bytes)
     }
 
-    fn way_back(&self, name: &str, way_back: Option<(String, u64)>) {
+    fn way_back(&self, name: &str, way_back: Option<WayHome>) {
         if self.owned.is_some() {
             if let Some(received) = self.lock().get_mut(name) {
                 received.brought = true;

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use mirror::files::{load_way_back, way_back_path, write_way_back};
 use mirror::way_back::{Side, WayBack};
+use mirror::wire::WayHome;
 
 use super::disk::Opened;
 use crate::identity;
@@ -83,16 +84,20 @@ pub(super) fn of_gone(path: &Path, way: Option<WayBack>) -> Option<WayBack> {
 }
 
 /// The source of the disk that comes to `path` says where it will wait for it, or that it will not.
-pub(super) fn told_of(path: &Path, way_back: Option<(String, u64)>, plain: bool) {
-    let way = way_back.and_then(|(to, span)| {
+pub(super) fn told_of(path: &Path, way_back: Option<WayHome>, plain: bool) {
+    let way = way_back.and_then(|way| {
+        let to = way.address;
         if let Err(refused) = identity::allowed(&to, plain) {
             tracing::warn!("{}: no way back: {}", path.display(), refused.what);
             return None;
         }
         Some(WayBack {
-            span,
+            span: way.seconds,
             until: None,
-            side: Side::Away { to },
+            side: Side::Away {
+                to,
+                together: way.together,
+            },
         })
     });
     keep(path, way.as_ref());

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use mirror::wire::{
     Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Group, Hello, Here, Join, Look,
-    Marker, Message, Probe, Record, Refusal, Standing, Start,
+    Marker, Message, Probe, Record, Refusal, Standing, Start, WayHome, check_of,
 };
 use uuid::Uuid;
 
@@ -39,7 +39,7 @@ pub fn name(message: &Message) -> &'static str {
         Message::CommitRequest { .. } => "commit-request",
         Message::Grant { .. } => "grant",
         Message::Running { .. } => "running",
-        Message::WayBack { .. } => "way-back",
+        Message::WayBack(_) => "way-back",
         Message::Abandon { .. } => "abandon",
         Message::Failed { .. } => "failed",
     }
@@ -110,13 +110,13 @@ fn begin(group: Option<Group>) -> Message {
 
 fn copies() -> Vec<Message> {
     let (id, base, offset, len) = (3, 5, 1 << 20, 6000);
-    let chunk = |content, hash| {
+    let chunk = |content, check| {
         Message::Chunk(Chunk {
             id,
             base,
             offset,
             content,
-            hash,
+            check,
         })
     };
     let record = |content| {
@@ -137,8 +137,8 @@ fn copies() -> Vec<Message> {
         })
     };
     vec![
-        chunk(Content::Data(data.clone()), hash),
-        chunk(Content::Zeroes(1 << 20), [0; 32]),
+        chunk(Content::Data(data.clone()), check_of(&data)),
+        chunk(Content::Zeroes(1 << 20), [0; 16]),
         record(Content::Data(data)),
         record(Content::Zeroes(4096)),
         Message::Probe(Probe {
@@ -204,10 +204,11 @@ fn switchover() -> Vec<Message> {
             epoch,
             address: "nbd://there/data".to_owned(),
         },
-        Message::WayBack {
+        Message::WayBack(WayHome {
             seconds: 3600,
             address: "here:10810".to_owned(),
-        },
+            together: vec![Uuid::from_u128(5), Uuid::from_u128(6)],
+        }),
         Message::Abandon { text: text() },
         Message::Failed { text: text() },
     ]

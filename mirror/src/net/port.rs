@@ -16,7 +16,7 @@ use vdisk::engine::{Extent, Mark};
 use vdisk::tap::WriteTap;
 
 use crate::session::Admission;
-use crate::wire::DiskDescription;
+use crate::wire::{DiskDescription, WayHome};
 
 /// Told how something ended.
 pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -160,7 +160,7 @@ pub trait TargetHost: Send + Sync + 'static {
 
     /// The source of the disk will wait for it to come back, at that address for so many seconds once this host owns it;
     /// or will not. Keep that, if it is of use; nothing depends on it.
-    fn way_back(&self, _name: &str, _way_back: Option<(String, u64)>) {}
+    fn way_back(&self, _name: &str, _way_back: Option<WayHome>) {}
 
     /// The disks whose record has to be looked at when the driver starts: those that were being
     /// received, are prepared, or came here and are to be served again. One whose record says that

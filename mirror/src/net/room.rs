@@ -102,9 +102,9 @@ mod tests {
             buffer.resize(buffer.len() + reads, 7);
         }
         let content = Content::Data(buffer.split().freeze().slice(6..));
-        let (id, base, offset, hash) = (0, 0, 0, [0; 32]);
+        let (id, base, offset, check) = (0, 0, 0, [0; 16]);
         #[rustfmt::skip]
-        let message = Message::Chunk(Chunk { id, base, offset, content, hash });
+        let message = Message::Chunk(Chunk { id, base, offset, content, check });
         room.remember(&message);
         message
     }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::pacing::Limits;
 use crate::picture::{Picture, Seen, Sight};
 use crate::tracker::{Claim, Tracker};
-use crate::wire::{Chunk, Content, Message, Probe};
+use crate::wire::{Chunk, Content, Message, Probe, check_of};
 
 /// Chunks on the way or awaiting durability; more are not begun.
 const MOST_CHUNKS: usize = 8192;
@@ -310,7 +310,7 @@ impl BulkCopy {
             base: claim.base,
             offset: claim.offset,
             content: Content::Zeroes(claim.len),
-            hash: [0; 32],
+            check: [0; 16],
         };
         let weight = self.chunks.get(&id).map_or(0, OnTheWay::weight);
         Some((Message::Chunk(chunk), weight))
@@ -358,7 +358,7 @@ impl BulkCopy {
                 id: op.0,
                 base: claim.base,
                 offset: claim.offset,
-                hash: if zero { [0; 32] } else { hash_of(&data) },
+                check: if zero { [0; 16] } else { check_of(&data) },
                 content: if zero {
                     Content::Zeroes(claim.len)
                 } else {

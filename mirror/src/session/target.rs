@@ -305,10 +305,7 @@ impl Target {
             Message::Final(last) => self.on_final(&last)?,
             Message::Prepare { attempt, arbiter } => self.on_prepare(now, attempt, arbiter),
             Message::Grant { attempt, epoch } => self.on_grant(now, attempt, epoch),
-            Message::WayBack { seconds, address } => {
-                self.actions
-                    .push_back(TargetAction::WayBack { seconds, address });
-            }
+            Message::WayBack(way) => self.actions.push_back(TargetAction::WayBack(way)),
             Message::Abandon { .. } => self.drop_lanes(),
             other => {
                 let what = format!("the source sent {other:?}, which only a target sends");

@@ -223,7 +223,7 @@ impl World {
                 self.ask_arbiter(TARGET, Question::Decide(ballot, Side::Target));
                 self.maybe_crash_soon();
             }
-            TargetAction::WayBack { .. } => {}
+            TargetAction::WayBack(_) => {}
             TargetAction::Reached { .. } | TargetAction::Leave(_) => {
                 self.failure("a disk by itself is of no group");
             }

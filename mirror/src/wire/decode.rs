@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use super::message::{
     Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Group, Hello, Here, Join, Look,
-    Marker, Message, Probe, Record, Refusal, Standing, Start,
+    Marker, Message, Probe, Record, Refusal, Standing, Start, WayHome,
 };
 use super::pack::unpack;
 use super::reader::Reader;
@@ -262,10 +262,11 @@ fn short(r: &mut Reader, kind: u8) -> Result<Message, DecodeError> {
             epoch: r.nonzero("epoch")?,
             address: r.text("address", MAX_TEXT)?,
         },
-        kind::WAY_BACK => Message::WayBack {
+        kind::WAY_BACK => Message::WayBack(WayHome {
             seconds: r.u64("seconds")?,
             address: r.text("address", MAX_TEXT)?,
-        },
+            together: r.names("together", MAX_DISKS)?,
+        }),
         kind::ABANDON => Message::Abandon {
             text: r.text("text", MAX_TEXT)?,
         },
@@ -429,10 +430,10 @@ fn chunk(r: &mut Reader, kind: u8, payload: Bytes) -> Result<Chunk, DecodeError>
     let base = r.u64("base")?;
     let offset = r.u64("offset")?;
     let zero = kind == kind::CHUNK_ZERO;
-    let hash = if zero {
-        [0; 32]
+    let check = if zero {
+        [0; 16]
     } else {
-        r.array::<32>("hash")?
+        r.array::<16>("check")?
     };
     let content = content(r, zero, payload)?;
     place(r, offset, content.covers())?;
@@ -441,7 +442,7 @@ fn chunk(r: &mut Reader, kind: u8, payload: Bytes) -> Result<Chunk, DecodeError>
         base,
         offset,
         content,
-        hash,
+        check,
     })
 }
 

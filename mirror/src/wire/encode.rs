@@ -1,12 +1,13 @@
 //! Messages to bytes.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use uuid::Uuid;
 
 use super::message::{
     Begin, Chunk, Content, DiskFormat, Final, Hello, Here, Look, Marker, Message, Probe, Record,
     Refusal, Standing, Start,
 };
-use super::{HEAD_LEN, MAGIC, MAX_TEXT, VERSION, kind};
+use super::{HEAD_LEN, MAGIC, MAX_DISKS, MAX_TEXT, VERSION, kind};
 
 /// An encoded message: the frame's head with its fixed fields, and the bytes that follow uncopied.
 #[derive(Clone, Debug)]
@@ -163,9 +164,10 @@ fn put_short(out: &mut BytesMut, message: &Message) -> u8 {
             put_text(out, address);
             kind::RUNNING
         }
-        Message::WayBack { seconds, address } => {
-            out.put_u64_le(*seconds);
-            put_text(out, address);
+        Message::WayBack(way) => {
+            out.put_u64_le(way.seconds);
+            put_text(out, &way.address);
+            put_names(out, &way.together);
             kind::WAY_BACK
         }
         Message::Abandon { text } => {
@@ -187,7 +189,7 @@ fn put_attempt(out: &mut BytesMut, attempt: u64, kind: u8) -> u8 {
 }
 
 /// All zero bytes for none: no arbiter and no group is called so.
-fn put_name(out: &mut BytesMut, name: Option<uuid::Uuid>) {
+fn put_name(out: &mut BytesMut, name: Option<Uuid>) {
     out.put_slice(name.unwrap_or_default().as_bytes());
 }
 
@@ -292,7 +294,7 @@ fn put_chunk(out: &mut BytesMut, chunk: &Chunk) -> (u8, Bytes) {
     out.put_u64_le(chunk.offset);
     match &chunk.content {
         Content::Data(data) => {
-            out.put_slice(&chunk.hash);
+            out.put_slice(&chunk.check);
             (kind::CHUNK_DATA, data.clone())
         }
         Content::Zeroes(len) => {
@@ -321,6 +323,14 @@ fn put_final(out: &mut BytesMut, last: &Final) -> u8 {
 }
 
 /// Cut at a character boundary so that what is sent is always valid.
+fn put_names(out: &mut BytesMut, names: &[Uuid]) {
+    let names = names.get(..usize::from(MAX_DISKS)).unwrap_or(names);
+    out.put_u16_le(names.len() as u16);
+    for name in names {
+        out.put_slice(name.as_bytes());
+    }
+}
+
 fn put_text(out: &mut BytesMut, text: &str) {
     let mut end = text.len().min(MAX_TEXT);
     while !text.is_char_boundary(end) {

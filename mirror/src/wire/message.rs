@@ -165,6 +165,18 @@ pub struct Record {
     pub content: Content,
 }
 
+/// Where a host waits for a disk that it hands over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WayHome {
+    /// For how many seconds, once the disk has moved.
+    pub seconds: u64,
+    /// Where, as sources are told; empty if it does not.
+    pub address: String,
+    /// The lineages of the disks that are mirrored together with it, at most [`super::MAX_DISKS`], its own among them; none
+    /// of a disk by itself.
+    pub together: Vec<Uuid>,
+}
+
 /// A part of the disk as it was when no record after `base` had happened, or later.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
@@ -176,8 +188,8 @@ pub struct Chunk {
     pub offset: u64,
     /// What is there.
     pub content: Content,
-    /// BLAKE3 of the data; all zero bytes for zeroes.
-    pub hash: [u8; 32],
+    /// What [`super::check_of`] makes of the data; all zero bytes for zeroes.
+    pub check: [u8; 16],
 }
 
 /// A part of the disk of which the target may have the same bytes already, by the hashes of its blocks. It stands for the
@@ -394,12 +406,7 @@ pub enum Message {
     },
     /// Source: once the disk is yours, keep a copy of it in step here for a while, so that it can come back. Said after
     /// each [`Message::Begun`].
-    WayBack {
-        /// For how many seconds from then on.
-        seconds: u64,
-        /// Where this host will wait for it, as sources are told; empty if it will not.
-        address: String,
-    },
+    WayBack(WayHome),
     /// Source: this session is over and the disk stays here.
     Abandon {
         /// Why, for a person.

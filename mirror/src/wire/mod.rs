@@ -14,7 +14,7 @@
 //!
 //! `check` is the first four bytes of the BLAKE3 hash of the first eight bytes of the frame and its
 //! fixed fields. The payload (the bytes of a record or a chunk) is covered by the digest of its
-//! epoch or by the chunk's own hash.
+//! epoch or by the chunk's own check ([`check_of`]).
 
 #![deny(clippy::indexing_slicing)]
 
@@ -30,12 +30,12 @@ pub use decode::{DecodeError, Decoder, Fault, FrameHead, decode_body, decode_hea
 pub use encode::{Frame, encode, encode_packed};
 pub use message::{
     Begin, Chunk, Content, DiskDescription, DiskFormat, Final, Group, Hello, Here, Join, Look,
-    Marker, Message, Probe, Record, Refusal, Standing, Start,
+    Marker, Message, Probe, Record, Refusal, Standing, Start, WayHome,
 };
 pub use pack::pack;
 
 /// Version of the protocol spoken by this code; the first field of a greeting.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 /// First bytes of a greeting, so that a stray client of another protocol is told apart.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"DFM1");
 /// Bytes in front of every frame's body.
@@ -94,6 +94,15 @@ pub(crate) mod kind {
     pub(crate) const WAY_BACK: u8 = 0x27;
     pub(crate) const ABANDON: u8 = 0x30;
     pub(crate) const FAILED: u8 = 0x31;
+}
+
+/// What a chunk says of its data: XXH3 of 128 bits, little-endian.
+///
+/// It tells what an error changed. Whoever could change it on purpose is kept out by TLS, or could as well change the
+/// check; where equal hashes have to mean equal bytes, as in a probe, they are BLAKE3.
+#[must_use]
+pub fn check_of(data: &[u8]) -> [u8; 16] {
+    twox_hash::XxHash3_128::oneshot(data).to_le_bytes()
 }
 
 /// The digest of the records of one epoch of the stream, updated record by record.

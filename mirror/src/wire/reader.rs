@@ -51,6 +51,20 @@ impl Reader {
         Ok(bytes.first_chunk::<N>().copied().unwrap_or([0; N]))
     }
 
+    /// A count, at most `most`, and so many names.
+    pub(super) fn names(
+        &mut self,
+        field: &'static str,
+        most: u16,
+    ) -> Result<Vec<Uuid>, DecodeError> {
+        let count = self.u16(field)?;
+        if count > most {
+            return Err(self.bad(field, 2));
+        }
+        let names = (0..count).map(|_| self.array::<16>(field).map(Uuid::from_bytes));
+        names.collect()
+    }
+
     pub(super) fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
         self.array::<1>(field).map(u8::from_le_bytes)
     }

@@ -192,16 +192,16 @@ fn data() -> impl Strategy<Value = Message> {
         }),
         (any::<u64>(), any::<u64>(), 0_u64..MAX_DISK / 2, content()).prop_map(
             |(id, base, offset, content)| {
-                let hash = match &content {
-                    Content::Data(data) => *blake3::hash(data).as_bytes(),
-                    Content::Zeroes(_) => [0; 32],
+                let check = match &content {
+                    Content::Data(data) => check_of(data),
+                    Content::Zeroes(_) => [0; 16],
                 };
                 Message::Chunk(Chunk {
                     id,
                     base,
                     offset,
                     content,
-                    hash,
+                    check,
                 })
             }
         ),
@@ -231,6 +231,11 @@ fn group() -> impl Strategy<Value = Option<Group>> {
     prop::option::of((name(), name()).prop_map(|(id, sequence)| Group { id, sequence }))
 }
 
+fn lineages() -> impl Strategy<Value = Vec<Uuid>> {
+    let lineage = any::<u128>().prop_map(Uuid::from_u128);
+    prop::collection::vec(lineage, 0..=usize::from(MAX_DISKS))
+}
+
 fn switching() -> impl Strategy<Value = Message> {
     let number = 1..u64::MAX;
     let text = ".{0,100}";
@@ -257,7 +262,13 @@ fn switching() -> impl Strategy<Value = Message> {
         (number.clone(), number.clone())
             .prop_map(|(attempt, epoch)| Message::Grant { attempt, epoch }),
         (number.clone(), text).prop_map(|(epoch, address)| Message::Running { epoch, address }),
-        (number, text).prop_map(|(seconds, address)| Message::WayBack { seconds, address }),
+        (number, text, lineages()).prop_map(|(seconds, address, together)| {
+            Message::WayBack(WayHome {
+                seconds,
+                address,
+                together,
+            })
+        }),
         text.prop_map(|text| Message::Abandon { text }),
         text.prop_map(|text| Message::Failed { text }),
     ]

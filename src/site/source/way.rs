@@ -357,7 +357,7 @@ impl SiteDisk {
     }
 
     fn look_when_away(&self, moving: &mut Option<Moving>, kept: &WayBack) -> Next {
-        let Side::Away { to } = &kept.side else {
+        let Side::Away { to, .. } = &kept.side else {
             return Next::Nothing;
         };
         let over = kept.is_over(way_back::now());
@@ -420,7 +420,7 @@ impl SiteDisk {
     /// It was granted just now, and nobody has changed it yet: see all that is changed from now on, so that nothing else has
     /// to be compared where it came from.
     pub(super) fn go_back_from_now_on(&self, kept: &WayBack) {
-        let Side::Away { to } = &kept.side else {
+        let Side::Away { to, .. } = &kept.side else {
             return;
         };
         let left = match self.opened().record().load() {
@@ -504,7 +504,7 @@ impl SiteDisk {
                     "waits_at": listen,
                     "waits": way.listening.is_some(),
                 }),
-                Side::Away { to } => json!({
+                Side::Away { to, .. } => json!({
                     "until": kept.until,
                     "to": to,
                     "under_way": moving.back,

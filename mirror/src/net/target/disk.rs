@@ -360,8 +360,8 @@ impl DiskTask {
                 move || arbiter::ask(&arbiter, ballot, Side::Target),
                 move |result| TargetEvent::Decided(ballot, result),
             ),
-            TargetAction::WayBack { seconds, address } => {
-                let way_back = (!address.is_empty()).then_some((address, seconds));
+            TargetAction::WayBack(way) => {
+                let way_back = Some(way).filter(|way| !way.address.is_empty());
                 let (router, name) = (Arc::clone(&self.router), self.name.clone());
                 tokio::task::spawn_blocking(move || router.host.way_back(&name, way_back));
             }

@@ -3,7 +3,7 @@
 //! Must never go on with a target that has lost what it acknowledged.
 
 use super::{ConnId, Control, Error, ErrorKind, Left, Message, Micros, Phase, Result, Source};
-use crate::wire::{Begin, Standing, Start};
+use crate::wire::{Begin, Standing, Start, WayHome};
 
 impl Source {
     pub(super) fn on_welcome(
@@ -83,6 +83,20 @@ impl Source {
         Ok(())
     }
 
+    /// Where this host will wait for the disk once it has moved.
+    fn way_home(&self) -> WayHome {
+        let Some((address, seconds)) = self.config.replica.way_back.clone() else {
+            return WayHome::default();
+        };
+        let group = self.config.replica.group.as_ref();
+        let together = group.map(|place| place.together.disks.iter().map(|kin| kin.disk).collect());
+        WayHome {
+            seconds,
+            address,
+            together: together.unwrap_or_default(),
+        }
+    }
+
     /// Whether the target has the disk as it was when this host got it, by both their records.
     fn was_left(&self, (session, epoch): (uuid::Uuid, u64)) -> bool {
         let left = self.config.replica.left;
@@ -133,8 +147,7 @@ impl Source {
         self.cuts_begin_anew();
         self.copy.restart(&self.tracker);
         self.tick(now);
-        let (address, seconds) = self.config.replica.way_back.clone().unwrap_or_default();
-        self.send_control(now, Message::WayBack { seconds, address });
+        self.send_control(now, Message::WayBack(self.way_home()));
         if self.switch.phase() == Phase::Preparing {
             // The question or its answer was lost with the link.
             self.send_prepare(now);

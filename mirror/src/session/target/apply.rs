@@ -12,7 +12,9 @@ use super::compare::{Compare, Compared, Seen};
 use super::versions::Versions;
 use crate::error::{Error, ErrorKind, Result};
 use crate::session::OpId;
-use crate::wire::{Chunk, Content, Look, MAX_PAYLOAD, Marker, Probe, Record, StreamDigest};
+use crate::wire::{
+    Chunk, Content, Look, MAX_PAYLOAD, Marker, Probe, Record, StreamDigest, check_of,
+};
 
 /// Operations on the disk at once.
 const MOST_RUNNING: usize = 32;
@@ -237,7 +239,7 @@ impl Applier {
     pub(super) fn chunk(&mut self, chunk: &Chunk, over: bool) -> Result<()> {
         self.check_place(chunk.offset, chunk.content.covers())?;
         if let Content::Data(data) = &chunk.content
-            && *blake3::hash(data).as_bytes() != chunk.hash
+            && check_of(data) != chunk.check
         {
             let what = format!("the chunk at {} arrived damaged", chunk.offset);
             return Err(Error::new(ErrorKind::Damaged, what));

@@ -8,6 +8,7 @@ use super::*;
 use crate::arbiter::Side;
 use crate::wire::{
     Begin, Chunk, DiskDescription, DiskFormat, Here, Look, Probe, Record, Start, StreamDigest,
+    check_of,
 };
 
 pub(super) const SIZE: u64 = 1 << 20;
@@ -147,7 +148,7 @@ fn damage_on_the_way_ends_the_session_loudly() {
         base: 0,
         offset: 0,
         content: Content::Data(data),
-        hash: [0; 32],
+        check: [0; 16],
     };
     assert!(fails(&say(&mut target, BULK, Message::Chunk(chunk))));
 
@@ -271,7 +272,7 @@ fn messages_out_of_place_end_the_session() {
         base: 0,
         offset: SIZE - 512,
         content: zero(1024),
-        hash: [0; 32],
+        check: [0; 16],
     };
     let begin = Begin {
         start: Start::GoOn,
@@ -320,7 +321,7 @@ fn messages_out_of_place_end_the_session() {
 fn a_source_that_ignores_the_window_is_cut_off_before_memory_is_gone() {
     let mut target = streaming();
     let data = Bytes::from(vec![1; 1 << 20]);
-    let hash = *blake3::hash(&data).as_bytes();
+    let check = check_of(&data);
     let mut sent = 0_u64;
     for id in 0..100_000 {
         let content = Content::Data(data.clone());
@@ -329,7 +330,7 @@ fn a_source_that_ignores_the_window_is_cut_off_before_memory_is_gone() {
             base: 0,
             offset: 0,
             content,
-            hash,
+            check,
         };
         sent += 1 << 20;
         if fails(&say(&mut target, BULK, Message::Chunk(chunk))) {
@@ -523,7 +524,7 @@ pub(super) fn oblige(target: &mut Target, first: Vec<TargetAction>) {
             TargetAction::Serve => TargetEvent::Serving(Ok("a".into())),
             TargetAction::Send(..)
             | TargetAction::Close(_)
-            | TargetAction::WayBack { .. }
+            | TargetAction::WayBack(_)
             | TargetAction::Reached { .. }
             | TargetAction::Leave(_) => continue,
         };
@@ -557,7 +558,7 @@ fn an_ordered_lane_that_brings_nothing_is_closed_whatever_the_others_bring() {
             base: 0,
             offset: second * 4096,
             content: Content::Zeroes(4096),
-            hash: [0; 32],
+            check: [0; 16],
         });
         let event = TargetEvent::Message(BULK, chunk);
         target.handle(Micros::from_secs(second), event);

@@ -7,7 +7,7 @@ use vdisk::engine::Mark;
 use crate::arbiter::{ArbiterName, Ballot, Side};
 use crate::record::Ownership;
 use crate::session::{ConnId, OpId};
-use crate::wire::{Content, DiskDescription, Group, Message};
+use crate::wire::{Content, DiskDescription, Group, Message, WayHome};
 
 /// What a target offers.
 #[derive(Clone, Debug)]
@@ -217,12 +217,7 @@ pub enum TargetAction {
     /// Flush, close the image cleanly and leave this mark in it.
     Park(Option<Mark>),
     /// Keep, durably, what the source says of a way back; nothing depends on it.
-    WayBack {
-        /// For how many seconds, once the disk is owned here.
-        seconds: u64,
-        /// Where the source will wait; empty if it will not.
-        address: String,
-    },
+    WayBack(WayHome),
     /// Serve the disk from now on.
     Serve,
 }

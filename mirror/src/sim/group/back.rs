@@ -20,17 +20,27 @@ use crate::session::{
 };
 use crate::tracker::Tracker;
 
-/// How a disk comes back.
+/// A disk that is about to be served.
 #[derive(Debug)]
 pub(super) struct Back {
-    place: Place,
-    /// What was kept of its session cannot be read.
-    lost: bool,
+    pub(super) place: Place,
+    pub(super) how: How,
+}
+
+/// How a disk comes into service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// Its session goes on.
+    Kept,
+    /// The same, but what was kept of it cannot be read.
+    Lost,
+    /// It has just been handed over to this host, which keeps it in step where it came from.
+    Arrives,
 }
 
 impl World {
     /// A name that nothing else has.
-    fn fresh(&mut self) -> Uuid {
+    pub(super) fn fresh(&mut self) -> Uuid {
         self.count += 1;
         Uuid::from_u128(1 << 64 | u128::from(self.count))
     }
@@ -55,13 +65,13 @@ impl World {
         let places = Place::again(together, start);
         self.count_by(&places, 0);
         for (disk, place) in here.into_iter().zip(places) {
-            let compare = self.rng.percent(80);
+            let compare = self.home || self.rng.percent(80);
             self.begin(disk, place, compare);
         }
     }
 
     /// The disks count by that from now on, in that life of their group.
-    fn count_by(&mut self, places: &[Place], life: u64) {
+    pub(super) fn count_by(&mut self, places: &[Place], life: u64) {
         let Some(place) = places.first() else { return };
         let start = place.together.start;
         self.history.moments.begin(start, life << 40);
@@ -73,9 +83,18 @@ impl World {
 
     /// Begin a session of a disk.
     fn begin(&mut self, disk: usize, place: Place, compare: bool) {
+        self.begin_with(disk, place, |config| config.replica.compare = compare);
+    }
+
+    pub(super) fn begin_with(
+        &mut self,
+        disk: usize,
+        place: Place,
+        with: impl FnOnce(&mut SourceConfig),
+    ) {
         let session = self.fresh();
         let mut config = self.config(disk, session, place);
-        config.replica.compare = compare;
+        with(&mut config);
         self.run_source(disk, config, |config, record, tracker| {
             Source::new(config, record, tracker)
         });
@@ -175,7 +194,8 @@ impl World {
             let host = &mut self.disks[disk].hosts[SOURCE];
             host.up = true;
             let life = host.life;
-            self.disks[disk].back = Some(Back { place, lost });
+            let how = if lost { How::Lost } else { How::Kept };
+            self.disks[disk].back = Some(Back { place, how });
             self.after(Micros(span), Event::Back(disk, life));
         }
     }
@@ -200,14 +220,16 @@ impl World {
         if self.disks[disk].hosts[SOURCE].life != life {
             return;
         }
-        let Some(Back { place, lost }) = self.disks[disk].back.take() else {
+        let Some(Back { place, how }) = self.disks[disk].back.take() else {
             return;
         };
         self.history.ended_at = None;
         let size = self.plan.size as u64;
         let forgets = self.plan.sabotage == Some(Sabotage::ForgetWhatChanged);
         let found = self.disks[disk].hosts[SOURCE].kept.found(size, forgets);
-        if let Some((saved, parts)) = found.filter(|_| !lost) {
+        if how == How::Arrives {
+            self.arrives(disk, place);
+        } else if let Some((saved, parts)) = found.filter(|_| how == How::Kept) {
             self.stats.resumed += 1;
             let unknown = self.rng.percent(8);
             let parts = if unknown { vec![(0, size)] } else { parts };
@@ -235,6 +257,7 @@ impl World {
             let known = self.record.as_ref().filter(|_| is_joined(host));
             let config = TargetConfig {
                 window: 2 << 20,
+                in_use: self.home,
                 cut: known.and_then(|known| known.cut_of(&name_of(disk))),
                 sabotage: self.plan.sabotage,
                 ..TargetConfig::default()

@@ -214,9 +214,7 @@ impl World {
             TargetAction::Leave(_) => self.tell_group(|all| all.leave(&name_of(disk))),
             TargetAction::Park(mark) => self.begin_step(at, Doing::Park(mark)),
             TargetAction::Zeroes(..) => self.failure("nobody asked for a look"),
-            TargetAction::Reach { .. }
-            | TargetAction::Claim { .. }
-            | TargetAction::WayBack { .. } => {}
+            TargetAction::Reach { .. } | TargetAction::Claim { .. } | TargetAction::WayBack(_) => {}
             TargetAction::Serve => self.begin_step(at, Doing::Serve),
         }
     }

@@ -8,6 +8,7 @@
 mod back;
 mod drive;
 mod faults;
+mod home;
 mod parting;
 mod tests;
 
@@ -87,6 +88,8 @@ struct Stats {
     parted: u64,
     parted_back: u64,
     rest: u64,
+    /// Runs that began with disks on their way home.
+    home: u64,
 }
 
 /// One disk on both hosts.
@@ -115,6 +118,8 @@ struct World {
     history: History,
     clients: Vec<Client>,
     stats: Stats,
+    /// The target has the disks in use, since it had handed them over.
+    home: bool,
     failed: Option<String>,
 }
 
@@ -207,8 +212,12 @@ impl World {
             history,
             clients: vec![Client::default(); 3],
             stats: Stats::default(),
+            home: false,
             failed: None,
         };
+        if world.rng.percent(30) {
+            world.come_from_home();
+        }
         for client in 0..world.clients.len() {
             world.after(Micros(client as u64 * 100), Event::Client(client));
         }

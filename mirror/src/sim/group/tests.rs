@@ -27,6 +27,7 @@ fn disks_that_follow_together_hold_one_moment_of_their_machine_whatever_crashes(
         total.parted += stats.parted;
         total.parted_back += stats.parted_back;
         total.rest += stats.rest;
+        total.home += stats.home;
     }
     println!("{total:?}");
     if !are_the_usual() {
@@ -42,7 +43,7 @@ fn disks_that_follow_together_hold_one_moment_of_their_machine_whatever_crashes(
     assert!(total.crashes > 2000, "{total:?}");
     assert!(total.resumed > 300 && total.lost > 20, "{total:?}");
     assert!(total.parted > 500 && total.parted_back > 50, "{total:?}");
-    assert!(total.rest > 1000, "{total:?}");
+    assert!(total.rest > 1000 && total.home > 500, "{total:?}");
 }
 
 /// Some seed notices that the rule is broken.
@@ -76,4 +77,9 @@ fn the_simulation_notices_broken_rules_of_a_group_that_comes_back() {
     is_noticed(Sabotage::WatchTooLate);
     is_noticed(Sabotage::ForgetWhatChanged);
     is_noticed(Sabotage::KeepOnlyTheDirty);
+}
+
+#[test]
+fn the_simulation_notices_a_group_that_takes_what_was_left_for_the_same_unasked() {
+    is_noticed(Sabotage::TakeForTheSame);
 }
