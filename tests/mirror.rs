@@ -13,6 +13,7 @@ mod mirror {
     mod faults;
     mod group;
     mod group_back;
+    mod group_home;
     mod ledger;
     mod load;
     mod moves;

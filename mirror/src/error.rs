@@ -28,6 +28,8 @@ pub enum ErrorKind {
     Io,
     /// The user ended it.
     Cancelled,
+    /// Another disk of its group is mirrored no more.
+    GroupEnded,
 }
 
 /// An error with its kind, a sentence saying what is wrong, and the cause below it.

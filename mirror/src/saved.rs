@@ -76,7 +76,8 @@ pub struct Kin {
 
 impl Together {
     /// Whether it is a group that the disk of that lineage can be of.
-    fn holds(&self, disk: Uuid) -> bool {
+    #[must_use]
+    pub fn holds(&self, disk: Uuid) -> bool {
         let short = |kin: &Kin| kin.name.len() <= MAX_NAME && kin.path.len() <= MAX_PATH;
         let few = self.disks.len() <= usize::from(MAX_DISKS);
         let mut each: Vec<Uuid> = self.disks.iter().map(|kin| kin.disk).collect();

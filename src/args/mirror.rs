@@ -55,7 +55,8 @@ seed that was brought there: diskferry receive --seed), both read what they have
 what is different is sent.
 
 With --way-back the disk can go back after it has moved: the target keeps the file here in step for that time, and
-`diskferry mirror rollback` there hands the disk over to this server again, whose clients stay connected.
+`diskferry mirror rollback` there hands the disk over to this server again, whose clients stay connected. Several disks that
+move together go back together; they have to lie in one folder here.
 
 An export of any NBD server can be the target too: nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH, at least as
 large as the disk. It gets the bytes of the disk, raw. That protocol knows no order among writes, no owner and no moments,

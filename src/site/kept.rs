@@ -20,6 +20,7 @@ use vdisk::track::{Since, changed};
 use super::disk::Opened;
 use super::port::ExportPort;
 use super::together::Groups;
+use super::way_back;
 
 /// A session that can go on.
 #[derive(Clone, Debug)]
@@ -122,9 +123,10 @@ pub(super) fn resume(
         }
     });
     let in_group = session.as_ref().is_some_and(|(_, in_group)| *in_group);
-    // Who only reads it changes nothing that its group would have to know of.
+    // Who only reads it changes nothing that its group would have to know of, and one that goes back with others joins them.
     if !in_group
         && !opened.read_only
+        && !way_back::joins_others(&opened.path)
         && let Some(disk) = opened.lineage()
     {
         groups.is_alone(disk);

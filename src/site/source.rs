@@ -7,6 +7,7 @@ pub(crate) mod joining;
 mod returning;
 mod starting;
 mod switching;
+mod waiting;
 mod way;
 mod withdrawing;
 
@@ -25,8 +26,8 @@ use mirror::wire::DiskFormat;
 use uuid::Uuid;
 use vdisk::format::track::CheckpointName;
 
+use self::waiting::Harbour;
 use self::way::Way;
-use super::Reachable;
 use super::beside::Beside;
 use super::disk::{Opened, Standing};
 use super::foreign;
@@ -53,10 +54,8 @@ pub(crate) struct Site {
     resized: OnceLock<Resized>,
     /// Tells of the disks that are received here.
     received: OnceLock<Received>,
-    /// Where clients elsewhere reach what is served here.
-    reachable: Arc<OnceLock<Reachable>>,
-    /// The groups that go on since this process serves their disks.
-    groups: Groups,
+    /// What its disks have in common.
+    harbour: Arc<Harbour>,
 }
 
 /// See [`Site::receives`].
@@ -128,8 +127,7 @@ impl Site {
             disks: RwLock::default(),
             resized: OnceLock::new(),
             received: OnceLock::new(),
-            reachable: Arc::default(),
-            groups: Groups::default(),
+            harbour: Arc::default(),
         }
     }
 
@@ -163,7 +161,7 @@ impl Site {
         let (export, moving) = match standing {
             Standing::Away => {
                 if let Some(lineage) = opened.lineage() {
-                    self.groups.is_alone(lineage);
+                    self.harbour.groups.is_alone(lineage);
                 }
                 let export = self
                     .server
@@ -183,14 +181,14 @@ impl Site {
                     unmarked.inspect_err(|_| self.take_back(&export, &opened))?;
                 }
                 let port = ExportPort(export.clone());
-                let how = (way_back::told(way.as_ref()), &self.groups);
+                let how = (way_back::told(way.as_ref()), &self.harbour.groups);
                 let session = kept::resume(port, &mut opened, how);
                 way = way_back::of_owner(&opened.path, way, session.is_some());
                 export.release();
                 (export, session.map(Moving::to))
             }
             Standing::HandedOver(record) => {
-                self.groups.is_gone(&record);
+                self.harbour.groups.is_gone(&record);
                 kept::forget(&opened.path);
                 way = way_back::of_gone(&opened.path, way);
                 let export = self
@@ -208,7 +206,7 @@ impl Site {
         };
         let disk = self.push(SiteDisk::new(Arc::new(opened), export.clone(), moving));
         if let Some(way) = way {
-            disk.go_on_with(&way, &self.reachable);
+            disk.go_on_with(&way, &self.harbour);
         }
         Ok(export)
     }
@@ -260,7 +258,7 @@ impl Site {
 
     /// The groups of disks that go on here.
     pub(super) fn groups(&self) -> &Groups {
-        &self.groups
+        &self.harbour.groups
     }
 
     /// The images.

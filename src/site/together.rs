@@ -7,6 +7,8 @@
 //! Must never have a disk go on while another one is written to here that goes on with it by what was kept of either, and is not
 //! mirrored. One of which the others kept that it was being handed over is none of theirs.
 
+mod home;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -16,6 +18,8 @@ use mirror::record::{Ownership, State};
 use mirror::saved::{Kin, Saved, Together};
 use mirror::sequence::Place;
 use uuid::Uuid;
+
+pub(crate) use self::home::Home;
 
 /// How a disk that is served here came back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +42,8 @@ pub(crate) struct Groups {
 struct Known {
     groups: BTreeMap<Uuid, Vec<Seat>>,
     disks: BTreeMap<Uuid, CameBack>,
+    /// The newest start of each group that goes home from here.
+    home: BTreeMap<Uuid, Uuid>,
 }
 
 #[derive(Debug)]

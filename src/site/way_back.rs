@@ -58,6 +58,12 @@ pub(super) fn told(way: Option<&WayBack>) -> Option<(String, u64)> {
     }
 }
 
+/// Whether the disk goes back together with others that came with it.
+pub(super) fn joins_others(path: &Path) -> bool {
+    let side = kept_of(path).map(|way| way.side);
+    matches!(side, Some(Side::Away { together, .. }) if together.len() > 1)
+}
+
 /// What is left of it for the owner of the disk: nothing of one that was to open with a move that does not go on.
 pub(super) fn of_owner(path: &Path, way: Option<WayBack>, moves: bool) -> Option<WayBack> {
     let mut way = way?;

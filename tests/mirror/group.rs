@@ -57,7 +57,7 @@ fn places(number: u64) -> [u64; 2] {
 }
 
 impl Counting {
-    fn start(first: &str, second: &str) -> Self {
+    pub(super) fn start(first: &str, second: &str) -> Self {
         Self::after(0, first, second)
     }
 
@@ -101,7 +101,12 @@ pub(super) fn counted(at: &str) -> u64 {
 }
 
 fn is_joined(sites: &Sites, name: &str) -> bool {
-    let record = load_record(&sidecar_path(&sites.here().join("in").join(name)));
+    is_joined_at(&sites.here().join("in").join(name))
+}
+
+/// Whether the disk there is at the moment that the record of its group names.
+pub(super) fn is_joined_at(disk: &Path) -> bool {
+    let record = load_record(&sidecar_path(disk));
     matches!(
         record.expect("a whole record").map(|record| record.state),
         Some(State::Following {
@@ -146,7 +151,11 @@ pub(super) fn started(sites: &Sites, words: &[&str]) {
 
 /// Serve what was promoted, and see that it is one moment of the machine: which.
 pub(super) fn one_moment(sites: &Sites, last: u64) -> u64 {
-    let (data, log) = ("in/data.vhdx", "in/log.vhdx");
+    one_moment_of(sites, ["in/data.vhdx", "in/log.vhdx"], last)
+}
+
+/// The same of disks anywhere.
+pub(super) fn one_moment_of(sites: &Sites, [data, log]: [&str; 2], last: u64) -> u64 {
     let words = ["serve", data, log, "--listen", "unix:u"];
     let mut serve = Running::start(sites.here(), &words);
     serve.says("serving");

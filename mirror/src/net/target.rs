@@ -8,6 +8,7 @@ mod disk;
 mod groups;
 mod reads;
 mod returning;
+mod sharing;
 mod zeroes;
 
 use std::collections::BTreeMap;
@@ -119,7 +120,7 @@ impl TargetDriver {
             sealed,
         });
         let (stop, stopped) = oneshot::channel();
-        let site = Arc::clone(&router);
+        let (site, handle) = (Arc::clone(&router), runtime.handle().clone());
         let run = move || {
             runtime.block_on(async move {
                 site.take_up(&names);
@@ -136,6 +137,7 @@ impl TargetDriver {
         Ok(TargetHandle {
             address,
             router,
+            runtime: handle,
             stop: Some(stop),
             thread: Some(thread),
         })
@@ -178,6 +180,7 @@ impl TargetListener {
 pub struct TargetHandle {
     address: SocketAddr,
     router: Arc<Router>,
+    runtime: tokio::runtime::Handle,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -327,7 +330,11 @@ impl Router {
                     }),
                 ) => {}
                 Ok(record) => {
-                    self.begin(&mut self.lock(), name, store, record);
+                    let mut disks = self.lock();
+                    // A source may have been faster.
+                    if disks.get(name).is_none_or(|entry| entry.task.is_none()) {
+                        self.begin(&mut disks, name, store, record);
+                    }
                 }
                 Err(e) => tracing::error!("{name} is left alone: {e}"),
             }

@@ -35,11 +35,11 @@ impl Site {
             ..disk
         };
         if let Some(way) = way.as_ref().filter(|_| granted) {
-            disk.go_back_from_now_on(way);
+            disk.go_back_from_now_on(way, &self.harbour);
         }
         let disk = self.push(disk);
         if let Some(way) = way {
-            disk.go_on_with(&way, &self.reachable);
+            disk.go_on_with(&way, &self.harbour);
         }
     }
 
@@ -50,7 +50,7 @@ impl Site {
         record: &mirror::record::Ownership,
         held: ExportHandle,
     ) -> Result<()> {
-        self.groups.is_gone(record);
+        self.harbour.groups.is_gone(record);
         super::kept::forget(&opened.path);
         let way = way_back::of_gone(&opened.path, way_back::kept_of(&opened.path));
         // Others change it there besides, whose requests may pass here as well.
@@ -62,7 +62,7 @@ impl Site {
             ..disk
         });
         if let Some(way) = way {
-            disk.go_on_with(&way, &self.reachable);
+            disk.go_on_with(&way, &self.harbour);
         }
         Ok(())
     }
@@ -75,7 +75,7 @@ impl Site {
             arrived: true,
             ..disk
         });
-        disk.go_on_with(way, &self.reachable);
+        disk.go_on_with(way, &self.harbour);
     }
 
     /// Whether the disk of that name has left, and is brought back where it is waited for.

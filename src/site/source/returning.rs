@@ -1,11 +1,11 @@
-//! A disk that comes back: into its own file, which this process has open, while its clients are sent to who has it.
+//! Disks that come back: each into its own file, which this process has open, while its clients are sent to who has it.
 //!
 //! Must never serve it here again but when the session that brings it says so, and never let it come while the move away
 //! is not over.
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use mirror::files::sidecar_path;
 use mirror::net::{DiskPort, TargetHost};
 use mirror::wire::DiskDescription;
 
-use super::way::MayBe;
+use super::waiting::Harbour;
 use super::{ExportPort, Site, SiteDisk};
 use crate::failure::{Failure, Result};
 use crate::site::Reachable;
@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(20);
 impl Site {
     /// Clients elsewhere reach what is served here so.
     pub(crate) fn is_reachable(&self, at: Reachable) {
-        let _ = self.reachable.set(at);
+        let _ = self.harbour.reachable.set(at);
     }
 
     /// The disk of that name for who brings it back, if it has left.
@@ -47,7 +47,7 @@ impl Site {
         let path = disk.opened().path.clone();
         let way = super::way_back::of_owner(&path, super::way_back::kept_of(&path), false);
         if let Some(way) = way {
-            disk.go_on_with(&way, &self.reachable);
+            disk.go_on_with(&way, &self.harbour);
         }
         Ok(true)
     }
@@ -71,14 +71,13 @@ impl SiteDisk {
     }
 }
 
-/// A receiving site for one disk, once it has left.
+/// A receiving site for disks that have left, or will leave.
 pub(super) struct Returning {
-    pub(super) disk: MayBe,
-    /// Its file's name.
-    pub(super) name: String,
-    pub(super) reachable: Arc<OnceLock<Reachable>>,
+    /// By the names of their files.
+    disks: Mutex<Vec<(String, Weak<SiteDisk>)>>,
+    harbour: Weak<Harbour>,
     /// Where it waits.
-    pub(super) listen: String,
+    listen: String,
 }
 
 fn gone() -> io::Error {
@@ -86,18 +85,53 @@ fn gone() -> io::Error {
 }
 
 impl Returning {
-    fn disk(&self) -> io::Result<Arc<SiteDisk>> {
-        self.disk.upgrade().ok_or_else(gone)
+    pub(super) fn new(harbour: &Arc<Harbour>, listen: &str) -> Self {
+        Self {
+            disks: Mutex::default(),
+            harbour: Arc::downgrade(harbour),
+            listen: listen.to_owned(),
+        }
     }
 
-    fn is_away(&self) -> bool {
-        self.disk().is_ok_and(|disk| disk.way().away)
+    fn lock(&self) -> MutexGuard<'_, Vec<(String, Weak<SiteDisk>)>> {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// That disk will be waited for, unless another one of its name is.
+    pub(super) fn expect(&self, disk: &Arc<SiteDisk>) -> Result<()> {
+        let name = disk.name_here();
+        let mut disks = self.lock();
+        if disks.iter().any(|(known, _)| *known == name) {
+            let what = format!(
+                "another disk called {name} is waited for at {}",
+                self.listen
+            );
+            return Err(Failure::usage(what).hint("name another address"));
+        }
+        disks.push((name, Arc::downgrade(disk)));
+        Ok(())
+    }
+
+    /// That disk is waited for no more.
+    pub(super) fn expect_no_more(&self, name: &str) {
+        self.lock().retain(|(known, _)| known != name);
+    }
+
+    fn disk(&self, name: &str) -> io::Result<Arc<SiteDisk>> {
+        let disks = self.lock();
+        let found = disks.iter().find(|(known, _)| known == name);
+        found.and_then(|(_, disk)| disk.upgrade()).ok_or_else(gone)
+    }
+
+    fn is_away(&self, name: &str) -> bool {
+        self.disk(name).is_ok_and(|disk| disk.way().away)
     }
 
     /// Where the other host finds it.
-    fn at(&self) -> io::Result<String> {
-        let disk = self.disk()?;
-        let reachable = self.reachable.get().ok_or(io::ErrorKind::NotConnected)?;
+    fn at(&self, name: &str) -> io::Result<String> {
+        let disk = self.disk(name)?;
+        let harbour = self.harbour.upgrade().ok_or_else(gone)?;
+        let reachable = harbour.reachable.get().ok_or(io::ErrorKind::NotConnected)?;
         let reachable = reachable.seen_from(&self.listen);
         let reachable = reachable.map_err(|failure| io::Error::other(failure.what))?;
         Ok(reachable.address(disk.export.name()))
@@ -106,7 +140,7 @@ impl Returning {
 
 impl TargetHost for Returning {
     fn takes(&self, name: &str) -> bool {
-        name == self.name
+        self.disk(name).is_ok()
     }
 
     fn in_use(&self, _name: &str) -> bool {
@@ -114,16 +148,14 @@ impl TargetHost for Returning {
     }
 
     fn disks(&self) -> io::Result<Vec<String>> {
+        let names: Vec<String> = self.lock().iter().map(|(name, _)| name.clone()).collect();
         // One that is here is served already.
-        Ok(if self.is_away() {
-            vec![self.name.clone()]
-        } else {
-            Vec::new()
-        })
+        let away = names.into_iter().filter(|name| self.is_away(name));
+        Ok(away.collect())
     }
 
-    fn record_path(&self, _name: &str) -> PathBuf {
-        let path = self.disk().map(|disk| disk.opened().path.clone());
+    fn record_path(&self, name: &str) -> PathBuf {
+        let path = self.disk(name).map(|disk| disk.opened().path.clone());
         sidecar_path(&path.unwrap_or_default())
     }
 
@@ -135,31 +167,31 @@ impl TargetHost for Returning {
         Err(io::Error::other("the disk is in use here"))
     }
 
-    fn open(&self, _name: &str) -> io::Result<Arc<dyn DiskPort>> {
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskPort>> {
         let since = Instant::now();
-        while !self.is_away() {
+        while !self.is_away(name) {
             if since.elapsed() > WORD {
                 let what = "the move away from here is not over yet";
                 return Err(io::Error::other(what));
             }
             thread::sleep(LOOK);
         }
-        Ok(Arc::new(ExportPort(self.disk()?.export.clone())))
+        Ok(Arc::new(ExportPort(self.disk(name)?.export.clone())))
     }
 
-    fn serve(&self, _name: &str) -> io::Result<String> {
-        let at = self.at()?;
-        self.disk()?.come_home()?;
+    fn serve(&self, name: &str) -> io::Result<String> {
+        let at = self.at(name)?;
+        self.disk(name)?.come_home()?;
         Ok(at)
     }
 
     fn let_go(&self, _name: &str) {}
 
-    fn served(&self, _name: &str) -> Option<String> {
-        if self.is_away() {
+    fn served(&self, name: &str) -> Option<String> {
+        if self.is_away(name) {
             return None;
         }
-        self.at().ok()
+        self.at(name).ok()
     }
 }
 

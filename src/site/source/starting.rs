@@ -45,17 +45,19 @@ impl Site {
             return Err(Failure::usage(what));
         }
         if start.way_back.is_some() {
-            let what = "disks that are mirrored together have no way back yet";
-            return Err(
-                Failure::usage(what).hint("begin each by itself, each with an address of its own")
-            );
+            lie_in_one_folder(&disks)?;
         }
         let kin = disks.iter().map(|disk| disk.kin());
         let places = Place::all(kin.collect::<Result<_>>()?, Uuid::new_v4());
         let mut states = Vec::new();
+        let mut start = start.clone();
         for (number, (disk, place)) in disks.iter().zip(places).enumerate() {
-            match disk.start(self, start, Some(place)) {
-                Ok(state) => states.push(state),
+            match disk.start(self, &start, Some(place)) {
+                Ok(state) => {
+                    states.push(state);
+                    // All come back to one place, also if any would do.
+                    start.way_back = start.way_back.and_then(|_| disk.waits_at());
+                }
                 Err(error) => {
                     for begun in disks.iter().take(number) {
                         // It has ended itself if it is not there any more.
@@ -70,6 +72,21 @@ impl Site {
             .next()
             .ok_or_else(|| Failure::usage("no disk is named"))
     }
+}
+
+/// Disks that come back together have their record in the folder where they all lie.
+fn lie_in_one_folder(disks: &[Arc<SiteDisk>]) -> Result<()> {
+    let mut folders = disks.iter().map(|disk| {
+        let path = disk.opened().path.clone();
+        let real = path.canonicalize().unwrap_or(path);
+        real.parent().map(Path::to_owned)
+    });
+    let first = folders.next();
+    if folders.all(|folder| Some(folder) == first) {
+        return Ok(());
+    }
+    let what = "disks that are mirrored together have a way back only if they lie in one folder";
+    Err(Failure::usage(what).hint("begin each by itself, or without --way-back"))
 }
 
 impl SiteDisk {
@@ -103,7 +120,7 @@ impl SiteDisk {
             let failed = |e| Failure::io("what an earlier move left cannot be closed", &e);
             beside.abandon().map_err(failed)?;
         }
-        let way_back = self.new_way(start, &site.reachable)?;
+        let way_back = self.new_way(start, &site.harbour)?;
         let started = if foreign::is_written(&start.to) {
             self.start_foreign(&site.server, start)
         } else if SiteAddress::is_written(&start.to) {

@@ -10,24 +10,25 @@
 //! Must never have a disk come home before the move away from it is durably over.
 
 use std::net::IpAddr;
-use std::sync::{Arc, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use mirror::arbiter::Switchover;
-use mirror::net::{SiteAddress, SourceDriver, TargetDriver, TargetHandle};
+use mirror::net::{SiteAddress, SourceDriver};
 use mirror::record::{Ownership, State};
+use mirror::sequence::Place;
 use mirror::session::{Left, SourceConfig};
 use mirror::way_back::{Side, WayBack};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::returning::Returning;
+use super::waiting::{Harbour, Waiting};
 use super::{ExportPort, Moving, SiteDisk, kept, refused, way_back};
 use crate::control::StartMirror;
 use crate::failure::{Exit, Failure, Result};
 use crate::identity;
-use crate::site::Reachable;
+use crate::site::together::Home;
 
 /// How often it is looked whether something has changed.
 const LOOK: Duration = Duration::from_millis(200);
@@ -41,6 +42,8 @@ const LASTED: u64 = 600 * 1_000_000;
 const MOST_KEPT: u32 = 2;
 /// How long a way back is open if nothing else is said.
 const DAY: u64 = 24 * 3600;
+/// How long disks that came together wait for each other before they go back, in microseconds.
+const TOGETHER: u64 = 30 * 1_000_000;
 /// For how many seconds more than the other host this one takes a way back for open.
 const GRACE: u64 = 60;
 
@@ -49,7 +52,7 @@ const GRACE: u64 = 60;
 pub(super) struct Way {
     pub(super) kept: Option<WayBack>,
     /// Where it is waited for.
-    listening: Option<TargetHandle>,
+    listening: Option<Waiting>,
     /// It has left, or was found on its way back: nothing is done to it but by who brings it.
     pub(super) away: bool,
     /// Somebody looks after it.
@@ -57,8 +60,8 @@ pub(super) struct Way {
     tried: Option<Instant>,
     /// How often in a row what was tried has failed.
     failures: u32,
-    /// Where its clients are found, for who waits anew.
-    reachable: Option<Arc<OnceLock<Reachable>>>,
+    /// What it has in common with the others here, for who waits or goes back anew.
+    harbour: Option<Arc<Harbour>>,
 }
 
 impl Way {
@@ -77,7 +80,7 @@ impl Way {
 enum Next {
     Nothing,
     /// Nobody waits for the disk any more.
-    Drop(Option<TargetHandle>),
+    Drop(Option<Waiting>),
     /// Wait for it there, where nobody does.
     Listen(String),
     /// There is nothing to look after.
@@ -93,7 +96,7 @@ impl SiteDisk {
     pub(super) fn new_way(
         self: &Arc<Self>,
         start: &StartMirror,
-        reachable: &Arc<OnceLock<Reachable>>,
+        harbour: &Arc<Harbour>,
     ) -> Result<Option<(String, u64)>> {
         let path = self.opened().path.clone();
         self.wait_no_more();
@@ -109,18 +112,18 @@ impl SiteDisk {
             return Err(Failure::usage(what));
         }
         identity::allowed(listen, start.plain)?;
-        let Some(at) = reachable.get() else {
+        let Some(at) = harbour.reachable.get() else {
             let what = format!("`{}` is served at no address", self.export.name());
             return Err(Failure::usage(what).hint("serve it with `diskferry serve`"));
         };
         at.seen_from(listen)?;
-        let listening = self.listen(listen, reachable)?;
-        can_be_told(listening.address().ip(), listen, &start.to)?;
+        let listening = harbour.wait_for(self, listen)?;
+        can_be_told(listening.handle().address().ip(), listen, &start.to)?;
         let way = WayBack {
             span: start.way_back_for_s.unwrap_or(DAY),
             until: None,
             side: Side::Home {
-                listen: listening.site(),
+                listen: listening.handle().site(),
                 clients: None,
             },
         };
@@ -129,34 +132,19 @@ impl SiteDisk {
         let mut mine = self.way();
         mine.kept = Some(way);
         mine.listening = Some(listening);
-        mine.reachable = Some(Arc::clone(reachable));
+        mine.harbour = Some(Arc::clone(harbour));
         mine.failures = 0;
         drop(mine);
         self.tend();
         Ok(told)
     }
 
-    fn listen(
-        self: &Arc<Self>,
-        listen: &str,
-        reachable: &Arc<OnceLock<Reachable>>,
-    ) -> Result<TargetHandle> {
-        let host = Returning {
-            disk: Arc::downgrade(self),
-            name: self.name_here(),
-            reachable: Arc::clone(reachable),
-            listen: listen.to_owned(),
-        };
-        TargetDriver::start(listen, Arc::new(host))
-            .map_err(|e| Failure::new(Exit::Failed, e.to_string()))
-    }
-
     /// Go on with a way back that was kept.
-    pub(super) fn go_on_with(self: &Arc<Self>, kept: &WayBack, at: &Arc<OnceLock<Reachable>>) {
+    pub(super) fn go_on_with(self: &Arc<Self>, kept: &WayBack, harbour: &Arc<Harbour>) {
         let mut way = self.way();
         let over = self.closes(kept);
         way.kept = Some(kept.clone());
-        way.reachable = Some(Arc::clone(at));
+        way.harbour = Some(Arc::clone(harbour));
         if let Side::Home { listen, clients } = &kept.side {
             // Who has a record of a session here and no session of its own found it on its way back.
             way.away = self.lock_is_none() && self.comes_back();
@@ -179,11 +167,11 @@ impl SiteDisk {
 
     /// Wait for the disk there; if that cannot be now, later.
     fn wait_at(self: &Arc<Self>, listen: &str) {
-        let Some(reachable) = self.way().reachable.clone() else {
+        let Some(harbour) = self.way().harbour.clone() else {
             return;
         };
         // It asks after the way by itself.
-        let listening = self.listen(listen, &reachable);
+        let listening = harbour.wait_for(self, listen);
         let mut way = self.way();
         way.tried = Some(Instant::now());
         match listening {
@@ -217,6 +205,12 @@ impl SiteDisk {
     fn lock_is_none(&self) -> bool {
         // Nobody else knows of the disk yet.
         self.moving.try_lock().is_ok_and(|moving| moving.is_none())
+    }
+
+    /// Where it is waited for, or will be.
+    pub(super) fn waits_at(&self) -> Option<String> {
+        let way = self.way();
+        Some(way.listening.as_ref()?.handle().site())
     }
 
     /// There is no way back after all.
@@ -357,7 +351,7 @@ impl SiteDisk {
     }
 
     fn look_when_away(&self, moving: &mut Option<Moving>, kept: &WayBack) -> Next {
-        let Side::Away { to, .. } = &kept.side else {
+        let Side::Away { to, together } = &kept.side else {
             return Next::Nothing;
         };
         let over = kept.is_over(way_back::now());
@@ -373,6 +367,9 @@ impl SiteDisk {
             if !status.ended {
                 if over && moving.back {
                     moving.session.cancel();
+                }
+                if !status.awaits.is_empty() && status.elapsed >= TOGETHER {
+                    self.waits_no_more_for_others();
                 }
                 return Next::Nothing;
             }
@@ -401,7 +398,7 @@ impl SiteDisk {
         }
         let due = self.way().is_due();
         if due {
-            match self.start_back(to, None) {
+            match self.start_back((to, together), None) {
                 Ok(started) => {
                     if let Some(old) = &*moving {
                         self.over(old);
@@ -419,8 +416,8 @@ impl SiteDisk {
 
     /// It was granted just now, and nobody has changed it yet: see all that is changed from now on, so that nothing else has
     /// to be compared where it came from.
-    pub(super) fn go_back_from_now_on(&self, kept: &WayBack) {
-        let Side::Away { to, .. } = &kept.side else {
+    pub(super) fn go_back_from_now_on(&self, kept: &WayBack, harbour: &Arc<Harbour>) {
+        let Side::Away { to, together } = &kept.side else {
             return;
         };
         let left = match self.opened().record().load() {
@@ -437,12 +434,13 @@ impl SiteDisk {
         let mut moving = self.lock();
         if moving.is_none() {
             // Who does not begin here begins a little later, and compares.
-            *moving = self.start_back(to, Some(left)).ok();
+            self.way().harbour = Some(Arc::clone(harbour));
+            *moving = self.start_back((to, together), Some(left)).ok();
         }
     }
 
-    /// Keep the disk that it has come from in step.
-    fn start_back(&self, to: &str, left: Option<Left>) -> Result<Moving> {
+    /// Keep the disk that it has come from in step, with those that it has come together with.
+    fn start_back(&self, (to, together): (&str, &[Uuid]), left: Option<Left>) -> Result<Moving> {
         let opened = self.opened();
         let mut description = opened.description.clone();
         description.size = self.export.size();
@@ -450,6 +448,7 @@ impl SiteDisk {
         let mut config = SourceConfig::new(Uuid::new_v4(), to.to_owned(), description);
         config.replica.follow = true;
         config.replica.left = left;
+        config.replica.group = self.place_home(to, together);
         let (keep, kept) = kept::keep(&opened);
         if self.way().failures <= MOST_KEPT {
             config.keep = keep;
@@ -463,6 +462,26 @@ impl SiteDisk {
             back: true,
             ..Moving::to(session)
         })
+    }
+
+    /// Its place among those that it has come together with, if they go back together.
+    fn place_home(&self, to: &str, together: &[Uuid]) -> Option<Place> {
+        let harbour = self.way().harbour.clone()?;
+        let opened = self.opened();
+        harbour.groups.place_home(&Home {
+            disk: opened.lineage()?,
+            path: &opened.path,
+            together,
+            to,
+        })
+    }
+
+    /// Those that have not come by now go back by themselves.
+    fn waits_no_more_for_others(&self) {
+        let harbour = self.way().harbour.clone();
+        if let (Some(harbour), Some(disk)) = (harbour, self.opened().lineage()) {
+            harbour.groups.waits_no_more(disk);
+        }
     }
 
     /// Hand the disk back to where it came from.
@@ -529,9 +548,6 @@ fn can_be_told(ip: IpAddr, listen: &str, to: &str) -> Result<()> {
     }
     Ok(())
 }
-
-/// A disk that may be gone.
-pub(super) type MayBe = Weak<SiteDisk>;
 
 #[cfg(test)]
 mod tests {

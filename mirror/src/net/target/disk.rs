@@ -35,6 +35,8 @@ pub(super) enum Happened {
     Arrived(Box<Arrival>),
     Opened(io::Result<Option<Arc<dyn DiskPort>>>),
     Served(io::Result<String>),
+    /// Nobody waits for the disk any more; whoever says so is told when its task has ended, by that being dropped.
+    Forgotten(std::sync::mpsc::Sender<()>),
 }
 
 /// The task: the machine and what it works with.
@@ -47,10 +49,10 @@ pub(super) struct DiskTask {
     clock: Clock,
     port: Option<Arc<dyn DiskPort>>,
     journal: Journal,
-    lanes: BTreeMap<ConnId, Lane>,
-    closing: JoinSet<()>,
+    pub(super) lanes: BTreeMap<ConnId, Lane>,
+    pub(super) closing: JoinSet<()>,
     /// What the machine has asked for and has no answer to.
-    asked: u64,
+    pub(super) asked: u64,
     /// Another process has changed what is known of the disk.
     superseded: Option<io::Error>,
 }
@@ -92,7 +94,13 @@ impl DiskTask {
                 .map_or(LONG, |at| self.clock.until(at));
             let event = tokio::select! {
                 biased;
-                Some(happened) = incoming.recv() => self.happened(happened, &inbox),
+                Some(happened) = incoming.recv() => match happened {
+                    Happened::Forgotten(told) => {
+                        self.break_off(incoming).await;
+                        return drop(told);
+                    }
+                    happened => self.happened(happened, &inbox),
+                },
                 Some((conn, heard)) = heard.recv() => match self.heard(conn, heard) {
                     Some(event) => event,
                     None => continue,
@@ -147,10 +155,14 @@ impl DiskTask {
         let let_go = tokio::task::spawn_blocking(move || router.host.let_go(&name));
         let _ = let_go.await;
         while !self.leave(&mut incoming) {
-            if let Some(Happened::Arrived(arrival)) = incoming.recv().await {
-                let refusal = Refusal::CannotCreate;
-                let text = format!("the disk cannot be gone on with: {why}");
-                answer_and_close(arrival.stream, &Message::Refused { refusal, text }).await;
+            match incoming.recv().await {
+                Some(Happened::Arrived(arrival)) => {
+                    let refusal = Refusal::CannotCreate;
+                    let text = format!("the disk cannot be gone on with: {why}");
+                    answer_and_close(arrival.stream, &Message::Refused { refusal, text }).await;
+                }
+                Some(Happened::Forgotten(_)) => return,
+                _ => {}
             }
         }
     }
@@ -196,6 +208,7 @@ impl DiskTask {
                 event
             }
             Happened::OfGroup(event) => event,
+            Happened::Forgotten(_) => TargetEvent::Tick,
             Happened::Arrived(arrival) => {
                 let Arrival {
                     conn,
@@ -373,6 +386,7 @@ impl DiskTask {
     /// What the disk's group has to know.
     fn tell_group(&self, action: &TargetAction) {
         let name = self.name.clone();
+        let of = |group| (self.name.as_str(), group);
         match *action {
             TargetAction::Reached {
                 group,
@@ -384,10 +398,11 @@ impl DiskTask {
                 let reached = move |all: &mut Gathering| {
                     all.reached(member, (group.sequence, cut), disks);
                 };
-                self.router.with_group(group.id, reached);
+                self.router.with_group(of(group.id), reached);
             }
             TargetAction::Leave(group) => {
-                self.router.with_group(group, move |all| all.leave(&name));
+                self.router
+                    .with_group(of(group), move |all| all.leave(&name));
             }
             _ => {}
         }

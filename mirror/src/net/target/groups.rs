@@ -19,9 +19,10 @@ use crate::session::TargetEvent;
 const WRITE_AGAIN: Duration = Duration::from_millis(500);
 
 impl Router {
-    fn group_store(&self, group: Uuid) -> GroupStore {
-        // Of whichever disk: all lie in one folder.
-        GroupStore::beside(&self.host.record_path("disk"), group)
+    /// Of the group to which the disk of that name belongs.
+    fn group_store(&self, name: &str, group: Uuid) -> GroupStore {
+        // Of whichever of its disks: all lie in one folder.
+        GroupStore::beside(&self.host.record_path(name), group)
     }
 
     /// What the record of its group says of a disk that has joined it.
@@ -33,7 +34,7 @@ impl Router {
         else {
             return None;
         };
-        match self.group_store(*id).load() {
+        match self.group_store(name, *id).load() {
             Ok(group) => group?.cut_of(name),
             Err(e) => {
                 tracing::error!("{name}: {e}; nothing is carried over into it");
@@ -42,11 +43,15 @@ impl Router {
         }
     }
 
-    /// Tell that group something, and do what comes of it.
-    pub(super) fn with_group(self: &Arc<Self>, group: Uuid, tell: impl FnOnce(&mut Gathering)) {
+    /// Tell that group, of which the disk of that name is, something, and do what comes of it.
+    pub(super) fn with_group(
+        self: &Arc<Self>,
+        (name, group): (&str, Uuid),
+        tell: impl FnOnce(&mut Gathering),
+    ) {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         let gathering = groups.entry(group).or_insert_with(|| {
-            let known = self.group_store(group).load();
+            let known = self.group_store(name, group).load();
             let known = known.inspect_err(|e| tracing::error!("{e}"));
             Gathering::new(group, known.ok().flatten())
         });
@@ -75,20 +80,24 @@ impl Router {
 
     fn write_group(self: &Arc<Self>, record: &GroupRecord) {
         let (router, group) = (Arc::clone(self), record.group);
+        let Some(name) = record.disks.first().map(|member| member.name.clone()) else {
+            return;
+        };
+        let store = self.group_store(&name, group);
         let done = move |result: std::io::Result<()>| {
             let Err(e) = result else {
-                return router.with_group(group, |all| all.recorded(true));
+                return router.with_group((&name, group), |all| all.recorded(true));
             };
             tracing::error!("the record of the group {group} cannot be written: {e}");
             // Not on the thread that writes the records of all others.
             let again = move || {
                 thread::sleep(WRITE_AGAIN);
-                router.with_group(group, |all| all.recorded(false));
+                router.with_group((&name, group), |all| all.recorded(false));
             };
             if let Err(e) = thread::Builder::new().spawn(again) {
                 tracing::error!("the record of a group is not written again: {e}");
             }
         };
-        self.group_store(group).persist(record, done);
+        store.persist(record, done);
     }
 }

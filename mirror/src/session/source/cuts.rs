@@ -93,7 +93,7 @@ impl Source {
             Some(Err(_)) => group.end(),
             None if group.has_ended() => {
                 let what = "another disk of its group is mirrored no more, so this one has no moments in common with it";
-                self.fail(now, Error::new(ErrorKind::Cancelled, what));
+                self.fail(now, Error::new(ErrorKind::GroupEnded, what));
             }
             None => {}
         }
