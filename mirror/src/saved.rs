@@ -60,6 +60,9 @@ pub struct Together {
     pub start: Uuid,
     /// Those that were not handed over, this one among them.
     pub disks: Vec<Kin>,
+    /// The lineages of all that were started together; empty in what an older version kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub all: Vec<Uuid>,
 }
 
 /// A disk of a group, as the others know it.
@@ -79,7 +82,8 @@ impl Together {
     #[must_use]
     pub fn holds(&self, disk: Uuid) -> bool {
         let short = |kin: &Kin| kin.name.len() <= MAX_NAME && kin.path.len() <= MAX_PATH;
-        let few = self.disks.len() <= usize::from(MAX_DISKS);
+        let most = usize::from(MAX_DISKS);
+        let few = self.disks.len() <= most && self.all.len() <= most;
         let mut each: Vec<Uuid> = self.disks.iter().map(|kin| kin.disk).collect();
         each.sort_unstable();
         let once = each.is_sorted_by(|a, b| a < b);
@@ -259,6 +263,7 @@ mod tests {
             id: Uuid::from_u128(7),
             start: Uuid::from_u128(8),
             disks: (1..=disks).map(kin).collect(),
+            all: (1..=disks).map(Uuid::from_u128).collect(),
         };
         Saved {
             group: Some(group),

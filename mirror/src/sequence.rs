@@ -128,6 +128,7 @@ impl Place {
         let together = Together {
             id: of_lineages(disks.iter().map(|kin| kin.disk).collect()),
             start: name,
+            all: disks.iter().map(|kin| kin.disk).collect(),
             disks,
         };
         Self::again(together, name)

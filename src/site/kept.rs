@@ -116,7 +116,9 @@ pub(super) fn resume(
             }
             Err(error) => {
                 tracing::warn!("{path}: its move to {to} does not go on: {error}");
-                groups.is_alone(kept.saved.disk);
+                if !way_back::joins_others(&opened.path) {
+                    groups.is_alone(kept.saved.disk);
+                }
                 forget(&opened.path);
                 None
             }
@@ -155,7 +157,15 @@ fn go_on(
     let (keep, store) = keep(opened);
     config.keep = keep;
     if saved.group.is_some() {
-        let place = groups.place_of(saved);
+        let record = opened.record().load()?;
+        let its =
+            record.is_some_and(|record| record.disk == saved.disk && record.epoch() == saved.epoch);
+        if !its {
+            let what = "what is kept is of an earlier stay of the disk here";
+            return Err(mirror::Error::new(mirror::ErrorKind::NotOwned, what));
+        }
+        let goes_home = way_back::goes_to(&opened.path, &wishes.to);
+        let place = groups.place_of(saved, goes_home);
         let left = || {
             let what = "the others of its group went on without it";
             mirror::Error::new(mirror::ErrorKind::NotOwned, what)

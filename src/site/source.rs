@@ -3,6 +3,7 @@
 mod adopting;
 mod control;
 pub(crate) mod freezing;
+mod homeward;
 pub(crate) mod joining;
 mod returning;
 mod starting;
@@ -270,13 +271,14 @@ impl Site {
     /// End the sessions as they stand; the server may then be stopped.
     pub(crate) fn stop(&self) {
         for disk in self.all() {
+            // First: who looks after the way back begins nothing any more.
+            disk.wait_no_more();
             if let Some(moving) = disk.lock().take() {
                 moving.session.stop();
                 if let Some(beside) = moving.beside {
                     beside.stop();
                 }
             }
-            disk.wait_no_more();
         }
     }
 

@@ -73,8 +73,8 @@ impl Seat {
 
 impl Groups {
     /// The place of a disk in the group of which it has kept that it goes on in it; `None` if the others know nothing of it
-    /// any more, or it has been given before.
-    pub(super) fn place_of(&self, saved: &Saved) -> Option<Place> {
+    /// any more, or it has been given before. `goes_home`: they go back to where they came from.
+    pub(super) fn place_of(&self, saved: &Saved, goes_home: bool) -> Option<Place> {
         let together = saved.group.as_ref()?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let start = together.start;
@@ -82,6 +82,10 @@ impl Groups {
         if !known.groups.contains_key(&start) {
             let seats = known.seats(together, &saved.wishes.to);
             known.groups.insert(start, seats);
+        }
+        if goes_home {
+            // Who comes later finds it, and no other is begun beside it.
+            known.home.insert(together.id, start);
         }
         let seats = known.groups.get_mut(&start)?;
         for seat in seats.iter().filter(|seat| !seat.taken) {
@@ -178,10 +182,16 @@ mod tests {
             id: Uuid::from_u128(7),
             start: Uuid::from_u128(start),
             disks: (1..=disks).map(kin).collect(),
+            all: (1..=disks).map(Uuid::from_u128).collect(),
         }
     }
 
     fn place(groups: &Groups, disk: u128, together: &Together) -> Option<Place> {
+        groups.place_of(&saved(disk, together), false)
+    }
+
+    /// What is kept of that disk in that group.
+    pub(super) fn saved(disk: u128, together: &Together) -> Saved {
         let wishes = Wishes {
             to: TO.into(),
             name: "disk".into(),
@@ -194,7 +204,7 @@ mod tests {
             deadline: None,
             max_slowdown: None,
         };
-        groups.place_of(&Saved {
+        Saved {
             session: Uuid::from_u128(100 + disk),
             disk: Uuid::from_u128(disk),
             epoch: 1,
@@ -204,7 +214,7 @@ mod tests {
             checkpoint: None,
             rest: Vec::new(),
             group: Some(together.clone()),
-        })
+        }
     }
 
     /// That disk was handed over.

@@ -64,6 +64,12 @@ pub(super) fn joins_others(path: &Path) -> bool {
     matches!(side, Some(Side::Away { together, .. }) if together.len() > 1)
 }
 
+/// Whether that is where the disk may go back to.
+pub(super) fn goes_to(path: &Path, at: &str) -> bool {
+    let side = kept_of(path).map(|way| way.side);
+    matches!(side, Some(Side::Away { to, .. }) if to == at)
+}
+
 /// What is left of it for the owner of the disk: nothing of one that was to open with a move that does not go on.
 pub(super) fn of_owner(path: &Path, way: Option<WayBack>, moves: bool) -> Option<WayBack> {
     let mut way = way?;

@@ -5,8 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use mirror::files::{groups_beside, load_record, sidecar_path};
+use mirror::group::{GroupRecord, Member};
 use mirror::record::State;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::faults::seed;
 use super::group::{
@@ -158,28 +159,74 @@ fn disks_go_home_together_although_either_host_is_killed_in_the_middle() {
     assert_eq!(one_moment_of(&sites, BOTH, last), last);
 }
 
+/// The first of the disks goes home by itself in the end, without the other one.
+#[track_caller]
+fn goes_home_alone(sites: &Sites) {
+    until("following at home", || {
+        let moments = groups_beside(&at_home(sites, "any")).expect("a folder");
+        let of_it = |member: &Member| member.name == "data.vhdx";
+        let alone = |group: &GroupRecord| group.disks.iter().all(of_it);
+        moments.iter().any(alone) && is_joined_at(&at_home(sites, "data.vhdx"))
+    });
+    let status = status(sites, "data.vhdx");
+    assert_eq!(status["awaits"], Value::Null, "{status}");
+    until("home", || {
+        let _ = sites.run(&["mirror", "rollback", "in/data.vhdx"]);
+        is_home(sites, "data.vhdx")
+    });
+}
+
 #[test]
-fn a_disk_does_not_wait_for_ever_for_one_that_stays() {
-    let sites = running();
+fn a_disk_does_not_wait_for_ever_for_one_that_stays_also_over_a_restart() {
+    let mut sites = running();
     started(&sites, &BACK);
     follow_beyond(&sites, 0);
     sites
         .run(&["mirror", "cutover", "data.vhdx", "--wait"])
         .ends(0);
-    let waits = status(&sites, "data.vhdx");
-    assert!(!waits["awaits"].is_null(), "{waits}");
     let log = sites.here().join("in/log.vhdx");
     let log = log.canonicalize().expect("it is there");
-    assert_eq!(waits["awaits"], serde_json::json!([log]));
-    until("following at home", || {
-        is_joined_at(&at_home(&sites, "data.vhdx"))
-    });
-    let status = status(&sites, "data.vhdx");
-    assert_eq!(status["awaits"], Value::Null, "{status}");
-    until("home", || {
-        let _ = sites.run(&["mirror", "rollback", "in/data.vhdx"]);
-        is_home(&sites, "data.vhdx")
-    });
+    for restarted in [false, true] {
+        if restarted {
+            sites.target.take().expect("it runs").kill();
+            sites.receive();
+        }
+        until("waiting", || {
+            let ran = sites.run(&["mirror", "status", "in/data.vhdx", "--json"]);
+            ran.code == 0 && last_json(&ran)["awaits"] == json!([log])
+        });
+    }
+    goes_home_alone(&sites);
+}
+
+#[test]
+fn a_disk_goes_on_by_itself_when_the_way_back_of_another_one_is_cancelled() {
+    let (sites, counting) = moved();
+    follow_at_home_beyond(&sites, 0);
+    sites.run(&["mirror", "cancel", "in/log.vhdx"]).ends(0);
+    goes_home_alone(&sites);
+    counting.end();
+    assert!(!is_home(&sites, "log.vhdx"));
+}
+
+#[test]
+fn disks_go_home_together_also_if_their_first_host_restarts_between_their_handovers() {
+    let mut sites = running();
+    let counting = counting(&sites, 0);
+    started(&sites, &BACK);
+    follow_beyond(&sites, 0);
+    let cutover = |sites: &Sites, disk| {
+        let ran = sites.run(&["mirror", "cutover", disk, "--wait"]);
+        ran.ends(0);
+    };
+    cutover(&sites, "data.vhdx");
+    sites.source.take().expect("it runs").kill();
+    counting.end();
+    serve(&mut sites, &BOTH);
+    cutover(&sites, "log.vhdx");
+    follow_at_home_beyond(&sites, 0);
+    until_home(&sites);
+    sites.end();
 }
 
 #[test]

@@ -153,6 +153,12 @@ pub trait TargetHost: Send + Sync + 'static {
         true
     }
 
+    /// Whether disks may come here later that do not come now. Who brings one then is sent away without a word, and tries
+    /// again.
+    fn takes_more_later(&self) -> bool {
+        false
+    }
+
     /// Whether the disk's image is open for other reasons here, so that it is never made anew.
     fn in_use(&self, _name: &str) -> bool {
         false

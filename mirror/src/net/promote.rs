@@ -148,11 +148,16 @@ fn how_far(own: &Path, known: &Ownership, apart: bool) -> Result<(uuid::Uuid, Up
     let Some(group) = group else {
         return Ok((*session, Upto::Sealed));
     };
-    if apart && !group.joined {
-        return Ok((*session, Upto::Sealed));
-    }
     let disk = own.with_extension("");
     let name = name_of(&disk)?;
+    let is_named = || {
+        let known = GroupStore::beside(own, group.id).load()?;
+        Ok::<_, Error>(known.is_some_and(|known| known.cut_of(&name).is_some()))
+    };
+    if apart && !(group.joined && is_named()?) {
+        // What is sealed is a moment of this disk, whatever the others are at, and whatever of it is carried over already.
+        return Ok((*session, Upto::Sealed));
+    }
     let upto = match group_record(own, &name, *group)?.cut_of(&name) {
         Some((of, cut)) if of == *session => Upto::Cut(cut),
         // The disk is where an earlier session left all of them.

@@ -466,6 +466,10 @@ impl Router {
             }
         };
         if let Some((stream, refusal, text)) = refused {
+            if refusal == Refusal::Unknown && self.host.takes_more_later() {
+                tracing::debug!("{peer} is sent away for now: {text}");
+                return;
+            }
             tracing::warn!("{peer} is refused: {text}");
             answer_and_close(stream, &Message::Refused { refusal, text }).await;
         }

@@ -96,12 +96,12 @@ impl Site {
             return Ok(());
         };
         let _alone = disk.changing();
+        disk.wait_no_more();
         let moving = disk.lock().take();
         let beside = moving.and_then(|moving| {
             moving.session.stop();
             moving.beside
         });
-        disk.wait_no_more();
         let closed = self.server.remove_export(&disk.export);
         let beside = beside.map_or(Ok(()), Beside::abandon);
         disk.opened().unlock();

@@ -143,6 +143,11 @@ impl TargetHost for Returning {
         self.disk(name).is_ok()
     }
 
+    fn takes_more_later(&self) -> bool {
+        // Disks of a server come into service one by one.
+        true
+    }
+
     fn in_use(&self, _name: &str) -> bool {
         true
     }
@@ -169,7 +174,7 @@ impl TargetHost for Returning {
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskPort>> {
         let since = Instant::now();
-        while !self.is_away(name) {
+        while !self.disk(name)?.way().away {
             if since.elapsed() > WORD {
                 let what = "the move away from here is not over yet";
                 return Err(io::Error::other(what));

@@ -14,21 +14,16 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mirror::arbiter::Switchover;
-use mirror::net::{SiteAddress, SourceDriver};
+use mirror::net::SiteAddress;
 use mirror::record::{Ownership, State};
-use mirror::sequence::Place;
-use mirror::session::{Left, SourceConfig};
 use mirror::way_back::{Side, WayBack};
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use super::waiting::{Harbour, Waiting};
-use super::{ExportPort, Moving, SiteDisk, kept, refused, way_back};
+use super::{Moving, SiteDisk, way_back};
 use crate::control::StartMirror;
 use crate::failure::{Exit, Failure, Result};
 use crate::identity;
-use crate::site::together::Home;
 
 /// How often it is looked whether something has changed.
 const LOOK: Duration = Duration::from_millis(200);
@@ -36,14 +31,10 @@ const LOOK: Duration = Duration::from_millis(200);
 const AGAIN: Duration = Duration::from_secs(2);
 /// How often that is doubled.
 const MOST_DOUBLED: u32 = 8;
-/// A session that has lasted so long was none that fails again and again, in microseconds.
-const LASTED: u64 = 600 * 1_000_000;
-/// After so many failures in a row nothing is kept of the next session: each takes a checkpoint of the disk, which has few.
-const MOST_KEPT: u32 = 2;
+/// The same of a disk for which others wait: so that it comes before they give up.
+const MOST_DOUBLED_TOGETHER: u32 = 3;
 /// How long a way back is open if nothing else is said.
 const DAY: u64 = 24 * 3600;
-/// How long disks that came together wait for each other before they go back, in microseconds.
-const TOGETHER: u64 = 30 * 1_000_000;
 /// For how many seconds more than the other host this one takes a way back for open.
 const GRACE: u64 = 60;
 
@@ -59,15 +50,20 @@ pub(super) struct Way {
     tended: bool,
     tried: Option<Instant>,
     /// How often in a row what was tried has failed.
-    failures: u32,
+    pub(super) failures: u32,
     /// What it has in common with the others here, for who waits or goes back anew.
-    harbour: Option<Arc<Harbour>>,
+    pub(super) harbour: Option<Arc<Harbour>>,
 }
 
 impl Way {
-    /// Whether it is time to try again: each time later.
-    fn is_due(&mut self) -> bool {
-        let wait = AGAIN * 2_u32.pow(self.failures.min(MOST_DOUBLED));
+    /// Whether it is time to try again: each time later, but before others that wait for it give up.
+    pub(super) fn is_due(&mut self, others_wait: bool) -> bool {
+        let most = if others_wait {
+            MOST_DOUBLED_TOGETHER
+        } else {
+            MOST_DOUBLED
+        };
+        let wait = AGAIN * 2_u32.pow(self.failures.min(most));
         let due = self.tried.is_none_or(|tried| tried.elapsed() >= wait);
         if due {
             self.tried = Some(Instant::now());
@@ -77,7 +73,7 @@ impl Way {
 }
 
 /// What is to be done once nothing is locked.
-enum Next {
+pub(super) enum Next {
     Nothing,
     /// Nobody waits for the disk any more.
     Drop(Option<Waiting>),
@@ -307,7 +303,7 @@ impl SiteDisk {
         }
         if !self.closes(&kept) {
             return match &kept.side {
-                Side::Home { listen, .. } if way.listening.is_none() && way.is_due() => {
+                Side::Home { listen, .. } if way.listening.is_none() && way.is_due(false) => {
                     Next::Listen(listen.clone())
                 }
                 _ => Next::Nothing,
@@ -348,166 +344,6 @@ impl SiteDisk {
             kept.until = kept.until.map(|until| until.max(least));
             way_back::keep(&self.opened().path, Some(kept));
         }
-    }
-
-    fn look_when_away(&self, moving: &mut Option<Moving>, kept: &WayBack) -> Next {
-        let Side::Away { to, together } = &kept.side else {
-            return Next::Nothing;
-        };
-        let over = kept.is_over(way_back::now());
-        let end = || {
-            way_back::keep(&self.opened().path, None);
-            self.way().kept = None;
-            Next::End
-        };
-        if let Some(moving) = moving.as_mut() {
-            let status = moving.session.status();
-            // A session that went on after a restart.
-            moving.back |= status.to == *to;
-            if !status.ended {
-                if over && moving.back {
-                    moving.session.cancel();
-                }
-                if !status.awaits.is_empty() && status.elapsed >= TOGETHER {
-                    self.waits_no_more_for_others();
-                }
-                return Next::Nothing;
-            }
-            let result = moving.session.wait_for(Duration::ZERO);
-            match result {
-                None => return Next::Nothing,
-                Some(Ok(_)) => return end(),
-                // Also by its user.
-                Some(Err(e)) if moving.back && e.kind() == mirror::ErrorKind::Cancelled => {
-                    return end();
-                }
-                Some(Err(_)) => {}
-            }
-            if moving.back && !std::mem::replace(&mut moving.counted, true) {
-                let mut way = self.way();
-                let lasted = status.elapsed >= LASTED;
-                way.failures = if lasted {
-                    0
-                } else {
-                    way.failures.saturating_add(1)
-                };
-            }
-        }
-        if over {
-            return end();
-        }
-        let due = self.way().is_due();
-        if due {
-            match self.start_back((to, together), None) {
-                Ok(started) => {
-                    if let Some(old) = &*moving {
-                        self.over(old);
-                    }
-                    *moving = Some(started);
-                }
-                Err(failure) => {
-                    let name = self.export.name();
-                    tracing::warn!("{name}: no copy is kept at {to}: {}", failure.what);
-                }
-            }
-        }
-        Next::Nothing
-    }
-
-    /// It was granted just now, and nobody has changed it yet: see all that is changed from now on, so that nothing else has
-    /// to be compared where it came from.
-    pub(super) fn go_back_from_now_on(&self, kept: &WayBack, harbour: &Arc<Harbour>) {
-        let Side::Away { to, together } = &kept.side else {
-            return;
-        };
-        let left = match self.opened().record().load() {
-            Ok(Some(Ownership {
-                state:
-                    State::Owner {
-                        epoch,
-                        session: Some(session),
-                    },
-                ..
-            })) => Left { session, epoch },
-            _ => return,
-        };
-        let mut moving = self.lock();
-        if moving.is_none() {
-            // Who does not begin here begins a little later, and compares.
-            self.way().harbour = Some(Arc::clone(harbour));
-            *moving = self.start_back((to, together), Some(left)).ok();
-        }
-    }
-
-    /// Keep the disk that it has come from in step, with those that it has come together with.
-    fn start_back(&self, (to, together): (&str, &[Uuid]), left: Option<Left>) -> Result<Moving> {
-        let opened = self.opened();
-        let mut description = opened.description.clone();
-        description.size = self.export.size();
-        description.name = self.name_here();
-        let mut config = SourceConfig::new(Uuid::new_v4(), to.to_owned(), description);
-        config.replica.follow = true;
-        config.replica.left = left;
-        config.replica.group = self.place_home(to, together);
-        let (keep, kept) = kept::keep(&opened);
-        if self.way().failures <= MOST_KEPT {
-            config.keep = keep;
-        }
-        // Its clients' requests come to the disk there besides those that pass here.
-        self.export.write_through();
-        let port = Arc::new(ExportPort(self.export.clone()));
-        let session = SourceDriver::start_kept(port, opened.record(), (config, kept));
-        let session = session.map_err(|e| refused(&e))?;
-        Ok(Moving {
-            back: true,
-            ..Moving::to(session)
-        })
-    }
-
-    /// Its place among those that it has come together with, if they go back together.
-    fn place_home(&self, to: &str, together: &[Uuid]) -> Option<Place> {
-        let harbour = self.way().harbour.clone()?;
-        let opened = self.opened();
-        harbour.groups.place_home(&Home {
-            disk: opened.lineage()?,
-            path: &opened.path,
-            together,
-            to,
-        })
-    }
-
-    /// Those that have not come by now go back by themselves.
-    fn waits_no_more_for_others(&self) {
-        let harbour = self.way().harbour.clone();
-        if let (Some(harbour), Some(disk)) = (harbour, self.opened().lineage()) {
-            harbour.groups.waits_no_more(disk);
-        }
-    }
-
-    /// Hand the disk back to where it came from.
-    pub(super) fn roll_back(&self) -> Result<Value> {
-        let moving = self.lock();
-        let name = self.export.name();
-        let way = self.way();
-        if let Some(WayBack {
-            side: Side::Home { clients, .. },
-            ..
-        }) = way.kept.as_ref().filter(|_| way.away)
-        {
-            let at = clients.as_deref().unwrap_or("its new owner");
-            let what = format!("`{name}` is served at {at} now");
-            return Err(Failure::usage(what).hint("`diskferry mirror rollback` is said there"));
-        }
-        drop(way);
-        let back = moving.as_ref().filter(|moving| moving.back);
-        let Some(moving) = back.filter(|moving| !moving.session.status().ended) else {
-            let what = format!("there is no way back for `{name}`");
-            let hint =
-                "`mirror start --way-back` opens one for a while; see `diskferry mirror status`";
-            return Err(Failure::usage(what).hint(hint));
-        };
-        moving.session.cutover(None, Some(Switchover::Safe));
-        self.state_of(moving)
     }
 
     /// How a move stands, and what there is of a way back.
@@ -574,7 +410,7 @@ mod tests {
                 failures,
                 ..Way::default()
             }
-            .is_due()
+            .is_due(false)
         };
         assert!(due(0));
         assert!(!due(2));

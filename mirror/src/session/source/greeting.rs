@@ -89,11 +89,10 @@ impl Source {
             return WayHome::default();
         };
         let group = self.config.replica.group.as_ref();
-        let together = group.map(|place| place.together.disks.iter().map(|kin| kin.disk).collect());
         WayHome {
             seconds,
             address,
-            together: together.unwrap_or_default(),
+            together: group.map_or_else(Vec::new, |place| place.together.all.clone()),
         }
     }
 

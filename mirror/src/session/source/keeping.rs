@@ -101,11 +101,10 @@ impl Source {
         group.is_none_or(Place::is_open)
     }
 
-    /// The disks of its group for which it waits, after a crash or when it has just arrived: where they were when they were
-    /// started.
+    /// The disks of its group for which it waits before it says anything: where they were when they were started.
     #[must_use]
     pub fn awaits(&self) -> Vec<String> {
-        let waits = self.is_watched_from_the_start() && self.end.outcome.is_none();
+        let waits = !self.may_go_on() && self.end.outcome.is_none();
         let group = self.config.replica.group.as_ref().filter(|_| waits);
         group.map(Place::awaited).unwrap_or_default()
     }

@@ -443,7 +443,7 @@ fn a_disk_of_a_group_says_nothing_before_all_are_there_and_have_their_life_writt
     let places = Place::all(vec![kin(1), kin(2)], Uuid::from_u128(9));
     let mut first = of_group(&places[0]);
     assert!(tell(&mut first, SourceEvent::Tick).is_empty());
-    assert!(first.awaits().is_empty(), "nothing has crashed");
+    assert_eq!(first.awaits(), ["/disk"], "the other one is not there yet");
     let mut second = of_group(&places[1]);
     assert_eq!(written_life(&tell(&mut second, SourceEvent::Tick)), Some(0));
     assert_eq!(written_life(&tell(&mut first, SourceEvent::Tick)), Some(0));

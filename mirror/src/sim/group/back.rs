@@ -61,6 +61,7 @@ impl World {
             id: GROUP,
             start,
             disks: here.iter().copied().map(kin).collect(),
+            all: Vec::new(),
         };
         let places = Place::again(together, start);
         self.count_by(&places, 0);

@@ -171,6 +171,7 @@ impl World {
                 let power = self.plan.power && self.rng.percent(60);
                 self.crash(side, power);
             }
+            7 => self.stand_still(),
             _ => {}
         }
     }
@@ -183,6 +184,7 @@ impl World {
         // What nobody has flushed is in no moment's way then.
         let power = power && !(side == SOURCE && self.history.parting.is_some());
         self.stats.crashes += 1;
+        self.still_until[side] = Micros(0);
         self.keep_moment();
         let mut free = Vec::new();
         for disk in 0..self.disks.len() {

@@ -32,6 +32,7 @@ impl World {
             id: GROUP,
             start,
             disks: (0..self.disks.len()).map(kin).collect(),
+            all: Vec::new(),
         };
         let places = Place::again(together, start);
         self.count_by(&places, 0);

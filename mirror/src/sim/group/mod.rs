@@ -10,6 +10,7 @@ mod drive;
 mod faults;
 mod home;
 mod parting;
+mod still;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -90,6 +91,8 @@ struct Stats {
     rest: u64,
     /// Runs that began with disks on their way home.
     home: u64,
+    /// How often a host stood still.
+    stood: u64,
 }
 
 /// One disk on both hosts.
@@ -120,6 +123,8 @@ struct World {
     stats: Stats,
     /// The target has the disks in use, since it had handed them over.
     home: bool,
+    /// Until when each host stands still.
+    still_until: [Micros; 2],
     failed: Option<String>,
 }
 
@@ -213,6 +218,7 @@ impl World {
             clients: vec![Client::default(); 3],
             stats: Stats::default(),
             home: false,
+            still_until: [Micros(0); 2],
             failed: None,
         };
         if world.rng.percent(30) {
@@ -252,8 +258,12 @@ impl World {
     fn run(mut self) -> (Stats, Result<(), String>) {
         let limit = self.plan.fault_until + Micros::from_secs(60);
         let mut steps = 0_u64;
-        while let Some(((at, _), event)) = self.events.pop_first() {
+        while let Some(((at, count), event)) = self.events.pop_first() {
             self.now = at;
+            if let Some(until) = self.waits(&event) {
+                self.events.insert((until, count), event);
+                continue;
+            }
             steps += 1;
             if std::env::var_os("DISKFERRY_TRACE").is_some() {
                 eprintln!("{:>10} {event:?}", self.now.0);

@@ -4,6 +4,7 @@ use mirror::files::write_record;
 use mirror::record::{Ownership, State};
 
 use super::*;
+use crate::site::together::tests::saved;
 
 const TO: &str = "tls:home:9001";
 
@@ -102,6 +103,65 @@ fn one_whose_session_ended_begins_anew_with_all_others() {
     let other = place(&groups, folder.path(), 2, &both).expect("a place");
     assert!(std::sync::Arc::ptr_eq(&anew.sequence, &other.sequence));
     assert!(!anew.has_ended());
+}
+
+#[test]
+fn who_goes_on_after_a_restart_is_found_by_those_that_come_later_so_that_no_two_groups_go_on() {
+    let (groups, folder) = (Groups::default(), folder(2));
+    let both = [lineage(1), lineage(2)];
+    let first = place(&groups, folder.path(), 1, &both).expect("a place");
+    groups.waits_no_more(lineage(1));
+    let mut kept = first.together.as_ref().clone();
+    kept.disks.truncate(1);
+    // Another process; only one of them was kept.
+    for later_first in [false, true] {
+        let groups = Groups::default();
+        let before = later_first.then(|| place(&groups, folder.path(), 2, &both));
+        let came_back = groups.place_of(&saved(1, &kept), true).expect("a place");
+        let later = place(&groups, folder.path(), 2, &both).expect("a place");
+        assert!(before.flatten().is_none_or(|before| before.has_ended()));
+        assert!(came_back.has_ended() && !later.has_ended());
+        let anew = place(&groups, folder.path(), 1, &both).expect("a place");
+        assert!(std::sync::Arc::ptr_eq(&anew.sequence, &later.sequence));
+        assert!(!anew.has_ended());
+    }
+}
+
+#[test]
+fn who_came_back_waits_for_the_others_no_longer_than_any() {
+    let (groups, folder) = (Groups::default(), folder(2));
+    let both = [lineage(1), lineage(2)];
+    let first = place(&groups, folder.path(), 1, &both).expect("a place");
+    let kept = first.together.as_ref().clone();
+    let groups = Groups::default();
+    let first = groups.place_of(&saved(1, &kept), true).expect("a place");
+    groups.waits_no_more(lineage(1));
+    assert_eq!(first.awaited().len(), 1, "its own session is not there yet");
+}
+
+#[test]
+fn a_place_of_which_nothing_came_is_given_again_and_who_goes_alone_is_not_waited_for() {
+    let (groups, folder) = (Groups::default(), folder(2));
+    let both = [lineage(1), lineage(2)];
+    let first = place(&groups, folder.path(), 1, &both).expect("a place");
+    groups.gives_back(lineage(1));
+    let again = place(&groups, folder.path(), 1, &both).expect("a place");
+    assert!(std::sync::Arc::ptr_eq(&first.sequence, &again.sequence));
+    groups.goes_alone(lineage(2));
+    assert_eq!(again.awaited().len(), 1, "its own session is not there yet");
+    assert!(place(&groups, folder.path(), 2, &both).is_none());
+    assert!(!again.has_ended());
+}
+
+#[test]
+fn groups_that_are_made_up_do_not_pile_up() {
+    let (groups, folder) = (Groups::default(), folder(1));
+    for other in 2..200 {
+        let both = [lineage(1), lineage(other)];
+        place(&groups, folder.path(), 1, &both).expect("a place");
+    }
+    let known = groups.lock();
+    assert!(known.groups.len() <= 2 && known.home.len() <= 2);
 }
 
 #[test]
