@@ -341,7 +341,7 @@ def arguments():
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--diskferry", required=True, type=Path)
     words.add_argument("--link", required=True, type=Path, help="testlink")
-    words.add_argument("--directory", required=True, type=Path, help="where the disks go; not on a tmpfs, which looks for holes page by page")
+    words.add_argument("--directory", required=True, type=Path, help="where the disks go")
     words.add_argument("--json", type=Path, help="all figures, as JSON")
     words.add_argument("--only", action="append", choices=list(CASES), help="a case; may be given several times")
     words.add_argument("--rounds", type=int, default=1)
