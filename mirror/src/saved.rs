@@ -78,6 +78,15 @@ pub struct Kin {
 }
 
 impl Together {
+    /// The lineages of all that were started together, as far as they are known.
+    #[must_use]
+    pub fn lineages(&self) -> Vec<Uuid> {
+        if self.all.is_empty() {
+            return self.disks.iter().map(|kin| kin.disk).collect();
+        }
+        self.all.clone()
+    }
+
     /// Whether it is a group that the disk of that lineage can be of.
     #[must_use]
     pub fn holds(&self, disk: Uuid) -> bool {

@@ -105,8 +105,14 @@ pub(super) fn resume(
     opened: &mut Opened,
     (way_back, groups): (Option<(String, u64)>, &Groups),
 ) -> Option<SourceHandle> {
-    // It may be large, and is of use once.
-    let kept = opened.kept.take();
+    // It may be large, and is of use once. Nobody looks after a way back whose time was over while nobody served the disk.
+    let kept = opened.kept.take().filter(|kept| {
+        let over = way_back::is_over_at(&opened.path, &kept.saved.wishes.to);
+        if over {
+            forget(&opened.path);
+        }
+        !over
+    });
     let session = kept.and_then(|kept| {
         let (to, path) = (&kept.saved.wishes.to, opened.path.display());
         match go_on(port, opened, (&kept, way_back, groups)) {

@@ -84,8 +84,16 @@ impl Groups {
             known.groups.insert(start, seats);
         }
         if goes_home {
-            // Who comes later finds it, and no other is begun beside it.
-            known.home.insert(together.id, start);
+            // Who comes later finds it, and no other one goes on beside it.
+            let before = known.home.insert(together.id, start);
+            let other = before.filter(|before| *before != start);
+            for seat in other
+                .and_then(|other| known.groups.remove(&other))
+                .into_iter()
+                .flatten()
+            {
+                seat.place.end();
+            }
         }
         let seats = known.groups.get_mut(&start)?;
         for seat in seats.iter().filter(|seat| !seat.taken) {

@@ -70,6 +70,14 @@ pub(super) fn goes_to(path: &Path, at: &str) -> bool {
     matches!(side, Some(Side::Away { to, .. }) if to == at)
 }
 
+/// Whether that is where the disk could have gone back to, and its time is over.
+pub(super) fn is_over_at(path: &Path, at: &str) -> bool {
+    kept_of(path).is_some_and(|way| {
+        let there = matches!(&way.side, Side::Away { to, .. } if to == at);
+        there && way.is_over(now())
+    })
+}
+
 /// What is left of it for the owner of the disk: nothing of one that was to open with a move that does not go on.
 pub(super) fn of_owner(path: &Path, way: Option<WayBack>, moves: bool) -> Option<WayBack> {
     let mut way = way?;

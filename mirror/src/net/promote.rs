@@ -118,7 +118,11 @@ fn group_record(own: &Path, name: &str, group: Membership) -> Result<GroupRecord
     }
     let record = GroupStore::beside(own, group.id).load()?;
     let record = record.filter(|record| record.cut_of(name).is_some());
-    record.ok_or_else(|| apart("the record of the disk's group is gone"))
+    // How far the disk is nobody knows then: it may be in the middle of being carried over.
+    record.ok_or_else(|| {
+        let what = "the record of the disk's group does not say how far the disk is";
+        Error::new(ErrorKind::NotOwned, what)
+    })
 }
 
 /// The record of a group of which this disk was promoted, and another one was not when a promotion broke off.
@@ -148,16 +152,11 @@ fn how_far(own: &Path, known: &Ownership, apart: bool) -> Result<(uuid::Uuid, Up
     let Some(group) = group else {
         return Ok((*session, Upto::Sealed));
     };
-    let disk = own.with_extension("");
-    let name = name_of(&disk)?;
-    let is_named = || {
-        let known = GroupStore::beside(own, group.id).load()?;
-        Ok::<_, Error>(known.is_some_and(|known| known.cut_of(&name).is_some()))
-    };
-    if apart && !(group.joined && is_named()?) {
-        // What is sealed is a moment of this disk, whatever the others are at, and whatever of it is carried over already.
+    if apart && !group.joined {
         return Ok((*session, Upto::Sealed));
     }
+    let disk = own.with_extension("");
+    let name = name_of(&disk)?;
     let upto = match group_record(own, &name, *group)?.cut_of(&name) {
         Some((of, cut)) if of == *session => Upto::Cut(cut),
         // The disk is where an earlier session left all of them.

@@ -77,7 +77,11 @@ impl SiteDisk {
         if over {
             return end();
         }
-        let due = self.way().is_due(together.len() > 1);
+        let due = {
+            let mut way = self.way();
+            let others_wait = together.len() > 1 && way.failures <= MOST_KEPT;
+            way.is_due(others_wait)
+        };
         if due {
             match self.start_back((to, together), None) {
                 Ok(started) => {

@@ -21,6 +21,8 @@ use crate::site::Reachable;
 /// How long who has the disk now may be faster than its word that it runs.
 const WORD: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(20);
+/// How long after the first of a server's disks the last one may come into service.
+const ALL_THERE: Duration = Duration::from_mins(2);
 
 impl Site {
     /// Clients elsewhere reach what is served here so.
@@ -78,6 +80,7 @@ pub(super) struct Returning {
     harbour: Weak<Harbour>,
     /// Where it waits.
     listen: String,
+    since: Instant,
 }
 
 fn gone() -> io::Error {
@@ -90,6 +93,7 @@ impl Returning {
             disks: Mutex::default(),
             harbour: Arc::downgrade(harbour),
             listen: listen.to_owned(),
+            since: Instant::now(),
         }
     }
 
@@ -145,7 +149,7 @@ impl TargetHost for Returning {
 
     fn takes_more_later(&self) -> bool {
         // Disks of a server come into service one by one.
-        true
+        self.since.elapsed() < ALL_THERE
     }
 
     fn in_use(&self, _name: &str) -> bool {

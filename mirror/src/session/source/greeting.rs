@@ -89,10 +89,11 @@ impl Source {
             return WayHome::default();
         };
         let group = self.config.replica.group.as_ref();
+        let together = group.map(|place| place.together.lineages());
         WayHome {
             seconds,
             address,
-            together: group.map_or_else(Vec::new, |place| place.together.all.clone()),
+            together: together.unwrap_or_default(),
         }
     }
 

@@ -128,6 +128,20 @@ fn who_goes_on_after_a_restart_is_found_by_those_that_come_later_so_that_no_two_
 }
 
 #[test]
+fn who_goes_on_after_a_restart_ends_a_group_from_which_it_was_left_out() {
+    let (groups, folder) = (Groups::default(), folder(3));
+    let all = [lineage(1), lineage(2), lineage(3)];
+    let first = place(&groups, folder.path(), 1, &all).expect("a place");
+    let mut kept = first.together.as_ref().clone();
+    kept.disks.truncate(1);
+    let groups = Groups::default();
+    let second = place(&groups, folder.path(), 2, &all).expect("a place");
+    groups.waits_no_more(lineage(2));
+    let came_back = groups.place_of(&saved(1, &kept), true).expect("a place");
+    assert!(second.has_ended() && !came_back.has_ended());
+}
+
+#[test]
 fn who_came_back_waits_for_the_others_no_longer_than_any() {
     let (groups, folder) = (Groups::default(), folder(2));
     let both = [lineage(1), lineage(2)];
