@@ -11,7 +11,7 @@
 //! | [`port`] | an export as a migration session reaches it |
 //! | [`source`] | the disks of `serve`, their migrations, what the control socket can ask |
 //! | `way_back` | what is kept of the way back of a disk that has moved |
-//! | `together` | groups of disks that come back one by one |
+//! | `together` | groups of disks that come back one by one, or go home |
 //! | `templates` | images of which disks that are received need not bring what is the same |
 //! | [`target`] | the disks of `receive`: made, opened and served as sessions ask |
 

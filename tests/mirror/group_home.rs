@@ -40,6 +40,19 @@ fn follow_at_home_beyond(sites: &Sites, cut: u64) -> u64 {
     cut_at_home(sites)
 }
 
+/// Both follow at home, and are at another moment than now: who begins anew counts anew.
+#[track_caller]
+fn follow_at_home_anew(sites: &Sites) {
+    let moments = || groups_beside(&at_home(sites, "any")).expect("a folder");
+    let before = moments();
+    until("following at home together", || {
+        let joined = |disk: &&str| is_joined_at(&at_home(sites, disk));
+        let now = moments();
+        let of_both = now.iter().all(|group| group.disks.len() == BOTH.len());
+        BOTH.iter().all(joined) && of_both && !now.is_empty() && now != before
+    });
+}
+
 /// How a disk stands at its new host.
 fn status(sites: &Sites, disk: &str) -> Value {
     let disk = format!("in/{disk}");
@@ -150,8 +163,7 @@ fn disks_go_home_together_although_either_host_is_killed_in_the_middle() {
         serve(&mut sites, &BOTH);
         counting = self::counting(&sites, last);
     }
-    let cut = cut_at_home(&sites);
-    follow_at_home_beyond(&sites, cut);
+    follow_at_home_anew(&sites);
     until_home(&sites);
     thread::sleep(Duration::from_millis(300));
     let last = counting.end();
