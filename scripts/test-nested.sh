@@ -27,11 +27,15 @@ export LC_ALL=C
 say() { echo "nested: $*"; }
 
 fail() {
+    local log
+    for log in outer steps; do
+        [ -s "$HERE/$log.log" ] || continue
+        echo "--- the last lines of target/nested/$log.log" >&2
+        tail -n 100 "$HERE/$log.log" | tr -d '\r' >&2
+    done
+    # Last, where it is seen: what a step says of itself, and what is wrong.
+    grep -s '^nested: FAILED' "$HERE/steps.log" | tr -d '\r' >&2 || true
     echo "error: $1" >&2
-    if [ -s "$HERE/outer.log" ]; then
-        echo "--- the last lines of target/nested/outer.log" >&2
-        tail -n 60 "$HERE/outer.log" | tr -d '\r' >&2
-    fi
     exit 1
 }
 
@@ -141,12 +145,14 @@ run_outer() {
     # The next tick brings what waits.
     local timer="nohz=off highres=off"
     local processor=max,+svm,+npt,-xsave,-avx,-avx2,-fma,-f16c,-vaes,-vpclmulqdq
+    # Its kernel has the first serial port, the scenario the second one.
     timeout --foreground --kill-after=10 "$SECONDS_AT_MOST" "$emulator" -accel tcg,thread=multi \
-        -cpu "$processor" -smp 1 -m 3072 -nodefaults -no-user-config -display none -monitor none -serial stdio -no-reboot \
+        -cpu "$processor" -smp 1 -m 3072 -nodefaults -no-user-config -display none -monitor none -no-reboot \
+        -serial "file:$HERE/outer.log" -serial stdio \
         -kernel "$KERNEL" -initrd "$HERE/outer" -append "console=ttyS0 panic=-1 quiet $timer" \
         -drive "file=$HERE/disk.img,format=raw,if=virtio,cache=unsafe" </dev/null 2>&1 |
-        tee "$HERE/outer.log" | grep --line-buffered '^nested: ' | sed -u 's|\r||' || true
-    grep -q '^nested: PASSED' "$HERE/outer.log"
+        tee "$HERE/steps.log" | grep --line-buffered '^nested: ' | sed -u 's|\r||' || true
+    grep -q '^nested: PASSED' "$HERE/steps.log"
 }
 
 # file_system DISK: it is sound, and the guest has left nothing to be done.
@@ -188,7 +194,7 @@ look_at_disk() {
 say "building diskferry"
 cargo build --quiet --bin diskferry
 mkdir -p "$HERE/packages" "$HERE/unpacked"
-rm -f "$HERE/outer.log"
+rm -f "$HERE"/{outer,steps}.log
 meta=linux-image-cloud-amd64
 newest_kernel() { apt-cache depends $meta 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p'; }
 kernel_package=$(newest_kernel || true)
@@ -214,7 +220,7 @@ debian_disk
 outer_disk
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 trap 'exit 130' INT TERM
-say "starting a host in software; its console is target/nested/outer.log"
+say "starting a host in software; its console is target/nested/outer.log, the scenario's target/nested/steps.log"
 run_outer || fail "the scenario did not pass within $SECONDS_AT_MOST s"
 say "looking at what it left on its disk"
 case " $STEPS " in *" switches_off "*) look_at_disk ;; esac
