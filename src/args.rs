@@ -387,6 +387,7 @@ pub(crate) struct ResizeArgs {
   diskferry serve disk.vhdx --listen unix:/run/disk.sock --iops 2000 --bandwidth 100M    for each disk
   diskferry serve disk.vhdx --listen unix:/run/disk.sock --metrics 127.0.0.1:9750    for Prometheus
   diskferry serve root=a.vhdx data=b.vhdx --listen tcp:0.0.0.0:10809 --listen unix:/run/disks.sock
+  diskferry serve disk.vhdx --listen tls:0.0.0.0:10809    for sites that are trusted (see `diskferry pair`)
   diskferry serve nbd://127.0.0.1:10809/disk --state disk.vhdx.nbd --listen unix:/run/disk.sock    stands in front of it
 
 Each disk is an export with the name of its file without the suffix, or the name given. A single
@@ -400,7 +401,7 @@ pub(crate) struct ServeArgs {
     /// The disks: a file or the address of an NBD export, or NAME=one of them
     #[arg(required = true, value_name = "DISK")]
     pub(crate) disks: Vec<PathBuf>,
-    /// Where to listen: unix:PATH or tcp:HOST:PORT; may be given several times
+    /// Where to listen: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT; may be given several times
     #[arg(long, required = true, value_name = "ADDRESS")]
     pub(crate) listen: Vec<String>,
     /// Refuse all changes; others may read the disk too

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use blockserver::nbd::uri::Endpoint;
 use mirror::net::{SiteAddress, tls};
 
 use crate::failure::{Exit, Failure, Result};
@@ -41,12 +42,19 @@ pub(crate) fn introduce(given: Option<&Path>) -> Result<()> {
     };
     if identity.peers() == 0 {
         tracing::warn!(
-            "{}: no other site is trusted; `diskferry pair trust` adds one",
+            "{}: no other site is trusted yet; `diskferry pair trust` adds one",
             folder.display()
         );
     }
     tls::introduce(identity);
     Ok(())
+}
+
+/// What is wrong where this process is nobody to others.
+pub(crate) fn missing() -> std::io::Error {
+    let what =
+        "this process has no identity for encrypted connections (--identity, `diskferry pair new`)";
+    std::io::Error::new(std::io::ErrorKind::NotFound, what)
 }
 
 /// Refuse an address at which others could read along, unless that is asked for, and one that wants an identity that this
@@ -66,5 +74,25 @@ pub(crate) fn allowed(address: &str, plain: bool) -> Result<()> {
     );
     Err(Failure::usage(what).hint(
         "say tls: instead of tcp: (see `diskferry pair`), or --plain if nobody else is on that network",
+    ))
+}
+
+/// Refuse an NBD address at which others could read along what clients of the other site ask of a disk once it has moved,
+/// where the move itself, at `site`, is encrypted and that was not asked for.
+pub(crate) fn passes_on(site: &str, clients: &Endpoint, plain: bool) -> Result<()> {
+    let site = SiteAddress::parse(site).map_err(|error| Failure::usage(error.to_string()))?;
+    let near = |at: &Endpoint| {
+        let at = SiteAddress::parse(&at.to_string());
+        at.is_ok_and(|at| at.is_loopback())
+    };
+    if plain || !site.is_sealed() || !matches!(clients, Endpoint::Tcp { .. }) || near(clients) {
+        return Ok(());
+    }
+    let what = format!(
+        "{clients}: what clients of the other site ask of a disk once it has moved would cross the network for everybody \
+         to read and change"
+    );
+    Err(Failure::usage(what).hint(
+        "name tls:HOST:PORT first, before what others are served at; or say --plain if nobody else is on that network",
     ))
 }

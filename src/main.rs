@@ -24,6 +24,7 @@ mod plan;
 mod progress;
 mod report;
 mod saved;
+mod sealing;
 mod site;
 mod source;
 mod target;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     let report = Report::new(&typed.global);
     log::to_stderr(&typed.global);
     limits::survive();
+    sealing::introduce();
     match commands::run(&typed, report) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

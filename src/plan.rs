@@ -309,11 +309,14 @@ impl Receive {
             .map(|text| endpoint(text))
             .collect::<Result<_>>()?;
         let advertise = args.advertise.as_deref().map(endpoint).transpose()?;
-        if let (None, Some(Endpoint::Tcp { host, .. })) = (&advertise, serve.first())
+        if let (None, Some(Endpoint::Tcp { host, .. } | Endpoint::Tls { host, .. })) =
+            (&advertise, serve.first())
             && ["0.0.0.0", "::", "[::]"].contains(&host.as_str())
         {
             let what = format!("{host} is no address that a source could send its clients to");
-            return Err(Failure::usage(what).hint("--advertise tcp:HOST:PORT names one"));
+            return Err(Failure::usage(what).hint(
+                "--advertise tls:HOST:PORT names one, or tcp:HOST:PORT where that is served",
+            ));
         }
         Ok(Self {
             listen: args.listen.clone().unwrap_or_default(),
@@ -369,8 +372,10 @@ pub(crate) fn library_format(format: FormatName) -> ImageFormat {
 pub(crate) fn control_path(text: &str) -> Result<PathBuf> {
     match endpoint(text)? {
         Endpoint::Unix(path) => Ok(path),
-        Endpoint::Tcp { .. } => Err(Failure::usage(format!("`{text}` is no unix socket"))
-            .hint("control is for this host alone: unix:PATH")),
+        Endpoint::Tcp { .. } | Endpoint::Tls { .. } => {
+            Err(Failure::usage(format!("`{text}` is no unix socket"))
+                .hint("control is for this host alone: unix:PATH"))
+        }
     }
 }
 
@@ -378,14 +383,15 @@ pub(crate) fn control_path(text: &str) -> Result<PathBuf> {
 pub(crate) fn from_anywhere(endpoint: Endpoint) -> Endpoint {
     match endpoint {
         Endpoint::Unix(path) => Endpoint::Unix(std::path::absolute(&path).unwrap_or(path)),
-        tcp @ Endpoint::Tcp { .. } => tcp,
+        tcp @ (Endpoint::Tcp { .. } | Endpoint::Tls { .. }) => tcp,
     }
 }
 
 /// Where to listen or to connect.
 pub(crate) fn endpoint(text: &str) -> Result<Endpoint> {
     text.parse().map_err(|_: AddressError| {
-        Failure::usage(format!("`{text}` is no address")).hint("use unix:PATH or tcp:HOST:PORT")
+        Failure::usage(format!("`{text}` is no address"))
+            .hint("use unix:PATH, tcp:HOST:PORT or tls:HOST:PORT")
     })
 }
 

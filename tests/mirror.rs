@@ -24,6 +24,7 @@ mod mirror {
     mod promotion;
     mod refusals;
     mod relay;
+    mod sealed;
     mod seeds;
     mod site;
     mod verify;

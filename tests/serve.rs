@@ -20,4 +20,5 @@ mod serve {
     mod random;
     mod refused;
     mod room;
+    mod tls;
 }

@@ -4,11 +4,12 @@
 //! |---|---|
 //! | codec and machine | [`nbd`]: the protocol, without I/O; [`virtio`]: the same for guests; [`throttle`]: limits |
 //! | driver | [`server`]: the server; [`export`]: what it serves, and what may be done to that |
-//! | driver | `worker`: one thread of it; `uring`: system calls in batches; `forward`; `socket` |
+//! | driver | `worker`: one thread of it; `uring`: system calls in batches; `forward`; `socket`; [`seal`] |
 
 pub mod export;
 mod forward;
 pub mod nbd;
+pub mod seal;
 pub mod server;
 mod socket;
 pub mod throttle;

@@ -1,11 +1,11 @@
-//! Stream sockets that NBD runs over: TCP or unix.
+//! Stream sockets that NBD runs over: TCP, encrypted or not, or unix.
 //!
 //! Driver: opens, listens, closes; knows nothing of what passes through. On TCP it turns Nagle's
 //! algorithm off, as the protocol document asks of both sides.
 
 use std::io::{self, IoSliceMut, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -20,6 +20,8 @@ use crate::nbd::uri::Endpoint;
 pub(crate) enum Socket {
     /// Over TCP.
     Tcp(TcpStream),
+    /// Over TCP, encrypted: what is read and written, and the connection itself.
+    Sealed(UnixStream, TcpStream),
     /// Over a unix socket.
     Unix(UnixStream),
 }
@@ -29,6 +31,13 @@ impl Socket {
     pub(crate) fn connect(endpoint: &Endpoint, limit: Duration) -> io::Result<Self> {
         match endpoint {
             Endpoint::Tcp { host, port } => connect_tcp(host, *port, limit).map(Self::Tcp),
+            Endpoint::Tls { host, port } => {
+                // Before there is a connection that nobody can encrypt.
+                let seal = crate::seal::seal()?;
+                let stream = connect_tcp(host, *port, limit)?;
+                let plain = seal.call(stream.try_clone()?, limit)?;
+                Ok(Self::Sealed(plain, stream))
+            }
             Endpoint::Unix(path) => UnixStream::connect(path).map(Self::Unix),
         }
     }
@@ -40,7 +49,7 @@ impl Socket {
                 stream.set_read_timeout(limit)?;
                 stream.set_write_timeout(limit)
             }
-            Self::Unix(stream) => {
+            Self::Sealed(stream, _) | Self::Unix(stream) => {
                 stream.set_read_timeout(limit)?;
                 stream.set_write_timeout(limit)
             }
@@ -50,7 +59,7 @@ impl Socket {
     /// Take the connection for lost when the peer's host has given no sign of life for about `span`, at least 4 seconds.
     /// A unix socket needs none.
     pub(crate) fn set_silence(&self, span: Duration) -> io::Result<()> {
-        let Self::Tcp(stream) = self else {
+        let (Self::Tcp(stream) | Self::Sealed(_, stream)) = self else {
             return Ok(());
         };
         let part = Duration::from_secs((span.as_secs() / 4).max(1));
@@ -68,7 +77,7 @@ impl Socket {
     /// in its hand.
     pub(crate) fn abandon(&self) {
         let _ = match self {
-            Self::Tcp(stream) => {
+            Self::Tcp(stream) | Self::Sealed(_, stream) => {
                 // What the kernel has not sent yet is thrown away at the close.
                 let _ = sockopt::set_socket_linger(stream, Some(Duration::ZERO));
                 stream.shutdown(std::net::Shutdown::Both)
@@ -81,7 +90,9 @@ impl Socket {
     pub(crate) fn stop_writing(&self) {
         let _ = match self {
             Self::Tcp(stream) => stream.shutdown(std::net::Shutdown::Write),
-            Self::Unix(stream) => stream.shutdown(std::net::Shutdown::Write),
+            Self::Sealed(stream, _) | Self::Unix(stream) => {
+                stream.shutdown(std::net::Shutdown::Write)
+            }
         };
     }
 }
@@ -90,7 +101,7 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
+            Self::Sealed(stream, _) | Self::Unix(stream) => stream.as_fd(),
         }
     }
 }
@@ -99,14 +110,14 @@ impl Read for &Socket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Socket::Tcp(stream) => (&*stream).read(buffer),
-            Socket::Unix(stream) => (&*stream).read(buffer),
+            Socket::Sealed(stream, _) | Socket::Unix(stream) => (&*stream).read(buffer),
         }
     }
 
     fn read_vectored(&mut self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         match self {
             Socket::Tcp(stream) => (&*stream).read_vectored(buffers),
-            Socket::Unix(stream) => (&*stream).read_vectored(buffers),
+            Socket::Sealed(stream, _) | Socket::Unix(stream) => (&*stream).read_vectored(buffers),
         }
     }
 }
@@ -115,7 +126,7 @@ impl Write for &Socket {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
             Socket::Tcp(stream) => (&*stream).write(data),
-            Socket::Unix(stream) => (&*stream).write(data),
+            Socket::Sealed(stream, _) | Socket::Unix(stream) => (&*stream).write(data),
         }
     }
 
@@ -143,6 +154,8 @@ fn connect_tcp(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> 
 pub(crate) enum Listener {
     /// On a TCP port.
     Tcp(TcpListener),
+    /// On a TCP port, for encrypted connections.
+    Tls(TcpListener),
     /// On a unix socket, and its path.
     Unix(UnixListener, PathBuf),
 }
@@ -154,6 +167,9 @@ impl Listener {
             Endpoint::Tcp { host, port } => {
                 TcpListener::bind((host.as_str(), *port)).map(Self::Tcp)
             }
+            Endpoint::Tls { host, port } => crate::seal::seal()
+                .and_then(|_| TcpListener::bind((host.as_str(), *port)))
+                .map(Self::Tls),
             Endpoint::Unix(path) => bind_unix(path),
         };
         bound.map_err(|error| {
@@ -166,23 +182,44 @@ impl Listener {
 
     /// Where it listens; with the port that the system chose when 0 was asked for.
     pub(crate) fn endpoint(&self) -> io::Result<Endpoint> {
+        let at = |listener: &TcpListener| {
+            let address: SocketAddr = listener.local_addr()?;
+            io::Result::Ok((address.ip().to_string(), address.port()))
+        };
         match self {
             Self::Tcp(listener) => {
-                let address: SocketAddr = listener.local_addr()?;
-                Ok(Endpoint::Tcp {
-                    host: address.ip().to_string(),
-                    port: address.port(),
-                })
+                let (host, port) = at(listener)?;
+                Ok(Endpoint::Tcp { host, port })
+            }
+            Self::Tls(listener) => {
+                let (host, port) = at(listener)?;
+                Ok(Endpoint::Tls { host, port })
             }
             Self::Unix(_, path) => Ok(Endpoint::Unix(path.clone())),
         }
     }
 }
 
+impl Listener {
+    /// What is served of a connection that was accepted here: its plain end, at once, where it is encrypted.
+    pub(crate) fn plain_end(&self, accepted: OwnedFd, limit: Duration) -> io::Result<OwnedFd> {
+        if !matches!(self, Self::Tls(_)) {
+            return Ok(accepted);
+        }
+        let (served, outside) = UnixStream::pair()?;
+        let stream = TcpStream::from(accepted);
+        stream.set_nodelay(true)?;
+        // A client whose host has gone is noticed some time.
+        sockopt::set_socket_keepalive(&stream, true)?;
+        crate::seal::seal()?.admit(stream, outside, limit);
+        Ok(served.into())
+    }
+}
+
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Tcp(listener) => listener.as_fd(),
+            Self::Tcp(listener) | Self::Tls(listener) => listener.as_fd(),
             Self::Unix(listener, _) => listener.as_fd(),
         }
     }

@@ -39,7 +39,7 @@ The key never leaves the folder; the certificate is for everybody to see.")]
 pub(crate) struct PairNewArgs {
     #[command(flatten)]
     pub(crate) identity: IdentityArgs,
-    /// The name in the certificate, for people [default: this host's]
+    /// The name in the certificate, for people and for NBD clients that look at it [default: this host's]
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
 }

@@ -9,17 +9,20 @@ use super::pair::IdentityArgs;
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
-  diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809
+  diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tls:10.0.0.2:10809
+  diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tls:10.0.0.2:10810 --serve tcp:10.0.0.2:10809
   diskferry receive --listen tcp:127.0.0.1:9000 --into . --serve unix:/run/disks.sock
-  diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809 --expect db.vhdx --quota 500G
-  diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809 --metrics 127.0.0.1:9750
-  diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tcp:10.0.0.2:10809 --template /srv/images/debian-12.vhdx
+  diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tls:10.0.0.2:10809 --expect db.vhdx --quota 500G
+  diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tls:10.0.0.2:10809 --metrics 127.0.0.1:9750
+  diskferry receive --listen tls:0.0.0.0:9000 --into /srv/disks --serve tls:10.0.0.2:10809 --template /srv/images/debian-12.vhdx
   diskferry receive --seed /srv/disks/disk.vhdx                      it came on a drive: take it for an older copy
   diskferry receive --promote-at-last-epoch /srv/disks/disk.vhdx     the source is lost for good
 
 Disks arrive in the folder under the names of their files, refused by every program until they are
 complete. From the moment a disk belongs to this host it is served. The address to serve at is also
 the one to which the source sends its clients' requests; if they must use another, --advertise it.
+At tls:HOST:PORT those are encrypted as the move is, between sites that know each other; clients of this site
+can be served elsewhere too. Where the move is encrypted and they are not, --plain has to be said.
 
 --expect, --max-disk and --quota say what is taken; a move that has begun may end, whatever they say after a restart. A move that
 would need more than the quota ends with an error, and its source stays the owner.
@@ -46,13 +49,13 @@ pub(crate) struct ReceiveArgs {
     pub(crate) listen: Option<String>,
     #[command(flatten)]
     pub(crate) identity: IdentityArgs,
-    /// Let disks cross the network unencrypted, from anybody
+    /// Let disks, or what is asked of them, cross the network unencrypted, from anybody
     #[arg(long)]
     pub(crate) plain: bool,
     /// The folder for the disks
     #[arg(long, value_name = "DIR", required_unless_present_any = ["promote", "seed"])]
     pub(crate) into: Option<PathBuf>,
-    /// Where NBD clients connect: unix:PATH or tcp:HOST:PORT; may be given several times
+    /// Where NBD clients connect: unix:PATH, tls:HOST:PORT or tcp:HOST:PORT; may be given several times
     #[arg(long, value_name = "ADDRESS", required_unless_present_any = ["promote", "seed"])]
     pub(crate) serve: Vec<String>,
     /// Take an image for an older copy of the disk that will come under its name, and end

@@ -6,6 +6,7 @@
 use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
 
+use mirror::net::tls;
 use vmm::confine::{self, Kind, Limits, Mode, Paths};
 use vmm::description::{Console, Kernel};
 
@@ -13,6 +14,7 @@ use crate::args::{Confine, RunArgs};
 use crate::control::machine::Confinement;
 use crate::control::place;
 use crate::failure::{Exit, Failure, Result};
+use crate::identity;
 use crate::moving;
 use crate::plan::Machine;
 use crate::site::disk::Opened;
@@ -113,6 +115,11 @@ fn paths(args: &RunArgs, plan: &Machine, disks: &[Opened]) -> Result<Paths> {
         paths.read.push(kernel.clone());
     }
     paths.read.extend(plan.search.folders.iter().cloned());
+    if tls::is_introduced() {
+        // Who is trusted is looked at for each connection.
+        let folder = identity::folder(args.identity.identity.as_deref());
+        paths.read.push(folder.join(tls::PEERS));
+    }
     let parent = plan.search.parent.as_deref();
     paths.read.extend(parent.map(folder_of));
     paths.write.push(KVM.into());

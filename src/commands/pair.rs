@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use mirror::net::tls::{self, CERTIFICATE_FILE, KEY_FILE, PEERS};
-use rcgen::{CertificateParams, DnType, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 use serde::Serialize;
 
 use crate::args::{IdentityArgs, PairForgetArgs, PairNewArgs, PairTrustArgs, PairVerb};
@@ -103,7 +103,14 @@ fn new(args: &PairNewArgs, report: Report) -> Result<()> {
     let name = args.name.clone().unwrap_or_else(host);
     let failed = |e: rcgen::Error| Failure::new(Exit::Failed, format!("no certificate: {e}"));
     let key = KeyPair::generate().map_err(failed)?;
-    let mut params = CertificateParams::new(Vec::new()).map_err(failed)?;
+    // For programs that look at names and authorities, which this one does not.
+    let host = |name: &String| {
+        name.chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-.".contains(c))
+    };
+    let names: Vec<String> = Some(name.clone()).filter(host).into_iter().collect();
+    let mut params = CertificateParams::new(names).map_err(failed)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.distinguished_name.push(DnType::CommonName, name);
     let made = params.self_signed(&key).map_err(failed)?;
     make_folder(&folder)?;
@@ -143,7 +150,7 @@ fn forget(args: &PairForgetArgs, report: Report) -> Result<()> {
     removed.map_err(|e| cannot(&forgotten.certificate, "removed", &e))?;
     report.result("forgotten", &forgotten, |site| {
         let name = site.name.as_deref().unwrap_or_default();
-        format!("{name} is trusted no more; programs that run trust it until they end")
+        format!("{name} is trusted no more; a connection that it has goes on until it ends")
     })
 }
 

@@ -20,7 +20,7 @@ use crate::site::Reachable;
 use crate::site::source::Site;
 use crate::site::target::{Folder, Owned};
 use crate::site::templates;
-use crate::{identity, interrupt};
+use crate::{identity, interrupt, sealing};
 
 /// How often changes are looked for that people are told of.
 const LOOK: Duration = Duration::from_millis(500);
@@ -42,6 +42,9 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
     let plan = Receive::new(args)?;
     identity::introduce(args.identity.identity.as_deref())?;
     identity::allowed(&plan.listen, args.plain)?;
+    for clients in plan.advertise.iter().chain(plan.serve.first()).take(1) {
+        identity::passes_on(&plan.listen, clients, args.plain)?;
+    }
     interrupt::listen();
     if !plan.into.is_dir() {
         let what = format!("{}: is no folder", plan.into.display());
@@ -88,6 +91,7 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
     target.stop();
     site.stop();
     let closed = server.stop();
+    sealing::see_off();
     folder.unlock();
     site.unlock();
     closed.map_err(|e| Failure::io("a disk could not be closed cleanly", &e))

@@ -22,7 +22,7 @@ use crate::report::Report;
 use crate::site::Reachable;
 use crate::site::elsewhere::NOT_PROMISED;
 use crate::site::source::Site;
-use crate::{identity, interrupt};
+use crate::{identity, interrupt, sealing};
 use crate::{site, size};
 
 #[derive(Serialize)]
@@ -87,6 +87,7 @@ pub(crate) fn run(args: &ServeArgs, report: Report) -> Result<()> {
     };
     drop(exports);
     let closed = server.stop();
+    sealing::see_off();
     site.unlock();
     closed.map_err(|e| Failure::io("a disk could not be closed cleanly", &e))?;
     report.event("summary", &ended, &farewell(&ended))

@@ -48,11 +48,11 @@ pub(crate) fn address(to: &str, plain: bool) -> Result<Address> {
             let what = format!(
                 "{to}: all of the disk would cross the network for everybody to read and change"
             );
-            let hint =
-                "bring it there through a tunnel, or say --plain if nobody else is on that network";
+            let hint = "say nbds: where that server has TLS and is trusted (`diskferry pair trust`), bring it there \
+                        through a tunnel, or say --plain if nobody else is on that network";
             return Err(Failure::usage(what).hint(hint));
         }
-        Endpoint::Tcp { .. } => {}
+        Endpoint::Tcp { .. } | Endpoint::Tls { .. } => {}
     }
     Ok(address)
 }
@@ -64,14 +64,12 @@ pub(crate) fn is_one_of(there: &Endpoint, ours: &[Endpoint]) -> bool {
             let (there, one) = (there.canonicalize(), one.canonicalize());
             there.is_ok_and(|there| one.is_ok_and(|one| one == there))
         }
-        (
-            Endpoint::Tcp { host, port },
-            Endpoint::Tcp {
-                host: one,
-                port: at,
-            },
-        ) => port == at && (host == one || is_near(host)),
-        _ => false,
+        (Endpoint::Unix(_), _) | (_, Endpoint::Unix(_)) => false,
+        (there, one) => {
+            let (host, port) = over_tcp(there);
+            let (one, at) = over_tcp(one);
+            port == at && (host == one || is_near(host))
+        }
     };
     ours.iter().any(same)
 }
@@ -82,12 +80,23 @@ pub(crate) fn may_be_same(one: &Address, other: &Address) -> bool {
     // Neither is known to be of this host.
     let hosts = |a: &str, b: &str| a == b || is_near(a) == is_near(b) && is_near(a);
     let server = match (&one.endpoint, &other.endpoint) {
-        (Endpoint::Tcp { host: a, port: at }, Endpoint::Tcp { host: b, port }) => {
+        (Endpoint::Unix(_), _) | (_, Endpoint::Unix(_)) => {
+            is_one_of(&one.endpoint, std::slice::from_ref(&other.endpoint))
+        }
+        (one, other) => {
+            let ((a, at), (b, port)) = (over_tcp(one), over_tcp(other));
             at == port && hosts(a, b)
         }
-        (one, other) => is_one_of(one, std::slice::from_ref(other)),
     };
     named && server
+}
+
+/// Where TCP leads, encrypted or not; nowhere for a unix socket.
+fn over_tcp(endpoint: &Endpoint) -> (&str, u16) {
+    match endpoint {
+        Endpoint::Tcp { host, port } | Endpoint::Tls { host, port } => (host, *port),
+        Endpoint::Unix(_) => ("", 0),
+    }
 }
 
 fn is_near(host: &str) -> bool {

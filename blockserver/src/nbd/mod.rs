@@ -1,9 +1,10 @@
-//! The NBD protocol: a codec and two machines that do no I/O, and one blocking driver.
+//! The NBD protocol: a codec and machines that do no I/O, and one blocking driver.
 //!
 //! | module | floor | what it is |
 //! |---|---|---|
 //! | [`wire`] | codec | every number and layout of the protocol document |
 //! | [`handshake`] | machine | what to answer to each option |
+//! | [`starttls`] | machine | how a connection becomes encrypted, for both sides |
 //! | [`connection`] | machine | the server's side of one client |
 //! | [`client`] | machine | the client's side |
 //! | [`blocking_client`] | driver | the client machine over a blocking socket |
@@ -20,6 +21,7 @@ pub mod error;
 pub mod handshake;
 mod limits;
 pub mod reply;
+pub mod starttls;
 pub mod uri;
 pub mod wire;
 

@@ -1,8 +1,8 @@
 //! How people write where an NBD server is.
 //!
 //! Codec: text to a checked [`Address`] and back. Specified in `doc/uri.md` of the NBD project
-//! (`nbd://HOST:PORT/EXPORT`, `nbd+unix:///EXPORT?socket=PATH`); `tcp:HOST:PORT` and `unix:PATH` are
-//! the short forms of this program and name the default export. Schemes that mean TLS are refused.
+//! (`nbd://HOST:PORT/EXPORT`, `nbds://HOST:PORT/EXPORT`, `nbd+unix:///EXPORT?socket=PATH`); `tcp:HOST:PORT`,
+//! `tls:HOST:PORT` and `unix:PATH` are the short forms of this program and name the default export.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,13 @@ pub const DEFAULT_PORT: u16 = 10809;
 pub enum Endpoint {
     /// A TCP port.
     Tcp {
+        /// Name or address; an IPv6 address without its brackets.
+        host: String,
+        /// Port; 0 lets the system choose, which makes sense only when listening.
+        port: u16,
+    },
+    /// The same, where connections are encrypted before anything else is said.
+    Tls {
         /// Name or address; an IPv6 address without its brackets.
         host: String,
         /// Port; 0 lets the system choose, which makes sense only when listening.
@@ -46,7 +53,7 @@ impl fmt::Display for AddressError {
         write!(
             f,
             "'{}' is no NBD address: {} (use nbd://HOST:PORT/EXPORT, \
-             nbd+unix:///EXPORT?socket=PATH, tcp:HOST:PORT or unix:PATH)",
+             nbds://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH, tcp:HOST:PORT, tls:HOST:PORT or unix:PATH)",
             self.text, self.reason
         )
     }
@@ -82,13 +89,26 @@ impl FromStr for Endpoint {
     }
 }
 
-/// The short form: `tcp:HOST:PORT` or `unix:PATH`.
+/// The short form: `tcp:HOST:PORT`, `tls:HOST:PORT` or `unix:PATH`.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp:{}:{port}", Bracketed(host)),
+            Self::Tls { host, port } => write!(f, "tls:{}:{port}", Bracketed(host)),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A host as it stands before a port.
+struct Bracketed<'a>(&'a str);
+
+impl fmt::Display for Bracketed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.contains(':') {
+            write!(f, "[{}]", self.0)
+        } else {
+            f.write_str(self.0)
         }
     }
 }
@@ -97,10 +117,8 @@ impl fmt::Display for Endpoint {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.endpoint {
-            Endpoint::Tcp { host, port } if host.contains(':') => {
-                write!(f, "nbd://[{host}]:{port}/")
-            }
-            Endpoint::Tcp { host, port } => write!(f, "nbd://{host}:{port}/"),
+            Endpoint::Tcp { host, port } => write!(f, "nbd://{}:{port}/", Bracketed(host)),
+            Endpoint::Tls { host, port } => write!(f, "nbds://{}:{port}/", Bracketed(host)),
             Endpoint::Unix(_) => f.write_str("nbd+unix:///"),
         }?;
         write_escaped(f, &self.export)?;
@@ -119,11 +137,13 @@ fn parse(text: &str) -> Result<Address, &'static str> {
             export: String::new(),
         });
     }
-    if let Some(place) = text.strip_prefix("tcp:") {
-        return Ok(Address {
-            endpoint: tcp(place, None)?,
-            export: String::new(),
-        });
+    for (word, sealed) in [("tcp:", false), ("tls:", true)] {
+        if let Some(place) = text.strip_prefix(word) {
+            return Ok(Address {
+                endpoint: over_tcp(place, None, sealed)?,
+                export: String::new(),
+            });
+        }
     }
     let Some((scheme, rest)) = text.split_once("://") else {
         return Err("it has no scheme");
@@ -132,7 +152,8 @@ fn parse(text: &str) -> Result<Address, &'static str> {
     let (place, export) = rest.split_once('/').unwrap_or((rest, ""));
     let export = unescape(export)?;
     let endpoint = match scheme {
-        "nbd" => tcp(place, Some(DEFAULT_PORT))?,
+        "nbd" => over_tcp(place, Some(DEFAULT_PORT), false)?,
+        "nbds" => over_tcp(place, Some(DEFAULT_PORT), true)?,
         "nbd+unix" if place.is_empty() => {
             let socket = query
                 .split('&')
@@ -141,7 +162,7 @@ fn parse(text: &str) -> Result<Address, &'static str> {
             unix(&unescape(socket)?)?
         }
         "nbd+unix" => return Err("a nbd+unix URI has no host (write three slashes)"),
-        "nbds" | "nbds+unix" => return Err("TLS is not supported"),
+        "nbds+unix" => return Err("what does not leave this host is not encrypted"),
         _ => return Err("its scheme is unknown"),
     };
     Ok(Address { endpoint, export })
@@ -158,7 +179,11 @@ fn unix(path: &str) -> Result<Endpoint, &'static str> {
 }
 
 /// `HOST:PORT`, `[V6]:PORT`, or one without a port where there is a default.
-fn tcp(place: &str, default_port: Option<u16>) -> Result<Endpoint, &'static str> {
+fn over_tcp(
+    place: &str,
+    default_port: Option<u16>,
+    sealed: bool,
+) -> Result<Endpoint, &'static str> {
     if place.contains('@') {
         return Err("user names are not supported");
     }
@@ -187,9 +212,11 @@ fn tcp(place: &str, default_port: Option<u16>) -> Result<Endpoint, &'static str>
             .map_err(|_| "the port is not a number up to 65535")?,
         None => default_port.ok_or("the port is missing")?,
     };
-    Ok(Endpoint::Tcp {
-        host: host.to_owned(),
-        port,
+    let host = host.to_owned();
+    Ok(if sealed {
+        Endpoint::Tls { host, port }
+    } else {
+        Endpoint::Tcp { host, port }
     })
 }
 
@@ -241,6 +268,16 @@ mod tests {
         }
     }
 
+    fn tls(host: &str, port: u16, export: &str) -> Address {
+        Address {
+            endpoint: Endpoint::Tls {
+                host: host.into(),
+                port,
+            },
+            export: export.into(),
+        }
+    }
+
     fn unix(path: &str, export: &str) -> Address {
         Address {
             endpoint: Endpoint::Unix(path.into()),
@@ -259,6 +296,8 @@ mod tests {
             ("unix:/run/s", unix("/run/s", "")),
             ("tcp:localhost:10810", tcp("localhost", 10810, "")),
             ("tcp:[::]:0", tcp("::", 0, "")),
+            ("nbds://host/disk", tls("host", 10809, "disk")),
+            ("tls:[::1]:7", tls("::1", 7, "")),
         ] {
             assert_eq!(text.parse(), Ok(address), "{text}");
         }
@@ -275,7 +314,8 @@ mod tests {
             "tcp:h:70000",
             "unix:",
             "nbd://",
-            "nbds://h/",
+            "nbds+unix:///?socket=/s",
+            "tls:h",
             "nbd+unix:///x",
             "nbd+unix://h/?socket=/s",
             "ftp://h",
@@ -298,18 +338,18 @@ mod tests {
     proptest! {
         #[test]
         fn an_address_survives_being_written_and_read(
-            export in "[^\0]{0,20}", path in "/[^\0]{1,20}", port: u16, over_tcp: bool,
+            export in "[^\0]{0,20}", path in "/[^\0]{1,20}", port: u16, how in 0..3,
         ) {
-            let address = if over_tcp {
-                tcp("a.example", port, &export)
-            } else {
-                unix(&path, &export)
+            let address = match how {
+                0 => tcp("a.example", port, &export),
+                1 => tls("::1", port, &export),
+                _ => unix(&path, &export),
             };
             prop_assert_eq!(address.to_string().parse::<Address>(), Ok(address));
         }
 
         #[test]
-        fn no_text_makes_the_parser_panic(text in "(nbd|tcp|unix|nbd\\+unix)?(:|://)?.{0,40}") {
+        fn no_text_makes_the_parser_panic(text in "(nbds?|tcp|tls|unix|nbd\\+unix)?(:|://)?.{0,40}") {
             let _ = text.parse::<Address>();
         }
     }

@@ -353,7 +353,13 @@ impl Worker {
     fn accepted(&mut self, listener: u32, accepted: io::Result<OwnedFd>) {
         match accepted {
             Ok(socket) => {
-                self.place_client(socket);
+                let limit = self.crew.limits.handshake;
+                let known = self.entrances.listeners.get(listener);
+                match known.map(|known| known.listener.plain_end(socket, limit)) {
+                    Some(Ok(socket)) => self.place_client(socket),
+                    Some(Err(error)) => tracing::warn!(%error, "a client cannot be served"),
+                    None => {}
+                }
                 self.accept(listener);
             }
             Err(_) if self.life.draining => {}

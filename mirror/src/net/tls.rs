@@ -2,15 +2,15 @@
 //!
 //! No authority vouches for anybody: each side has the other's certificate in a folder, put there by somebody who knows
 //! where it came from, and takes that one and no other. So names and dates in certificates count for nothing; to trust
-//! somebody no more is to remove the file. Must never let a connection pass whose other end has not shown that it has the
-//! key of a certificate that is known.
+//! somebody no more is to remove the file, which holds for every connection that is made afterwards. Must never let a
+//! connection pass whose other end has not shown that it has the key of a certificate that is known.
 //!
 //! A folder has `key.pem`, `cert.pem` and others' certificates in `peers/`.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature};
@@ -21,6 +21,7 @@ use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName,
     ServerConfig, SignatureScheme, version,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -41,11 +42,11 @@ const PROTOCOL: &[u8] = b"diskferry-mirror";
 pub struct Identity {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
-    peers: usize,
+    known: Arc<Known>,
 }
 
 impl Identity {
-    /// What lies in `folder`. Blocks. Certificates that come there later are not known.
+    /// What lies in `folder`. Blocks. The certificates of others are looked at again for each connection.
     ///
     /// Fails with [`ErrorKind::Io`] when something is missing or cannot be read, [`ErrorKind::InvalidArgument`] when it is
     /// no key or certificate.
@@ -54,8 +55,14 @@ impl Identity {
         let key_path = folder.join(KEY_FILE);
         let key = PrivateKeyDer::from_pem_slice(&read(&key_path)?)
             .map_err(|e| bad(&key_path, &format!("is no private key: {e}")))?;
+        let folder_of_peers = folder.join(PEERS);
         let known = Arc::new(Known {
-            peers: peers(&folder.join(PEERS))?,
+            peers: RwLock::new(
+                peers(&folder_of_peers)?
+                    .into_iter()
+                    .collect::<Result<_>>()?,
+            ),
+            folder: folder_of_peers,
             algorithms: ring::default_provider().signature_verification_algorithms,
         });
         let failed = |e: rustls::Error| bad(folder, &format!("is no identity: {e}"));
@@ -65,14 +72,21 @@ impl Identity {
         Ok(Self {
             client: Arc::new(client.map_err(failed)?),
             server: Arc::new(server.map_err(failed)?),
-            peers: known.peers.len(),
+            known,
         })
     }
 
-    /// How many others are trusted.
+    /// How many others were trusted when they were last looked at.
     #[must_use]
     pub fn peers(&self) -> usize {
-        self.peers
+        self.known.peers().len()
+    }
+
+    /// See who is trusted now.
+    async fn look_again(&self) -> io::Result<()> {
+        let known = Arc::clone(&self.known);
+        let looked = tokio::task::spawn_blocking(move || known.look_again()).await;
+        looked.map_err(io::Error::other)?.map_err(io::Error::other)
     }
 }
 
@@ -99,22 +113,60 @@ pub(super) fn identity() -> io::Result<&'static Identity> {
 
 /// Encrypt a connection that was made to another site.
 pub(super) async fn to_target(stream: TcpStream) -> io::Result<Stream> {
-    let connector = TlsConnector::from(Arc::clone(&identity()?.client));
-    // Nobody looks at it.
-    let name = ServerName::try_from("diskferry").map_err(io::Error::other)?;
-    let stream = connector.connect(name, stream).await?;
+    let config = Arc::clone(&identity()?.client);
+    let stream = connect(config, stream).await?;
     Ok(Stream::Sealed(Box::new(stream.into())))
 }
 
 /// Encrypt a connection that came from another site.
 pub(super) async fn from_source(stream: TcpStream) -> io::Result<Stream> {
-    let acceptor = TlsAcceptor::from(Arc::clone(&identity()?.server));
-    let stream = acceptor.accept(stream).await?;
+    let config = Arc::clone(&identity()?.server);
+    let stream = accept(config, stream).await?;
     Ok(Stream::Sealed(Box::new(stream.into())))
 }
 
+async fn connect(
+    config: Arc<ClientConfig>,
+    stream: TcpStream,
+) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    identity()?.look_again().await?;
+    // Nobody looks at it.
+    let name = ServerName::try_from("diskferry").map_err(io::Error::other)?;
+    TlsConnector::from(config).connect(name, stream).await
+}
+
+async fn accept(
+    config: Arc<ServerConfig>,
+    stream: TcpStream,
+) -> io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
+    identity()?.look_again().await?;
+    TlsAcceptor::from(config).accept(stream).await
+}
+
+/// A connection of another protocol than this one's, encrypted: one that has said itself that TLS follows.
+pub trait Sealed: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Sealed for T {}
+
+/// Encrypt a connection that was made to a server of another protocol.
+///
+/// Fails when the other side has not shown that it is trusted; [`explain`] has words for that.
+pub async fn seal_to_server(stream: TcpStream) -> io::Result<impl Sealed> {
+    let mut config = ClientConfig::clone(&identity()?.client);
+    config.alpn_protocols.clear();
+    connect(Arc::new(config), stream).await
+}
+
+/// Encrypt a connection that a client of another protocol made; fails as [`seal_to_server`].
+pub async fn seal_from_client(stream: TcpStream) -> io::Result<impl Sealed> {
+    let mut config = ServerConfig::clone(&identity()?.server);
+    config.alpn_protocols.clear();
+    accept(Arc::new(config), stream).await
+}
+
 /// What a connection failed of, in words that say what to do about certificates.
-pub(super) fn explain(error: &io::Error) -> String {
+#[must_use]
+pub fn explain(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|e| e.downcast_ref());
     let unknown = CertificateError::ApplicationVerificationFailure;
     match inner {
@@ -163,8 +215,8 @@ fn certificate(path: &Path) -> Result<CertificateDer<'static>> {
     read.map_err(|e| bad(path, &format!("is no certificate: {e}")))
 }
 
-/// The certificates in a folder, which need not exist; their names end with `.pem`.
-fn peers(folder: &Path) -> Result<Vec<CertificateDer<'static>>> {
+/// The certificates in a folder, which need not exist, or why one of them is none; their names end with `.pem`.
+fn peers(folder: &Path) -> Result<Vec<Result<CertificateDer<'static>>>> {
     let failed = |e| {
         Error::io(
             ErrorKind::Io,
@@ -179,11 +231,8 @@ fn peers(folder: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let paths: io::Result<Vec<PathBuf>> = entries.map(|entry| Ok(entry?.path())).collect();
     let is_pem = |path: &&PathBuf| path.extension().is_some_and(|ending| ending == "pem");
     let paths = paths.map_err(failed)?;
-    paths
-        .iter()
-        .filter(is_pem)
-        .map(|path| certificate(path))
-        .collect()
+    let all = paths.iter().filter(is_pem).map(|path| certificate(path));
+    Ok(all.collect())
 }
 
 type Own = (CertificateDer<'static>, PrivateKeyDer<'static>);
@@ -223,13 +272,34 @@ fn server_config(
 /// The certificates that are trusted, and no authority.
 #[derive(Debug)]
 struct Known {
-    peers: Vec<CertificateDer<'static>>,
+    folder: PathBuf,
+    /// As they were when the folder was last looked at.
+    peers: RwLock<Vec<CertificateDer<'static>>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Known {
+    fn peers(&self) -> std::sync::RwLockReadGuard<'_, Vec<CertificateDer<'static>>> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See who is trusted now; what is no certificate, or none yet, is nobody. Where it cannot be seen, nobody is trusted.
+    /// Blocks.
+    fn look_again(&self) -> Result<()> {
+        let (found, looked) = match peers(&self.folder) {
+            Ok(found) => (found, Ok(())),
+            Err(error) => (Vec::new(), Err(error)),
+        };
+        let trusted = found.into_iter().filter_map(|one| {
+            one.inspect_err(|error| tracing::warn!("nobody is trusted by it: {error}"))
+                .ok()
+        });
+        *self.peers.write().unwrap_or_else(PoisonError::into_inner) = trusted.collect();
+        looked
+    }
+
     fn check(&self, shown: &CertificateDer<'_>) -> Made<()> {
-        if self.peers.iter().any(|peer| peer == shown) {
+        if self.peers().iter().any(|peer| peer == shown) {
             return Ok(());
         }
         let unknown = CertificateError::ApplicationVerificationFailure;

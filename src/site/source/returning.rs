@@ -211,13 +211,17 @@ impl Reachable {
         let host = site.split_once(':').map_or(site, |(_, rest)| rest);
         let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']');
+        let everywhere = |here: &String| ["0.0.0.0", "::"].contains(&here.as_str());
+        let host = host.to_owned();
         match &self.0 {
-            Endpoint::Tcp { host: here, port } if ["0.0.0.0", "::"].contains(&here.as_str()) => {
-                Ok(Self(Endpoint::Tcp {
-                    host: host.to_owned(),
-                    port: *port,
-                }))
-            }
+            &Endpoint::Tcp {
+                host: ref here,
+                port,
+            } if everywhere(here) => Ok(Self(Endpoint::Tcp { host, port })),
+            &Endpoint::Tls {
+                host: ref here,
+                port,
+            } if everywhere(here) => Ok(Self(Endpoint::Tls { host, port })),
             Endpoint::Unix(path)
                 if !mirror::net::SiteAddress::parse(site).is_ok_and(|site| site.is_loopback()) =>
             {
@@ -225,7 +229,7 @@ impl Reachable {
                     "{}: a socket of this host, which the other one cannot reach",
                     path.display()
                 );
-                Err(Failure::usage(what).hint("serve with --listen tcp:HOST:PORT first"))
+                Err(Failure::usage(what).hint("serve with --listen tls:HOST:PORT first"))
             }
             _ => Ok(self.clone()),
         }

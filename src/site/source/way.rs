@@ -112,7 +112,7 @@ impl SiteDisk {
             let what = format!("`{}` is served at no address", self.export.name());
             return Err(Failure::usage(what).hint("serve it with `diskferry serve`"));
         };
-        at.seen_from(listen)?;
+        identity::passes_on(listen, &at.seen_from(listen)?.0, start.plain)?;
         let listening = harbour.wait_for(self, listen)?;
         can_be_told(listening.handle().address().ip(), listen, &start.to)?;
         let way = WayBack {

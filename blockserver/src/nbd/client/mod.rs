@@ -54,7 +54,7 @@ impl fmt::Display for ClientFault {
                     wire::reply::ERR_UNKNOWN => "there is no such export",
                     wire::reply::ERR_POLICY => "its policy forbids it",
                     wire::reply::ERR_SHUTDOWN => "it is shutting down",
-                    wire::reply::ERR_TLS_REQD => "it wants TLS, which is not supported",
+                    wire::reply::ERR_TLS_REQD => "it wants TLS: say nbds:",
                     wire::reply::ERR_BLOCK_SIZE_REQD => "it insists on block sizes",
                     _ => "it gave no known reason",
                 };

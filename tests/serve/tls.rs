@@ -1,0 +1,253 @@
+//! Encrypted NBD as other programs speak it, and who is let in.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Stdio;
+
+use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, KeyPair};
+
+use crate::run::{Ran, command, diskferry, folder, program, ran};
+use crate::serving::Serving;
+
+const BYTES: usize = 8 << 20;
+
+/// Identities of `names` in folders of their names, an image `a.raw` of random bytes, and `a.vhdx` made of it.
+fn sites(here: &Path, names: &[&str]) {
+    for name in names {
+        // Programs that look at names want that of the host.
+        diskferry(
+            here,
+            &["pair", "new", "--identity", name, "--name", "localhost"],
+        )
+        .ok();
+    }
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let bytes: Vec<u8> = std::iter::repeat_with(|| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed.to_le_bytes()
+    })
+    .take(BYTES / 8)
+    .flatten()
+    .collect();
+    std::fs::write(here.join("a.raw"), bytes).expect("it can be written");
+    diskferry(here, &["convert", "a.raw", "a.vhdx"]).ok();
+}
+
+fn trust(here: &Path, who: &str, whom: &str) {
+    let certificate = format!("{whom}/cert.pem");
+    diskferry(
+        here,
+        &[
+            "pair",
+            "trust",
+            &certificate,
+            "--as",
+            whom,
+            "--identity",
+            who,
+        ],
+    )
+    .ok();
+}
+
+fn forget(here: &Path, who: &str, whom: &str) {
+    diskferry(here, &["pair", "forget", whom, "--identity", who]).ok();
+}
+
+/// Serves `a.vhdx` encrypted as `who`.
+fn serve_as(here: &Path, who: &str) -> Serving {
+    let words = ["a.vhdx", "--listen", "tls:127.0.0.1:0", "--identity", who];
+    Serving::start(here, &words)
+}
+
+/// Copies an export to `out.raw` as `who`.
+fn copy_as(here: &Path, who: &str, uri: &str) -> Ran {
+    let words = ["convert", "--force", uri, "out.raw"];
+    ran(command(here, "diskferry", &words).env("DISKFERRY_IDENTITY", who))
+}
+
+fn free_port() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let at = listener.local_addr().expect("it has one");
+    at.port().to_string()
+}
+
+#[track_caller]
+fn is_the_same(here: &Path) {
+    let read = |name: &str| std::fs::read(here.join(name)).expect("it is there");
+    assert!(read("a.raw") == read("out.raw"), "other bytes");
+}
+
+#[test]
+fn who_is_trusted_at_the_moment_is_let_in_and_nobody_else() {
+    let here = folder();
+    let here = here.path();
+    sites(here, &["server", "friend", "stranger"]);
+    trust(here, "server", "friend");
+    trust(here, "friend", "server");
+    trust(here, "stranger", "server");
+    let serving = serve_as(here, "server");
+    let uri = serving.uri();
+    assert!(uri.starts_with("nbds://"), "{uri}");
+    copy_as(here, "friend", &uri).ok();
+    is_the_same(here);
+    let refused = copy_as(here, "stranger", &uri);
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("pair trust"), "{}", refused.stderr);
+    // Nobody starts the server again.
+    forget(here, "server", "friend");
+    assert_ne!(copy_as(here, "friend", &uri).code, 0);
+    trust(here, "server", "stranger");
+    copy_as(here, "stranger", &uri).ok();
+    is_the_same(here);
+    // Nor does anybody read from a server that it does not know.
+    forget(here, "stranger", "server");
+    let refused = copy_as(here, "stranger", &uri);
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("pair trust"), "{}", refused.stderr);
+    let nobody = copy_as(here, "nobody", &uri);
+    assert_ne!(nobody.code, 0);
+    assert!(nobody.stderr.contains("pair new"), "{}", nobody.stderr);
+    serving.end();
+}
+
+#[test]
+fn a_client_that_does_not_encrypt_is_told_so_and_harms_nobody() {
+    let here = folder();
+    let here = here.path();
+    sites(here, &["server", "friend"]);
+    trust(here, "server", "friend");
+    trust(here, "friend", "server");
+    let serving = serve_as(here, "server");
+    let plain = serving.uri().replace("nbds:", "nbd:");
+    let told = diskferry(here, &["convert", &plain, "out.raw"]);
+    assert_ne!(told.code, 0);
+    assert!(told.stderr.contains("say nbds:"), "{}", told.stderr);
+    let told = program(here, "nbdinfo", &[&plain]);
+    assert_ne!(told.code, 0);
+    // Some say nothing at all.
+    let at = plain.trim_start_matches("nbd://").trim_end_matches("/a");
+    let silent: Vec<_> = (0..40).map(|_| TcpStream::connect(at)).collect();
+    copy_as(here, "friend", &serving.uri()).ok();
+    is_the_same(here);
+    drop(silent);
+    serving.end();
+}
+
+#[test]
+fn a_server_that_nobody_knows_does_not_listen_for_encrypted_connections() {
+    let here = folder();
+    let here = here.path();
+    sites(here, &[]);
+    let words = ["serve", "a.vhdx", "--listen", "tls:127.0.0.1:0"];
+    let mut serve = command(here, "diskferry", &words);
+    let told = ran(serve.env("DISKFERRY_IDENTITY", "none")).fails(1);
+    assert!(told.stderr.contains("pair new"), "{}", told.stderr);
+}
+
+#[test]
+fn other_programs_read_from_us_encrypted() {
+    let here = folder();
+    let here = here.path();
+    sites(here, &["server", "friend"]);
+    trust(here, "server", "friend");
+    let serving = serve_as(here, "server");
+    let port = serving.uri();
+    let port = port.trim_start_matches("nbds://127.0.0.1:");
+    let port = port.trim_end_matches("/a");
+    // As GnuTLS has it: whom it trusts is an authority, and names are looked at.
+    std::fs::create_dir(here.join("pki")).expect("a folder");
+    let copy = |from: &str, to: &str| {
+        std::fs::copy(here.join(from), here.join("pki").join(to)).expect("a copy");
+    };
+    copy("server/cert.pem", "ca-cert.pem");
+    copy("friend/cert.pem", "client-cert.pem");
+    copy("friend/key.pem", "client-key.pem");
+    let pki = here.join("pki");
+    let uri = format!(
+        "nbds://localhost:{port}/a?tls-certificates={}",
+        pki.display()
+    );
+    program(here, "nbdcopy", &[&uri, "out.raw"]).ok();
+    is_the_same(here);
+    // QEMU wants a certificate of a client that is no authority's, and that it knows the authority of.
+    let read = |path: &str| std::fs::read_to_string(here.join(path)).expect("it is there");
+    let issuer = KeyPair::from_pem(&read("server/key.pem")).expect("a key");
+    let mut named = CertificateParams::new(Vec::new()).expect("parameters");
+    named.distinguished_name = DistinguishedName::new();
+    named
+        .distinguished_name
+        .push(DnType::CommonName, "localhost");
+    let issuer = Issuer::new(named, issuer);
+    let key = KeyPair::generate().expect("a key");
+    let made = CertificateParams::new(vec!["qemu".to_owned()])
+        .and_then(|params| params.signed_by(&key, &issuer));
+    std::fs::create_dir(here.join("qemu")).expect("a folder");
+    let write = |path: &str, text: String| std::fs::write(here.join(path), text).expect("written");
+    write("qemu/cert.pem", made.expect("a certificate").pem());
+    write("qemu/key.pem", key.serialize_pem());
+    trust(here, "server", "qemu");
+    copy("qemu/cert.pem", "client-cert.pem");
+    copy("qemu/key.pem", "client-key.pem");
+    let credentials = format!("tls-creds-x509,id=t,endpoint=client,dir={}", pki.display());
+    let source = format!("driver=nbd,host=localhost,port={port},export=a,tls-creds=t");
+    let words = [
+        "convert",
+        "--object",
+        &credentials,
+        "--image-opts",
+        &source,
+        "-O",
+        "raw",
+        "out.raw",
+    ];
+    program(here, "qemu-img", &words).ok();
+    is_the_same(here);
+    serving.end();
+}
+
+#[test]
+fn we_read_encrypted_from_another_server_that_is_trusted() {
+    let here = folder();
+    let here = here.path();
+    sites(here, &["server", "friend"]);
+    std::fs::create_dir(here.join("pki")).expect("a folder");
+    let copy = |from: &str, to: &str| {
+        std::fs::copy(here.join(from), here.join("pki").join(to)).expect("a copy");
+    };
+    copy("server/cert.pem", "server-cert.pem");
+    copy("server/key.pem", "server-key.pem");
+    copy("friend/cert.pem", "ca-cert.pem");
+    let port = free_port();
+    let certificates = format!("--tls-certificates={}", here.join("pki").display());
+    let words = [
+        "--foreground",
+        "--ipaddr=127.0.0.1",
+        "--port",
+        &port,
+        "--tls=require",
+        &certificates,
+        "--tls-verify-peer",
+        "file",
+        "a.raw",
+    ];
+    let mut server = command(here, "nbdkit", &words)
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("scripts/setup.sh installs nbdkit");
+    while TcpStream::connect(format!("127.0.0.1:{port}")).is_err() {
+        assert!(server.try_wait().expect("it is a child").is_none());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let uri = format!("nbds://127.0.0.1:{port}/");
+    let refused = copy_as(here, "friend", &uri);
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("pair trust"), "{}", refused.stderr);
+    trust(here, "friend", "server");
+    copy_as(here, "friend", &uri).ok();
+    is_the_same(here);
+    server.kill().expect("it runs");
+    server.wait().expect("it ends");
+}
