@@ -186,7 +186,8 @@ pub(crate) fn duration(text: &str) -> Result<Duration> {
 impl DiskName {
     /// An address of a server, or else a file's name.
     pub(crate) fn new(text: &str, format: Option<FormatName>) -> Result<Self> {
-        let address = text.contains("://") || text.starts_with("unix:") || text.starts_with("tcp:");
+        let short = ["unix:", "tcp:", "tls:"];
+        let address = text.contains("://") || short.iter().any(|word| text.starts_with(word));
         if !address {
             return Ok(Self::Image(PathBuf::from(text), format));
         }

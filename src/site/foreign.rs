@@ -343,6 +343,14 @@ mod tests {
         }
         let near = (at("nbd://127.0.0.1:10809/x"), at("nbd://localhost:10809/x"));
         assert!(may_be_same(&near.0, &near.1));
+        // Encrypted or not, it is at the same place.
+        let sealed = at("nbds://127.0.0.1:10809/x");
+        assert!(may_be_same(&near.0, &sealed));
+        assert!(is_one_of(
+            &sealed.endpoint,
+            std::slice::from_ref(&near.1.endpoint)
+        ));
+        assert!(!is_one_of(&sealed.endpoint, &[Endpoint::Unix("/s".into())]));
     }
 
     #[test]
@@ -350,7 +358,8 @@ mod tests {
         assert!(address("nbd://10.0.0.2/disk", false).is_err());
         assert!(address("nbd://10.0.0.2/disk", true).is_ok());
         assert!(address("nbd://127.0.0.1:9999/disk", false).is_ok());
-        assert!(address("nbds://10.0.0.2/disk", true).is_err());
+        assert!(address("nbds://10.0.0.2/disk", false).is_ok());
+        assert!(address("nbds+unix:///disk?socket=here", true).is_err());
         let near = address("nbd+unix:///disk?socket=here", false).unwrap();
         assert!(matches!(near.endpoint, Endpoint::Unix(path) if path.is_absolute()));
         assert!(is_written("nbds://x/") && !is_written("tls:x:1") && !is_written("/nbd"));
