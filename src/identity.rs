@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use blockserver::nbd::uri::Endpoint;
+use blockserver::nbd::uri::{Address, Endpoint};
 use mirror::net::{SiteAddress, tls};
 
 use crate::failure::{Exit, Failure, Result};
@@ -61,10 +61,8 @@ pub(crate) fn missing() -> std::io::Error {
 /// process does not have.
 pub(crate) fn allowed(address: &str, plain: bool) -> Result<()> {
     let site = SiteAddress::parse(address).map_err(|error| Failure::usage(error.to_string()))?;
-    if site.is_sealed() && !tls::is_introduced() {
-        let what = format!("{address}: this process has no identity (--identity)");
-        let hint = "`diskferry pair new` makes one; then start this process again";
-        return Err(Failure::usage(what).hint(hint));
+    if site.is_sealed() {
+        needed_for(address)?;
     }
     if plain || site.is_sealed() || site.is_loopback() {
         return Ok(());
@@ -75,6 +73,24 @@ pub(crate) fn allowed(address: &str, plain: bool) -> Result<()> {
     Err(Failure::usage(what).hint(
         "say tls: instead of tcp: (see `diskferry pair`), or --plain if nobody else is on that network",
     ))
+}
+
+/// Refuse what is encrypted if this process has no identity.
+fn needed_for(address: &str) -> Result<()> {
+    if tls::is_introduced() {
+        return Ok(());
+    }
+    let what = format!("{address}: this process has no identity (--identity)");
+    let hint = "`diskferry pair new` makes one; then start this process again";
+    Err(Failure::usage(what).hint(hint))
+}
+
+/// The same for the address of an export.
+pub(crate) fn needed_at(export: &Address) -> Result<()> {
+    match &export.endpoint {
+        Endpoint::Tls { .. } => needed_for(&export.to_string()),
+        Endpoint::Tcp { .. } | Endpoint::Unix(_) => Ok(()),
+    }
 }
 
 /// Refuse an NBD address at which others could read along what clients of the other site ask of a disk once it has moved,

@@ -25,13 +25,14 @@ pub(crate) fn survive() {
     drop(signal(too_large));
 }
 
-/// As many files as this process may have. A machine has some for each processor and for each queue of a disk.
+/// As many files as this process may have. A machine has some for each processor and for each queue of a disk, a server
+/// some for each client.
 pub(crate) fn raise_open_files() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: maximum,
         maximum,
     };
-    // With fewer a machine may still be made; if not, that is what is reported.
+    // Fewer may do; if not, that is what is reported.
     let _ = setrlimit(Resource::Nofile, raised);
 }

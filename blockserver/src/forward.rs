@@ -9,7 +9,8 @@
 //! Clients do not notice such an end, so it must not cost them what they were told is written: a
 //! server that crashed may have lost what was not flushed. Changes are therefore kept until a flush
 //! that covers them succeeded, and done again, one after the other, before anything else is sent
-//! over a new connection. When too much is kept, a flush of our own makes an end of it.
+//! over a new connection. When much is kept, a flush of our own makes an end of it; as long as none succeeds, and more is
+//! kept than may be, changes fail.
 //!
 //! Where others change the disk too, doing again what was answered could take their changes back. There each change is
 //! asked to be durable before it is answered, and nothing is kept ([`Forwarder::write_through`]). A disk that comes back
@@ -32,7 +33,7 @@ use bytes::Bytes;
 use vdisk::engine::Extent;
 
 use self::fit::{Fit, fit, reply, wire_request};
-use self::kept::Kept;
+use self::kept::{Kept, Room};
 pub(crate) use self::terms::Terms;
 use crate::nbd::Errno;
 use crate::nbd::blocking_client::{
@@ -163,20 +164,6 @@ impl State {
         let mut all: Vec<_> = sent.chain(self.waiting.drain(..)).collect();
         all.sort_by_key(|job| job.number);
         self.waiting = all.into();
-    }
-
-    /// Have the server flush when much is kept.
-    fn flush_if_due(&mut self) {
-        if !self.kept.is_much() || self.kept.flushing {
-            return;
-        }
-        self.kept.flushing = true;
-        let (number, covers) = (self.next, 0);
-        self.next += 1;
-        let request = ForwardRequest::flush();
-        let done = Box::new(|_| {});
-        #[rustfmt::skip]
-        self.waiting.push_front(Job { number, request, covers, done });
     }
 
     /// Whether nothing is left to do for those who asked.
@@ -518,8 +505,20 @@ fn queue_waiting(
             }
         };
         if matches!(job.request.action, Action::Flush) && state.kept.lost {
+            state.kept.flushing = false;
             answered.push((job.done, failed()));
             continue;
+        }
+        match state.room_for(job.request.action) {
+            Room::There => {}
+            Room::Later => {
+                state.waiting.push_front(job);
+                break;
+            }
+            Room::None => {
+                answered.push((job.done, failed()));
+                continue;
+            }
         }
         job.covers = state.kept.next();
         let through = state.through && send.remote().has(transmission::SEND_FUA);

@@ -58,8 +58,8 @@ With --way-back the disk can go back after it has moved: the target keeps the fi
 `diskferry mirror rollback` there hands the disk over to this server again, whose clients stay connected. Several disks that
 move together go back together; they have to lie in one folder here.
 
-An export of any NBD server can be the target too: nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH, at least as
-large as the disk. It gets the bytes of the disk, raw. That protocol knows no order among writes, no owner and no moments,
+An export of any NBD server can be the target too: nbd://HOST:PORT/EXPORT, nbds://HOST:PORT/EXPORT (encrypted; its
+certificate is trusted with `diskferry pair trust`) or nbd+unix:///EXPORT?socket=PATH, at least as large as the disk. It gets the bytes of the disk, raw. That protocol knows no order among writes, no owner and no moments,
 so the following cannot be promised:
   * While it follows, the target is no disk of any moment: it is this disk only once the move has ended. If this host is
     lost before, what is there is of no use.
@@ -69,7 +69,7 @@ so the following cannot be promised:
   * What the server was sent over a connection that was lost it may do later; it is given two seconds for that.
   * Bytes are not checked on their way or afterwards, except by TCP; `mirror verify` needs one of ours.
   * After a restart of this server before the move has ended, it is begun again and all is copied again.
-  * There is no way back, no deadline, no arbiter, and no TLS.")]
+  * There is no way back, no deadline and no arbiter.")]
 #[expect(clippy::struct_excessive_bools, reason = "switches of a command line")]
 pub(crate) struct MirrorStartArgs {
     #[command(flatten)]

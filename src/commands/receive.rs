@@ -20,7 +20,7 @@ use crate::site::Reachable;
 use crate::site::source::Site;
 use crate::site::target::{Folder, Owned};
 use crate::site::templates;
-use crate::{identity, interrupt, sealing};
+use crate::{identity, interrupt, limits, sealing};
 
 /// How often changes are looked for that people are told of.
 const LOOK: Duration = Duration::from_millis(500);
@@ -41,6 +41,7 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
     }
     let plan = Receive::new(args)?;
     identity::introduce(args.identity.identity.as_deref())?;
+    limits::raise_open_files();
     identity::allowed(&plan.listen, args.plain)?;
     for clients in plan.advertise.iter().chain(plan.serve.first()).take(1) {
         identity::passes_on(&plan.listen, clients, args.plain)?;
@@ -62,6 +63,9 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
         endpoints.push(serve::listen(&server, endpoint)?);
     }
     let advertised = plan.advertise.as_ref().unwrap_or(&endpoints[0]).clone();
+    if !endpoints.iter().any(|at| same_kind(at, &advertised)) {
+        tracing::warn!("{advertised}: nothing is served so here; it has to lead here all the same");
+    }
     let reachable = Reachable(plan::from_anywhere(advertised));
     if let Some(arbiter) = &args.arbiter {
         // One that is away now may be there when it is needed.
@@ -95,6 +99,10 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
     folder.unlock();
     site.unlock();
     closed.map_err(|e| Failure::io("a disk could not be closed cleanly", &e))
+}
+
+fn same_kind(one: &Endpoint, other: &Endpoint) -> bool {
+    std::mem::discriminant(one) == std::mem::discriminant(other)
 }
 
 /// Listens for control where it was asked to; a disk's own socket comes when the disk is owned here.

@@ -22,7 +22,7 @@ use crate::report::Report;
 use crate::site::Reachable;
 use crate::site::elsewhere::NOT_PROMISED;
 use crate::site::source::Site;
-use crate::{identity, interrupt, sealing};
+use crate::{identity, interrupt, limits, sealing};
 use crate::{site, size};
 
 #[derive(Serialize)]
@@ -55,6 +55,7 @@ struct EndedExport {
 pub(crate) fn run(args: &ServeArgs, report: Report) -> Result<()> {
     let plan = Serve::new(args)?;
     identity::introduce(args.identity.identity.as_deref())?;
+    limits::raise_open_files();
     interrupt::listen();
     let config = ServerConfig {
         workers: plan.workers,

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
+use blockserver::nbd::blocking_client::BlockingClient;
 use mirror::files::{load_record, sidecar_path};
 use mirror::record::State;
 
 use super::ledger::{Ledger, Promise};
-use super::load::{Area, Load, verify};
+use super::load::{Area, Load, address, verify};
 use super::nbd_target::{Other, is_zero};
 use super::process::Running;
 use super::site::{Sites, writable};
@@ -163,6 +164,37 @@ fn a_server_in_front_that_is_killed_goes_on_with_the_disk_and_its_move() {
     sites.until("in step", |status| status["stage"] == "synced");
     sites.mirror("cutover").ends(0);
     has_moved(&mut sites, &mut other, load);
+}
+
+#[test]
+fn changes_that_a_server_never_makes_durable_fail_before_they_fill_the_memory() {
+    const SCRIPTS: [&str; 6] = [
+        "get_size=echo 268435456",
+        "can_write=exit 0",
+        "can_flush=exit 0",
+        "pread=dd if=target.img iflag=skip_bytes,count_bytes skip=$4 count=$3",
+        "pwrite=dd of=target.img oflag=seek_bytes seek=$4 conv=notrunc",
+        "flush=if [ -e deaf ]; then echo EIO no >&2; exit 1; fi",
+    ];
+    let (mut sites, _other) = front(|here| Other::scripts(here, &SCRIPTS));
+    let deaf = sites.here().join("deaf");
+    write(&deaf, "").expect("a file");
+    let mut client = BlockingClient::connect(&address(&sites.at_source())).expect("it is served");
+    let data = vec![0x5a; MIB as usize];
+    let mut writes = |count: u64| -> u64 {
+        let written = (0..count).map(|at| client.write(at * MIB, &data, false));
+        written.flatten().count() as u64
+    };
+    let taken = writes(200);
+    assert!((100..=140).contains(&taken), "{taken} MiB were taken");
+    assert_eq!(writes(5), 0);
+    std::fs::remove_file(&deaf).expect("it is there");
+    // The first one may come before the flush that it asks for.
+    writes(1);
+    assert_eq!(writes(200), 200);
+    client.flush().expect("it is durable now");
+    drop(client);
+    sites.end();
 }
 
 #[test]

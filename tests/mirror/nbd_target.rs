@@ -44,6 +44,12 @@ impl Other {
         Self::start(here, &words, &[&["file", "target.img"], more].concat())
     }
 
+    /// `nbdkit` with a plugin that is these scripts.
+    pub(crate) fn scripts(here: &Path, scripts: &[&str]) -> Self {
+        let words = [&["eval"], scripts].concat();
+        Self::start(here, &["nbdkit", "-f", "-U"], &words)
+    }
+
     /// A program that is told the path of its socket between those words.
     fn start(here: &Path, before: &[&str], after: &[&str]) -> Self {
         let socket = here.join("other").display().to_string();
@@ -352,7 +358,8 @@ fn what_an_nbd_server_cannot_be_asked_is_refused_with_a_reason() {
         let ran = start(&sites, to, words).ends(code);
         assert!(ran.stderr.contains(why), "{why}: {}", ran.stderr);
     };
-    refused("nbds://localhost/a", &[], 2, "TLS");
+    refused("nbds://localhost/a", &[], 2, "--identity");
+    refused("nbds+unix:///a?socket=s", &[], 2, "not encrypted");
     refused("nbd://10.1.2.3/a", &[], 2, "--plain");
     refused(&sites.at_source(), &[], 2, "this server itself");
     let set = |len: u64| {

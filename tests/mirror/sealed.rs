@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 
 use super::ledger::{Ledger, Promise};
@@ -18,7 +18,8 @@ struct Line {
 }
 
 impl Line {
-    fn to(port: u16) -> Self {
+    /// One that leads where `to` will say.
+    fn start(to: &Arc<OnceLock<String>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let line = Self {
             at: listener.local_addr().expect("it has one"),
@@ -26,9 +27,10 @@ impl Line {
             ends: Arc::default(),
         };
         let (heard, ends) = (Arc::clone(&line.heard), Arc::clone(&line.ends));
+        let to = Arc::clone(to);
         thread::spawn(move || {
             for near in listener.incoming().map_while(Result::ok) {
-                let Ok(far) = TcpStream::connect(("127.0.0.1", port)) else {
+                let Ok(far) = TcpStream::connect(to.wait()) else {
                     continue;
                 };
                 for (from, into) in [(&near, &far), (&far, &near)] {
@@ -74,11 +76,6 @@ fn carry(mut from: TcpStream, mut into: TcpStream, heard: &Mutex<Vec<u8>>) {
     let _ = into.shutdown(Shutdown::Both);
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("it has one").port()
-}
-
 /// Moves a disk while it is written, with its clients passed on over `scheme`; how often they began there encrypted, and how
 /// often not.
 fn moved_over(scheme: &str) -> (usize, usize) {
@@ -95,9 +92,9 @@ fn moved_over(scheme: &str) -> (usize, usize) {
     sites.source = Some(serve_as(&sites, "here"));
     let load = Load::start(&sites.at_source(), area, Ledger::default());
     load.goes_on(200);
-    let port = free_port();
-    let line = Line::to(port);
-    let serve = format!("{scheme}:127.0.0.1:{port}");
+    let to = Arc::default();
+    let line = Line::start(&to);
+    let serve = format!("{scheme}:127.0.0.1:0");
     let advertise = format!("{scheme}:{}", line.at);
     let words = [
         "receive",
@@ -115,8 +112,11 @@ fn moved_over(scheme: &str) -> (usize, usize) {
         "there",
     ];
     let mut receive = Running::start(sites.here(), &words);
-    let at = receive.says("receiving")["listen"].clone();
-    let at = at.as_str().expect("an address");
+    let said = receive.says("receiving");
+    let at = said["listen"].as_str().expect("an address");
+    let serves = said["serve"][0].as_str().expect("an address");
+    to.set(serves[4..].to_owned())
+        .expect("it leads nowhere yet");
     sites
         .run(&["mirror", "start", "a.vhdx", "--to", at])
         .ends(0);

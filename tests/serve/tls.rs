@@ -2,7 +2,8 @@
 
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, KeyPair};
 
@@ -72,6 +73,37 @@ fn free_port() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let at = listener.local_addr().expect("it has one");
     at.port().to_string()
+}
+
+/// Has nbdkit serve `a.raw` encrypted, at a port that is free.
+fn nbdkit(here: &Path, pki: &Path) -> (Child, String) {
+    let certificates = format!("--tls-certificates={}", pki.display());
+    // Somebody else may take it before.
+    for _ in 0..5 {
+        let port = free_port();
+        let words = [
+            "--foreground",
+            "--ipaddr=127.0.0.1",
+            "--port",
+            &port,
+            "--tls=require",
+            &certificates,
+            "--tls-verify-peer",
+            "file",
+            "a.raw",
+        ];
+        let mut server = command(here, "nbdkit", &words)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("scripts/setup.sh installs nbdkit");
+        while server.try_wait().expect("it is a child").is_none() {
+            if TcpStream::connect(format!("127.0.0.1:{port}")).is_ok() {
+                return (server, port);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    panic!("nbdkit does not listen");
 }
 
 #[track_caller]
@@ -220,27 +252,7 @@ fn we_read_encrypted_from_another_server_that_is_trusted() {
     copy("server/cert.pem", "server-cert.pem");
     copy("server/key.pem", "server-key.pem");
     copy("friend/cert.pem", "ca-cert.pem");
-    let port = free_port();
-    let certificates = format!("--tls-certificates={}", here.join("pki").display());
-    let words = [
-        "--foreground",
-        "--ipaddr=127.0.0.1",
-        "--port",
-        &port,
-        "--tls=require",
-        &certificates,
-        "--tls-verify-peer",
-        "file",
-        "a.raw",
-    ];
-    let mut server = command(here, "nbdkit", &words)
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("scripts/setup.sh installs nbdkit");
-    while TcpStream::connect(format!("127.0.0.1:{port}")).is_err() {
-        assert!(server.try_wait().expect("it is a child").is_none());
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    let (mut server, port) = nbdkit(here, &here.join("pki"));
     let uri = format!("nbds://127.0.0.1:{port}/");
     let refused = copy_as(here, "friend", &uri);
     assert_ne!(refused.code, 0);

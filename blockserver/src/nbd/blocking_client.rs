@@ -75,7 +75,7 @@ pub struct ConnectOptions {
     pub at_once: bool,
     /// The most requests outstanding.
     pub max_in_flight: usize,
-    /// How long connecting and the handshake may take, each.
+    /// How long connecting, going over to TLS and the handshake may take, each.
     pub limit: Duration,
     /// Without a sign of life of the server's host for so long the connection is lost; `None` for whenever the system
     /// thinks so. Not to be shorter than 4 seconds.

@@ -224,7 +224,7 @@ impl Door {
             let reason = "what cannot be refused is not heard before TLS";
             return Err(self.wrong("option", header.option.into(), reason));
         }
-        self.refused += 1;
+        self.refused += u32::from(header.option != option::STARTTLS);
         if self.refused > PATIENCE {
             let reason = "it has been told that it needs TLS";
             return Err(self.wrong("option", header.option.into(), reason));

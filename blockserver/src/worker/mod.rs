@@ -353,13 +353,7 @@ impl Worker {
     fn accepted(&mut self, listener: u32, accepted: io::Result<OwnedFd>) {
         match accepted {
             Ok(socket) => {
-                let limit = self.crew.limits.handshake;
-                let known = self.entrances.listeners.get(listener);
-                match known.map(|known| known.listener.plain_end(socket, limit)) {
-                    Some(Ok(socket)) => self.place_client(socket),
-                    Some(Err(error)) => tracing::warn!(%error, "a client cannot be served"),
-                    None => {}
-                }
+                self.place_client(listener, socket);
                 self.accept(listener);
             }
             Err(_) if self.life.draining => {}
@@ -373,7 +367,7 @@ impl Worker {
     }
 
     /// Give a new client to the worker whose turn it is.
-    fn place_client(&mut self, socket: OwnedFd) {
+    fn place_client(&mut self, listener: u32, socket: OwnedFd) {
         let before = self.crew.connections.fetch_add(1, Ordering::Relaxed);
         if before >= self.crew.limits.connections {
             self.crew.connections.fetch_sub(1, Ordering::Relaxed);
@@ -383,6 +377,19 @@ impl Worker {
             );
             return;
         }
+        let limit = self.crew.limits.handshake;
+        let served = match self.entrances.listeners.get(listener) {
+            Some(known) => known.listener.plain_end(socket, limit),
+            None => Ok(socket),
+        };
+        let socket = match served {
+            Ok(socket) => socket,
+            Err(error) => {
+                self.crew.connections.fetch_sub(1, Ordering::Relaxed);
+                tracing::warn!(%error, "a client cannot be served");
+                return;
+            }
+        };
         let turn = self.crew.next();
         if turn == self.number {
             self.open_session(socket);

@@ -10,7 +10,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature};
@@ -37,12 +37,14 @@ pub const PEERS: &str = "peers";
 /// What is spoken inside, so that no other service of the same key is mistaken for this one.
 const PROTOCOL: &[u8] = b"diskferry-mirror";
 
-/// This side's key and certificate, and the certificates that are trusted.
-#[derive(Clone, Debug)]
+/// This side's key and certificate, and where the certificates lie that are trusted.
+#[derive(Debug)]
 pub struct Identity {
-    client: Arc<ClientConfig>,
-    server: Arc<ServerConfig>,
-    known: Arc<Known>,
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+    folder: PathBuf,
+    /// How many others were trusted at the start.
+    peers: usize,
 }
 
 impl Identity {
@@ -51,42 +53,65 @@ impl Identity {
     /// Fails with [`ErrorKind::Io`] when something is missing or cannot be read, [`ErrorKind::InvalidArgument`] when it is
     /// no key or certificate.
     pub fn load(folder: &Path) -> Result<Self> {
-        let own = certificate(&folder.join(CERTIFICATE_FILE))?;
         let key_path = folder.join(KEY_FILE);
+        let certificate = certificate(&folder.join(CERTIFICATE_FILE))?;
         let key = PrivateKeyDer::from_pem_slice(&read(&key_path)?)
             .map_err(|e| bad(&key_path, &format!("is no private key: {e}")))?;
-        let folder_of_peers = folder.join(PEERS);
-        let known = Arc::new(Known {
-            peers: RwLock::new(
-                peers(&folder_of_peers)?
-                    .into_iter()
-                    .collect::<Result<_>>()?,
-            ),
-            folder: folder_of_peers,
-            algorithms: ring::default_provider().signature_verification_algorithms,
-        });
-        let failed = |e: rustls::Error| bad(folder, &format!("is no identity: {e}"));
-        let provider = Arc::new(ring::default_provider());
-        let client = client_config(&provider, &known, (own.clone(), key.clone_key()));
-        let server = server_config(&provider, &known, (own, key));
-        Ok(Self {
-            client: Arc::new(client.map_err(failed)?),
-            server: Arc::new(server.map_err(failed)?),
-            known,
-        })
+        let peers: Result<Vec<_>> = peers(&folder.join(PEERS))?.into_iter().collect();
+        let identity = Self {
+            certificate,
+            key,
+            folder: folder.to_owned(),
+            peers: peers?.len(),
+        };
+        identity.client(&[])?;
+        identity.server(&[])?;
+        Ok(identity)
     }
 
-    /// How many others were trusted when they were last looked at.
+    /// How many others were trusted when it was loaded.
     #[must_use]
     pub fn peers(&self) -> usize {
-        self.known.peers().len()
+        self.peers
     }
 
-    /// See who is trusted now.
-    async fn look_again(&self) -> io::Result<()> {
-        let known = Arc::clone(&self.known);
-        let looked = tokio::task::spawn_blocking(move || known.look_again()).await;
-        looked.map_err(io::Error::other)?.map_err(io::Error::other)
+    /// Who is trusted now: what is no certificate, or none yet, is nobody. Blocks.
+    fn known(&self) -> Result<Arc<Known>> {
+        let mut known = Vec::new();
+        for found in peers(&self.folder.join(PEERS))? {
+            match found {
+                Ok(certificate) => known.push(certificate),
+                Err(error) if error.kind() == ErrorKind::InvalidArgument => {
+                    tracing::warn!("nobody is trusted by it: {error}");
+                }
+                // It may be somebody's who is trusted.
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Arc::new(Known {
+            peers: known,
+            algorithms: ring::default_provider().signature_verification_algorithms,
+        }))
+    }
+
+    /// How to be a client of who is trusted now, for the protocols of `alpn`, or for one that says itself what it is.
+    fn client(&self, alpn: &[&[u8]]) -> Result<ClientConfig> {
+        let provider = Arc::new(ring::default_provider());
+        let own = (self.certificate.clone(), self.key.clone_key());
+        let mut config = client_config(&provider, &self.known()?, own)
+            .map_err(|e| bad(&self.folder, &format!("is no identity: {e}")))?;
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        Ok(config)
+    }
+
+    /// The same for a server.
+    fn server(&self, alpn: &[&[u8]]) -> Result<ServerConfig> {
+        let provider = Arc::new(ring::default_provider());
+        let own = (self.certificate.clone(), self.key.clone_key());
+        let mut config = server_config(&provider, &self.known()?, own)
+            .map_err(|e| bad(&self.folder, &format!("is no identity: {e}")))?;
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        Ok(config)
     }
 }
 
@@ -113,34 +138,56 @@ pub(super) fn identity() -> io::Result<&'static Identity> {
 
 /// Encrypt a connection that was made to another site.
 pub(super) async fn to_target(stream: TcpStream) -> io::Result<Stream> {
-    let config = Arc::clone(&identity()?.client);
-    let stream = connect(config, stream).await?;
+    let stream = connect(&[PROTOCOL], stream).await?;
+    of_this_protocol(stream.get_ref().1.alpn_protocol())?;
     Ok(Stream::Sealed(Box::new(stream.into())))
 }
 
 /// Encrypt a connection that came from another site.
 pub(super) async fn from_source(stream: TcpStream) -> io::Result<Stream> {
-    let config = Arc::clone(&identity()?.server);
-    let stream = accept(config, stream).await?;
+    let stream = accept(&[PROTOCOL], stream).await?;
+    of_this_protocol(stream.get_ref().1.alpn_protocol())?;
     Ok(Stream::Sealed(Box::new(stream.into())))
 }
 
+/// Whoever is in between may have joined it to another service of the same key, which names no protocol.
+fn of_this_protocol(name: Option<&[u8]>) -> io::Result<()> {
+    if name == Some(PROTOCOL) {
+        return Ok(());
+    }
+    let what = "the other end of the encrypted connection does not move disks";
+    Err(io::Error::new(io::ErrorKind::InvalidData, what))
+}
+
+type Alpn = &'static [&'static [u8]];
+
+/// Files are read for it: not in the way of other connections.
+async fn looked_up<T: Send + 'static>(
+    look_up: impl FnOnce(&Identity) -> Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let identity = identity()?;
+    let found = tokio::task::spawn_blocking(move || look_up(identity)).await;
+    found.map_err(io::Error::other)?.map_err(io::Error::other)
+}
+
 async fn connect(
-    config: Arc<ClientConfig>,
+    alpn: Alpn,
     stream: TcpStream,
 ) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
-    identity()?.look_again().await?;
+    let config = looked_up(move |identity| identity.client(alpn)).await?;
     // Nobody looks at it.
     let name = ServerName::try_from("diskferry").map_err(io::Error::other)?;
-    TlsConnector::from(config).connect(name, stream).await
+    TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
 }
 
 async fn accept(
-    config: Arc<ServerConfig>,
+    alpn: Alpn,
     stream: TcpStream,
 ) -> io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
-    identity()?.look_again().await?;
-    TlsAcceptor::from(config).accept(stream).await
+    let config = looked_up(move |identity| identity.server(alpn)).await?;
+    TlsAcceptor::from(Arc::new(config)).accept(stream).await
 }
 
 /// A connection of another protocol than this one's, encrypted: one that has said itself that TLS follows.
@@ -152,16 +199,12 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Sealed for T {}
 ///
 /// Fails when the other side has not shown that it is trusted; [`explain`] has words for that.
 pub async fn seal_to_server(stream: TcpStream) -> io::Result<impl Sealed> {
-    let mut config = ClientConfig::clone(&identity()?.client);
-    config.alpn_protocols.clear();
-    connect(Arc::new(config), stream).await
+    connect(&[], stream).await
 }
 
 /// Encrypt a connection that a client of another protocol made; fails as [`seal_to_server`].
 pub async fn seal_from_client(stream: TcpStream) -> io::Result<impl Sealed> {
-    let mut config = ServerConfig::clone(&identity()?.server);
-    config.alpn_protocols.clear();
-    accept(Arc::new(config), stream).await
+    accept(&[], stream).await
 }
 
 /// What a connection failed of, in words that say what to do about certificates.
@@ -248,7 +291,6 @@ fn client_config(
         .dangerous()
         .with_custom_certificate_verifier(Arc::<Known>::clone(known))
         .with_client_auth_cert(vec![own], key)?;
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
     config.enable_sni = false;
     // Each connection shows its keys anew: who is trusted no more has no ticket left.
     config.resumption = rustls::client::Resumption::disabled();
@@ -264,7 +306,6 @@ fn server_config(
         .with_protocol_versions(&[&version::TLS13])?
         .with_client_cert_verifier(Arc::<Known>::clone(known))
         .with_single_cert(vec![own], key)?;
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
     config.send_tls13_tickets = 0;
     Ok(config)
 }
@@ -272,34 +313,13 @@ fn server_config(
 /// The certificates that are trusted, and no authority.
 #[derive(Debug)]
 struct Known {
-    folder: PathBuf,
-    /// As they were when the folder was last looked at.
-    peers: RwLock<Vec<CertificateDer<'static>>>,
+    peers: Vec<CertificateDer<'static>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Known {
-    fn peers(&self) -> std::sync::RwLockReadGuard<'_, Vec<CertificateDer<'static>>> {
-        self.peers.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// See who is trusted now; what is no certificate, or none yet, is nobody. Where it cannot be seen, nobody is trusted.
-    /// Blocks.
-    fn look_again(&self) -> Result<()> {
-        let (found, looked) = match peers(&self.folder) {
-            Ok(found) => (found, Ok(())),
-            Err(error) => (Vec::new(), Err(error)),
-        };
-        let trusted = found.into_iter().filter_map(|one| {
-            one.inspect_err(|error| tracing::warn!("nobody is trusted by it: {error}"))
-                .ok()
-        });
-        *self.peers.write().unwrap_or_else(PoisonError::into_inner) = trusted.collect();
-        looked
-    }
-
     fn check(&self, shown: &CertificateDer<'_>) -> Made<()> {
-        if self.peers().iter().any(|peer| peer == shown) {
+        if self.peers.iter().any(|peer| peer == shown) {
             return Ok(());
         }
         let unknown = CertificateError::ApplicationVerificationFailure;

@@ -162,6 +162,7 @@ impl SiteDisk {
             return Err(Failure::usage("a move to an NBD server keeps no deadline"));
         }
         let address = foreign::address(&start.to, start.plain)?;
+        identity::needed_at(&address)?;
         if foreign::is_one_of(&address.endpoint, &server.local_addresses()) {
             let what = format!("{address}: that is this server itself");
             return Err(
