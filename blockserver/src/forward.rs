@@ -271,6 +271,11 @@ impl Forwarder {
         &self.address
     }
 
+    /// Whether there is a connection.
+    pub(crate) fn is_up(&self) -> bool {
+        self.shared.lock().line == Line::Up
+    }
+
     /// Have each change durable before it is answered, from now on.
     pub(crate) fn write_through(&self) {
         self.shared.lock().through = true;

@@ -11,6 +11,8 @@ mod load;
 mod proxy;
 #[path = "driver/site.rs"]
 mod site;
+#[path = "driver/way.rs"]
+mod way;
 #[path = "driver/world.rs"]
 mod world;
 
@@ -131,6 +133,28 @@ fn a_disk_that_nobody_writes_to_is_followed_as_well() {
     });
     session.cutover(Some(LONG), None);
     moved(&session);
+    world.check_moved(&world.disk().content());
+}
+
+#[test]
+fn clients_are_held_only_once_there_is_a_way_for_them_to_the_target() {
+    let mut world = World::new("way", 4 << 20);
+    let load = world.load(Duration::from_micros(500));
+    world.disk().way.take(Duration::from_millis(400));
+    let session = world.start(world.config());
+    let status = moved(&session);
+    assert!(!world.disk().way.was_missed());
+    println!("pause {:?} us", status.progress.pause);
+    world.check_moved(&load.finish());
+}
+
+#[test]
+fn a_disk_moves_though_there_is_no_way_for_its_clients_yet() {
+    let world = World::new("no way", 4 << 20);
+    world.disk().way.take(Duration::from_hours(1));
+    let session = world.start(world.config());
+    moved(&session);
+    assert!(world.disk().way.was_missed());
     world.check_moved(&world.disk().content());
 }
 

@@ -113,6 +113,10 @@ impl ServedDisk for ExportPort {
         }
     }
 
+    fn is_expected_up(&self) -> bool {
+        self.0.is_expected_up()
+    }
+
     fn forward_ahead(&self, address: &str) {
         if let Ok(address) = address.parse() {
             self.0.forward(address);

@@ -293,6 +293,12 @@ impl ExportHandle {
             .expect(Some(Arc::new(Forwarder::start(address))));
     }
 
+    /// Whether the connection that was begun by [`Self::expect`] is there; so it is where none is expected.
+    #[must_use]
+    pub fn is_expected_up(&self) -> bool {
+        self.export.is_expected_up()
+    }
+
     /// Put another disk of the same size in place of the one served. Hold the export first and wait
     /// until it is drained. `swapped` is called when no worker uses the old disk for this export.
     pub fn swap(&self, disk: Arc<Disk>, swapped: impl FnOnce() + Send + 'static) -> io::Result<()> {

@@ -122,6 +122,12 @@ impl Export {
         std::mem::replace(&mut expected, forwarder)
     }
 
+    /// Whether the way to where requests are expected to go is there; so it is if none are.
+    pub(crate) fn is_expected_up(&self) -> bool {
+        let expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        expected.as_ref().is_none_or(|there| there.is_up())
+    }
+
     /// What is to be done with its requests now.
     pub(crate) fn policy(&self) -> MutexGuard<'_, Policy> {
         self.policy.lock().unwrap_or_else(PoisonError::into_inner)

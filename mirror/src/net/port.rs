@@ -101,6 +101,11 @@ pub trait ServedDisk: DiskPort {
     /// Void when [`ServedDisk::release`] is called.
     fn expect(&self, _address: &str) {}
 
+    /// Whether the connection that was begun by [`ServedDisk::expect`] is there; so it is where none is expected.
+    fn is_expected_up(&self) -> bool {
+        true
+    }
+
     /// The disk is handed over, for ever, and the target is told so: send held and later requests there already, where they
     /// wait for it to take over. [`ServedDisk::forward`] follows, of the same address or another.
     fn forward_ahead(&self, _address: &str) {}

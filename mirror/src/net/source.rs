@@ -2,6 +2,7 @@
 //!
 //! Must never decide anything and never block on the disk; see [`super`].
 
+mod ahead;
 mod foreign;
 mod handed_over;
 mod handle;
@@ -43,7 +44,7 @@ use crate::session::{ConnId, Source, SourceAction, SourceConfig, SourceEvent};
 use crate::switchover::Phase;
 use crate::timetable::WeekMinute;
 use crate::tracker::Tracker;
-use crate::wire::Decoder;
+use crate::wire::{Decoder, Message};
 
 /// How often the figures are renewed while nothing decisive happens.
 const FIGURES_EVERY: Duration = Duration::from_millis(100);
@@ -219,6 +220,8 @@ enum Order {
     Event(SourceEvent),
     /// The same, and it has waited enough.
     Late(SourceEvent),
+    /// What a lane heard, and there is a way for clients' requests.
+    Ready(ConnId, Message),
     /// Somebody wants to see the disk, in so many cells at most.
     Draw(usize, Sender<Picture>),
     Stop,
@@ -303,6 +306,10 @@ impl Session {
                         continue;
                     }
                     Order::Event(event) | Order::Late(event) => event,
+                    Order::Ready(conn, message) if self.lanes.contains_key(&conn) => {
+                        SourceEvent::Message(conn, message)
+                    }
+                    Order::Ready(..) => continue,
                     Order::Draw(cells, to) => {
                         // Who asked may have gone.
                         let _ = to.send(self.parts.machine.picture(cells));
@@ -349,6 +356,14 @@ impl Session {
         }
         Some(match heard {
             Heard::Connected => SourceEvent::Connected(conn),
+            Heard::Message(message @ Message::Ready { .. })
+                if !self.parts.disk.is_expected_up() =>
+            {
+                let (disk, orders) = (Arc::clone(&self.parts.disk), self.orders.clone());
+                let ready = Order::Ready(conn, message);
+                tokio::spawn(ahead::once_there(disk, move || drop(orders.send(ready))));
+                return None;
+            }
             Heard::Message(message) => SourceEvent::Message(conn, message),
             Heard::Malformed(e) => {
                 tracing::error!(

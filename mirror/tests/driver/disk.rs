@@ -13,6 +13,8 @@ use vdisk::engine::{Extent, Mark};
 use vdisk::tap::{Change, WriteTap};
 use vdisk::units::GuestOffset;
 
+use crate::way::Way;
+
 /// Unit of allocation in bytes.
 pub(crate) const BLOCK: usize = 64 << 10;
 
@@ -91,6 +93,7 @@ pub(crate) struct MemoryDisk {
     state: Mutex<State>,
     changed: Condvar,
     jobs: Mutex<Sender<Job>>,
+    pub(crate) way: Way,
 }
 
 impl MemoryDisk {
@@ -122,6 +125,7 @@ impl MemoryDisk {
             state: Mutex::new(state),
             changed: Condvar::new(),
             jobs: Mutex::new(jobs),
+            way: Way::default(),
         });
         let weak = Arc::downgrade(&disk);
         std::thread::spawn(move || {
@@ -320,7 +324,16 @@ impl ServedDisk for MemoryDisk {
         self.later(move |_| detached());
     }
 
+    fn expect(&self, _address: &str) {
+        self.way.begin();
+    }
+
+    fn is_expected_up(&self) -> bool {
+        self.way.is_there()
+    }
+
     fn hold(&self, held: Signal) {
+        self.way.hold();
         let mut state = self.lock();
         state.front = Front::Holding;
         state.held = Some(held);

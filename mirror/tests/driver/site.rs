@@ -103,6 +103,10 @@ impl TargetHost for Site {
         Ok(address)
     }
 
+    fn address(&self, name: &str) -> Option<String> {
+        Some(format!("nbd://{}/{name}", self.name))
+    }
+
     fn let_go(&self, _name: &str) {}
 
     fn served(&self, name: &str) -> Option<String> {

@@ -200,7 +200,7 @@ impl Session {
                 biased;
                 Some(order) = orders.recv() => match order {
                     Order::Event(SourceEvent::Command(command)) => ForeignEvent::Command(command),
-                    Order::Event(_) | Order::Late(_) => continue,
+                    Order::Event(_) | Order::Late(_) | Order::Ready(..) => continue,
                     Order::Draw(cells, to) => {
                         // Who asked may have gone.
                         let _ = to.send(self.machine.picture(cells));
