@@ -103,6 +103,8 @@ class Programs:
 class Diskferry(Programs):
     """A disk that is served at the source, and a target that waits for it."""
 
+    # Whether the move, and what clients ask afterwards, is encrypted.
+    encrypted = False
     # Besides, what `receive` and `mirror start` are told.
     receives = ()
     terms = ()
@@ -123,7 +125,18 @@ class Diskferry(Programs):
 
     def plainly(self, *verb):
         """Earlier builds do not ask for it."""
-        return ["--plain"] if "--plain" in self.run(*verb, "--help") else []
+        plain = not self.encrypted and "--plain" in self.run(*verb, "--help")
+        return ["--plain"] if plain else []
+
+    def identity(self, site):
+        return ["--identity", site] if self.encrypted else []
+
+    def acquaint(self):
+        """Each site has the other's certificate."""
+        for site in ADDRESSES:
+            self.run("pair", "new", "--identity", site, "--name", site)
+        for site, other in (("source", "target"), ("target", "source")):
+            self.run("pair", "trust", f"{other}/cert.pem", "--as", other, "--identity", site)
 
     def status(self):
         return json.loads(self.run("mirror", "status", "disk.vhdx", "--json").splitlines()[-1])
@@ -131,23 +144,32 @@ class Diskferry(Programs):
     def prepare(self, raw):
         self.folder.joinpath("in").mkdir()
         self.run("convert", str(raw), "disk.vhdx", "--quiet")
+        if self.encrypted:
+            self.acquaint()
         socket = self.folder / "s"
-        self.start([*self.sites.at("source"), self.program, "serve", "disk.vhdx", "--listen", f"unix:{socket}"])
+        serve = ["serve", "disk.vhdx", "--listen", f"unix:{socket}", *self.identity("source")]
+        self.start([*self.sites.at("source"), self.program, *serve])
         self.until("serve", socket.exists)
         self.receive()
         time.sleep(1)
 
     def receive(self):
         there = ADDRESSES["target"]
+        # Clients of the source go to the first.
+        serves = [f"tls:{there}:10810"] if self.encrypted else []
+        serves = [word for at in (*serves, f"tcp:{there}:10809") for word in ("--serve", at)]
         self.there = self.start([
-            *self.sites.at("target"), self.program, "receive", "--listen", f"tcp:{there}:9000", "--into", "in",
-            "--serve", f"tcp:{there}:10809", *self.plainly("receive"), *self.receives,
+            *self.sites.at("target"), self.program, "receive", "--listen", f"{self.scheme()}:{there}:9000", "--into", "in",
+            *serves, *self.identity("target"), *self.plainly("receive"), *self.receives,
         ])  # fmt: skip
 
     def begin(self):
-        to = f"tcp:{ADDRESSES['target']}:9000"
+        to = f"{self.scheme()}:{ADDRESSES['target']}:9000"
         words = ["--manual", *self.plainly("mirror", "start"), *self.terms]
         self.run("mirror", "start", "disk.vhdx", "--to", to, *words)
+
+    def scheme(self):
+        return "tls" if self.encrypted else "tcp"
 
     def is_ready(self):
         return self.status()["stage"] == "synced"

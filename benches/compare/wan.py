@@ -352,6 +352,7 @@ def arguments():
     words.add_argument(
         "--qemu", nargs="*", default=["write-blocking", "background"], help="its copy modes that are measured, or none"
     )
+    words.add_argument("--encrypted", action="store_true", help="ours moves by TLS, and so do its clients afterwards")
     return words.parse_args()
 
 
@@ -401,6 +402,7 @@ def table(case, samples):
 
 def main():
     words = arguments()
+    Diskferry.encrypted = words.encrypted
     words.make = subjects(words)
     everything = {}
     with tempfile.TemporaryDirectory(dir=words.directory.resolve()) as place:
