@@ -1,7 +1,7 @@
 //! NBD connections that are encrypted: TLS with the identity of this process, between a connection and a pair of sockets.
 //!
 //! Driver. One thread carries all of them. Must never pass on a byte of a connection whose other end has not shown who it
-//! is, nor leave one end open when the other is gone.
+//! is, nor leave the connection open for long when the plain end is gone.
 
 use std::io;
 use std::net::TcpStream;
@@ -170,13 +170,13 @@ async fn answer(
 /// still goes where it was said to, for at most [`LINGER`].
 async fn carry(sealed: impl Sealed, plain: net::UnixStream, counted: Option<Counted>) {
     let (mut from_far, mut to_far) = tokio::io::split(sealed);
-    let here = async {
-        let said = here(&plain, &mut to_far).await;
+    let outgoing = async {
+        let sent = send(&plain, &mut to_far).await;
         // Who is served has all that there is for it.
         drop(counted);
-        said
+        sent
     };
-    let both = async { tokio::try_join!(far(&mut from_far, &plain), here).map(drop) };
+    let both = async { tokio::try_join!(receive(&mut from_far, &plain), outgoing).map(drop) };
     let carried = tokio::select! {
         carried = both => carried,
         () = left(&plain) => Err(io::ErrorKind::TimedOut.into()),
@@ -194,7 +194,7 @@ async fn carry(sealed: impl Sealed, plain: net::UnixStream, counted: Option<Coun
 
 /// What comes from the other side. Where nobody takes it any more it is thrown away: were the connection closed instead, what
 /// is still on its way to the other side would be lost.
-async fn far(from: &mut (impl AsyncRead + Unpin), plain: &net::UnixStream) -> io::Result<()> {
+async fn receive(from: &mut (impl AsyncRead + Unpin), plain: &net::UnixStream) -> io::Result<()> {
     let mut buffer = vec![0; CARRIED];
     let mut taken = true;
     loop {
@@ -208,8 +208,8 @@ async fn far(from: &mut (impl AsyncRead + Unpin), plain: &net::UnixStream) -> io
     }
 }
 
-/// What is said here.
-async fn here(plain: &net::UnixStream, into: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+/// What is said at the plain end.
+async fn send(plain: &net::UnixStream, into: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
     let mut buffer = vec![0; CARRIED];
     loop {
         plain.readable().await?;

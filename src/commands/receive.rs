@@ -43,7 +43,7 @@ pub(crate) fn run(args: &ReceiveArgs, report: Report) -> Result<()> {
     identity::introduce(args.identity.identity.as_deref())?;
     limits::raise_open_files();
     identity::allowed(&plan.listen, args.plain)?;
-    for clients in plan.advertise.iter().chain(plan.serve.first()).take(1) {
+    if let Some(clients) = plan.advertise.as_ref().or(plan.serve.first()) {
         identity::passes_on(&plan.listen, clients, args.plain)?;
     }
     interrupt::listen();

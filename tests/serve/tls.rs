@@ -1,7 +1,7 @@
 //! Encrypted NBD as other programs speak it, and who is let in.
 
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -73,6 +73,20 @@ fn free_port() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let at = listener.local_addr().expect("it has one");
     at.port().to_string()
+}
+
+/// A folder as `GnuTLS` has it: whom it trusts, who is an authority there, and who it is itself, in that role.
+fn gnutls(here: &Path, trusted: &str, (who, role): (&str, &str)) -> PathBuf {
+    let pki = here.join(format!("{who}-pki"));
+    std::fs::create_dir(&pki).expect("a folder");
+    for (from, to) in [
+        (format!("{trusted}/cert.pem"), "ca-cert.pem".to_owned()),
+        (format!("{who}/cert.pem"), format!("{role}-cert.pem")),
+        (format!("{who}/key.pem"), format!("{role}-key.pem")),
+    ] {
+        std::fs::copy(here.join(from), pki.join(to)).expect("a copy");
+    }
+    pki
 }
 
 /// Has nbdkit serve `a.raw` encrypted, at a port that is free.
@@ -189,15 +203,7 @@ fn other_programs_read_from_us_encrypted() {
     let port = serving.uri();
     let port = port.trim_start_matches("nbds://127.0.0.1:");
     let port = port.trim_end_matches("/a");
-    // As GnuTLS has it: whom it trusts is an authority, and names are looked at.
-    std::fs::create_dir(here.join("pki")).expect("a folder");
-    let copy = |from: &str, to: &str| {
-        std::fs::copy(here.join(from), here.join("pki").join(to)).expect("a copy");
-    };
-    copy("server/cert.pem", "ca-cert.pem");
-    copy("friend/cert.pem", "client-cert.pem");
-    copy("friend/key.pem", "client-key.pem");
-    let pki = here.join("pki");
+    let pki = gnutls(here, "server", ("friend", "client"));
     let uri = format!(
         "nbds://localhost:{port}/a?tls-certificates={}",
         pki.display()
@@ -221,8 +227,7 @@ fn other_programs_read_from_us_encrypted() {
     write("qemu/cert.pem", made.expect("a certificate").pem());
     write("qemu/key.pem", key.serialize_pem());
     trust(here, "server", "qemu");
-    copy("qemu/cert.pem", "client-cert.pem");
-    copy("qemu/key.pem", "client-key.pem");
+    let pki = gnutls(here, "server", ("qemu", "client"));
     let credentials = format!("tls-creds-x509,id=t,endpoint=client,dir={}", pki.display());
     let source = format!("driver=nbd,host=localhost,port={port},export=a,tls-creds=t");
     let words = [
@@ -245,14 +250,7 @@ fn we_read_encrypted_from_another_server_that_is_trusted() {
     let here = folder();
     let here = here.path();
     sites(here, &["server", "friend"]);
-    std::fs::create_dir(here.join("pki")).expect("a folder");
-    let copy = |from: &str, to: &str| {
-        std::fs::copy(here.join(from), here.join("pki").join(to)).expect("a copy");
-    };
-    copy("server/cert.pem", "server-cert.pem");
-    copy("server/key.pem", "server-key.pem");
-    copy("friend/cert.pem", "ca-cert.pem");
-    let (mut server, port) = nbdkit(here, &here.join("pki"));
+    let (mut server, port) = nbdkit(here, &gnutls(here, "friend", ("server", "server")));
     let uri = format!("nbds://127.0.0.1:{port}/");
     let refused = copy_as(here, "friend", &uri);
     assert_ne!(refused.code, 0);
